@@ -1,0 +1,118 @@
+"""The shape of a decoder, read from a Hugging Face config. One table lists the families that work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from rmfast.errors import UserError
+
+FAMILIES = {
+    "llama": "Llama 2/3 and SmolLM2",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2 and Qwen2.5",
+    "qwen3": "Qwen3",
+}
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder of the Llama family.
+
+    `windows` holds each layer's sliding window in tokens, or None for full attention. `rope` are radians a position,
+    `rope_scale` the factor that some RoPE scalings put on queries and keys.
+    """
+
+    family: str
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    norm_eps: float
+    init_std: float
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tied: bool
+    windows: tuple[int | None, ...]
+    rope: tuple[float, ...]
+    rope_scale: float
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights in the matrices of one layer."""
+        attention = self.width * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return attention + 3 * self.width * self.ffn
+
+
+def supported_families() -> str:
+    return ", ".join(f"{name} ({text})" for name, text in FAMILIES.items())
+
+
+def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderConfig:
+    """Shape of the decoder that a Hugging Face config describes.
+
+    Args:
+        hf: config of a model of one of `FAMILIES`.
+        where: named in errors, the model's path.
+
+    Raises:
+        UserError: another architecture, or a variant of these that is computed in another way.
+    """
+    family = hf.model_type
+    if family not in FAMILIES:
+        raise UserError(f"{where}: architecture {family!r} is not supported; these are: {supported_families()}")
+    if hf.hidden_act not in ("silu", "swish"):
+        raise UserError(f"{where}: activation {hf.hidden_act!r} is not supported; the decoder uses silu")
+    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    rope, rope_scale = _rope(hf, head_dim, where)
+    return DecoderConfig(
+        family=family,
+        vocabulary=hf.vocab_size,
+        width=hf.hidden_size,
+        layers=hf.num_hidden_layers,
+        heads=hf.num_attention_heads,
+        kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
+        head_dim=head_dim,
+        ffn=hf.intermediate_size,
+        norm_eps=hf.rms_norm_eps,
+        init_std=hf.initializer_range,
+        qkv_bias=family == "qwen2" or getattr(hf, "attention_bias", False),
+        out_bias=family in ("llama", "qwen3") and getattr(hf, "attention_bias", False),
+        mlp_bias=family == "llama" and getattr(hf, "mlp_bias", False),
+        qk_norm=family == "qwen3",
+        tied=bool(hf.tie_word_embeddings),
+        windows=_windows(hf),
+        rope=rope,
+        rope_scale=rope_scale,
+    )
+
+
+def _windows(hf: PreTrainedConfig) -> tuple[int | None, ...]:
+    window = getattr(hf, "sliding_window", None)
+    if hf.model_type == "mistral":
+        return (window,) * hf.num_hidden_layers
+    kinds = getattr(hf, "layer_types", None) or ["full_attention"] * hf.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _rope(hf: PreTrainedConfig, head_dim: int, where: str) -> tuple[tuple[float, ...], float]:
+    parameters: dict[str, Any] = dict(hf.rope_parameters or {})
+    kind = parameters.get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; these are: {', '.join(ROPE_TYPES)}")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"{where}: partial rotary embedding is not supported")
+    if kind == "default":
+        # fp32 arithmetic as in transformers, so that the angles agree to the last bit.
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+        return tuple((1.0 / (parameters["rope_theta"] ** exponent)).tolist()), 1.0
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
+    return tuple(inv_freq.tolist()), float(scale)

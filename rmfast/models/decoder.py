@@ -1,0 +1,129 @@
+"""A decoder of the Llama family that runs on packs of prompt groups.
+
+Shape suffixes in comments: T tokens of the pack, S rows that are read, d width, H heads, D head dimension.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope, swiglu
+from rmfast.models.config import DecoderConfig
+from rmfast.models.layers import LayerFactory, NativeLayers, Norm
+from rmfast.models.recompute import Recompute, recomputed
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP with their norms. The residual sum travels beside the branch that is not yet added to it."""
+
+    def __init__(self, config: DecoderConfig, index: int, factory: LayerFactory, dropout: float) -> None:
+        super().__init__()
+        c = self.config = config
+        self.window = c.windows[index]
+        self.dropout = dropout
+        self.sizes = (c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim)  # queries; keys and values
+        self.attention_norm = Norm(c.width)
+        self.qkv = factory.linear(c.width, sum(self.sizes), c.qkv_bias)
+        self.q_norm = Norm(c.head_dim) if c.qk_norm else None
+        self.k_norm = Norm(c.head_dim) if c.qk_norm else None
+        self.out = factory.linear(c.heads * c.head_dim, c.width, c.out_bias)
+        self.mlp_norm = Norm(c.width)
+        self.gate_up = factory.linear(c.width, 2 * c.ffn, c.mlp_bias)
+        self.down = factory.linear(c.ffn, c.width, c.mlp_bias)
+        self.register_buffer("inv_freq", torch.tensor(c.rope), persistent=False)
+        self.inv_freq: Tensor
+
+    def forward(
+        self, branch: Tensor, residual: Tensor | None, positions: Tensor, layout: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """One layer.
+
+        Args:
+            branch: [T, d], output of the layer before, not yet added to `residual` [T, d] (None in the first layer).
+            positions: int [T]. layout: int32 [4, T].
+            rows: int [S]; queries, output projection and MLP are computed there only. Default all T.
+
+        Returns:
+            The MLP's output and the residual sum before it, both [T, d] or [S, d].
+        """
+        eps = self.config.norm_eps
+        if residual is None:
+            normed, residual = rms_norm(branch, self.attention_norm.weight, eps=eps), branch
+        else:
+            normed, residual = add_rms_norm(branch, residual, self.attention_norm.weight, eps=eps)
+        attended = self.drop(self.attention(normed, positions, layout, rows))
+        if rows is not None:
+            residual = residual[rows]
+        normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps)
+        return self.drop(self.down(swiglu(self.gate_up(normed)))), residual
+
+    def attention(self, normed: Tensor, positions: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
+        c = self.config
+        if rows is None:
+            q, kv = self.qkv(normed).split(self.sizes, dim=-1)
+        else:
+            q, kv = self.qkv.split([(normed[rows], self.sizes[0]), (normed, self.sizes[1])])
+        q = q.unflatten(-1, (c.heads, c.head_dim))  # [T or S, H, D]
+        k, v = kv.unflatten(-1, (2, c.kv_heads, c.head_dim)).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps)
+            k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps)
+        if rows is None:
+            q, k = rope(q, k, positions, inv_freq=self.inv_freq, scale=c.rope_scale)
+        else:
+            q, _ = rope(q, q[:, :0], positions[rows], inv_freq=self.inv_freq, scale=c.rope_scale)
+            _, k = rope(k[:, :0], k, positions, inv_freq=self.inv_freq, scale=c.rope_scale)
+        return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window).flatten(1))
+
+    def drop(self, branch: Tensor) -> Tensor:
+        return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
+
+
+class Decoder(nn.Module):
+    """Embedding and layers; the final norm belongs to the heads.
+
+    Args:
+        config: sizes.
+        dtype: of the activations; weights may be stored in another one.
+        dropout: probability on each residual branch, in training.
+        recompute: "none", "selective" (norms, RoPE and SwiGLU again in the backward) or "full" (whole layers again).
+        factory: where linear layers and embedding come from.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        recompute: Recompute = "none",
+        factory: LayerFactory | None = None,
+    ) -> None:
+        super().__init__()
+        factory = factory or NativeLayers()
+        self.config, self.dtype, self.recompute = config, dtype, recompute
+        self.first_trained = 0
+        self.embed = factory.embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, factory, dropout) for i in range(config.layers))
+
+    def forward(self, tokens: Tensor, positions: Tensor, layout: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states at some tokens of a pack, before the final norm.
+
+        Args:
+            tokens, positions: int [T]. layout: int32 [4, T]. rows: int [S], in any order, repeats allowed.
+
+        Returns:
+            [S, d] in the decoder's dtype.
+        """
+        # Few rows: the last layer computes only them. Many (an LM loss reads every response token): all are cheaper.
+        trim = rows if 2 * len(rows) <= len(tokens) else None
+        last = len(self.layers) - 1
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.first_trained == 0):
+            branch, residual = self.embed(tokens, self.dtype), None
+        for i, layer in enumerate(self.layers):
+            # A frozen trunk keeps nothing for a backward that will not come.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_trained):
+                run = recomputed(layer, self.recompute) if torch.is_grad_enabled() else layer
+                branch, residual = run(branch, residual, positions, layout, trim if i == last else None)
+        hidden = branch + residual
+        return hidden if trim is not None else hidden[rows]

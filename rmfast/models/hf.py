@@ -1,0 +1,242 @@
+"""Models from and to Hugging Face folders: config, safetensors (or GGUF), reward head."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from rmfast.errors import UserError
+from rmfast.models.config import FAMILIES, DecoderConfig, decoder_config, supported_families
+from rmfast.models.decoder import Decoder
+from rmfast.models.recompute import Recompute
+from rmfast.models.reward import RewardNetwork, initialise
+from rmfast.models.weights import HEAD, hf_parts, join, to_hf
+
+Reader = dict[str, Callable[[], Tensor]]
+IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias")
+
+
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The Hugging Face config of a model folder or GGUF file.
+
+    Raises:
+        UserError: there is none, or its architecture is not known.
+    """
+    path = Path(path)
+    gguf = gguf_file(path)
+    if gguf is None and not (path / "config.json").is_file():
+        reason = "holds no config.json and no .gguf file" if path.is_dir() else "is not a folder or .gguf file"
+        raise UserError(f"model.path: {path} {reason}; give a Hugging Face model folder")
+    try:
+        if gguf is not None:
+            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return AutoConfig.from_pretrained(path)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        kind = _model_type(path)
+        if kind not in FAMILIES:
+            raise UserError(
+                f"{path}: architecture {kind!r} is not supported; these are: {supported_families()}"
+            ) from error
+        raise UserError(f"{path}: the model's config cannot be read: {first_line(error)}") from error
+
+
+def _model_type(path: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one in a folder without safetensors."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    found = sorted(path.glob("*.gguf")) if path.is_dir() and not any(path.glob("*.safetensors")) else []
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} .gguf files; name one of them")
+    return found[0] if found else None
+
+
+@contextlib.contextmanager
+def open_weights(path: Path, config: PreTrainedConfig) -> Iterator[Reader]:
+    """Name -> function that reads the tensor, of every weight in a model folder; one tensor is in memory at a time."""
+    gguf = gguf_file(path)
+    if gguf is not None:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        yield {name: (lambda t=tensor: t) for name, tensor in model.state_dict().items()}
+        return
+    files = sorted(path.glob("*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    pickled = sorted(path.glob("pytorch_model*.bin"))
+    with contextlib.ExitStack() as stack:
+        reader: Reader = {}
+        for file in files:
+            try:
+                handle = stack.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
+            reader |= {name: (lambda h=handle, n=name: h.get_tensor(n)) for name in handle.keys()}  # noqa: SIM118
+        if not files:
+            if not pickled:
+                raise UserError(f"{path}: no weights (*.safetensors) in this folder")
+            for file in pickled:
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                reader |= {name: (lambda t=tensor: t) for name, tensor in state.items()}
+        yield reader
+
+
+def build_network(
+    hf: PreTrainedConfig,
+    *,
+    where: str,
+    heads: int = 1,
+    lm_head: bool = False,
+    dtype: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+    recompute: Recompute = "none",
+) -> RewardNetwork:
+    """A reward network without weights (on torch's meta device)."""
+    config = decoder_config(hf, where)
+    with torch.device("meta"):
+        decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute)
+        network = RewardNetwork(decoder, heads=heads, lm_head=lm_head and not config.tied)
+    # Buffers are not in a state dict: give them back their values.
+    for layer in decoder.layers:
+        layer.inv_freq = torch.tensor(config.rope)
+    return network
+
+
+def load_network(
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    seed: int = 0,
+    from_scratch: bool = False,
+    lm_head: bool = False,
+    dtype: torch.dtype = torch.float32,
+    weights_dtype: torch.dtype | None = torch.float32,
+    dropout: float = 0.0,
+    recompute: Recompute = "none",
+) -> tuple[RewardNetwork, PreTrainedConfig]:
+    """A reward network with the weights of a Hugging Face folder or GGUF file, on the CPU.
+
+    Args:
+        path: of a base or chat model, or of a reward model (`*ForSequenceClassification`).
+        heads: reward heads; default those that the folder has. Heads that it does not have are drawn at random
+            from `seed`; None demands a folder with heads.
+        from_scratch: take only the config and draw all weights.
+        lm_head: also hold the language-model head where it is not tied to the embedding.
+        dtype: of the activations. weights_dtype: of the parameters; None keeps them as `dtype`.
+
+    Returns:
+        The network and the folder's config.
+
+    Raises:
+        UserError: architecture, missing or unexpected weights, shapes, heads.
+    """
+    path = Path(path)
+    hf = read_config(path)
+    config = decoder_config(hf, str(path))
+    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm_head": lm_head}
+    stored = weights_dtype or dtype
+    if from_scratch:
+        network = build_network(hf, where=str(path), heads=heads or 1, **options)
+        empty = {name: torch.empty(p.shape, dtype=stored) for name, p in network.named_parameters()}
+        network.load_state_dict(empty, assign=True)
+        initialise(network, seed)
+        return network, hf
+    with open_weights(path, hf) as reader:
+        has_head = "score.weight" in reader
+        if has_head:
+            found = reader["score.weight"]().shape[0]
+            if heads not in (None, found):
+                raise UserError(f"{path}: model has {found} reward heads, {heads} are asked for (model.heads)")
+            heads = found
+        elif heads is None:
+            raise UserError(f"{path}: no reward head (score.weight): this is no reward model; train one from it")
+        network = build_network(hf, where=str(path), heads=heads, **options)
+        absent = set() if has_head else {HEAD}
+        state = _read_state(network, reader, absent, stored, path)
+    if absent:
+        state[HEAD] = torch.empty(heads, config.width, dtype=stored)
+    network.load_state_dict(state, assign=True)
+    if absent:
+        initialise(network, seed, absent)
+    return network, hf
+
+
+def _read_state(
+    network: RewardNetwork, reader: Reader, absent: set[str], dtype: torch.dtype, path: Path
+) -> dict[str, Tensor]:
+    """All weights of a network but those in `absent`, checked against the shapes that the config asks for."""
+    # A folder saved from a bare trunk (LlamaModel) has no "model." before its names.
+    bare = "model.embed_tokens.weight" not in reader and "embed_tokens.weight" in reader
+    used: set[str] = set()
+
+    def get(name: str) -> Tensor:
+        name = name.removeprefix("model.") if bare else name
+        if name not in reader:
+            raise UserError(f"{path}: weight {name} is missing: the folder does not match its config.json")
+        used.add(name)
+        return reader[name]()
+
+    parts = hf_parts(network.config)
+    state = {}
+    for name, parameter in network.named_parameters():
+        if name in absent:
+            continue
+        tensor = join(parts[name], get)
+        if tensor.shape != parameter.shape:
+            shapes = f"has shape {tuple(tensor.shape)} where config.json says {tuple(parameter.shape)}"
+            raise UserError(f"{path}: {' + '.join(hf for hf, _ in parts[name])} {shapes}")
+        state[name] = tensor.to(dtype)
+    unexpected = sorted(n for n in reader if n not in used and not n.endswith(IGNORED))
+    if unexpected:
+        more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
+        raise UserError(f"{path}: weight {unexpected[0]}{more} is not part of a {network.config.family} model")
+    return state
+
+
+def save_hf(
+    folder: Path,
+    hf: PreTrainedConfig,
+    config: DecoderConfig,
+    state: dict[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    pad_token_id: int,
+) -> None:
+    """Write config.json and safetensors of a `*ForSequenceClassification` model into an existing folder.
+
+    Args:
+        hf: the config the model came with; sizes are kept, the architecture and the number of labels are set.
+        state: all weights by our names.
+        pad_token_id: how transformers finds the scored token: the last one that is not this.
+    """
+    out = hf.__class__.from_dict(hf.to_dict())
+    prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
+    out.architectures = [f"{prefix}ForSequenceClassification"]
+    out.num_labels = state[HEAD].shape[0]
+    out.pad_token_id = pad_token_id
+    out.dtype = dtype
+    out.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in to_hf(config, state)}
+    shards = split_torch_state_dict_into_shards(tensors, filename_pattern="model{suffix}.safetensors")
+    for name, keys in shards.filename_to_tensors.items():
+        save_file({key: tensors[key].clone() for key in keys}, folder / name, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

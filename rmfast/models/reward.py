@@ -1,0 +1,102 @@
+"""The reward model: decoder, final norm, M reward heads, and the language-model head for an auxiliary loss."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rmfast.kernels import linear_log_prob, rms_norm, score_head
+from rmfast.models.decoder import Decoder
+from rmfast.models.layers import Linear, Norm
+
+
+class PackInputs(Protocol):
+    """What a reward model reads of a pack."""
+
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def positions(self) -> Tensor: ...
+    @property
+    def layout(self) -> Tensor: ...
+    @property
+    def scored(self) -> Tensor: ...
+    @property
+    def lm_rows(self) -> Tensor: ...
+    @property
+    def lm_targets(self) -> Tensor: ...
+
+
+class Outputs(NamedTuple):
+    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets, or None where the pack asks for none."""
+
+    scores: Tensor
+    log_prob: Tensor | None
+
+
+class RewardNetwork(nn.Module):
+    """Scores each response of a pack from the last layer's output at its last token.
+
+    Args:
+        decoder: the trunk.
+        heads: M, the number of reward heads.
+        lm_head: whether a language-model head of its own is held (untied weights under an LM auxiliary loss).
+    """
+
+    def __init__(self, decoder: Decoder, *, heads: int = 1, lm_head: bool = False) -> None:
+        super().__init__()
+        config = decoder.config
+        self.config = config
+        self.decoder = decoder
+        self.norm = Norm(config.width)
+        self.head = Linear(config.width, heads, bias=False)
+        self.lm_head = Linear(config.width, config.vocabulary, bias=False) if lm_head else None
+
+    def forward(self, pack: PackInputs) -> Outputs:
+        reads_lm = len(pack.lm_rows) > 0
+        rows = torch.cat((pack.scored, pack.lm_rows)) if reads_lm else pack.scored
+        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, rows)
+        scored = hidden[: len(pack.scored)] if reads_lm else hidden
+        eps = self.config.norm_eps
+        scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps)
+        if not reads_lm:
+            return Outputs(scores, None)
+        normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps)
+        table = self.decoder.embed.weight if self.lm_head is None else self.lm_head.weight
+        log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets)
+        return Outputs(scores, log_prob)
+
+    def freeze(self, top_layers: int) -> None:
+        """Train only the top layers, the final norm and the heads; with 0 only the heads.
+
+        Raises:
+            ValueError: there are not that many layers.
+        """
+        layers = self.config.layers
+        if not 0 <= top_layers <= layers:
+            raise ValueError(f"top_layers must be within 0 and the model's {layers} layers, got {top_layers}")
+        self.decoder.first_trained = layers - top_layers
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        if top_layers:
+            self.norm.requires_grad_(True)
+        for layer in self.decoder.layers[self.decoder.first_trained :]:
+            layer.requires_grad_(True)
+
+
+@torch.no_grad()
+def initialise(network: RewardNetwork, seed: int, names: set[str] | None = None) -> None:
+    """Random weights as transformers draws them: normal matrices, norms of 1, biases of 0.
+
+    Args:
+        names: parameters to draw; default all. Every parameter draws from a stream of its own, so that the heads of a
+            pretrained model come out as they do in one from scratch.
+    """
+    for i, (name, parameter) in enumerate(network.named_parameters()):
+        if names is not None and name not in names:
+            continue
+        if parameter.dim() > 1:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * network.config.init_std)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)

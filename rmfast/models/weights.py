@@ -1,0 +1,59 @@
+"""The names of our weights and of Hugging Face's: which of theirs, joined along the rows, make one of ours."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from rmfast.models.config import DecoderConfig
+
+EMBEDDING = "decoder.embed.weight"
+NORM = "norm.weight"
+HEAD = "head.weight"
+LM_HEAD = "lm_head.weight"
+
+
+def hf_parts(config: DecoderConfig) -> dict[str, list[tuple[str, int]]]:
+    """For each of our weights the Hugging Face weights it is made of, with their rows, in order.
+
+    The reward head is "score.weight"; its rows, the number of heads, are given as -1.
+    """
+    c = config
+    q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    joined = {
+        "qkv": [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)],
+        "out": [("self_attn.o_proj", c.width)],
+        "gate_up": [("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn)],
+        "down": [("mlp.down_proj", c.width)],
+        "attention_norm": [("input_layernorm", c.width)],
+        "mlp_norm": [("post_attention_layernorm", c.width)],
+    }
+    if c.qk_norm:
+        joined |= {"q_norm": [("self_attn.q_norm", c.head_dim)], "k_norm": [("self_attn.k_norm", c.head_dim)]}
+    biased = {"qkv": c.qkv_bias, "out": c.out_bias, "gate_up": c.mlp_bias, "down": c.mlp_bias}
+    parts = {EMBEDDING: [("model.embed_tokens.weight", c.vocabulary)]}
+    for i in range(c.layers):
+        for ours, theirs in joined.items():
+            for kind in ("weight", "bias") if biased.get(ours) else ("weight",):
+                names = [(f"model.layers.{i}.{name}.{kind}", rows) for name, rows in theirs]
+                parts[f"decoder.layers.{i}.{ours}.{kind}"] = names
+    parts[NORM] = [("model.norm.weight", c.width)]
+    parts[HEAD] = [("score.weight", -1)]
+    parts[LM_HEAD] = [("lm_head.weight", c.vocabulary)]
+    return parts
+
+
+def join(parts: list[tuple[str, int]], get: Callable[[str], Tensor]) -> Tensor:
+    """One of our weights from Hugging Face's."""
+    return torch.cat([get(name) for name, _ in parts]) if len(parts) > 1 else get(parts[0][0])
+
+
+def to_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Hugging Face names and weights of a state dict of ours; a language-model head is left out."""
+    parts = hf_parts(config)
+    for name, tensor in state.items():
+        if name == LM_HEAD:
+            continue
+        names = [hf for hf, _ in parts[name]]
+        rows = [tensor.shape[0]] if len(names) == 1 else [count for _, count in parts[name]]
+        yield from zip(names, tensor.split(rows), strict=True)
