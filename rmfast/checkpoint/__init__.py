@@ -1,0 +1,1 @@
+"""Checkpoints of a run, and models exported from them."""

@@ -1,0 +1,119 @@
+"""Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.errors import RunError, UserError
+from rmfast.models.config import DecoderConfig
+from rmfast.models.hf import save_hf
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference of a score from transformers', relative to the largest score."""
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
+    """A token to pad with that is no sequence's last: never the eos.
+
+    transformers scores the last token that is not the pad token. With pad == eos it would score the one before.
+
+    Args:
+        vocabulary: rows of the embedding; the token must have one.
+
+    Raises:
+        UserError: the tokenizer has no token for it.
+    """
+    eos = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id
+    last = _template_ends(tokenizer) | {eos}
+    if pad is not None and pad not in last and pad < vocabulary:
+        return pad
+    special = {i: t for i, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special and i < vocabulary}
+    candidates = [i for i, token in special.items() if "pad" in token.content.lower()]
+    candidates += [i for i in (tokenizer.unk_token_id, tokenizer.bos_token_id) if i is not None]
+    candidates += list(special)
+    for candidate in candidates:
+        if candidate not in last and candidate < vocabulary:
+            return candidate
+    raise UserError(
+        "the tokenizer has no special token besides its eos to pad with: add one (tokenizer.add_special_tokens("
+        '{"pad_token": "<|pad|>"})), resize the embedding, and save both'
+    )
+
+
+def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Last tokens of conversations under the chat template."""
+    if not tokenizer.chat_template:
+        return set()
+    ends = set()
+    for answer in ("a", "b c."):
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ends.add(tokenizer(text, add_special_tokens=False)["input_ids"][-1])
+    return ends
+
+
+def write_model(
+    folder: Path,
+    *,
+    hf: PreTrainedConfig,
+    config: DecoderConfig,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> None:
+    """Write a Hugging Face folder aside and rename it; an older one of that name is replaced.
+
+    Args:
+        state: all weights, by our names.
+        dtype: of the weights in the folder.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    pad = choose_pad_token(tokenizer, config.vocabulary)
+    write_tokenizer(tokenizer, aside, pad)
+    save_hf(aside, hf, config, state, dtype=dtype, pad_token_id=pad)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) -> None:
+    """Save a tokenizer that pads with the token `pad`, as the model's config says."""
+    before = tokenizer.pad_token
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    tokenizer.save_pretrained(folder)
+    tokenizer.pad_token = before
+
+
+@torch.no_grad()
+def check_export(folder: Path, sequences: Sequence[list[int]], scores: Tensor, dtype: torch.dtype) -> float:
+    """Load an exported folder with transformers and score some sequences in one padded batch.
+
+    Args:
+        sequences: token ids. scores: fp32 [len(sequences), M], what we give them.
+
+    Returns:
+        Largest difference relative to the largest score.
+
+    Raises:
+        RunError: the difference exceeds `TOLERANCE`.
+    """
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    pad = model.config.pad_token_id
+    length = max(len(s) for s in sequences)
+    ids = torch.tensor([[*s, *[pad] * (length - len(s))] for s in sequences])
+    mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sequences])
+    theirs = model(input_ids=ids, attention_mask=mask).logits.float()
+    difference = float((theirs - scores).abs().max() / scores.abs().max().clamp(min=1e-6))
+    if not difference <= TOLERANCE[dtype]:
+        raise RunError(
+            f"{folder}: transformers scores the exported model differently (by {difference:.1e} of the largest score); "
+            "the folder is kept for inspection, do not use it"
+        )
+    return difference

@@ -1,0 +1,279 @@
+"""The config of a run: typed fields with their defaults, read from YAML files and the command line.
+
+It imports no torch, so that a misspelt key is answered at once.
+"""
+
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from rmfast.errors import UserError
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys; unknown ones are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class RunConfig(Section):
+    dir: str = Field("runs/reward", description="folder of the run: config, metrics, checkpoints, model, report")
+    seed: int = Field(0, ge=0, description="of data order, new heads and dropout")
+    epochs: float = Field(1.0, gt=0, description="passes over the training data, where max_steps is not given")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; null for `epochs` passes")
+    resume: Literal["auto", "never"] = Field("auto", description="go on from the newest checkpoint in `dir`, or refuse")
+    log_every: int = Field(1, ge=1, description="steps between console lines; metrics.jsonl has every step")
+    tensorboard: bool = Field(True, description="write TensorBoard events to dir/tensorboard")
+    wandb: bool = Field(False, description="log to wandb in offline mode (package wandb)")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each process; null for torch's choice")
+
+
+class ModelConfig(Section):
+    path: str = Field(..., description="Hugging Face folder or .gguf file: base, chat or reward model")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights are fp32 masters")
+    from_scratch: bool = Field(False, description="take config and tokenizer from `path` and draw random weights")
+    heads: int | None = Field(None, ge=1, description="reward heads; null: as in `path`, or 1")
+    top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on residual branches, in training")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activations computed again, for memory"
+    )
+
+
+class DataConfig(Section):
+    train: Paths = Field(..., min_length=1, description="files, folders or datasets names (NAME[:CONFIG][#SPLIT])")
+    eval: Paths = Field((), description="held-out data, in the same forms")
+    train_weights: Numbers | None = Field(None, description="passes over each training source in an epoch; null: 1")
+    max_length: int = Field(1024, ge=2, description="tokens of prompt + response")
+    over_long: Literal["drop", "truncate", "error"] = Field("drop", description="truncate: left of the prompt")
+    bad_rows: Literal["drop", "error"] = Field("drop", description="rows that cannot be used: counted, or fatal")
+    pairs_per_step: int = Field(8, ge=1, description="global batch in prompt groups (a pair or a ranked list is one)")
+    tokens_per_pack: int = Field(16384, ge=2, description="token budget of one forward pass")
+    shuffle: bool = Field(True, description="new order each epoch; false: as in the files")
+    chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
+    cache: str = Field("~/.cache/rmfast", description="where tokenised data is kept")
+    workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
+
+
+class OptimConfig(Section):
+    lr: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = Field("linear", description="after the warm-up")
+    warmup: float = Field(0.0, ge=0, description="steps; below 1: share of all steps")
+    floor: float = Field(0.0, ge=0, le=1, description="share of lr at which linear and cosine end")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    eps: float = Field(1e-8, gt=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or Inf loss or gradient: stop, or skip it")
+
+
+class ObjectiveConfig(Section):
+    center: float = Field(0.0, ge=0, description="coefficient of (s_better + s_worse)^2; TRL suggests 0.01")
+    lm: float = Field(0.0, ge=0, description="weight of the LM loss on the chosen responses")
+
+
+class EvalConfig(Section):
+    every: int | None = Field(None, ge=1, description="steps between evaluations; null: only before and after training")
+    at_start: bool = Field(True, description="evaluate before the first step")
+
+
+class CheckpointConfig(Section):
+    every: int | None = Field(None, ge=1, description="steps between checkpoints; null: only after the last step")
+    keep: int = Field(2, ge=1, description="newest checkpoints that stay")
+
+
+class ParallelConfig(Section):
+    engine: Literal["native"] = Field("native", description="what runs a step")
+    data: Literal["ddp", "fsdp"] = Field("ddp", description="how ranks share the work: whole model, or FSDP2 shards")
+    timeout_minutes: float = Field(60.0, gt=0, description="how long ranks wait for each other")
+
+
+class Config(Section):
+    """One run."""
+
+    task: Literal["reward"] = Field("reward", description="what is trained")
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        data = self.data
+        if data.tokens_per_pack < data.max_length and "max_length" in data.model_fields_set:
+            raise ValueError(
+                f"data.tokens_per_pack ({data.tokens_per_pack}) is below data.max_length ({data.max_length}): "
+                "no pack could hold a sequence of that length"
+            )
+        weights = data.train_weights
+        if weights is not None:
+            if len(weights) != len(data.train):
+                raise ValueError(f"data.train_weights has {len(weights)} numbers for {len(data.train)} sources")
+            if min(weights) < 0 or max(weights) == 0:
+                raise ValueError("data.train_weights must not be negative, and one must be positive")
+        if self.objective.lm and self.model.top_layers == 0:
+            raise ValueError("objective.lm trains nothing while model.top_layers is 0 (head only)")
+        if self.eval.every and not data.eval:
+            raise ValueError("eval.every is set but data.eval is empty")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, as YAML holds them."""
+        return self.model_dump(mode="json")
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """The config that `CONFIG.yaml [MORE.yaml ...] [--section.key value ...]` means; later wins.
+
+    Raises:
+        UserError: names the key and the file (or the command line) that is wrong.
+    """
+    files, overrides = split_arguments(arguments)
+    if not files and not overrides:
+        raise UserError("no config given: rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]")
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for file in files:
+        for key, value in _flatten(_read_yaml(Path(file))):
+            values[key], origin[key] = value, file
+    for key, value in overrides:
+        values[key], origin[key] = value, "command line"
+    try:
+        return Config.model_validate(_nest(values, origin))
+    except ValidationError as error:
+        raise UserError(_explain(error, origin)) from None
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """YAML files, and (key, value) of each `--key value`, `--key=value` or `--key value value ...`."""
+    files: list[str] = []
+    overrides: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            overrides.append((key, [value] if equals else []))
+        elif overrides:
+            overrides[-1][1].append(argument)
+        else:
+            files.append(argument)
+    out = []
+    for key, words in overrides:
+        if not words:
+            raise UserError(f"command line: --{key} needs a value")
+        values = [_scalar(word) for word in words]
+        out.append((key, values[0] if len(values) == 1 else values))
+    return files, out
+
+
+def _scalar(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the config is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of sections, not {type(values).__name__}")
+    return values
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        out += _flatten(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+    return out
+
+
+def _nest(values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
+    root: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        node = root
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{origin[key]}: {key}: {section} is not a section")
+        if isinstance(node.get(last), dict) and not isinstance(value, dict):
+            if value is None:  # `optim:` with nothing under it
+                continue
+            raise UserError(f"{origin[key]}: {key} is a section of keys, not a value")
+        node[last] = {} if value is None and last in Config.model_fields and not sections else value
+    return root
+
+
+def _explain(error: ValidationError, origin: dict[str, str]) -> str:
+    """One line for the first thing that is wrong."""
+    first, *more = error.errors()
+    # Where lists are, pydantic adds the position; keys end at the field.
+    path = [str(part) for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(path[:2])
+    if first["type"] == "missing" and key in Config.model_fields:  # a section: name what it needs
+        key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
+    # A clash of several keys has no place of its own: it stands where the first key that it names was set.
+    named = key or next((k for k in known_keys() if k in first["msg"] and k in origin), "")
+    where = origin.get(named) or next((o for k, o in origin.items() if named and k.startswith(f"{named}.")), "config")
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(key, known_keys(), n=1, cutoff=0.6)
+        text = f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    elif first["type"] == "missing":
+        text = f"{key}: missing; set it in the file or with --{key}"
+    elif first["type"].startswith("model_"):
+        text = f"{key} is a section of keys, not a value"
+    elif first["type"] == "value_error":
+        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    else:
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    rest = f" (and {len(more)} more)" if more else ""
+    return f"{where}: {text}{rest}"
+
+
+def known_keys() -> list[str]:
+    """Every key, dotted."""
+    return [key for key, _ in _fields()]
+
+
+def _fields() -> list[tuple[str, FieldInfo]]:
+    out: list[tuple[str, FieldInfo]] = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            out += [(f"{name}.{key}", inner) for key, inner in section.model_fields.items()]
+        else:
+            out.append((name, field))
+    return out
+
+
+def config_help() -> str:
+    """All keys with types, defaults and meaning."""
+    lines = []
+    for key, field in _fields():
+        kind = str(field.annotation).replace("typing.", "") if get_args(field.annotation) else field.annotation.__name__  # type: ignore[union-attr]
+        kind = kind.replace("Literal", "").replace("NoneType", "null").replace("None", "null").replace("'", "")
+        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
+        lines.append(f"  --{key}  {kind}  ({default})\n      {field.description}")
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Batches of rows -> the arrays of a token store, and the counts that its meta data keeps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.sources import Row
+from rmfast.data.tokenise import Encoded, encode
+from rmfast.data.tokenizer import fingerprint
+from rmfast.errors import UserError
+
+DTYPES: dict[str, type] = {
+    "tokens": np.int32,
+    "token_start": np.int64,
+    "prefix_length": np.int32,
+    "response_start": np.int64,
+    "suffix_length": np.int32,
+    "answer_start": np.int32,
+    "edge_start": np.int64,
+    "better": np.int32,
+    "worse": np.int32,
+    "margin": np.float32,
+    "target": np.float32,
+    "weight": np.float32,
+    "strength_mean": np.float32,
+    "strength_std": np.float32,
+    "identical": np.bool_,
+    "row": np.int64,
+}
+STARTS = ("token_start", "response_start", "edge_start")
+_EXAMPLES_PER_CAUSE = 5
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a batch of rows gives: the store's arrays (`*_start` still as sizes) and what the summary counts."""
+
+    arrays: dict[str, np.ndarray]
+    rows: int
+    files: list[tuple[str, int]]  # (label, groups), in order
+    bad: list[tuple[str, BadRow]]  # ("file:row", why), in order
+    double_bos: int
+    every_bos: bool
+    has_strings: bool
+    has_messages: bool
+
+
+def encode_chunk(rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreTrainedTokenizerBase) -> Chunk:
+    """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are set aside, never raised."""
+    parsed = [_parsed(row) for _, _, row in rows]
+    encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
+    files = {label: 0 for label, _, _ in rows}
+    bad: list[tuple[str, BadRow]] = []
+    groups: list[tuple[int, Example, Encoded]] = []
+    for (label, number, _), example in zip(rows, parsed, strict=True):
+        result = next(encoded) if isinstance(example, Example) else example
+        if isinstance(example, BadRow) or isinstance(result, BadRow):
+            bad.append((f"{label}:{number}", cast(BadRow, result)))
+        else:
+            files[label] += 1
+            groups.append((number, example, result))
+    examples = [example for _, example, _ in groups]
+    return Chunk(
+        arrays=_arrays(groups),
+        rows=len(rows),
+        files=list(files.items()),
+        bad=bad,
+        double_bos=sum(encoded.double_bos for _, _, encoded in groups),
+        every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.ids),
+        has_strings=any(isinstance(example.responses[0], str) and not example.is_messages for example in examples),
+        has_messages=any(example.is_messages for example in examples),
+    )
+
+
+def _parsed(row: dict[str, Any] | BadRow | Example) -> Example | BadRow:
+    if not isinstance(row, dict):
+        return row
+    try:
+        return parse_row(row)
+    except BadRow as bad:
+        return bad
+
+
+def _arrays(groups: Sequence[tuple[int, Example, Encoded]]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[Any]] = {name: [] for name in DTYPES}
+    pieces: list[np.ndarray] = [np.empty(0, np.int32)]
+    for number, example, encoded in groups:
+        prefix = encoded.prefix
+        suffixes = [ids[prefix:] for ids in encoded.ids]
+        pieces += [encoded.ids[0][:prefix], *suffixes]
+        sizes = [len(suffix) for suffix in suffixes]
+        parts["token_start"].append(prefix + sum(sizes))
+        parts["prefix_length"].append(prefix)
+        parts["response_start"].append(len(sizes))
+        parts["suffix_length"] += sizes
+        parts["answer_start"] += encoded.answer_start
+        parts["edge_start"].append(len(example.edges))
+        parts["row"].append(number)
+        # Suffixes decide: two sequences are the same where what follows their common prefix is.
+        same = [np.array_equal(suffixes[edge.better], suffixes[edge.worse]) for edge in example.edges]
+        shares = 1 if example.per_edge_weight else max(1, len(same) - sum(same))
+        for edge, identical in zip(example.edges, same, strict=True):
+            for name in ("better", "worse", "margin", "target", "strength_mean", "strength_std"):
+                parts[name].append(getattr(edge, name))
+            parts["weight"].append(0.0 if identical else edge.weight / shares)
+        parts["identical"] += same
+    arrays: dict[str, np.ndarray] = {name: np.array(values, dtype=DTYPES[name]) for name, values in parts.items()}
+    return arrays | {"tokens": np.concatenate(pieces)}
+
+
+@dataclass
+class Summary:
+    """Counts over all chunks, in the rows' order."""
+
+    rows: int = 0
+    kept: int = 0
+    files: list[tuple[str, int]] = field(default_factory=list)
+    first_bad: str | None = None
+    bad: dict[str, int] = field(default_factory=dict)
+    bad_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    double_bos: int = 0
+    every_bos: bool = True
+    has_strings: bool = False
+    has_messages: bool = False
+
+    def add(self, chunk: Chunk, bad_rows: Literal["drop", "error"]) -> None:
+        """Raises UserError for the first bad row, with `bad_rows="error"`."""
+        self.rows += chunk.rows
+        for label, groups in chunk.files:
+            if not self.files or self.files[-1][0] != label:
+                self.files.append((label, self.kept))
+            self.kept += groups
+        for where, bad in chunk.bad:
+            self.first_bad = self.first_bad or f"{where}: {bad}"
+            self.bad[bad.cause] = self.bad.get(bad.cause, 0) + 1
+            shown = self.bad_examples.setdefault(bad.cause, [])
+            if len(shown) < _EXAMPLES_PER_CAUSE:
+                shown.append((where, bad.detail))
+        if self.first_bad and bad_rows == "error":
+            raise UserError(self.first_bad)
+        self.double_bos += chunk.double_bos
+        self.every_bos &= chunk.every_bos
+        self.has_strings |= chunk.has_strings
+        self.has_messages |= chunk.has_messages
+
+    def meta(self, source: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """The store's meta data. Raises UserError if nothing was kept."""
+        if not self.kept:
+            found = f"none of its {self.rows} rows can be used; the first: {self.first_bad}" if self.rows else "no rows"
+            raise UserError(f"{source}: {found}")
+        return {
+            "source": source,
+            "files": self.files,
+            "rows_read": self.rows,
+            "rows_kept": self.kept,
+            "bad": self.bad,
+            "bad_examples": self.bad_examples,
+            "first_bad": self.first_bad,
+            "double_bos": self.double_bos,
+            "tokenizer": fingerprint(tokenizer),
+            "bos_id": tokenizer.bos_token_id if self.every_bos else None,
+            "eos_id": tokenizer.eos_token_id,
+            "has_strings": self.has_strings,
+            "has_messages": self.has_messages,
+        }

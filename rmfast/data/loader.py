@@ -1,0 +1,110 @@
+"""The steps of a run as packs, built one step ahead in a thread of their own."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmfast.data.pack import Pack, build_pack
+from rmfast.data.plan import StepPlan, plan_packs
+from rmfast.data.table import GroupTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Counts of a step's global batch, the same on every rank; every mean divides by one of them.
+
+    `sequence_tokens` counts prompts once for each response, as TRL's num_tokens; `stored_tokens` is what is computed;
+    `visible` counts pairs of a query and a key that it sees.
+    """
+
+    groups: int
+    edges: int
+    responses: int
+    weight: float
+    lm_tokens: int
+    sequence_tokens: int
+    stored_tokens: int
+    visible: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimizer step: this rank's packs and the global batch's totals and rows.
+
+    `epoch` is how many are done after it; `padding` counts the tokens that all ranks' packs without work hold.
+    """
+
+    number: int
+    epoch: float
+    packs: list[Pack]
+    totals: Totals
+    rows: np.ndarray
+    padding: int
+
+
+def totals_of(table: GroupTable, rows: np.ndarray) -> Totals:
+    """Counts over some rows of a table."""
+    return Totals(
+        groups=len(rows),
+        edges=int(table.edges[rows].sum()),
+        responses=int((table.first_response[rows + 1] - table.first_response[rows]).sum()),
+        weight=float(table.weight[rows].sum()),
+        lm_tokens=int(table.lm[rows].sum()),
+        sequence_tokens=int(table.sequences[rows].sum()),
+        stored_tokens=int(table.stored[rows].sum()),
+        visible=int(table.visible[rows].sum()),
+    )
+
+
+def rank_packs(
+    table: GroupTable, rows: np.ndarray, *, ranks: int, rank: int, budget: int, lm: bool = False
+) -> tuple[list[Pack], int]:
+    """This rank's share of some rows, in packs, and the number of packs without work on all ranks."""
+    plan = plan_packs(table.stored[rows], ranks=ranks, budget=budget)
+    idle = sum(not len(pack) for packs in plan for pack in packs)
+    return [build_pack(table, rows[pack], lm=lm) for pack in plan[rank]], idle
+
+
+class StepLoader:
+    """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs."""
+
+    def __init__(
+        self,
+        table: GroupTable,
+        plan: StepPlan,
+        *,
+        first: int,
+        last: int,
+        ranks: int,
+        rank: int,
+        budget: int,
+        lm: bool = False,
+        pin: bool = False,
+    ) -> None:
+        self.table, self.plan = table, plan
+        self.first, self.last = first, last
+        self.ranks, self.rank, self.budget, self.lm, self.pin = ranks, rank, budget, lm, pin
+
+    def build(self, number: int) -> Step:
+        """One step, whatever came before it."""
+        _, rows = self.plan.step(number)
+        packs, idle = rank_packs(self.table, rows, ranks=self.ranks, rank=self.rank, budget=self.budget, lm=self.lm)
+        return Step(
+            number=number,
+            epoch=self.plan.progress(number),
+            packs=[p.pin() for p in packs] if self.pin else packs,
+            totals=totals_of(self.table, rows),
+            rows=rows,
+            padding=idle,
+        )
+
+    def __iter__(self) -> Iterator[Step]:
+        with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
+            ahead = pool.submit(self.build, self.first) if self.first < self.last else None
+            for number in range(self.first, self.last):
+                assert ahead is not None
+                step = ahead.result()
+                ahead = pool.submit(self.build, number + 1) if number + 1 < self.last else None
+                yield step

@@ -1,0 +1,129 @@
+"""A pack: the tensors of some prompt groups, laid end to end without padding."""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmfast.data.table import GroupTable
+from rmfast.kernels import prefix_layout
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pack:
+    """T tokens, S responses, E edges, L predicted tokens of chosen responses.
+
+    `scored` is each response's last token, inside the shared prefix where the response ends there. `better` and
+    `worse` index S. `lm_rows` are the tokens from whose hidden state `lm_targets` are predicted. `responses` are the
+    numbers that the table gives the S responses (host only). A pack without work holds one token and no edge;
+    its `responses` is empty though `scored` is not.
+    """
+
+    tokens: Tensor  # int64 [T]
+    positions: Tensor  # int64 [T]
+    layout: Tensor  # int32 [4, T]
+    scored: Tensor  # int64 [S]
+    better: Tensor  # int64 [E]
+    worse: Tensor  # int64 [E]
+    margin: Tensor  # float32 [E]
+    target: Tensor  # float32 [E]
+    weight: Tensor  # float32 [E]
+    lm_rows: Tensor  # int64 [L]
+    lm_targets: Tensor  # int64 [L]
+    groups: np.ndarray  # int64 [groups], rows of the table
+    responses: np.ndarray  # int64 [S]
+
+    def to(self, device: torch.device) -> "Pack":
+        """The pack on a device; copies from pinned memory do not wait."""
+        if device.type == "cpu":
+            return self
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+
+    def pin(self) -> "Pack":
+        """The pack in page-locked memory."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
+        return replace(self, **{name: t.pin_memory() for name, t in tensors.items()})
+
+
+def empty_pack() -> Pack:
+    """What a rank without work runs, so that collectives inside the model meet."""
+    none, zero = torch.empty(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Pack(
+        tokens=zero,
+        positions=zero,
+        layout=prefix_layout([(1, ())]),
+        scored=zero,
+        better=none,
+        worse=none,
+        margin=none.float(),
+        target=none.float(),
+        weight=none.float(),
+        lm_rows=none,
+        lm_targets=none,
+        groups=np.empty(0, np.int64),
+        responses=np.empty(0, np.int64),
+    )
+
+
+def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pack:
+    """Lay some groups of a table into a pack.
+
+    Args:
+        groups: int64, rows of the table, in the order in which they are to lie.
+        lm: also list the tokens that an LM loss on the chosen responses predicts.
+    """
+    if not len(groups):
+        return empty_pack()
+    tokens, positions, shape, scored, responses = [], [], [], [], []
+    edges: dict[str, list[np.ndarray]] = {name: [] for name in ("better", "worse", "margin", "target", "weight")}
+    lm_rows, lm_targets = [], []
+    start = 0
+    for group in groups.tolist():
+        store, g, cut = table.stores[table.store[group]], int(table.index[group]), int(table.cut[group])
+        begin, end = int(store.token_start[g]), int(store.token_start[g + 1])
+        first, last = int(store.response_start[g]), int(store.response_start[g + 1])
+        stored = store.tokens[begin:end]
+        if cut:
+            bos = 0 if store.meta["bos_id"] is None else 1
+            stored = np.concatenate((stored[:bos], stored[bos + cut :]))
+        prefix = int(store.prefix_length[g]) - cut
+        suffixes = store.suffix_length[first:last].astype(np.int64)
+        ends = start + prefix + np.cumsum(suffixes)
+        tokens.append(stored)
+        positions.append(np.arange(prefix))
+        positions.extend(prefix + np.arange(n) for n in suffixes)
+        shape.append((prefix, suffixes.tolist()))
+        # A response without a suffix of its own ends where the shared prefix does.
+        scored.append(np.where(suffixes > 0, ends, start + prefix) - 1)
+        offset = sum(len(r) for r in responses)
+        responses.append(np.arange(table.first_response[group], table.first_response[group + 1]))
+        low, high = int(store.edge_start[g]), int(store.edge_start[g + 1])
+        edges["better"].append(offset + store.better[low:high].astype(np.int64))
+        edges["worse"].append(offset + store.worse[low:high].astype(np.int64))
+        for name in ("margin", "target", "weight"):
+            edges[name].append(getattr(store, name)[low:high])
+        if lm:
+            chosen = np.setdiff1d(store.better[low:high], store.worse[low:high])
+            for r in chosen.tolist():
+                # Token indices of the response's full sequence inside the pack.
+                own = np.arange(ends[r] - suffixes[r], ends[r])
+                sequence = np.concatenate((np.arange(start, start + prefix), own))
+                answer = max(int(store.answer_start[first + r]) - cut, 1)
+                lm_rows.append(sequence[answer - 1 : -1])
+                lm_targets.append(stored[sequence[answer:] - start])
+        start = int(ends[-1])
+    join = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in edges.items()}
+    empty = [np.empty(0, np.int64)]
+    return Pack(
+        tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
+        positions=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+        layout=prefix_layout(shape),
+        scored=torch.from_numpy(np.concatenate(scored)),
+        **join,
+        lm_rows=torch.from_numpy(np.concatenate(lm_rows or empty)),
+        lm_targets=torch.from_numpy(np.concatenate(lm_targets or empty).astype(np.int64)),
+        groups=groups,
+        responses=np.concatenate(responses),
+    )

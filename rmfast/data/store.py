@@ -1,0 +1,294 @@
+"""Tokenised prompt groups as flat arrays: built once per content and tokenizer, then opened from disk.
+
+A store is a folder `cache_dir/<key>` of .npy files, which are memory-mapped, and meta.json. Its key hashes the
+source's bytes, the tokenizer and the format, so a change of any makes a new one. It is written aside and renamed:
+what stands under its name is complete, and of several builders at once the first to finish wins.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import uuid
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
+from rmfast.data.rows import Example
+from rmfast.data.sources import Row, content_key, read_rows, source_root
+from rmfast.data.tokenizer import fingerprint
+from rmfast.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
+
+_BATCH = 256  # rows per call of the tokenizer and per task of a worker
+_POOL_FROM = 5_000  # rows below which starting processes costs more than it saves
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStore:
+    """G groups, R responses and E edges, of which group g owns the slices given by its `*_start` entries.
+
+    Group g's stored tokens are its common prefix, then each response's suffix, in order. A response's full sequence is
+    prefix + suffix; `answer_start` counts in that. `better` and `worse` count inside the group. An edge weighs its
+    row's weight over the group's edges that are not `identical` (both sides the same ids), and 0 if it is one.
+    `row` is the 1-based row in its file.
+
+    meta: source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}), bad_examples
+    ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
+    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, has_strings, has_messages.
+    """
+
+    tokens: np.ndarray  # int32 [sum of stored tokens]
+    token_start: np.ndarray  # int64 [G + 1]
+    prefix_length: np.ndarray  # int32 [G]
+    response_start: np.ndarray  # int64 [G + 1]
+    suffix_length: np.ndarray  # int32 [R]
+    answer_start: np.ndarray  # int32 [R]
+    edge_start: np.ndarray  # int64 [G + 1]
+    better: np.ndarray  # int32 [E]
+    worse: np.ndarray  # int32 [E]
+    margin: np.ndarray  # float32 [E]
+    target: np.ndarray  # float32 [E]
+    weight: np.ndarray  # float32 [E]
+    strength_mean: np.ndarray  # float32 [E], nan where absent
+    strength_std: np.ndarray  # float32 [E], nan where absent
+    identical: np.ndarray  # bool [E]
+    row: np.ndarray  # int64 [G]
+    meta: dict[str, Any] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.prefix_length)
+
+    def sequence(self, g: int, r: int) -> np.ndarray:
+        """The full token ids, int32 [length], of response r of group g."""
+        first, last = self.response_start[g], self.response_start[g + 1]
+        if not 0 <= r < last - first:
+            raise IndexError(f"group {g} has {last - first} responses, no number {r}")
+        start, prefix = int(self.token_start[g]), int(self.prefix_length[g])
+        suffix = start + prefix + int(self.suffix_length[first : first + r].sum())
+        end = suffix + int(self.suffix_length[first + r])
+        return np.concatenate([self.tokens[start : start + prefix], self.tokens[suffix:end]])
+
+    def lengths(self) -> np.ndarray:
+        """Length of every response's full sequence, int32 [R]."""
+        return np.repeat(self.prefix_length, np.diff(self.response_start)) + self.suffix_length
+
+    def label(self, g: int) -> str:
+        """Where group g comes from: "file:row"."""
+        files = self.meta["files"]
+        name = files[bisect_right(files, g, key=lambda entry: entry[1]) - 1][0]
+        return f"{name}:{self.row[g]}"
+
+
+def store_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> TokenStore:
+    """The same arrays in memory, for examples that are there already; row i + 1 is `examples[i]`.
+
+    Raises:
+        UserError: an example cannot be tokenised; or there is none.
+    """
+    rows = [("examples", number, example) for number, example in enumerate(examples, start=1)]
+    chunks = [encode_chunk(rows[i : i + _BATCH], tokenizer) for i in range(0, len(rows), _BATCH)]
+    summary = Summary()
+    for chunk in chunks:
+        summary.add(chunk, bad_rows="error")
+    meta = summary.meta("examples", tokenizer)  # refuses an empty list
+    arrays = {}
+    for name, dtype in DTYPES.items():
+        whole = np.concatenate([chunk.arrays[name] for chunk in chunks])
+        arrays[name] = np.concatenate([[0], np.cumsum(whole)]).astype(dtype) if name in STARTS else whole
+    return TokenStore(**arrays, meta=meta)
+
+
+def build_store(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    cache_dir: str | Path,
+    *,
+    default_split: str = "train",
+    workers: int | None = None,
+    bad_rows: Literal["drop", "error"] = "drop",
+) -> TokenStore:
+    """Tokenise a source into `cache_dir`, or open what an earlier call left there.
+
+    Args:
+        source: see `rmfast.data.sources`.
+        tokenizer: its ids, special tokens and chat template are part of the store's key.
+        cache_dir: made if absent; may be shared by processes and machines.
+        default_split: the split to take where the source has several and names none.
+        workers: processes that tokenise (default: one per core); short sources are done in this one.
+        bad_rows: drop and count rows that cannot be used, or stop at the first.
+
+    Raises:
+        UserError: nothing readable there, no usable row, or a bad row with `bad_rows="error"`.
+    """
+    key = hashlib.sha256(f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}".encode()).hexdigest()
+    folder = Path(cache_dir) / key
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside = folder.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
+            aside.mkdir()
+        except OSError as error:
+            raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
+        try:
+            _build(source, tokenizer, aside, default_split, workers, bad_rows)
+            _publish(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    store = _open(folder, source)
+    if bad_rows == "error" and store.meta["first_bad"]:
+        raise UserError(store.meta["first_bad"])
+    return store
+
+
+def _build(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    default_split: str,
+    workers: int | None,
+    bad_rows: Literal["drop", "error"],
+) -> None:
+    """Stream the source into `folder`, in the rows' order whatever the number of processes."""
+    rows = read_rows(source, default_split)
+    head = list(itertools.islice(rows, _POOL_FROM + 1))
+    count = workers or _cores()
+    chunks = _serial if len(head) <= _POOL_FROM or count == 1 else _parallel
+    files = {name: _ArrayFile(folder / f"{name}.npy", dtype) for name, dtype in DTYPES.items()}
+    offset = dict.fromkeys(STARTS, 0)
+    for name in STARTS:
+        files[name].append(np.zeros(1, np.int64))
+    summary = Summary()
+    for chunk in chunks(itertools.chain(head, rows), tokenizer, count):
+        summary.add(chunk, bad_rows)
+        for name, array in chunk.arrays.items():
+            if name in STARTS and len(array):
+                array = offset[name] + np.cumsum(array)
+                offset[name] = int(array[-1])
+            files[name].append(array)
+    meta = summary.meta(source, tokenizer)
+    for array_file in files.values():
+        array_file.close()
+    with (folder / "meta.json").open("w", encoding="utf-8") as file:
+        json.dump(meta, file)
+        _sync(file)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _serial(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Chunk]:
+    while batch := list(itertools.islice(rows, _BATCH)):
+        yield encode_chunk(batch, tokenizer)
+
+
+def _parallel(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Chunk]:
+    """The same chunks from `workers` processes, a few batches ahead of the reader."""
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,))
+    pending: deque[Future[Chunk]] = deque()
+    try:
+        while True:
+            while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
+                pending.append(pool.submit(_work, batch))
+            if not pending:
+                return
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a tokenising process died (out of memory?): ask for fewer workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_tokenizer: PreTrainedTokenizerBase | None = None
+
+
+def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
+    global _worker_tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    _worker_tokenizer = tokenizer
+
+
+def _work(rows: list[Row]) -> Chunk:
+    assert _worker_tokenizer is not None
+    return encode_chunk(rows, _worker_tokenizer)
+
+
+class _ArrayFile:
+    """An .npy file of one dimension that grows; its header is written again when the length is known."""
+
+    def __init__(self, path: Path, dtype: type) -> None:
+        self.file = path.open("wb")
+        self.dtype, self.length = np.dtype(dtype), 0
+        self._write_header()
+
+    def append(self, array: np.ndarray) -> None:
+        self.file.write(array.astype(self.dtype, copy=False).tobytes())
+        self.length += len(array)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._write_header()  # numpy pads headers, so that the length may grow in place
+        _sync(self.file)
+        self.file.close()
+
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _publish(aside: Path, folder: Path) -> None:
+    """Give the finished folder its name, unless another builder was first."""
+    _sync_folder(aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _open(folder: Path, source: str) -> TokenStore:
+    """Map a finished store. Its labels get the root under which the content was found this time."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    old, new = source_root(meta["source"]), source_root(source)
+
+    def moved(label: str) -> str:
+        return new + label.removeprefix(old)
+
+    meta["source"] = source
+    meta["files"] = [[moved(label), first] for label, first in meta["files"]]
+    meta["first_bad"] = meta["first_bad"] and moved(meta["first_bad"])
+    meta["bad_examples"] = {
+        cause: [[moved(where), detail] for where, detail in shown] for cause, shown in meta["bad_examples"].items()
+    }
+    return TokenStore(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}, meta=meta)

@@ -1,0 +1,198 @@
+"""The table of prompt groups that a run uses: their lengths, and where their tokens lie. No token is read for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from rmfast.data.store import TokenStore
+from rmfast.errors import UserError
+
+OverLong = Literal["drop", "truncate", "error"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GroupTable:
+    """G groups of one or several stores; all arrays int64 [G] unless said otherwise.
+
+    `cut` tokens are left out at the left of the prompt (after a BOS that every sequence begins with). `stored` counts
+    the tokens that a pack holds, `sequences` those of all the group's sequences, prompt repeated. `lm` counts the
+    predicted tokens of the chosen responses, `visible` the pairs of a query and a key that it sees (attention's work).
+    `weight` (float64) is the sum over the group's edges. Responses are numbered through the table; `first_response`
+    (int64 [G + 1]) is where a group's begin.
+    """
+
+    stores: tuple[TokenStore, ...]
+    store: np.ndarray
+    index: np.ndarray
+    cut: np.ndarray
+    stored: np.ndarray
+    sequences: np.ndarray
+    edges: np.ndarray
+    lm: np.ndarray
+    visible: np.ndarray
+    weight: np.ndarray
+    first_response: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def label(self, group: int) -> str:
+        """The row of a file that a group came from, for messages."""
+        return self.stores[self.store[group]].label(int(self.index[group]))
+
+    def sequences_of(self, group: int) -> list[list[int]]:
+        """Token ids of each of a group's sequences, as packs hold them."""
+        store, g, cut = self.stores[self.store[group]], int(self.index[group]), int(self.cut[group])
+        bos = 0 if store.meta["bos_id"] is None else 1
+        count = int(store.response_start[g + 1] - store.response_start[g])
+        whole = [store.sequence(g, r).tolist() for r in range(count)]
+        return [ids[:bos] + ids[bos + cut :] for ids in whole] if cut else whole
+
+
+def _per_group(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sum of each group's slice of `values` (slices may be empty)."""
+    total = np.concatenate(([0], np.cumsum(values)))
+    return total[starts[1:]] - total[starts[:-1]]
+
+
+def chosen_responses(store: TokenStore) -> np.ndarray:
+    """bool [R]: better in some edge and worse in none. The LM loss reads these."""
+    offset = np.repeat(store.response_start[:-1], np.diff(store.edge_start))
+    chosen = np.zeros(len(store.suffix_length), dtype=bool)
+    chosen[offset + store.better] = True
+    chosen[offset + store.worse] = False
+    return chosen
+
+
+def _visible(store: TokenStore, prefix: np.ndarray) -> np.ndarray:
+    suffix = store.suffix_length.astype(np.int64)
+    before = np.repeat(prefix, np.diff(store.response_start))
+    return prefix * (prefix + 1) // 2 + _per_group(suffix * (suffix + 1) // 2 + suffix * before, store.response_start)
+
+
+def _columns(
+    store: TokenStore, number: int, max_length: int | None, truncate: bool
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The table's columns for one store, and which groups are too long for it."""
+    first = store.response_start[:-1]
+    responses = np.diff(store.response_start)
+    prefix = store.prefix_length.astype(np.int64)
+    suffixes = _per_group(store.suffix_length, store.response_start)
+    longest = prefix + np.maximum.reduceat(store.suffix_length, first)
+    too_long = np.zeros(len(store), dtype=bool)
+    cut = np.zeros(len(store), dtype=np.int64)
+    if max_length is not None:
+        excess = np.maximum(longest - max_length, 0)
+        bos = 0 if store.meta["bos_id"] is None else 1
+        room = np.minimum.reduceat(store.answer_start, first).astype(np.int64) - bos
+        too_long = excess > room if truncate else excess > 0
+        cut = np.where(too_long, 0, excess) if truncate else cut
+    length = np.repeat(prefix - cut, responses) + store.suffix_length
+    predicted = length - np.maximum(store.answer_start - np.repeat(cut, responses), 1)
+    columns = {
+        "store": np.full(len(store), number),
+        "index": np.arange(len(store)),
+        "cut": cut,
+        "stored": prefix - cut + suffixes,
+        "sequences": _per_group(length, store.response_start),
+        "edges": np.diff(store.edge_start),
+        "lm": _per_group(np.where(chosen_responses(store), np.maximum(predicted, 0), 0), store.response_start),
+        "visible": _visible(store, prefix - cut),
+        "weight": _per_group(store.weight.astype(np.float64), store.edge_start),
+        "responses": responses,
+    }
+    return columns, too_long
+
+
+def build_table(
+    stores: Sequence[TokenStore],
+    *,
+    max_length: int | None = None,
+    tokens_per_pack: int | None = None,
+    over_long: OverLong = "drop",
+    need_edges: bool = True,
+) -> tuple[GroupTable, dict[str, int]]:
+    """The usable groups of some stores, and how many were left out for which cause.
+
+    Args:
+        max_length: tokens of prompt and response that a sequence may have; None for any number.
+        tokens_per_pack: a group whose stored tokens exceed it is over-long too; None for any number.
+        over_long: "drop" the group, "truncate" its prompt from the left where that is enough, or "error".
+        need_edges: leave out groups without an edge between responses that differ, as training must.
+
+    Raises:
+        UserError: an over-long group under "error".
+    """
+    parts, dropped = [], {"over-long": 0, "longer than a pack": 0, "identical": 0, "no edge": 0}
+    truncated = 0
+    for number, store in enumerate(stores):
+        if not len(store):
+            continue
+        columns, too_long = _columns(store, number, max_length, over_long == "truncate")
+        too_big = ~too_long & (columns["stored"] > tokens_per_pack if tokens_per_pack is not None else False)
+        if over_long == "error" and (too_long | too_big).any():
+            row = int(np.flatnonzero(too_long | too_big)[0])
+            limit = f"data.max_length {max_length}" if too_long[row] else f"data.tokens_per_pack {tokens_per_pack}"
+            raise UserError(f"{store.label(row)}: over-long for {limit}; raise it or set data.over_long to drop")
+        no_edge = columns["edges"] == 0 if need_edges else np.zeros(len(store), dtype=bool)
+        same = ~no_edge & (_per_group(~store.identical, store.edge_start) == 0) if need_edges else no_edge
+        for cause, mask in (("no edge", no_edge), ("identical", same)):
+            dropped[cause] += int(mask.sum())
+        usable = ~no_edge & ~same
+        dropped["over-long"] += int((too_long & usable).sum())
+        dropped["longer than a pack"] += int((too_big & usable).sum())
+        keep = usable & ~too_long & ~too_big
+        truncated += int((columns["cut"][keep] > 0).sum())
+        parts.append({name: column[keep] for name, column in columns.items()})
+    names = [f.name for f in fields(GroupTable) if f.name not in ("stores", "first_response")] + ["responses"]
+    joined = {name: np.concatenate([p[name] for p in parts]) if parts else np.empty(0, np.int64) for name in names}
+    first = np.concatenate(([0], np.cumsum(joined.pop("responses")))).astype(np.int64)
+    table = GroupTable(stores=tuple(stores), first_response=first, **joined)
+    return table, dropped | {"truncated": truncated}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edges:
+    """All E edges of a table and the lengths of its R responses.
+
+    `better` and `worse` (int64 [E]) number responses through the table; `group` (int64 [E]) is the row of the table;
+    `length` (int64 [R]) counts the tokens of each response alone, from where its prompt ends.
+    """
+
+    better: np.ndarray
+    worse: np.ndarray
+    group: np.ndarray
+    margin: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+    length: np.ndarray
+
+
+def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """starts[i], starts[i] + 1, ... for counts[i] entries each, joined."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - counts), counts)
+
+
+def table_edges(table: GroupTable) -> Edges:
+    """The edges of all groups of a table, in its order."""
+    columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(Edges)}
+    for number, store in enumerate(table.stores):
+        rows = np.flatnonzero(table.store == number)  # a store's groups lie together in a table
+        g = table.index[rows]
+        counts = table.edges[rows]
+        take = _spans(store.edge_start[g], counts)
+        first = np.repeat(table.first_response[rows], counts)
+        columns["better"].append(first + store.better[take])
+        columns["worse"].append(first + store.worse[take])
+        columns["group"].append(np.repeat(rows, counts))
+        for name in ("margin", "target", "weight"):
+            columns[name].append(getattr(store, name)[take])
+        responses = np.diff(store.response_start)[g]
+        own = _spans(store.response_start[g], responses)
+        prefix = np.repeat(store.prefix_length[g].astype(np.int64), responses)
+        columns["length"].append(prefix + store.suffix_length[own] - store.answer_start[own])
+    return Edges(**{name: np.concatenate(parts) for name, parts in columns.items()})

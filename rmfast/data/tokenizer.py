@@ -1,0 +1,67 @@
+"""Loading a tokenizer, and the hash that tells whether tokens made with one may be used with another."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rmfast.errors import UserError
+
+
+def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the fast tokenizer of a Hugging Face folder, a GGUF file or a hub name.
+
+    Args:
+        path: a folder, a .gguf file, or a name on the hub.
+        chat_template: a template file or the template's text; it replaces the tokenizer's own.
+
+    Raises:
+        UserError: nothing to load there, no fast tokenizer, or one without an eos token.
+    """
+    path = Path(path)
+    is_local = path.exists()
+    if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):
+        raise UserError(f"no tokenizer at {path}: no such file or folder")
+    try:
+        if is_local and path.is_file():
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # the libraries below raise every kind, a bare Exception for a broken tokenizer.json
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load a tokenizer from {path}: {cause}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {path} has no fast version: convert it to a tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path} has no eos token: set eos_token in its tokenizer_config.json")
+    if chat_template is not None:
+        tokenizer.chat_template = _template_text(chat_template)
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of all that decides token ids: vocabulary and rules, chat template, eos, bos, added special tokens."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Padding and truncation are leftovers of the last call, and each of our calls sets them anew.
+    backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+    parts = [
+        backend,
+        tokenizer.chat_template,
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer("")["input_ids"],  # what the tokenizer adds by itself
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _template_text(chat_template: str) -> str:
+    if "{" in chat_template:
+        return chat_template
+    path = Path(chat_template)
+    if not path.is_file():
+        raise UserError(f"data.chat_template: no such file: {path}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"data.chat_template: {path} is not UTF-8") from None

@@ -1,0 +1,73 @@
+"""Scores of all responses of a table, through whatever scores a pack."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmfast.data.loader import rank_packs
+from rmfast.data.pack import Pack
+from rmfast.data.table import GroupTable, table_edges
+from rmfast.evaluation.metrics import pairwise_metrics
+from rmfast.parallel.world import World
+
+ScorePacks = Callable[[Sequence[Pack]], list[Tensor]]
+
+CHUNK = 1024  # groups planned at a time
+
+
+def score_table(score: ScorePacks, table: GroupTable, world: World | None = None, *, budget: int) -> np.ndarray:
+    """Scores of every response, float64 [R, M], on every rank.
+
+    Args:
+        score: gives the scores [S, M] of each pack.
+        world: ranks that share the work; None for this process alone.
+        budget: tokens of a pack; a larger group gets a pack of its own.
+    """
+    ranks, rank = (world.size, world.rank) if world is not None else (1, 0)
+    chunks: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
+    heads = 1
+    for begin in range(0, len(table), CHUNK):
+        rows = np.arange(begin, min(begin + CHUNK, len(table)))
+        limit = max(budget, int(table.stored[rows].max()))
+        packs, _ = rank_packs(table, rows, ranks=ranks, rank=rank, budget=limit)
+        for pack, scores in zip(packs, score(packs), strict=True):
+            heads = scores.shape[1]
+            if len(pack.responses):
+                chunks.append(scores.double().cpu().numpy())
+                numbers.append(pack.responses)
+    out = np.zeros((int(table.first_response[-1]), heads))
+    if chunks:
+        out[np.concatenate(numbers)] = np.concatenate(chunks)
+    return out if world is None else world.sum_(torch.from_numpy(out)).numpy()
+
+
+def evaluate_table(
+    score: ScorePacks, table: GroupTable, world: World | None = None, *, budget: int, center: float = 0.0
+) -> tuple[dict[str, float | int | str], dict[str, np.ndarray]]:
+    """Pairwise metrics of a held-out table, and the arrays that plots are made of."""
+    scores = score_table(score, table, world, budget=budget).mean(1)
+    edges = table_edges(table)
+    metrics = pairwise_metrics(
+        scores,
+        edges.better,
+        edges.worse,
+        weight=edges.weight,
+        margin=edges.margin,
+        target=edges.target,
+        lengths=edges.length,
+        center=center,
+        groups=edges.group,
+    )
+    responses = np.diff(table.first_response)
+    labels = np.repeat([table.label(g) for g in range(len(table))], responses)
+    arrays = {
+        "scores": scores,
+        "better": edges.better,
+        "worse": edges.worse,
+        "lengths": edges.length,
+        "labels": labels,
+    }
+    return metrics, arrays

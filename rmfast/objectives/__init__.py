@@ -1,0 +1,1 @@
+"""Objectives: pure functions of scores, log-probabilities and preference edges."""

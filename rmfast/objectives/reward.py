@@ -1,0 +1,103 @@
+"""The reward model's objective: ranking loss, and a language-model loss on the chosen responses if asked."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rmfast.kernels import ranking_loss
+
+
+class EdgePack(Protocol):
+    """What the objective reads of a pack: edges [E], and how many of the S scores belong to responses."""
+
+    @property
+    def better(self) -> Tensor: ...
+    @property
+    def worse(self) -> Tensor: ...
+    @property
+    def margin(self) -> Tensor: ...
+    @property
+    def target(self) -> Tensor: ...
+    @property
+    def weight(self) -> Tensor: ...
+
+
+class BatchTotals(Protocol):
+    """What sums over a global batch are divided by."""
+
+    @property
+    def weight(self) -> float: ...
+    @property
+    def lm_tokens(self) -> int: ...
+
+
+SUMS = ("loss", "ranking_loss", "lm_loss", "correct", "margin", "reward")
+"""What `Statistics.sums` holds: three parts of the global batch's losses, then sums over edges or responses."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Detached figures of a pack: `sums` [6] (see SUMS) add up over packs and ranks, `extrema` [2] = (max reward,
+    -min reward) join by maximum. They stay on the device."""
+
+    sums: Tensor
+    extrema: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardObjective:
+    """Ranking loss (Part II, equation 2) plus `lm` times the NLL of the chosen response (Part I, equation 2).
+
+    Args:
+        center: coefficient of (s_better + s_worse)^2.
+        lm: weight of the LM loss, a mean over the chosen responses' tokens; 0 leaves it out.
+    """
+
+    center: float = 0.0
+    lm: float = 0.0
+
+    def __call__(
+        self, scores: Tensor, log_prob: Tensor | None, pack: EdgePack, totals: BatchTotals, responses: int
+    ) -> tuple[Tensor, Statistics]:
+        """The pack's share of the global batch's loss.
+
+        Args:
+            scores: [S, M]; with M heads the loss is the mean over heads.
+            log_prob: [L] or None.
+            totals: of the global batch.
+            responses: how many of the S scores belong to responses (0 in a pack without work).
+
+        Returns:
+            Loss (a scalar that carries gradients) and detached statistics.
+        """
+        ranking = ranking_loss(
+            scores.T,
+            pack.better,
+            pack.worse,
+            margin=pack.margin,
+            target=pack.target,
+            weight=pack.weight,
+            center=self.center,
+            total_weight=totals.weight,
+        ).mean()
+        loss = ranking
+        lm_loss = torch.zeros_like(ranking)
+        if self.lm and log_prob is not None:
+            lm_loss = -log_prob.sum() / max(totals.lm_tokens, 1)
+            loss = loss + self.lm * lm_loss
+        return loss, _statistics(loss, ranking, lm_loss, scores, pack, responses)
+
+
+@torch.no_grad()
+def _statistics(
+    loss: Tensor, ranking: Tensor, lm_loss: Tensor, scores: Tensor, pack: EdgePack, responses: int
+) -> Statistics:
+    rewards = scores.detach().mean(1)
+    gap = rewards[pack.better] - rewards[pack.worse]
+    parts = [loss, ranking, lm_loss, (gap > 0).sum().to(loss.dtype), gap.sum(), rewards[:responses].sum()]
+    if not responses:
+        return Statistics(torch.stack(parts), torch.full_like(rewards[:1], -torch.inf).expand(2))
+    low, high = rewards.aminmax()
+    return Statistics(torch.stack(parts), torch.stack((high, -low)))

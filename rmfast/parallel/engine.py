@@ -1,0 +1,55 @@
+"""What runs a step: the seam behind which one process, DDP, FSDP2 or another system computes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rmfast.data.loader import Totals
+from rmfast.data.pack import Pack
+from rmfast.objectives.reward import RewardObjective, Statistics
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `start` to `start + len(tensor)` of a tensor whose whole shape is `shape`, held by this process."""
+
+    tensor: Tensor
+    start: int
+    shape: tuple[int, ...]
+
+
+ReadRows = Callable[[str, int, int], Tensor]
+"""(name, first row, last row exclusive) -> those rows of a saved tensor; a scalar counts as one row."""
+
+
+class Engine(Protocol):
+    """Runs steps. All ranks call the same methods in the same order."""
+
+    device: torch.device
+
+    def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
+        """Gradients of the global batch's loss, and its statistics over all ranks (on the device)."""
+        ...
+
+    def optimizer_step(self, lr: float) -> Tensor:
+        """Apply the gradients; the gradient norm, not finite where the step was left out."""
+        ...
+
+    def score(self, packs: Sequence[Pack]) -> list[Tensor]:
+        """Scores of each pack [S, M], without dropout."""
+        ...
+
+    def state(self) -> dict[str, Shard]:
+        """This process's part of weights and optimizer state, by name: "model/...", "exp_avg/...", ..."""
+        ...
+
+    def load_state(self, read: ReadRows) -> None:
+        """Take back what `state` gave, at this or another number of ranks."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, whole, on the CPU of rank 0; empty on the others."""
+        ...

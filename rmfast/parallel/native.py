@@ -1,0 +1,145 @@
+"""The native engine: one process, DDP or FSDP2, from torch as it is."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rmfast.data.loader import Totals
+from rmfast.data.pack import Pack
+from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.parallel.engine import ReadRows, Shard
+from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
+from rmfast.parallel.world import World
+
+DataParallel = Literal["ddp", "fsdp"]
+
+
+def _sum_hook(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum gradients over ranks: each rank's loss is already its share of the global mean."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+class NativeEngine:
+    """Runs a reward network on this process's device.
+
+    Args:
+        network: on the CPU, frozen as wanted.
+        options: of the optimizer.
+        data_parallel: how more than one process shares the work: "ddp" holds the model whole, "fsdp" shards weights,
+            gradients and optimizer state.
+    """
+
+    def __init__(
+        self, network: RewardNetwork, *, world: World, options: AdamWOptions, data_parallel: DataParallel = "ddp"
+    ) -> None:
+        self.world, self.device = world, world.device
+        self.network = network
+        self.sharded = world.size > 1 and data_parallel == "fsdp"
+        self.module: nn.Module = network
+        if self.sharded:
+            self._shard()
+        else:
+            network.to(self.device)
+            if world.size > 1:
+                # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
+                # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
+                self.module = DistributedDataParallel(network, find_unused_parameters=True)
+                self.module.register_comm_hook(None, _sum_hook)
+        self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
+
+    def _shard(self) -> None:
+        mesh = init_device_mesh(self.device.type, (self.world.size,))
+        dtype = self.network.decoder.dtype
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
+        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        self.network.to(self.device)
+        for layer in self.network.decoder.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=inner)
+        fully_shard(self.network, mesh=mesh, mp_policy=policy)
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # sum, not mean
+
+    def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
+        """See `Engine`. Gradients of all packs are reduced once, with the last one."""
+        self.module.train()
+        collected = []
+        for i, pack in enumerate(packs):
+            with self._reduce_gradients(i == len(packs) - 1):
+                inputs = pack.to(self.device)
+                scores, log_prob = self.module(inputs)
+                loss, statistics = objective(scores, log_prob, inputs, totals, len(pack.responses))
+                if loss.requires_grad:
+                    loss.backward()
+                collected.append(statistics)
+        sums = torch.stack([s.sums for s in collected]).sum(0)
+        extrema = torch.stack([s.extrema for s in collected]).amax(0)
+        return Statistics(self.world.sum_(sums), self.world.max_(extrema))
+
+    @contextlib.contextmanager
+    def _reduce_gradients(self, now: bool):  # type: ignore[no-untyped-def]
+        if isinstance(self.module, DistributedDataParallel) and not now:
+            with self.module.no_sync():
+                yield
+            return
+        if isinstance(self.network, FSDPModule):
+            self.network.set_requires_gradient_sync(now)
+        yield
+
+    def optimizer_step(self, lr: float) -> Tensor:
+        """See `Engine`."""
+        return self.optimizer.step(lr)
+
+    @torch.no_grad()
+    def score(self, packs: Sequence[Pack]) -> list[Tensor]:
+        """See `Engine`."""
+        self.network.eval()
+        return [self.network(pack.to(self.device)).scores for pack in packs]
+
+    def _start(self, tensor: Tensor) -> int:
+        """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""
+        if not isinstance(tensor, DTensor):
+            return 0
+        rows = tensor.shape[0]
+        return min(self.world.rank * -(-rows // self.world.size), rows)
+
+    def state(self) -> dict[str, Shard]:
+        """See `Engine`."""
+        parameters = dict(self.network.named_parameters())
+        out = {f"model/{n}": Shard(local(p).detach(), self._start(p), tuple(p.shape)) for n, p in parameters.items()}
+        for name, moments in self.optimizer.moments().items():
+            whole = parameters[name]
+            for key in ("exp_avg", "exp_avg_sq"):
+                out[f"{key}/{name}"] = Shard(moments[key], self._start(whole), tuple(whole.shape))
+            out["step"] = Shard(moments["step"].reshape(1), 0, (1,))
+        return out
+
+    @torch.no_grad()
+    def load_state(self, read: ReadRows) -> None:
+        """See `Engine`."""
+        for name, shard in self.state().items():
+            rows = shard.tensor.shape[0]
+            if name != "step" and rows:
+                shard.tensor.copy_(read(name, shard.start, shard.start + rows))
+        for moments in self.optimizer.moments().values():
+            moments["step"].copy_(read("step", 0, 1)[0])
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        out = {}
+        for name, parameter in self.network.named_parameters():
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if self.world.main:
+                out[name] = whole.detach().cpu()
+        return out

@@ -1,0 +1,58 @@
+"""The processes of a run, as torchrun started them."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World:
+    """Rank, size and device of this process; collectives do nothing in a world of one.
+
+    Use as a context manager: it opens the process group and closes it, also after an error.
+    """
+
+    def __init__(self, timeout_minutes: float = 60.0) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
+        self._timeout = timedelta(minutes=timeout_minutes)
+
+    def __enter__(self) -> "World":
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.size > 1:
+            device_id = self.device if self.device.type == "cuda" else None
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=self._timeout, device_id=device_id)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Maximum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor

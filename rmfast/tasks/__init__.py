@@ -1,0 +1,13 @@
+"""What a config can ask for, each task in a file of its own."""
+
+from collections.abc import Callable
+
+from rmfast.config import Config
+
+
+def run_task(config: Config) -> None:
+    """Run the task that a config names."""
+    from rmfast.tasks.reward import run as reward
+
+    tasks: dict[str, Callable[[Config], None]] = {"reward": reward}
+    tasks[config.task](config)

@@ -1,0 +1,84 @@
+"""From a config's data section to tables of prompt groups."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.config import DataConfig
+from rmfast.data.store import TokenStore, build_store
+from rmfast.data.table import GroupTable, build_table
+from rmfast.errors import UserError
+from rmfast.parallel.world import World
+from rmfast.trainer.log import say
+
+
+def open_stores(
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataConfig, world: World, *, split: str
+) -> list[TokenStore]:
+    """Tokenise the sources on one rank of each machine; the others open what it left."""
+
+    def build() -> list[TokenStore]:
+        cache = Path(data.cache).expanduser()
+        options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
+        return [build_store(source, tokenizer, cache, **options) for source in sources]
+
+    stores = build() if world.local_rank == 0 else []
+    world.barrier()
+    return stores if world.local_rank == 0 else build()
+
+
+def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, what: str, world: World) -> GroupTable:
+    """The usable groups, after saying on rank 0 what was left out and why.
+
+    Raises:
+        UserError: nothing usable is left, or ids that the model's embedding does not have.
+    """
+    for store in stores:
+        if store.meta.get("max_id", 0) >= vocabulary:
+            raise UserError(
+                f"{store.meta['source']}: holds token id {store.meta['max_id']}, but the model's vocabulary has "
+                f"{vocabulary}: model.path's tokenizer and weights do not belong together"
+            )
+    table, dropped = build_table(
+        stores, max_length=data.max_length, tokens_per_pack=data.tokens_per_pack, over_long=data.over_long
+    )
+    bad: dict[str, int] = {}
+    for store in stores:
+        for cause, count in store.meta["bad"].items():
+            bad[cause] = bad.get(cause, 0) + count
+    left_out = bad | {cause: count for cause, count in dropped.items() if count and cause != "truncated"}
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in left_out.items())
+    if data.bad_rows == "error" and dropped["identical"]:
+        raise UserError(
+            f"{what} data: {dropped['identical']} rows prefer one of two identical responses (data.bad_rows)"
+        )
+    if not len(table):
+        raise UserError(f"{what} data: no usable row in {', '.join(s.meta['source'] for s in stores)}: {causes}")
+    if world.main:
+        saved = 1 - table.stored.sum() / table.sequences.sum()
+        say(
+            f"{what}: {len(table):,} prompt groups, {table.edges.sum():,} preference edges, "
+            f"{table.stored.sum():,} tokens ({saved:.0%} saved by sharing prompts)"
+        )
+        if causes:
+            say(f"{what}: left out {causes} (details: rmfast data report)")
+        if dropped["truncated"]:
+            say(f"{what}: cut the prompts of {dropped['truncated']:,} groups from the left")
+    return table
+
+
+def group_counts(table: GroupTable) -> list[int]:
+    """Groups of each source, in the table's order."""
+    return np.bincount(table.store, minlength=len(table.stores)).tolist()
+
+
+def data_key(table: GroupTable, data: DataConfig, seed: int) -> str:
+    """Tells runs apart whose steps hold other rows: a checkpoint of one must not go on as another."""
+    digest = hashlib.sha256(repr((data.pairs_per_step, data.shuffle, data.train_weights, seed)).encode())
+    for column in (table.index, table.stored, table.sequences, table.weight):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,330 @@
+"""task: reward. Trains a reward model, evaluates it, exports it and writes the report."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.checkpoint.export import check_export, choose_pad_token, write_model, write_tokenizer
+from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
+from rmfast.config import Config
+from rmfast.data.loader import StepLoader
+from rmfast.data.pack import build_pack
+from rmfast.data.plan import StepPlan
+from rmfast.data.table import GroupTable
+from rmfast.data.tokenizer import load_tokenizer
+from rmfast.errors import UserError
+from rmfast.evaluation.score import evaluate_table
+from rmfast.models.config import decoder_config
+from rmfast.models.hf import load_network, read_config
+from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.native import NativeEngine
+from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.world import World
+from rmfast.report.html import write_report
+from rmfast.report.summary import final_summary
+from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
+from rmfast.trainer.flops import peak_flops, step_flops
+from rmfast.trainer.log import RunLog, say
+from rmfast.trainer.loop import LoopOptions, Progress, fit
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def run(config: Config) -> None:
+    """Train as the config says. All ranks call it.
+
+    Raises:
+        UserError: before anything is written to the run folder.
+        RunError: a run that cannot go on.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    hf = read_config(config.model.path)
+    vocabulary = decoder_config(hf, config.model.path).vocabulary
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    with World(config.parallel.timeout_minutes) as world:
+        stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
+        held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
+        table = make_table(stores, config.data, vocabulary, "train", world)
+        evals = {
+            name: make_table([store], config.data, vocabulary, name, world)
+            for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
+        }
+        RewardRun(config, world, hf, tokenizer, table, evals).run()
+
+
+def eval_names(sources: Sequence[str]) -> list[str]:
+    """ "eval" for one held-out source; otherwise the file's name without its endings, numbered where two agree."""
+    if len(sources) == 1:
+        return ["eval"]
+    stems = [Path(source).name.split(".")[0] or "eval" for source in sources]
+    return [f"{s}-{stems[:i].count(s) + 1}" if stems.count(s) > 1 else s for i, s in enumerate(stems)]
+
+
+def total_steps(plan: StepPlan, epochs: float) -> int:
+    """Steps of that many epochs; a part of an epoch counts in whole steps."""
+    whole = math.floor(epochs)
+    rest = (epochs - whole) * (plan.first_step(whole + 1) - plan.first_step(whole))
+    return max(1, plan.first_step(whole) + math.ceil(rest))
+
+
+class RewardRun:
+    """The parts of one run, and the order in which they work."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        hf: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        table: GroupTable,
+        evals: dict[str, GroupTable],
+    ) -> None:
+        self.config, self.world, self.hf, self.tokenizer = config, world, hf, tokenizer
+        self.table, self.evals = table, evals
+        self.folder = Path(config.run.dir).expanduser()
+        self.dtype = DTYPES[config.model.dtype]
+        data = config.data
+        weights = data.train_weights or (1.0,) * len(data.train)
+        self.plan = StepPlan(
+            group_counts(table),
+            weights,
+            groups_per_step=data.pairs_per_step,
+            seed=config.run.seed,
+            shuffle=data.shuffle,
+        )
+        self.total = config.run.max_steps or total_steps(self.plan, config.run.epochs)
+        # Found out now rather than when the trained model is to be saved.
+        self.pad = choose_pad_token(tokenizer, decoder_config(hf).vocabulary)
+        network = self._network()
+        self.decoder_config = network.config
+        self.first_trained = network.decoder.first_trained
+        optim = config.optim
+        options = AdamWOptions(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, clip=optim.clip)
+        self.engine = NativeEngine(network, world=world, options=options, data_parallel=config.parallel.data)
+        self.log: RunLog | None = None
+
+    def _network(self) -> RewardNetwork:
+        model = self.config.model
+        lm = self.config.objective.lm > 0
+        network, _ = load_network(
+            model.path,
+            heads=model.heads,
+            new_heads=True,
+            seed=self.config.run.seed,
+            from_scratch=model.from_scratch,
+            lm=lm,
+            dtype=self.dtype,
+            dropout=model.dropout,
+            recompute=model.recompute,
+        )
+        if model.top_layers is not None:
+            try:
+                network.freeze(model.top_layers)
+            except ValueError as error:
+                raise UserError(f"model.top_layers: {error}") from None
+        return network
+
+    def run(self) -> None:
+        """Train, evaluate, export, report."""
+        config, world = self.config, self.world
+        progress = self._resume()
+        if world.main:
+            self._announce(progress)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(config.dump(), sort_keys=False)
+            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            self.log = RunLog(
+                self.folder,
+                last_step=progress.step,
+                total=self.total,
+                every=config.run.log_every,
+                tensorboard=config.run.tensorboard,
+                wandb=config.run.wandb,
+                config=config.dump(),
+            )
+        try:
+            if progress.step == 0 and config.eval.at_start:
+                self.evaluate(0)
+            if progress.step < self.total:
+                self._fit(progress)
+                self.save(progress)
+            metrics = self.evaluate(self.total, final=True)
+            self._finish(metrics)
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _announce(self, progress: Progress) -> None:
+        trained = sum(p.numel() for p in self.engine.network.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in self.engine.network.parameters())
+        mode = f" ({self.config.parallel.data})" if self.world.size > 1 else ""
+        say(
+            f"{self.config.model.path}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained, "
+            f"{self.config.model.dtype}, {self.world.size} x {self.world.device.type}{mode}; "
+            f"{self.total:,} steps of {self.config.data.pairs_per_step} groups"
+        )
+        if progress.step:
+            say(f"resumed from step {progress.step} in {self.folder}")
+
+    def _fit(self, progress: Progress) -> None:
+        config, world = self.config, self.world
+        objective = RewardObjective(center=config.objective.center, lm=config.objective.lm)
+        loader = StepLoader(
+            self.table,
+            self.plan,
+            first=progress.step,
+            last=self.total,
+            ranks=world.size,
+            rank=world.rank,
+            budget=config.data.tokens_per_pack,
+            lm=objective.lm > 0,
+            pin=world.device.type == "cuda",
+        )
+        optim = config.optim
+        warmup = round(optim.warmup * self.total) if optim.warmup < 1 else round(optim.warmup)
+        options = LoopOptions(
+            total=self.total,
+            lr=optim.lr,
+            schedule=optim.schedule,
+            warmup=warmup,
+            floor=optim.floor,
+            eval_every=config.eval.every,
+            checkpoint_every=config.checkpoint.every,
+            on_nonfinite=optim.on_nonfinite,
+            seed=config.run.seed,
+        )
+        peak = peak_flops(world.device, self.dtype)
+        fit(
+            self.engine,
+            loader,
+            objective,
+            options,
+            progress,
+            log=self.log,
+            evaluate=self.evaluate,
+            save=self.save,
+            flops=lambda step: step_flops(
+                self.decoder_config, step.totals, first_trained=self.first_trained, lm=objective.lm > 0
+            ),
+            peak=peak and peak * world.size,
+        )
+
+    def evaluate(self, step: int, final: bool = False) -> dict[str, Any]:
+        """Evaluate every held-out source; log it; the last time also keep the scores for the plots."""
+        merged: dict[str, Any] = {}
+        for name, table in self.evals.items():
+            metrics, arrays = evaluate_table(
+                self.engine.score,
+                table,
+                self.world,
+                budget=self.config.data.tokens_per_pack,
+                center=self.config.objective.center,
+            )
+            prefix = "eval_" if name == "eval" else f"eval_{name}_"
+            merged |= {f"{prefix}{key}": value for key, value in metrics.items()}
+            if self.log is None:
+                continue
+            self.log.evaluation(step, name, {f"eval_{key}": value for key, value in metrics.items()})
+            if final:
+                (self.folder / "eval").mkdir(exist_ok=True)
+                np.savez_compressed(self.folder / "eval" / f"{name}-final.npz", **arrays)
+        return merged
+
+    def _resume(self) -> Progress:
+        checkpoints = list_checkpoints(self.folder / "checkpoints")
+        # All ranks must have looked before rank 0 moves anything.
+        self.world.barrier()
+        if self.config.run.resume == "never":
+            if self.world.main and self.folder.is_dir() and any(self.folder.iterdir()):
+                move_aside(self.folder)
+            self.world.barrier()
+            return Progress()
+        if not checkpoints:
+            return Progress()
+        newest = checkpoints[-1]
+        saved = read_manifest(newest)["progress"]
+        if saved["data_key"] != self._data_key():
+            raise UserError(
+                f"{newest}: holds a run on other data, order or seed; set run.resume to never (moves it aside), "
+                "or choose another run.dir"
+            )
+        if saved["step"] > self.total:
+            raise UserError(
+                f"{newest}: is at step {saved['step']}, beyond this run's {self.total}; raise run.max_steps"
+            )
+        with open_checkpoint(newest) as (read, _):
+            self.engine.load_state(read)
+        return Progress(saved["step"], saved["num_tokens"], saved["num_computed_tokens"])
+
+    def _data_key(self) -> str:
+        return data_key(self.table, self.config.data, self.config.run.seed)
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint of the step that was just done."""
+        values = vars(progress) | {"data_key": self._data_key()}
+
+        def extras(folder: Path) -> None:
+            self.hf.save_pretrained(folder)
+            write_tokenizer(self.tokenizer, folder, self.pad)
+
+        save_checkpoint(
+            self.folder / "checkpoints",
+            progress.step,
+            self.engine.state(),
+            values,
+            self.world,
+            write_extras=extras,
+            keep=self.config.checkpoint.keep,
+        )
+
+    def _finish(self, metrics: dict[str, Any]) -> None:
+        """Export, prove that transformers agrees, and write the report."""
+        weights = self.engine.weights()
+        table = next(iter(self.evals.values()), self.table)
+        rows = np.sort(np.argsort(table.stored, kind="stable")[:4])
+        pack = build_pack(table, rows)
+        scores = self.engine.score([pack])[0].float().cpu()
+        if not self.world.main:
+            return
+        folder = self.folder / "model"
+        write_model(
+            folder,
+            hf=self.hf,
+            config=self.decoder_config,
+            state=weights,
+            tokenizer=self.tokenizer,
+            dtype=self.dtype,
+        )
+        sequences = [s for row in rows for s in table.sequences_of(int(row))]
+        difference = check_export(folder, sequences, scores, self.dtype)
+        say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
+        assert self.log is not None
+        write_report(self.folder)
+        name = next(iter(self.evals), None)
+        prefix = "eval_" if name == "eval" else f"eval_{name}_"
+        own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+        source = self.config.data.eval[0] if self.config.data.eval else None
+        summary = final_summary(own or None, model=folder, report=self.folder / "report", data=source)
+        say("\n" + summary)
+        (self.folder / "summary.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free NAME.1, NAME.2, ..."""
+    number = 1
+    while folder.with_name(f"{folder.name}.{number}").exists():
+        number += 1
+    target = folder.with_name(f"{folder.name}.{number}")
+    os.replace(folder, target)
+    say(f"run.resume is never: the earlier run was moved to {target}")
+    return target

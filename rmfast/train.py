@@ -1,0 +1,35 @@
+"""The door: torchrun rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]"""
+
+import os
+import sys
+from pathlib import Path
+
+# Run as a file, this folder comes first on the path, and its module names would hide libraries of the same name.
+if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
+    del sys.path[0]
+
+from rmfast.config import config_help, load_config  # noqa: E402
+from rmfast.errors import RunError, UserError  # noqa: E402
+
+
+def main(arguments: list[str]) -> int:
+    """Run a config; the exit code: 0, 2 for the user's errors, 1 for a run that cannot go on."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\n\nLater files and keys win. Keys:\n{config_help()}")
+        return 0 if arguments else 2
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        config = load_config(arguments)
+        # After the config, so that a misspelt key is answered before the seconds that torch takes to import.
+        from rmfast.tasks import run_task
+
+        run_task(config)
+    except (UserError, RunError) as error:
+        if rank == 0:
+            print(f"rmfast: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Work that the maths of a step needs, and the share of the device's peak that it got."""
+
+import torch
+
+from rmfast.data.loader import Totals
+from rmfast.models.config import DecoderConfig
+
+# Dense peaks in FLOP/s from the vendor's data sheets. The first name that the device's name contains counts.
+PEAKS = {
+    torch.bfloat16: {"H200": 990e12, "H100": 990e12, "A100": 312e12},
+    torch.float32: {"H200": 67e12, "H100": 67e12, "A100": 19.5e12},
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak of a device for matrix products in a dtype; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAKS[dtype].items() if key in name), None)
+
+
+def step_flops(config: DecoderConfig, totals: Totals, *, first_trained: int = 0, lm: bool = False) -> float:
+    """FLOPs of a step's forward and backward: matrix products and visible attention, prompts once, nothing recomputed.
+
+    The last layer counts queries, output projection and MLP at the scored tokens only (not under an LM loss).
+
+    Args:
+        first_trained: layers below it run forward only.
+    """
+    keys_values = 2 * config.width * config.kv_heads * config.head_dim
+    rest = config.layer_parameters - keys_values
+    total = 0.0
+    for layer in range(config.layers):
+        passes = 3 if layer >= first_trained else 1  # a backward is twice a forward
+        trimmed = layer == config.layers - 1 and not lm
+        tokens = totals.responses if trimmed else totals.stored_tokens
+        matrices = 2 * (keys_values * totals.stored_tokens + rest * tokens)
+        attention = 0 if trimmed else 4 * config.heads * config.head_dim * totals.visible
+        total += passes * (matrices + attention)
+    if lm:
+        total += 3 * 2 * config.width * config.vocabulary * totals.lm_tokens
+    return total

@@ -1,0 +1,139 @@
+"""Where a run's figures go: metrics.jsonl, eval.jsonl, the console, TensorBoard, wandb."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from rmfast.errors import UserError
+
+COLUMNS = (  # metric, label, format
+    ("loss", "loss", "{:.4f}"),
+    ("accuracy", "acc", "{:.3f}"),
+    ("margin", "margin", "{:+.3f}"),
+    ("grad_norm", "grad", "{:.2f}"),
+    ("learning_rate", "lr", "{:.1e}"),
+    ("tokens_per_second", "tok/s", "{:,.0f}"),
+    ("pairs_per_second", "pairs/s", "{:.2f}"),
+    ("mfu", "mfu", "{:.1%}"),
+    ("memory_gib", "GiB", "{:.1f}"),
+)
+
+
+def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
+    """Values for JSON: what is not a finite number becomes null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+
+
+def console_line(values: dict[str, Any], total: int, seconds_left: float) -> str:
+    """One aligned line of a step."""
+    width = len(str(total))
+    parts = [f"step {values['step']:>{width}}/{total}"]
+    for name, label, form in COLUMNS:
+        if values.get(name) is not None:
+            parts.append(f"{label} {form.format(values[name])}")
+    minutes, seconds = divmod(round(seconds_left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "  ".join([*parts, f"left {hours}:{minutes:02d}:{seconds:02d}"])
+
+
+def evaluation_line(step: int, name: str, metrics: dict[str, Any]) -> str:
+    """One line of an evaluation: accuracy with its interval, beside the better length rule."""
+    m = {key.removeprefix("eval_"): value for key, value in metrics.items()}
+    return (
+        f"{name} after step {step}: accuracy {m['accuracy']:.3f} [{m['accuracy_low']:.3f}, {m['accuracy_high']:.3f}], "
+        f"loss {m['loss']:.4f}, calibration error {m['calibration_error']:.3f}, mean reward {m['mean_reward']:+.3f}; "
+        f"{m['baseline']} {m['baseline_accuracy']:.3f}"
+    )
+
+
+class RunLog:
+    """Writes a run's lines; on ranks other than 0 make none.
+
+    Args:
+        folder: of the run.
+        last_step: lines of later steps, left by an interrupted run, are cut off.
+        total: steps of the run. every: steps between console lines.
+        config: resolved config, for wandb.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        last_step: int,
+        total: int,
+        every: int,
+        tensorboard: bool,
+        wandb: bool,
+        config: dict[str, Any],
+    ) -> None:
+        self.total, self.every = total, every
+        self._metrics = _open_jsonl(folder / "metrics.jsonl", last_step)
+        self._evals = _open_jsonl(folder / "eval.jsonl", last_step)
+        self._board: Any = None
+        self._wandb: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)  # type: ignore[no-untyped-call]
+        if wandb:
+            try:
+                import wandb as package
+            except ImportError:
+                raise UserError("run.wandb: the package wandb is not installed: pip install wandb") from None
+            self._wandb = package.init(mode="offline", dir=str(folder), name=folder.name, config=config)
+
+    def step(self, values: dict[str, Any], seconds_left: float) -> None:
+        """A finished step."""
+        _write(self._metrics, values)
+        self._scalars(values, "train")
+        if values["step"] % self.every == 0 or values["step"] in (1, self.total):
+            say(console_line(values, self.total, seconds_left))
+
+    def evaluation(self, step: int, name: str, metrics: dict[str, Any]) -> None:
+        """A finished evaluation of one held-out source; metrics already carry their eval_ prefix."""
+        _write(self._evals, {"step": step, "name": name} | metrics)
+        self._scalars({"step": step} | metrics, "eval" if name == "eval" else name)
+        say(evaluation_line(step, name, metrics))
+
+    def _scalars(self, values: dict[str, Any], prefix: str) -> None:
+        numbers = {k: v for k, v in finite_or_null(values).items() if isinstance(v, int | float) and k != "step"}
+        for key, value in numbers.items():
+            if self._board is not None:
+                self._board.add_scalar(f"{prefix}/{key}", value, values["step"])
+        if self._wandb is not None:
+            self._wandb.log({f"{prefix}/{k}": v for k, v in numbers.items()}, step=values["step"])
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._metrics.close()
+        self._evals.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def say(text: str) -> None:
+    """Print a line at once, so that it survives in a log of a killed job."""
+    print(text, file=sys.stdout, flush=True)
+
+
+def _open_jsonl(path: Path, last_step: int) -> TextIO:
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= last_step:
+                    kept.append(line)
+            except (ValueError, KeyError):  # a line cut off by a crash
+                break
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _write(file: TextIO, values: dict[str, Any]) -> None:
+    file.write(json.dumps(finite_or_null(values)) + "\n")
+    file.flush()

@@ -1,0 +1,170 @@
+"""The loop: steps, evaluations and checkpoints in their order, and what is logged of them."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from rmfast.data.loader import Step, StepLoader
+from rmfast.errors import RunError
+from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.engine import Engine
+from rmfast.parallel.schedule import Schedule, learning_rate
+from rmfast.trainer.log import RunLog
+from rmfast.trainer.metrics import MetricQueue, StepLine
+
+NAMED_ROWS = 16  # rows that an error names at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """What the loop needs to know beside its parts; steps count from 1 where they are shown."""
+
+    total: int
+    lr: float
+    schedule: Schedule
+    warmup: int
+    floor: float
+    eval_every: int | None
+    checkpoint_every: int | None
+    on_nonfinite: Literal["stop", "skip"]
+    seed: int
+
+
+@dataclass
+class Progress:
+    """What a resumed run goes on from: steps done, and tokens so far (sequences' as TRL counts; computed ones)."""
+
+    step: int = 0
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+
+
+def fit(
+    engine: Engine,
+    loader: StepLoader,
+    objective: RewardObjective,
+    options: LoopOptions,
+    progress: Progress,
+    *,
+    log: RunLog | None,
+    evaluate: Callable[[int], dict[str, Any]],
+    save: Callable[[Progress], None],
+    flops: Callable[[Step], float],
+    peak: float | None,
+) -> None:
+    """Run the loader's steps.
+
+    Args:
+        log: None on ranks other than 0.
+        evaluate: of the step it comes after, on all ranks; gives metrics with their eval_ prefix.
+        save: writes a checkpoint, on all ranks.
+        flops: of a step. peak: FLOP/s of all ranks' devices together; None where it is not known.
+
+    Raises:
+        RunError: a loss or gradient that is not finite, under on_nonfinite "stop". That step changed nothing.
+    """
+    queue = MetricQueue(lm=objective.lm > 0)
+    clock = _Clock(options.total)
+
+    def drain(leave: int, extra: dict[str, Any] | None = None) -> None:
+        for line in queue.pop(leave):
+            if not line.finite and options.on_nonfinite == "stop":
+                raise RunError(_nonfinite(line, loader))
+            if log is not None:
+                log.step(_shown(line) | (extra or {}), clock.left(line.values["step"]))
+
+    for step in loader:
+        # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws the same.
+        torch.manual_seed((options.seed * 1_000_003 + step.number) * 4096 + loader.rank)
+        statistics = engine.forward_backward(step.packs, objective, step.totals)
+        lr = learning_rate(
+            step.number,
+            peak=options.lr,
+            schedule=options.schedule,
+            warmup=options.warmup,
+            total=options.total,
+            floor=options.floor,
+        )
+        norm = engine.optimizer_step(lr)
+        progress.step = done = step.number + 1
+        progress.num_tokens += step.totals.sequence_tokens
+        progress.num_computed_tokens += step.totals.stored_tokens
+        extras = _figures(step, lr, progress, clock.tick(), flops(step), peak, engine.device)
+        queue.push(step, statistics, norm, extras)
+        drain(1)
+        evaluating = options.eval_every is not None and done % options.eval_every == 0 and done < options.total
+        saving = options.checkpoint_every is not None and done % options.checkpoint_every == 0 and done < options.total
+        if evaluating or saving:
+            drain(0, evaluate(done) if evaluating else None)
+            if saving:
+                save(progress)
+            clock.restart()
+    drain(0)
+
+
+class _Clock:
+    """Seconds of each step, and an estimate of those that are left."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._last = time.perf_counter()
+        self._mean: float | None = None
+
+    def tick(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        self._mean = seconds if self._mean is None else 0.9 * self._mean + 0.1 * seconds
+        return seconds
+
+    def restart(self) -> None:
+        """Leave out what came between two steps."""
+        self._last = time.perf_counter()
+
+    def left(self, step: int) -> float:
+        return (self._total - step) * (self._mean or 0.0)
+
+
+def _figures(
+    step: Step, lr: float, progress: Progress, seconds: float, flops: float, peak: float | None, device: torch.device
+) -> dict[str, Any]:
+    totals = step.totals
+    cuda = device.type == "cuda"
+    memory = (
+        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    )
+    return {
+        "learning_rate": lr,
+        "num_tokens": progress.num_tokens,
+        "num_computed_tokens": progress.num_computed_tokens,
+        "pairs": totals.groups,
+        "step_seconds": seconds,
+        "tokens_per_second": totals.stored_tokens / seconds,
+        "pairs_per_second": totals.groups / seconds,
+        "tflops": flops / seconds / 1e12,
+        "mfu": None if peak is None else flops / seconds / peak,
+        "padding_share": step.padding / (step.padding + totals.stored_tokens),
+        "prefix_saved_share": 1 - totals.stored_tokens / totals.sequence_tokens,
+        "memory_gib": memory / 2**30,
+    }
+
+
+def _shown(line: StepLine) -> dict[str, Any]:
+    """A line's values; of a skipped step nothing that its loss touched is a number."""
+    if line.finite:
+        return line.values
+    spoilt = ("loss", "margin", "mean_reward", "min_reward", "max_reward", "grad_norm", "ranking_loss", "lm_loss")
+    return {k: None if k in spoilt else v for k, v in line.values.items()} | {"accuracy": None, "skipped": True}
+
+
+def _nonfinite(line: StepLine, loader: StepLoader) -> str:
+    rows = [loader.table.label(int(g)) for g in line.step.rows[:NAMED_ROWS]]
+    more = f" and {len(line.step.rows) - NAMED_ROWS} more" if len(line.step.rows) > NAMED_ROWS else ""
+    return (
+        f"step {line.values['step']}: loss {line.values['loss']} and gradient norm {line.values['grad_norm']} are not "
+        f"both finite; the step changed nothing. Rows: {', '.join(rows)}{more}. Lower optim.lr, look at these rows, or "
+        "set optim.on_nonfinite to skip"
+    )

@@ -1,0 +1,78 @@
+"""A step's figures, kept on the device until the step after it: reading them makes nothing wait."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmfast.data.loader import Step
+from rmfast.objectives.reward import SUMS, Statistics
+
+
+@dataclass
+class _Pending:
+    step: Step
+    figures: Tensor
+    ready: torch.cuda.Event | None
+    extras: dict[str, Any]
+
+
+@dataclass
+class StepLine:
+    """One finished step: its metrics by name, and whether loss and gradient were finite."""
+
+    step: Step
+    values: dict[str, Any]
+    finite: bool
+
+
+class MetricQueue:
+    """Takes each step's device figures and gives them back as numbers once they are there."""
+
+    def __init__(self, *, lm: bool) -> None:
+        self._pending: deque[_Pending] = deque()
+        self._lm = lm
+
+    def push(self, step: Step, statistics: Statistics, norm: Tensor, extras: dict[str, Any]) -> None:
+        """Queue a step. extras: figures that the host knows already."""
+        figures = torch.cat((statistics.sums, statistics.extrema, norm.reshape(1)))
+        ready = None
+        if figures.device.type == "cuda":
+            host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+            host.copy_(figures, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+            figures = host
+        self._pending.append(_Pending(step, figures, ready, extras))
+
+    def pop(self, leave: int = 0) -> list[StepLine]:
+        """Finished steps, oldest first, but the newest `leave` ones; waits for those that it gives."""
+        out = []
+        while len(self._pending) > leave:
+            pending = self._pending.popleft()
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            out.append(self._line(pending))
+        return out
+
+    def _line(self, pending: _Pending) -> StepLine:
+        *sums, high, low, norm = pending.figures.tolist()
+        total = dict(zip(SUMS, sums, strict=True))
+        totals = pending.step.totals
+        finite = bool(torch.isfinite(torch.tensor([total["loss"], norm])).all())
+        values = {
+            "step": pending.step.number + 1,
+            "epoch": round(pending.step.epoch, 6),
+            "loss": total["loss"],
+            "accuracy": total["correct"] / max(totals.edges, 1),
+            "margin": total["margin"] / max(totals.edges, 1),
+            "mean_reward": total["reward"] / max(totals.responses, 1),
+            "min_reward": -low,
+            "max_reward": high,
+            "grad_norm": norm,
+        }
+        if self._lm:
+            values |= {"ranking_loss": total["ranking_loss"], "lm_loss": total["lm_loss"]}
+        return StepLine(pending.step, values | pending.extras, finite)

@@ -1,0 +1,188 @@
+"""Every format of rows.parse_row and every cause for which it refuses a row."""
+
+import math
+import pickle
+
+import pytest
+
+from rmfast.data.rows import BadRow, parse_row
+
+USER = {"role": "user", "content": "Hi"}
+GOOD = {"role": "assistant", "content": "Hello!"}
+POOR = {"role": "assistant", "content": "What?"}
+
+
+def pairs(row: dict, **options: bool) -> list[tuple[int, int]]:
+    return [(edge.better, edge.worse) for edge in parse_row(row, **options).edges]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "responses"),
+    [
+        ({"prompt": "Hi ", "chosen": "a", "rejected": "b"}, "Hi ", ("a", "b")),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "", ("a", "b")),
+        ({"chosen": "Hi a", "rejected": "Hi b"}, None, ("Hi a", "Hi b")),
+        ({"prompt": None, "chosen": "Hi a", "rejected": "Hi b", "margin": None}, None, ("Hi a", "Hi b")),
+        ({"prompt": [USER], "chosen": [GOOD], "rejected": [POOR]}, [USER], ([GOOD], [POOR])),
+        ({"chosen": [USER, GOOD], "rejected": [USER, POOR]}, None, ([USER, GOOD], [USER, POOR])),
+        ({"prompt": [USER], "chosen": "Hello!", "rejected": "What?"}, [USER], ("Hello!", "What?")),
+        ({"chosen_ids": [1, 2], "rejected_ids": [1, 3]}, None, ([1, 2], [1, 3])),
+        ({"prompt_ids": [9], "chosen_ids": [1], "rejected_ids": [2, 3]}, None, ([9, 1], [9, 2, 3])),
+        ({"chosen_input_ids": [1, 2], "rejected_input_ids": [1, 3]}, None, ([1, 2], [1, 3])),
+    ],
+)
+def test_pair_formats(row: dict, prompt: object, responses: tuple) -> None:
+    example = parse_row(row)
+    assert (example.prompt, example.responses) == (prompt, responses)
+    (edge,) = example.edges
+    assert (edge.better, edge.worse, edge.margin, edge.target, edge.weight) == (0, 1, 0.0, 1.0, 1.0)
+    assert math.isnan(edge.strength_mean) and math.isnan(edge.strength_std)
+
+
+def test_string_answers_to_messages_become_assistant_turns() -> None:
+    example = parse_row({"prompt": [USER], "chosen": "Hello!", "rejected": "What?"})
+    assert example.is_messages
+    assert example.conversation(example.responses[0]) == [USER, GOOD]
+
+
+def test_one_chosen_over_many_rejected() -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": ["b", "c", "d"]}
+    assert parse_row(row).responses == ("a", "b", "c", "d")
+    assert pairs(row) == [(0, 1), (0, 2), (0, 3)]
+    assert pairs({"prompt": [USER], "chosen": [GOOD], "rejected": [[POOR], [POOR]]}) == [(0, 1), (0, 2)]
+    assert pairs({"chosen_ids": [1], "rejected_ids": [[2], [3]]}) == [(0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({}, [(0, 1), (0, 2), (1, 2)]),
+        ({"ranks": [3, 1, 2]}, [(1, 2), (1, 0), (2, 0)]),
+        ({"ranks": [1, 0, 1]}, [(1, 0), (1, 2)]),
+        ({"scores": [0.5, -1, 2.0]}, [(2, 0), (2, 1), (0, 1)]),
+        ({"scores": [1, 1, 0], "ranks": None}, [(0, 2), (1, 2)]),
+        ({"edges": [[2, 0], [0, 1]]}, [(2, 0), (0, 1)]),
+        ({"edges": [[2, 0]], "ranks": [0, 1, 2], "scores": [0, 1, 2]}, [(2, 0)]),
+        ({"ranks": [0, 1, 2], "scores": [0, 1, 2]}, [(0, 1), (0, 2), (1, 2)]),
+    ],
+)
+def test_rankings(columns: dict, expected: list) -> None:
+    assert pairs({"prompt": "p", "responses": ["a", "b", "c"], **columns}) == expected
+
+
+def test_ranking_of_k_has_every_pair() -> None:
+    assert len(pairs({"prompt": "p", "responses": [str(i) for i in range(9)]})) == 36
+
+
+def test_edge_columns_as_numbers_and_lists() -> None:
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "margin": [1, 0.5, None], "target": 0.9, "strength_mean": 2}
+    example = parse_row(row | {"strength_std": [0, 1, 2], "weight": 3})
+    assert [edge.margin for edge in example.edges] == [1.0, 0.5, 0.0]
+    assert {edge.target for edge in example.edges} == {0.9}
+    assert [(edge.strength_mean, edge.strength_std) for edge in example.edges] == [(2, 0), (2, 1), (2, 2)]
+    assert {edge.weight for edge in example.edges} == {3.0} and not example.per_edge_weight
+    assert parse_row(row | {"weight": [1, 2, 3]}).per_edge_weight
+    assert parse_row({"chosen": "a", "rejected": "b", "margin": [2.5]}).edges[0].margin == 2.5
+
+
+def test_template_arguments() -> None:
+    row = {"chosen": [USER, GOOD], "rejected": [USER, POOR], "chat_template_kwargs": {"enable_thinking": False}}
+    assert parse_row(row).template_kwargs == {"enable_thinking": False}
+    assert parse_row(row | {"tools": '[{"name": "f"}]'}).tools == [{"name": "f"}]
+    assert parse_row(row | {"tools": [{"name": "f"}]}).tools == [{"name": "f"}]
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+CHAT = {"prompt": [USER], "chosen": [GOOD], "rejected": [POOR]}
+RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [
+        ({}, "missing column"),
+        ({"prompt": "p", "chosen": "a"}, "missing column"),
+        ({"prompt": "p", "chosen": "a", "rejected": None}, "missing column"),
+        ({"chosen_ids": [1], "rejected": "b"}, "missing column"),
+        (PAIR | {"prompt": 7}, "wrong type"),
+        (PAIR | {"prompt": ["p"]}, "wrong type"),
+        (PAIR | {"chosen": 7}, "wrong type"),
+        (PAIR | {"chosen": [GOOD]}, "wrong type"),
+        (PAIR | {"chosen": [GOOD], "rejected": [POOR]}, "wrong type"),
+        (PAIR | {"margin": "0.5"}, "wrong type"),
+        (PAIR | {"margin": True}, "wrong type"),
+        (PAIR | {"margin": [1, 2]}, "wrong type"),
+        (PAIR | {"tools": "["}, "wrong type"),
+        (PAIR | {"tools": {"name": "f"}}, "wrong type"),
+        (PAIR | {"chat_template_kwargs": [1]}, "wrong type"),
+        ({"chosen_ids": [1, -2], "rejected_ids": [1]}, "wrong type"),
+        ({"chosen_ids": [1.0], "rejected_ids": [1]}, "wrong type"),
+        ({"chosen_ids": [True], "rejected_ids": [1]}, "wrong type"),
+        (RANKED | {"responses": "abc"}, "wrong type"),
+        (RANKED | {"responses": ["a", None, "b"]}, "wrong type"),
+        (RANKED | {"ranks": [1, 2]}, "wrong type"),
+        (RANKED | {"ranks": 1}, "wrong type"),
+        (RANKED | {"scores": [1, 2, "3"]}, "wrong type"),
+        (RANKED | {"edges": [[0, 3]]}, "wrong type"),
+        (RANKED | {"edges": [[1, 1]]}, "wrong type"),
+        (RANKED | {"edges": [[-1, 0]]}, "wrong type"),
+        (RANKED | {"edges": [0, 1]}, "wrong type"),
+        (CHAT | {"chosen": [GOOD | {"content": [{"type": "text", "text": "a"}]}]}, "wrong type"),
+        (PAIR | {"rejected": ""}, "empty"),
+        (PAIR | {"chosen": " \n"}, "empty"),
+        (PAIR | {"rejected": ["b", ""]}, "empty"),
+        (CHAT | {"chosen": [GOOD | {"content": ""}]}, "empty"),
+        (CHAT | {"chosen": "a", "rejected": ""}, "empty"),
+        (CHAT | {"rejected": "b"}, "wrong type"),
+        (RANKED | {"responses": []}, "empty"),
+        ({"chosen_ids": [1], "rejected_ids": []}, "empty"),
+        (CHAT | {"prompt": [USER | {"role": "wizard"}]}, "wrong roles"),
+        (CHAT | {"prompt": [USER | {"role": None}]}, "wrong roles"),
+        (CHAT | {"prompt": [{"role": "user"}]}, "wrong roles"),
+        (CHAT | {"prompt": [{"content": "Hi"}]}, "wrong roles"),
+        (CHAT | {"prompt": [{"role": "system", "content": "Hi"}]}, "wrong roles"),
+        (CHAT | {"prompt": []}, "wrong roles"),
+        (CHAT | {"chosen": [USER]}, "wrong roles"),
+        (CHAT | {"chosen": []}, "wrong roles"),
+        (PAIR | {"rejected": []}, "no edge"),
+        (RANKED | {"responses": ["a"]}, "no edge"),
+        (RANKED | {"ranks": [1, 1, 1]}, "no edge"),
+        (RANKED | {"edges": []}, "no edge"),
+        (PAIR | {"margin": math.nan}, "bad number"),
+        (PAIR | {"margin": math.inf}, "bad number"),
+        (PAIR | {"margin": 1e300}, "bad number"),
+        (PAIR | {"margin": 10**400}, "bad number"),
+        (PAIR | {"target": 1.5}, "bad number"),
+        (PAIR | {"target": -0.1}, "bad number"),
+        (PAIR | {"weight": -1}, "bad number"),
+        (PAIR | {"strength_mean": math.nan}, "bad number"),
+        (PAIR | {"strength_std": -1}, "bad number"),
+        (RANKED | {"scores": [1, math.nan, 2]}, "bad number"),
+    ],
+)
+def test_bad_rows_have_their_cause(row: dict, cause: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        parse_row(row)
+    assert caught.value.cause == cause
+    assert caught.value.detail and "\n" not in caught.value.detail
+
+
+def test_scoring_takes_rows_without_edges_and_empty_or_equal_responses() -> None:
+    example = parse_row(
+        {"prompt": "p", "responses": ["", "a", "a"], "ranks": [0, 0, 0]}, require_edges=False, allow_empty=True
+    )
+    assert example.responses == ("", "a", "a") and example.edges == ()
+    assert pairs({"prompt": [USER], "responses": [""]}, require_edges=False, allow_empty=True) == []
+    with pytest.raises(BadRow, match="no user turn"):
+        parse_row({"prompt": [], "responses": ["a"]}, require_edges=False, allow_empty=True)
+
+
+def test_tool_calls_stand_for_content() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    assert parse_row(CHAT | {"chosen": [call]}).responses[0] == [call]
+
+
+def test_bad_row_survives_pickling_and_prints_on_one_ascii_safe_line() -> None:
+    bad = pickle.loads(pickle.dumps(BadRow("wrong type", "two\nlines \ud800" + "x" * 500)))
+    assert bad.cause == "wrong type" and bad.detail.startswith("two lines \\ud800") and len(bad.detail) == 200
+    str(bad).encode()

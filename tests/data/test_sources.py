@@ -1,0 +1,233 @@
+"""Every kind of source gives the same rows; every damage gives its cause or one line; nothing is read whole."""
+
+import gzip
+import json
+import random
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from rmfast.data.rows import BadRow
+from rmfast.data.sources import content_key, read_rows, source_root
+from rmfast.errors import UserError
+
+ROWS = [{"prompt": f"p{i}", "chosen": "naïve \u2028 日本", "rejected": "b"} for i in range(5)]
+LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
+LIST = json.dumps(ROWS, indent=1).encode()
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+FILES: dict[str, bytes] = {
+    "a.jsonl": LINES,
+    "no-newline.jsonl": LINES.rstrip(b"\n"),
+    "bom.jsonl": b"\xef\xbb\xbf" + LINES,
+    "crlf.jsonl": LINES.replace(b"\n", b"\r\n"),
+    "lines.json": LINES,
+    "list.json": LIST,
+    "bom-list.json": b"\xef\xbb\xbf \n" + LIST,
+    "a.jsonl.gz": gzip.compress(LINES),
+    "two-members.jsonl.gz": gzip.compress(LINES[:30]) + gzip.compress(LINES[30:]),
+    "list.json.gz": gzip.compress(LIST),
+    "a.jsonl.zst": zstandard.compress(LINES),
+    "two-frames.jsonl.zst": zstandard.compress(LINES[:30]) + zstandard.compress(LINES[30:]),
+    "list.json.zst": zstandard.compress(LIST),
+    "a.parquet": parquet(ROWS),
+}
+
+
+def rows_of(source: str | Path, default_split: str = "train") -> list[dict[str, Any]]:
+    rows = [row for _, _, row in read_rows(str(source), default_split)]
+    assert all(isinstance(row, dict) for row in rows), rows
+    return rows  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    found = list(read_rows(str(path)))
+    assert found == [(str(path), number, row) for number, row in enumerate(ROWS, start=1)]
+
+
+def test_bad_lines_keep_their_numbers_and_causes(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    deep, digits = b"[" * 200_000, b"9" * 5000
+    path.write_bytes(b"\n".join([b'{"a": 1}', b"", b"\xff\xfe", b'{"a": ', b"[1]", deep, digits, b" ", b'{"a": 2}']))
+    found = [(number, row.cause if isinstance(row, BadRow) else row) for _, number, row in read_rows(str(path))]
+    assert found == [
+        (1, {"a": 1}),
+        (3, "not UTF-8"),
+        (4, "not JSON"),
+        (5, "not an object"),
+        (6, "not JSON"),
+        (7, "not JSON"),
+        (9, {"a": 2}),
+    ]
+
+
+def test_items_of_a_list_that_are_no_objects(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": [1, "]"]}, 12, "x", [2], {}]')
+    rows = [row.cause if isinstance(row, BadRow) else row for _, _, row in read_rows(str(path))]
+    assert rows == [{"a": [1, "]"]}, "not an object", "not an object", "not an object", {}]
+    path.write_text(" [ ] ")
+    assert rows_of(path) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl.gz", "a.jsonl.zst", "list.json", "list.json.gz", "list.json.zst", "a.parquet"]
+)
+@pytest.mark.parametrize("lost", [3, 9, 40])
+def test_truncated_files_are_named(tmp_path: Path, name: str, lost: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(FILES[name][:-lost])
+    with pytest.raises(UserError, match="truncated|cannot be read") as caught:
+        list(read_rows(str(path)))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_files_that_are_not_what_their_name_says(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(UserError, match=name):
+        list(read_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("absent.jsonl", "no such file"),
+        ("./absent", "no such file"),
+        ("/absent/folder", "no such file"),
+        ("a/b/c", "no such file"),
+        ("absent.parquet#test", "no such file"),
+    ],
+)
+def test_absent(source: str, message: str) -> None:
+    for read in (content_key, lambda source: list(read_rows(source))):
+        with pytest.raises(UserError, match=message):
+            read(source)
+
+
+def test_unknown_kinds_and_splits_that_files_lack(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(UserError, match="unknown kind of file"):
+        rows_of(tmp_path / "a.csv")
+    with pytest.raises(UserError, match="holds no file"):
+        rows_of(tmp_path)
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(UserError, match="leave out #test"):
+        rows_of(f"{tmp_path / 'a.jsonl'}#test")
+    with pytest.raises(UserError, match="no split 'test'"):
+        rows_of(f"{tmp_path}#test")
+
+
+def test_folder_is_sorted_and_recursive(tmp_path: Path) -> None:
+    contents = {"b.jsonl.gz": "a.jsonl.gz", "sub/c.parquet": "a.parquet", "a.json": "list.json"}
+    for name, content in (contents | {".hidden/d.jsonl": "a.jsonl", "readme.txt": "a.jsonl"}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(FILES[content])
+    found = list(read_rows(f"{tmp_path}/"))
+    assert [(label, number) for label, number, _ in found] == [
+        (f"{tmp_path}/{name}", number) for name in ("a.json", "b.jsonl.gz", "sub/c.parquet") for number in range(1, 6)
+    ]
+
+
+def test_folder_with_splits_never_mixes_them(tmp_path: Path) -> None:
+    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl", "trainer.jsonl", "validation/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"from": name}))
+    assert rows_of(tmp_path) == [{"from": "train-0.jsonl"}, {"from": "train-1.jsonl"}]
+    assert rows_of(tmp_path, "test") == rows_of(f"{tmp_path}#test") == [{"from": "test.jsonl"}]
+    assert rows_of(f"{tmp_path}#validation") == [{"from": "validation/a.jsonl"}]
+    with pytest.raises(UserError, match="no split 'dev'.*test, train, validation"):
+        rows_of(tmp_path, "dev")
+
+
+def test_a_name_with_a_hash_is_a_name_if_it_exists(tmp_path: Path) -> None:
+    (tmp_path / "a#1.jsonl").write_bytes(LINES)
+    assert rows_of(tmp_path / "a#1.jsonl") == ROWS
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    train, test = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:2])
+    train.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "two")
+    assert rows_of(tmp_path / "one") == rows_of(tmp_path / "two") == ROWS
+    assert rows_of(f"{tmp_path / 'two'}#test") == rows_of(tmp_path / "two", "test") == ROWS[:2]
+    assert [label for label, _, _ in read_rows(str(tmp_path / "one"))] == [str(tmp_path / "one")] * 5
+    assert content_key(str(tmp_path / "two")) != content_key(f"{tmp_path / 'two'}#test")
+    for source in (f"{tmp_path / 'two'}#dev", f"{tmp_path / 'one'}#train"):
+        with pytest.raises(UserError, match="has no split"):
+            rows_of(source)
+
+
+def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load(name: str, config: str | None, split: str) -> datasets.Dataset:
+        calls.append((name, config, split))
+        if name == "nobody/nothing":
+            raise ConnectionError("no route\nto the host")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert rows_of("someone/prefs:hard#test") == rows_of("prefs") == ROWS
+    assert calls == [("someone/prefs", "hard", "test"), ("prefs", None, "train")]
+    assert content_key("prefs") == content_key("prefs")
+    with pytest.raises(UserError, match="nobody/nothing.*no route$"):
+        rows_of("nobody/nothing")
+
+
+def test_content_key_is_of_bytes_and_not_of_names(tmp_path: Path) -> None:
+    def key(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return content_key(str(tmp_path / name))
+
+    assert key("a.jsonl", LINES) == key("b.jsonl", LINES)
+    assert len({key("a.jsonl", LINES), key("a.jsonl", LINES + b"{}"), key("a.json", LINES)}) == 3
+    before = content_key(str(tmp_path))
+    (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
+    assert content_key(str(tmp_path)) != before, "in a folder the name is part of a row's label"
+
+
+def test_source_root_begins_every_label(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(LINES)
+    for source in (f"{tmp_path}/#train", f"{tmp_path}/", f"{tmp_path}/train.jsonl"):
+        assert all(label.startswith(source_root(source)) for label, _, _ in read_rows(source))
+
+
+@pytest.mark.parametrize(("pack", "suffix"), [(bytes, ""), (gzip.compress, ".gz"), (zstandard.compress, ".zst")])
+@pytest.mark.parametrize("name", ["big.jsonl", "big.json"])
+def test_big_files_are_streamed(tmp_path: Path, name: str, pack: Callable[[bytes], bytes], suffix: str) -> None:
+    numbers = random.Random(0)
+    rows = [{"text": numbers.randbytes(10_000).hex()} for _ in range(1500)]  # 30 MB
+    lines = [json.dumps(row) for row in rows]
+    data = (f"[{','.join(lines)}]" if name.endswith(".json") else "\n".join(lines)).encode()
+    path = tmp_path / (name + suffix)
+    path.write_bytes(pack(data))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_rows(str(path))) == len(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data) > 29e6 and peak < 8e6, f"{peak / 1e6:.1f} MB for a file of {len(data) / 1e6:.1f} MB"
+
+
+def test_one_item_over_many_blocks(tmp_path: Path) -> None:
+    row = {"text": "é" * 3_000_000, "n": [1, 2]}
+    (tmp_path / "a.json").write_text(json.dumps([row, {"a": 1}, row], ensure_ascii=False), encoding="utf-8")
+    assert rows_of(tmp_path / "a.json") == [row, {"a": 1}, row]

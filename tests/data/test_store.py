@@ -1,0 +1,255 @@
+"""Stores on disk equal those in memory, whatever the number of processes; cached by content; complete or absent."""
+
+import json
+import os
+import threading
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from rmfast.data import chunk, store
+from rmfast.data.rows import Edge, Example, parse_row
+from rmfast.data.store import TokenStore, build_store, store_examples
+from rmfast.errors import UserError
+
+PAIR = {"prompt": "the capital of ", "chosen": "France is Paris", "rejected": "France is London", "margin": 0.5}
+RANKED = {"prompt": "p", "responses": ["a", "bb", "ccc"], "scores": [1, 3, 2], "weight": [1, 2, 3]}
+CHAT = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Hello!", "rejected": "What?", "strength_mean": 2.0}
+IDS = {"chosen_ids": [5, 6], "rejected_ids": [5, 6, 7], "target": 0.75, "weight": 4}
+ROWS = [PAIR, RANKED, CHAT, IDS]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def assert_same(a: TokenStore, b: TokenStore) -> None:
+    for name, dtype in chunk.DTYPES.items():
+        assert getattr(a, name).dtype == getattr(b, name).dtype == dtype
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def no_tokenising(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(store, "encode_chunk", fail)
+
+
+def test_arrays_of_examples(tokenizer: PreTrainedTokenizerFast) -> None:
+    made = store_examples([parse_row(row) for row in ROWS], tokenizer)
+    assert len(made) == 4 and made.row.tolist() == [1, 2, 3, 4] and made.label(2) == "examples:3"
+    assert np.diff(made.response_start).tolist() == [2, 3, 2, 2]
+    assert np.diff(made.edge_start).tolist() == [1, 3, 1, 1]
+    assert list(zip(made.better, made.worse, strict=True)) == [(0, 1), (1, 2), (1, 0), (2, 0), (0, 1), (0, 1)]
+    assert made.margin.tolist() == [0.5, 0, 0, 0, 0, 0]
+    assert made.target.tolist() == [1, 1, 1, 1, 1, 0.75]
+    assert made.weight.tolist() == [1, 1, 2, 3, 1, 4]
+    assert made.strength_mean[4] == 2 and np.isnan(made.strength_mean[[0, 1, 2, 3, 5]]).all()
+    assert tokenizer.decode(made.sequence(1, 2)) == "pccc<|im_end|>"
+    assert made.sequence(3, 1).tolist() == [5, 6, 7] and made.prefix_length[3] == 2
+    assert made.lengths().tolist() == [len(made.sequence(g, r)) for g, n in enumerate([2, 3, 2, 2]) for r in range(n)]
+    assert made.token_start[-1] == len(made.tokens) < made.lengths().sum()
+    assert made.meta["has_strings"] and made.meta["has_messages"]
+    with pytest.raises(IndexError):
+        made.sequence(0, 2)
+
+
+def test_weights_are_shared_by_edges_that_are_not_identical(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "p", "responses": ["a", "b", "c"], "weight": 6},
+        {"prompt": "p", "responses": ["a", "b", "b"]},
+        {"prompt": "p", "responses": ["a", "b", "b"], "weight": [1, 2, 3]},
+        {"prompt": "p", "chosen": "a", "rejected": "a"},
+        {"prompt": "p", "chosen": "a", "rejected": "a<|im_end|>"},
+    ]
+    made = store_examples([parse_row(row) for row in rows], tokenizer)
+    assert made.weight.tolist() == [2, 2, 2, 0.5, 0.5, 0, 1, 2, 0, 0, 0]
+    assert made.identical.tolist() == [False] * 5 + [True] + [False] * 2 + [True] * 3
+
+
+def test_groups_without_edges(tokenizer: PreTrainedTokenizerFast) -> None:
+    made = store_examples([Example("p", ("a",)), Example(None, ("b", "c"))], tokenizer)
+    assert made.edge_start.tolist() == [0, 0, 0] and len(made.better) == 0 and made.weight.dtype == np.float32
+
+
+def test_examples_that_cannot_be_tokenised(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="examples:2: not UTF-8"):
+        store_examples([Example("p", ("a",)), Example("\ud800", ("a",))], tokenizer)
+    with pytest.raises(UserError, match="no rows"):
+        store_examples([], tokenizer)
+
+
+def test_build_equals_examples_and_reopens(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.jsonl", ROWS)
+    built = build_store(source, tokenizer, tmp_path / "cache")
+    assert_same(built, store_examples([parse_row(row) for row in ROWS], tokenizer))
+    assert isinstance(built.tokens, np.memmap) and built.label(3) == f"{source}:4"
+    no_tokenising(monkeypatch)
+    again = build_store(source, tokenizer, tmp_path / "cache")
+    assert_same(built, again)
+    assert again.meta == built.meta
+    os.rename(source, tmp_path / "moved.jsonl")
+    moved = build_store(str(tmp_path / "moved.jsonl"), tokenizer, tmp_path / "cache")
+    assert moved.label(3) == f"{tmp_path / 'moved.jsonl'}:4"
+
+
+def test_other_content_or_tokenizer_is_another_store(
+    make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path
+) -> None:
+    source = write(tmp_path / "a.jsonl", [PAIR])
+    first = build_store(source, make_tokenizer(), tmp_path / "cache")
+    other = build_store(source, make_tokenizer(add_bos=True), tmp_path / "cache")
+    assert other.tokens[0] == 0 != first.tokens[0] and other.meta["bos_id"] == 0 and first.meta["bos_id"] is None
+    write(tmp_path / "a.jsonl", [PAIR | {"margin": 0.25}])
+    assert build_store(source, make_tokenizer(), tmp_path / "cache").margin.tolist() == [0.25]
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def many_rows(count: int) -> list[dict]:
+    rows = [row | {"chosen": f"{row['chosen']} {i}"} for i in range(count // 2) for row in (PAIR, CHAT)]
+    rows[7] = {"prompt": "p", "chosen": "a"}
+    rows[count // 2] = {"prompt": "\ud800", "chosen": "a", "rejected": "b"}
+    return rows
+
+
+def test_parallel_equals_serial(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_POOL_FROM", 50)
+    monkeypatch.setattr(store, "_BATCH", 16)
+    source = write(tmp_path / "a.jsonl", many_rows(400))
+    serial = build_store(source, tokenizer, tmp_path / "serial", workers=1)
+    no_tokenising(monkeypatch)  # here; the workers import the module anew
+    parallel = build_store(source, tokenizer, tmp_path / "parallel", workers=2)
+    assert_same(serial, parallel)
+    assert serial.meta == parallel.meta and serial.meta["rows_kept"] == 398
+
+
+def test_bad_rows_are_counted_and_shown(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", [PAIR, *[{"chosen": "a"}] * 7, PAIR | {"target": 2}, CHAT])
+    built = build_store(source, tokenizer, tmp_path / "cache")
+    assert built.row.tolist() == [1, 10]
+    assert (built.meta["rows_read"], built.meta["rows_kept"]) == (10, 2)
+    assert built.meta["bad"] == {"missing column": 7, "bad number": 1}
+    assert len(built.meta["bad_examples"]["missing column"]) == 5
+    assert built.meta["bad_examples"]["bad number"][0][0] == f"{source}:9"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_bad_rows_error_names_the_first(tokenizer: PreTrainedTokenizerFast, tmp_path: Path, cached: bool) -> None:
+    source = write(tmp_path / "a.jsonl", [PAIR, PAIR | {"target": 2}, {"chosen": "a"}])
+    if cached:
+        build_store(source, tokenizer, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"a\.jsonl:2: bad number: `target` holds 2"):
+        build_store(source, tokenizer, tmp_path / "cache", bad_rows="error")
+    write(tmp_path / "good.jsonl", [PAIR])
+    assert len(build_store(str(tmp_path / "good.jsonl"), tokenizer, tmp_path / "cache", bad_rows="error")) == 1
+
+
+def test_nothing_usable_leaves_nothing_behind(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    for name, rows, message in (
+        ("bad", [{}, {}], "none of its 2 rows.*bad.jsonl:1: missing"),
+        ("empty", [], "no rows"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_store(write(tmp_path / f"{name}.jsonl", rows), tokenizer, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_cache_that_cannot_be_written(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cannot write to the data cache"):
+        build_store(write(tmp_path / "a.jsonl", [PAIR]), tokenizer, tmp_path / "cache")
+
+
+def test_an_interrupted_build_is_not_taken_for_a_store(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.jsonl", [PAIR])
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_publish", lambda *folders: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_store(source, tokenizer, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert len(build_store(source, tokenizer, tmp_path / "cache")) == 1
+
+
+def test_builders_at_once_agree(make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", many_rows(100))
+    stores: list[TokenStore] = []
+    start = threading.Barrier(4)
+
+    def build() -> None:
+        own = make_tokenizer()
+        start.wait()
+        stores.append(build_store(source, own, tmp_path / "cache"))
+
+    threads = [threading.Thread(target=build) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 4 and len(list((tmp_path / "cache").iterdir())) == 1
+    for other in stores[1:]:
+        assert_same(stores[0], other)
+
+
+def test_labels_of_a_folder(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "a.jsonl", [PAIR, {}, PAIR])
+    write(folder / "b.jsonl", [{}, {}])
+    write(folder / "c.jsonl", [{}, CHAT])
+    for source in (str(folder), f"{folder}/"):
+        built = build_store(source, tokenizer, tmp_path / "cache")
+        assert [built.label(g) for g in range(3)] == [
+            f"{folder}/a.jsonl:1",
+            f"{folder}/a.jsonl:3",
+            f"{folder}/c.jsonl:2",
+        ]
+
+
+def test_memory_stays_bounded(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_POOL_FROM", 32)
+    monkeypatch.setattr(store, "_BATCH", 16)
+    long = {"chosen_ids": list(range(300)) * 10, "rejected_ids": [1, *range(300)] * 10}
+    peaks = []
+    for count in (100, 400):
+        source = write(tmp_path / f"{count}.jsonl", [long] * count)
+        tracemalloc.start()
+        build_store(source, tokenizer, tmp_path / "cache", workers=1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0], f"{[f'{peak / 1e6:.1f} MB' for peak in peaks]}"
+
+
+TEXT = st.text(max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups=st.lists(st.tuples(TEXT, st.lists(TEXT, min_size=1, max_size=6)), min_size=1, max_size=6))
+def test_every_sequence_comes_back(tokenizer: PreTrainedTokenizerFast, groups: list[tuple[str, list[str]]]) -> None:
+    examples = [Example(p, tuple(a), tuple(Edge(0, r) for r in range(1, len(a)))) for p, a in groups]
+    made = store_examples(examples, tokenizer)
+    for g, (prompt, answers) in enumerate(groups):
+        first = made.response_start[g]
+        for r, answer in enumerate(answers):
+            ids = made.sequence(g, r)
+            assert ids.tolist() == [*tokenizer(prompt + answer)["input_ids"], 1]
+            assert made.prefix_length[g] <= len(ids) and made.answer_start[first + r] <= len(ids)
+            assert tokenizer.decode(ids) == prompt + answer + "<|im_end|>"
+    same = [answers[0] == answer for _, answers in groups for answer in answers[1:]]
+    assert made.identical.tolist() == same
+    assert ((made.weight == 0) == made.identical).all()
