@@ -36,9 +36,9 @@ smollm2: $(VENV)/.gguf ## prepare a real decoder (135M parameters, 93 MB to down
 
 $(VENV)/.torch:
 	@command -v $(PYTHON) >/dev/null || { \
-		echo "error: $(PYTHON) not found: install Python 3.11, 3.12 or 3.13, or name it: make PYTHON=python3.12" >&2; exit 1; }
+		echo "error: $(PYTHON) not found: install Python 3.11 to 3.13, or name it: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-		echo "error: $$($(PYTHON) --version 2>&1) is not 3.11 to 3.13: name one that is: make PYTHON=python3.12" >&2; exit 1; }
+		echo "error: $$($(PYTHON) --version 2>&1) is not 3.11 to 3.13: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "error: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "setting up $(VENV) (once; some minutes)"

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from rmfast.errors import UserError
@@ -24,13 +33,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes true for 1; YAML takes a bare yes or on for true.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"is not true or false, got {value}")
+        return value
+
 
 class RunConfig(Section):
     dir: str = Field("runs/reward", description="folder of the run: config, metrics, checkpoints, model, report")
     seed: int = Field(0, ge=0, description="of data order, new heads and dropout")
     epochs: float = Field(1.0, gt=0, description="passes over the training data, where max_steps is not given")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null for `epochs` passes")
-    resume: Literal["auto", "never"] = Field("auto", description="go on from the newest checkpoint in `dir`, or refuse")
+    resume: Literal["auto", "never"] = Field(
+        "auto", description="go on from the newest checkpoint in `dir`, or move it aside"
+    )
     log_every: int = Field(1, ge=1, description="steps between console lines; metrics.jsonl has every step")
     tensorboard: bool = Field(True, description="write TensorBoard events to dir/tensorboard")
     wandb: bool = Field(False, description="log to wandb in offline mode (package wandb)")
@@ -62,6 +81,13 @@ class DataConfig(Section):
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
     cache: str = Field("~/.cache/rmfast", description="where tokenised data is kept")
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
+
+    @model_validator(mode="after")
+    def _max_length_fits(self) -> "DataConfig":
+        # The default gives way to a smaller pack; a number that was asked for is checked against it in Config.
+        if "max_length" in self.model_fields_set or self.tokens_per_pack >= self.max_length:
+            return self
+        return self.model_copy(update={"max_length": self.tokens_per_pack})
 
 
 class OptimConfig(Section):
@@ -113,7 +139,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         data = self.data
-        if data.tokens_per_pack < data.max_length and "max_length" in data.model_fields_set:
+        if data.tokens_per_pack < data.max_length:
             raise ValueError(
                 f"data.tokens_per_pack ({data.tokens_per_pack}) is below data.max_length ({data.max_length}): "
                 "no pack could hold a sequence of that length"

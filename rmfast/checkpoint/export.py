@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
@@ -104,6 +105,7 @@ def check_export(folder: Path, sequences: Sequence[list[int]], scores: Tensor, d
     Raises:
         RunError: the difference exceeds `TOLERANCE`.
     """
+    logging.disable_progress_bar()
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
     pad = model.config.pad_token_id
     length = max(len(s) for s in sequences)

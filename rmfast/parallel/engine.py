@@ -35,7 +35,7 @@ class Engine(Protocol):
         ...
 
     def optimizer_step(self, lr: float) -> Tensor:
-        """Apply the gradients; the gradient norm, not finite where the step was left out."""
+        """Apply the gradients; gives their norm. Where it or the loss is not finite the step is left out."""
         ...
 
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
 from rmfast.models.reward import RewardNetwork
-from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.objectives.reward import SUMS, RewardObjective, Statistics
 from rmfast.parallel.engine import ReadRows, Shard
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
 from rmfast.parallel.world import World
@@ -56,6 +56,7 @@ class NativeEngine:
                 self.module = DistributedDataParallel(network, find_unused_parameters=True)
                 self.module.register_comm_hook(None, _sum_hook)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
+        self._loss: Tensor | None = None  # of the last forward_backward, over all ranks
 
     def _shard(self) -> None:
         mesh = init_device_mesh(self.device.type, (self.world.size,))
@@ -84,7 +85,8 @@ class NativeEngine:
                 collected.append(statistics)
         sums = torch.stack([s.sums for s in collected]).sum(0)
         extrema = torch.stack([s.extrema for s in collected]).amax(0)
-        return Statistics(self.world.sum_(sums), self.world.max_(extrema))
+        self._loss = self.world.sum_(sums)[SUMS.index("loss")]
+        return Statistics(sums, self.world.max_(extrema))
 
     @contextlib.contextmanager
     def _reduce_gradients(self, now: bool):  # type: ignore[no-untyped-def]
@@ -98,7 +100,8 @@ class NativeEngine:
 
     def optimizer_step(self, lr: float) -> Tensor:
         """See `Engine`."""
-        return self.optimizer.step(lr)
+        # A loss may overflow where its gradient does not: such a step is left out as well.
+        return self.optimizer.step(lr, None if self._loss is None else self._loss.isfinite())
 
     @torch.no_grad()
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:

@@ -65,8 +65,11 @@ class Optimizer:
                 "exp_avg_sq": torch.zeros_like(part),
             }
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, valid: Tensor | None = None) -> Tensor:
         """Clip and apply the gradients, then drop them.
+
+        Args:
+            valid: bool, a scalar on the device; where it is false the step is left out too.
 
         Returns:
             Gradient norm over all ranks before clipping, a scalar on the device; where it is not finite the step was
@@ -83,7 +86,8 @@ class Optimizer:
             clip = self.options.clip
             scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
             self.adamw.grad_scale = scale  # type: ignore[attr-defined]
-            self.adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            good = norm.isfinite() if valid is None else norm.isfinite() & valid
+            self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
             self.adamw.step()
             for part in self.parts.values():
                 part.grad = None

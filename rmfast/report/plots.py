@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from rmfast.evaluation.metrics import reliability
 from rmfast.report.summary import Floats, Run, Scores, baseline, column, number, percent
 
 INCHES = (4.8, 3.5)  # so that the text stays readable where a phone shows the picture 340 pixels wide
 DPI = 170
 BINS = 40  # of a histogram
-CURVE = 10  # bins of the reliability diagram, as of evaluation's calibration error
 MARKERS = "osD^v"  # of held-out sets
 DOTS = 3000  # points of a scatter plot at most
 
@@ -235,17 +235,15 @@ def margin_plot(scores: Scores, prefix: str = "", suffix: str = "") -> Plot:
 
 
 def calibration_plot(scores: Scores, prefix: str = "", suffix: str = "") -> Plot:
-    predicted, observed, count = reliability_curve(scores)
-    error = float(np.average(np.abs(predicted - observed), weights=count))
+    curve = reliability(scores.scores, scores.better, scores.worse)
+    error = float(np.average(np.abs(curve.predicted - curve.observed), weights=curve.count))
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=theme.third, linestyle=":", label="calibrated")
-        square = 1.96**2 / count  # Wilson's interval
-        middle = (observed + square / 2) / (1 + square)
-        half = np.sqrt(square * observed * (1 - observed) + square**2 / 4) / (1 + square)
-        axes.vlines(predicted, middle - half, middle + half, color=theme.first, linewidth=1.2)
-        axes.plot(predicted, observed, color=theme.first, marker="o", markersize=5, label="model, 95 % intervals")
+        axes.vlines(curve.predicted, curve.low, curve.high, color=theme.first, linewidth=1.2)
+        label = "model, 95 % intervals"
+        axes.plot(curve.predicted, curve.observed, color=theme.first, marker="o", markersize=5, label=label)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="Predicted probability that a reply wins (%)")
         axes.set_ylabel("Share of them that won (%)")
         for axis in (axes.xaxis, axes.yaxis):
@@ -323,21 +321,6 @@ def speed_plot(run: Run) -> Plot | None:
     title = f"{EngFormatter(places=1)(float(np.nanmedian(tokens)))} tokens per second (median step)"
     note = "Below: tokens that a shared prompt saved, and slots that held no token."
     return Plot("speed", title, note, draw)
-
-
-def reliability_curve(scores: Scores) -> tuple[Floats, Floats, Floats]:
-    """Predicted and observed share and count, [B] each, of both orders of every edge, in bins of equal mass.
-
-    The same curve as `evaluation.metrics.reliability` (a test holds the two together): report may not import it.
-    """
-    gap = scores.scores[scores.better] - scores.scores[scores.worse]
-    logit, place = np.unique(np.concatenate([gap, -gap]), return_inverse=True)
-    won = np.bincount(place, np.repeat([1.0, 0.0], gap.size)) / np.bincount(place)
-    order = np.sort(place)
-    parts = [part for part in np.array_split(order, CURVE) if part.size]
-    probability = np.exp(-np.logaddexp(0.0, -logit))
-    predicted, observed = ([values[part].mean() for part in parts] for values in (probability, won))
-    return np.array(predicted), np.array(observed), np.array([float(part.size) for part in parts])
 
 
 def _curve(axes: Axes, step: Floats, values: Floats, smoothed: Floats, theme: Theme, label: str) -> None:

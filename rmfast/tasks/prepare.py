@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
@@ -19,15 +20,27 @@ from rmfast.trainer.log import say
 def open_stores(
     sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataConfig, world: World, *, split: str
 ) -> list[TokenStore]:
-    """Tokenise the sources on one rank of each machine; the others open what it left."""
+    """Tokenise the sources on one rank of each machine; the others open what it left.
+
+    Raises:
+        UserError: on all ranks, if on one: none may be left waiting for the others.
+    """
 
     def build() -> list[TokenStore]:
         cache = Path(data.cache).expanduser()
         options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
         return [build_store(source, tokenizer, cache, **options) for source in sources]
 
-    stores = build() if world.local_rank == 0 else []
-    world.barrier()
+    stores: list[TokenStore] = []
+    error = None
+    if world.local_rank == 0:
+        try:
+            stores = build()
+        except UserError as raised:
+            error = raised
+    failed = world.sum_(torch.tensor(float(error is not None)))
+    if error or failed:
+        raise error or UserError(f"another machine cannot read {', '.join(sources)}; its own log says why")
     return stores if world.local_rank == 0 else build()
 
 
@@ -38,10 +51,11 @@ def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, 
         UserError: nothing usable is left, or ids that the model's embedding does not have.
     """
     for store in stores:
-        if store.meta.get("max_id", 0) >= vocabulary:
+        highest = int(store.tokens.max())
+        if highest >= vocabulary:
             raise UserError(
-                f"{store.meta['source']}: holds token id {store.meta['max_id']}, but the model's vocabulary has "
-                f"{vocabulary}: model.path's tokenizer and weights do not belong together"
+                f"{store.meta['source']}: holds token id {highest}, but the model's vocabulary has {vocabulary}: "
+                "model.path's tokenizer and weights do not belong together"
             )
     table, dropped = build_table(
         stores, max_length=data.max_length, tokens_per_pack=data.tokens_per_pack, over_long=data.over_long

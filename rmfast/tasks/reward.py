@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def run(config: Config) -> None:
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    if config.run.wandb and find_spec("wandb") is None:
+        raise UserError("run.wandb: the package wandb is not installed: pip install wandb")
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
@@ -140,7 +143,10 @@ class RewardRun:
         progress = self._resume()
         if world.main:
             self._announce(progress)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"run.dir: cannot make the folder {self.folder}: {error.strerror}") from None
             text = yaml.safe_dump(config.dump(), sort_keys=False)
             (self.folder / "config.yaml").write_text(text, encoding="utf-8")
             self.log = RunLog(
@@ -262,7 +268,13 @@ class RewardRun:
             raise UserError(
                 f"{newest}: is at step {saved['step']}, beyond this run's {self.total}; raise run.max_steps"
             )
-        with open_checkpoint(newest) as (read, _):
+        with open_checkpoint(newest) as (read, shapes):
+            other = [n for n, shard in self.engine.state().items() if shapes.get(n, ()) != shard.shape]
+            if other:
+                raise UserError(
+                    f"{newest}: holds another model or other trained weights ({other[0]} differs); set run.resume to "
+                    "never (moves it aside), or choose another run.dir"
+                )
             self.engine.load_state(read)
         return Progress(saved["step"], saved["num_tokens"], saved["num_computed_tokens"])
 

@@ -2,11 +2,11 @@
 
 import json
 import math
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
-
-from rmfast.errors import UserError
 
 COLUMNS = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
@@ -70,8 +70,10 @@ class RunLog:
         config: dict[str, Any],
     ) -> None:
         self.total, self.every = total, every
-        self._metrics = _open_jsonl(folder / "metrics.jsonl", last_step)
-        self._evals = _open_jsonl(folder / "eval.jsonl", last_step)
+        self._metrics = _open_jsonl(folder / "metrics.jsonl", lambda step: step <= last_step)
+        # The evaluations before the first step and after the last one are made again.
+        again = last_step if last_step in (0, total) else None
+        self._evals = _open_jsonl(folder / "eval.jsonl", lambda step: step <= last_step and step != again)
         self._board: Any = None
         self._wandb: Any = None
         if tensorboard:
@@ -79,10 +81,8 @@ class RunLog:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)  # type: ignore[no-untyped-call]
         if wandb:
-            try:
-                import wandb as package
-            except ImportError:
-                raise UserError("run.wandb: the package wandb is not installed: pip install wandb") from None
+            import wandb as package
+
             self._wandb = package.init(mode="offline", dir=str(folder), name=folder.name, config=config)
 
     def step(self, values: dict[str, Any], seconds_left: float) -> None:
@@ -121,16 +121,19 @@ def say(text: str) -> None:
     print(text, file=sys.stdout, flush=True)
 
 
-def _open_jsonl(path: Path, last_step: int) -> TextIO:
+def _open_jsonl(path: Path, keeps: Callable[[int], bool]) -> TextIO:
+    """A file to append to, after cutting the lines of steps that `keeps` says no to."""
     kept = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= last_step:
+                if keeps(json.loads(line)["step"]):
                     kept.append(line)
             except (ValueError, KeyError):  # a line cut off by a crash
                 break
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        aside = path.with_name(f".{path.name}.partial")  # a crash must not take the earlier lines with it
+        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(aside, path)
     return path.open("a", encoding="utf-8")
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from rmfast.evaluation.metrics import calibration_error, reliability
-from rmfast.report.plots import BINS, DARK, DPI, INCHES, LIGHT, all_plots, reliability_curve, render, smooth
-from rmfast.report.summary import Scores, read_run
+from rmfast.evaluation.metrics import calibration_error
+from rmfast.report.plots import BINS, DARK, DPI, INCHES, LIGHT, all_plots, render, smooth
+from rmfast.report.summary import read_run
 
 NAMES = ["accuracy", "loss", "rewards", "margins", "calibration", "length", "speed"]
 
@@ -51,16 +51,6 @@ def test_several_held_out_sets_have_their_own_files(run_dir, scored):
     np.savez(run_dir / "eval" / "oasst-final.npz", **scored)
     names = [plot.name for plot in all_plots(read_run(run_dir))]
     assert len(set(names)) == len(names) and {"hh-margins", "oasst-margins"} <= set(names)
-
-
-def test_the_curve_is_the_one_of_evaluation(scored):
-    """report may not import evaluation: this holds the two definitions together, ties included."""
-    scores = np.round(scored["scores"], 1)
-    curve = reliability(scores, scored["better"], scored["worse"])
-    predicted, observed, count = reliability_curve(Scores(**scored | {"scores": scores}))
-    np.testing.assert_allclose(predicted, curve.predicted, atol=1e-12)
-    np.testing.assert_allclose(observed, curve.observed, atol=1e-12)
-    np.testing.assert_array_equal(count, curve.count)
 
 
 def test_smooth():

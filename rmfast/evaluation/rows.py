@@ -1,0 +1,72 @@
+"""Rows of a file, scored as they stand: none is dropped silently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.sources import read_rows
+from rmfast.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReadRow:
+    """A row: where it stands, its columns (None where they could not be read), and its example or what is wrong."""
+
+    label: str
+    columns: dict[str, Any] | None
+    example: Example | None
+    error: str | None
+
+
+def read_file(source: str, *, require_edges: bool) -> list[ReadRow]:
+    """All rows of a source, good and bad.
+
+    Raises:
+        UserError: the source cannot be read, or no row of it can be used.
+    """
+    rows = []
+    for file, number, row in read_rows(source, "test"):
+        label = f"{file}:{number}"
+        if isinstance(row, BadRow):
+            rows.append(ReadRow(label, None, None, f"{row.cause}: {row.detail}"))
+            continue
+        try:
+            example = parse_row(row, require_edges=require_edges, allow_empty=True)
+            rows.append(ReadRow(label, row, example, None))
+        except BadRow as error:
+            rows.append(ReadRow(label, row, None, f"{error.cause}: {error.detail}"))
+    if not any(row.example for row in rows):
+        first = f"; the first: {rows[0].label}: {rows[0].error}" if rows else ""
+        raise UserError(f"{source}: no row can be used, of {len(rows)}{first}")
+    return rows
+
+
+def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:
+    """Unusable rows by cause."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.error is not None:
+            cause = row.error.split(":")[0]
+            counts[cause] = counts.get(cause, 0) + 1
+    return counts
+
+
+def strengths(example: Example, rewards: np.ndarray) -> dict[str, Any]:
+    """Preference strength of each edge over members (Part II, equation 4): mean, population std, votes.
+
+    Args:
+        rewards: [members, N].
+
+    Returns:
+        strength_mean, strength_std, votes (members that score better above worse): a number, or a list over edges.
+    """
+    gaps = np.array([rewards[:, e.better] - rewards[:, e.worse] for e in example.edges])  # [E, members]
+    columns = {
+        "strength_mean": gaps.mean(1).tolist(),
+        "strength_std": gaps.std(1).tolist(),
+        "votes": (gaps > 0).sum(1).tolist(),
+    }
+    return {key: values[0] if len(values) == 1 else values for key, values in columns.items()}

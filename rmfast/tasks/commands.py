@@ -1,0 +1,161 @@
+"""What the commands of `rmfast` do."""
+
+import json
+import os
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rmfast.checkpoint.export import check_export, write_model
+from rmfast.data.report import data_report
+from rmfast.data.rows import Example
+from rmfast.data.store import build_store
+from rmfast.data.table import table_edges
+from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
+from rmfast.errors import UserError
+from rmfast.evaluation.metrics import pairwise_metrics
+from rmfast.evaluation.reward_model import RewardModel, load
+from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths
+from rmfast.evaluation.score import score_table
+from rmfast.report.summary import accuracy_line, verdict
+from rmfast.trainer.log import finite_or_null, say
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CHECK_TEXTS = (  # scored by us and by transformers after an export
+    Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
+    Example(prompt="", responses=("One line.",)),
+)
+
+
+def report(options: Namespace) -> None:
+    """rmfast data report"""
+    tokenizer = load_tokenizer(options.model) if options.model else byte_tokenizer()
+    with tempfile.TemporaryDirectory() as cache:
+        stores = [build_store(source, tokenizer, cache) for source in options.sources]
+        if not options.model:
+            say("Lengths are in bytes; --model PATH counts that model's tokens.")
+        say(data_report(stores, options.max_length))
+
+
+def evaluate(options: Namespace) -> None:
+    """rmfast eval --suite pairwise"""
+    out = _out_file(options.out) if options.out else None
+    rows = read_file(options.data, require_edges=True)
+    model = _load(options.model, options)
+    table = model.table([row.example for row in rows if row.example])
+    scores = score_table(model.score_packs, table, budget=model.tokens_per_pack).mean(1)
+    edges = table_edges(table)
+    metrics = pairwise_metrics(
+        scores,
+        edges.better,
+        edges.worse,
+        weight=edges.weight,
+        margin=edges.margin,
+        target=edges.target,
+        lengths=edges.length,
+        groups=edges.group,
+    )
+    unusable = bad_rows(rows)
+    say(f"Accuracy on {options.data}: {accuracy_line(metrics)} on {metrics['edges']:,} pairs, {metrics['ties']} ties")
+    say(verdict(metrics))
+    _say_unusable(rows, unusable)
+    if out is not None:
+        result = {"suite": "pairwise", "model": str(options.model), "data": options.data, "rows": len(rows)}
+        result |= {"rows_not_scored": sum(unusable.values()), "not_scored_by_cause": unusable}
+        _write(out, json.dumps(result | finite_or_null(metrics), indent=1) + "\n")
+        say(f"Figures: {out}")
+
+
+def score(options: Namespace) -> None:
+    """rmfast score"""
+    out = _out_file(options.out)
+    rows = read_file(options.data, require_edges=False)
+    examples = [row.example for row in rows if row.example]
+    members: list[list[np.ndarray]] = []
+    for path in options.models:  # one model is in memory at a time
+        members.append([s.mean(1) for s in _load(path, options).score_examples(examples)])
+    rewards = iter(np.stack(member) for member in zip(*members, strict=True))  # each [members, N]
+    lines = [json.dumps(_scored(row, rewards), ensure_ascii=False) for row in rows if row.columns is not None]
+    _write(out, "".join(f"{line}\n" for line in lines))
+    unusable = bad_rows(rows)
+    say(f"{len(examples):,} rows scored by {len(options.models)} model(s): {out}")
+    _say_unusable(rows, unusable)
+
+
+def _scored(row: ReadRow, rewards: Any) -> dict[str, Any]:
+    """A row's columns with what the models say of it."""
+    assert row.columns is not None
+    if row.example is None:
+        return row.columns | {"rewards": None, "error": row.error}
+    mine = next(rewards)
+    if len(mine) == 1:
+        return row.columns | {"rewards": mine[0].tolist()}
+    extra = strengths(row.example, mine) if row.example.edges else {}
+    return row.columns | {"rewards": mine.tolist()} | extra
+
+
+def export(options: Namespace) -> None:
+    """rmfast export"""
+    folder = Path(options.out)
+    if folder.exists():
+        raise UserError(f"--out {folder} exists already; name a folder that does not")
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"--out {folder}: there is no folder {folder.absolute().parent}")
+    dtype = DTYPES[options.dtype]
+    model = load(options.model, chat_template=options.chat_template)
+    state = {name: p.detach() for name, p in model.network.named_parameters()}
+    write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
+    # The folder as it is read back, so that a lower dtype is compared with itself.
+    exported = load(folder, dtype=dtype)
+    table = exported.table(
+        [Example(prompt=t["prompt"], responses=tuple(t["responses"]), edges=()) for t in CHECK_TEXTS]
+    )
+    scores = torch.from_numpy(score_table(exported.score_packs, table, budget=exported.tokens_per_pack)).float()
+    sequences = [s for row in range(len(table)) for s in table.sequences_of(row)]
+    difference = check_export(folder, sequences, scores, dtype)
+    say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
+
+
+def _load(path: str, options: Namespace) -> RewardModel:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return load(
+        path,
+        device,
+        DTYPES[options.dtype],
+        chat_template=options.chat_template,
+        tokens_per_pack=options.tokens_per_pack,
+    )
+
+
+def _say_unusable(rows: Sequence[ReadRow], counts: dict[str, int]) -> None:
+    if not counts:
+        return
+    first = next(row for row in rows if row.error)
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
+    share = f"{sum(counts.values()):,} of {len(rows):,} rows"
+    say(f"{share} could not be scored: {causes}; first: {first.label}: {first.error}")
+
+
+def _out_file(path: str) -> Path:
+    """An --out file, refused before any work is done where it could not be written."""
+    out = Path(path)
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
+    return out
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
