@@ -26,6 +26,7 @@ setup(
         "pydantic>=2.7",
         "PyYAML>=6.0",
         "safetensors>=0.4.3",
+        "tokenizers>=0.21",
         "tensorboard>=2.16",
         "zstandard>=0.22",
     ],

@@ -45,6 +45,7 @@ class Chunk:
     bad: list[tuple[str, BadRow]]  # ("file:row", why), in order
     double_bos: int
     every_bos: bool
+    max_id: int  # largest token id, -1 where there is none
     has_strings: bool
     has_messages: bool
 
@@ -64,13 +65,15 @@ def encode_chunk(rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreT
             files[label] += 1
             groups.append((number, example, result))
     examples = [example for _, example, _ in groups]
+    arrays = _arrays(groups)
     return Chunk(
-        arrays=_arrays(groups),
+        arrays=arrays,
         rows=len(rows),
         files=list(files.items()),
         bad=bad,
         double_bos=sum(encoded.double_bos for _, _, encoded in groups),
         every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.ids),
+        max_id=int(arrays["tokens"].max(initial=-1)),
         has_strings=any(isinstance(example.responses[0], str) and not example.is_messages for example in examples),
         has_messages=any(example.is_messages for example in examples),
     )
@@ -124,6 +127,7 @@ class Summary:
     bad_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     double_bos: int = 0
     every_bos: bool = True
+    max_id: int = -1
     has_strings: bool = False
     has_messages: bool = False
 
@@ -144,6 +148,7 @@ class Summary:
             raise UserError(self.first_bad)
         self.double_bos += chunk.double_bos
         self.every_bos &= chunk.every_bos
+        self.max_id = max(self.max_id, chunk.max_id)
         self.has_strings |= chunk.has_strings
         self.has_messages |= chunk.has_messages
 
@@ -164,6 +169,7 @@ class Summary:
             "tokenizer": fingerprint(tokenizer),
             "bos_id": tokenizer.bos_token_id if self.every_bos else None,
             "eos_id": tokenizer.eos_token_id,
+            "max_id": self.max_id,
             "has_strings": self.has_strings,
             "has_messages": self.has_messages,
         }

@@ -169,9 +169,10 @@ def _file_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         return _parquet_rows(path)
     chunks = _chunks(path)
     if suffix.startswith(".json") and not suffix.startswith(".jsonl"):
-        head = b""
-        while not (start := head.removeprefix(codecs.BOM_UTF8).lstrip()) and (block := next(chunks, b"")):
+        head = start = b""
+        while (len(head) < len(codecs.BOM_UTF8) or not start) and (block := next(chunks, b"")):
             head += block
+            start = head.removeprefix(codecs.BOM_UTF8).lstrip()
         chunks = itertools.chain([head], chunks)
         if start.startswith(b"["):
             return _list_rows(path, chunks)

@@ -33,7 +33,7 @@ from rmfast.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
@@ -51,7 +51,8 @@ class TokenStore:
 
     meta: source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}), bad_examples
     ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
-    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, has_strings, has_messages.
+    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the largest token id),
+    has_strings, has_messages.
     """
 
     tokens: np.ndarray  # int32 [sum of stored tokens]

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmfast.errors import UserError
 
@@ -23,8 +24,11 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
     is_local = path.exists()
     if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):
         raise UserError(f"no tokenizer at {path}: no such file or folder")
+    ggufs = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "tokenizer_config.json").is_file() else []
+    if len(ggufs) == 1:
+        path = ggufs[0]
     try:
-        if is_local and path.is_file():
+        if path.is_file():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
@@ -37,6 +41,19 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
         raise UserError(f"the tokenizer of {path} has no eos token: set eos_token in its tokenizer_config.json")
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
+    return tokenizer
+
+
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer with a token for every byte, and ChatML for messages: for looking at data without a model."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(alphabet))}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
     return tokenizer
 
 
