@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmfast.kernels.attention.layout import Segments, parse_layout
+from rmfast.kernels.common import maths_dtype
 
 
 def attend(
@@ -18,12 +19,14 @@ def attend(
     else:
         if gqa:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        stored, maths = q.dtype, maths_dtype(q, k, v)
+        q, k, v = (x.to(maths) for x in (q, k, v))
         logits = softcap * torch.tanh((q @ k.transpose(-1, -2)) * (scale / softcap))
         if causal:
             mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf)
-        out = logits.softmax(-1) @ v
+        out = (logits.softmax(-1) @ v).to(stored)
     return out[0].transpose(0, 1)
 
 

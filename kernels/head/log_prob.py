@@ -14,7 +14,7 @@ def _chunks(rows: int, vocabulary: int) -> range:
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         dtype = maths_dtype(hidden)
         log_z = hidden.new_empty(len(hidden), dtype=dtype)
         log_prob, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
@@ -33,7 +33,7 @@ class _LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[no-untyped-def]
         hidden, weight, target, log_z, entropy = ctx.saved_tensors
         dtype = log_z.dtype
         grad_hidden = torch.empty_like(hidden)

@@ -74,6 +74,8 @@ def rope(
     check_impl("rope", impl)
     check(q.dim() == 3 and k.dim() == 3, "rope", "q and k must be [tokens, heads, head_dim]")
     check(len(q) == len(k) == len(positions), "rope", "q, k and positions must be of one length")
+    check(q.shape[2] == k.shape[2], "rope", f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
+    check(q.shape[2] % 2 == 0, "rope", f"head_dim must be even, got {q.shape[2]}")
     check(inv_freq.shape == (q.shape[2] // 2,), "rope", f"inv_freq must be [{q.shape[2] // 2}]")
     dtype = maths_dtype(q)
     angles = positions.to(dtype)[:, None] * inv_freq.to(dtype)

@@ -49,6 +49,8 @@ def ranking_loss(
         fits = not isinstance(value, Tensor) or value.shape in ((), edges[-1:], edges)
         check(fits, op, f"{name} must be a number, [E] or [M, E]")
     scores = scores.to(maths_dtype(scores))
+    # Data often come as fp64; the scores alone set the precision.
+    margin, target = (x.to(scores.dtype) if isinstance(x, Tensor) else x for x in (margin, target))
     losses = reference.edge_losses(
         scores.index_select(-1, better), scores.index_select(-1, worse), margin, target, center
     )

@@ -76,10 +76,15 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
     """
     if not len(groups):
         return empty_pack()
-    tokens, positions, shape, scored, responses = [], [], [], [], []
+    tokens: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    shape: list[tuple[int, list[int]]] = []
+    scored: list[np.ndarray] = []
+    responses: list[np.ndarray] = []
     edges: dict[str, list[np.ndarray]] = {name: [] for name in ("better", "worse", "margin", "target", "weight")}
-    lm_rows, lm_targets = [], []
-    start = 0
+    lm_rows: list[np.ndarray] = []
+    lm_targets: list[np.ndarray] = []
+    start = offset = 0  # first token, first response of the group
     for group in groups.tolist():
         store, g, cut = table.stores[table.store[group]], int(table.index[group]), int(table.cut[group])
         begin, end = int(store.token_start[g]), int(store.token_start[g + 1])
@@ -97,7 +102,6 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         shape.append((prefix, suffixes.tolist()))
         # A response without a suffix of its own ends where the shared prefix does.
         scored.append(np.where(suffixes > 0, ends, start + prefix) - 1)
-        offset = sum(len(r) for r in responses)
         responses.append(np.arange(table.first_response[group], table.first_response[group + 1]))
         low, high = int(store.edge_start[g]), int(store.edge_start[g + 1])
         edges["better"].append(offset + store.better[low:high].astype(np.int64))
@@ -113,7 +117,7 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
                 answer = max(int(store.answer_start[first + r]) - cut, 1)
                 lm_rows.append(sequence[answer - 1 : -1])
                 lm_targets.append(stored[sequence[answer:] - start])
-        start = int(ends[-1])
+        start, offset = int(ends[-1]), offset + len(suffixes)
     join = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in edges.items()}
     empty = [np.empty(0, np.int64)]
     return Pack(

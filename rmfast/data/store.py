@@ -8,7 +8,6 @@ what stands under its name is complete, and of several builders at once the firs
 import hashlib
 import itertools
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -31,8 +30,6 @@ from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-logger = logging.getLogger(__name__)
-
 FORMAT = 2
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
@@ -51,7 +48,7 @@ class TokenStore:
 
     meta: source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}), bad_examples
     ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
-    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the largest token id),
+    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (largest token id),
     has_strings, has_messages.
     """
 

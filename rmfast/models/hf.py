@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path)
     except (ValueError, KeyError, OSError, ImportError) as error:
         kind = _model_type(path)
-        if kind not in FAMILIES:
+        if kind is not None and kind not in FAMILIES:
             raise UserError(
                 f"{path}: architecture {kind!r} is not supported; these are: {supported_families()}"
             ) from error
@@ -50,7 +52,8 @@ def read_config(path: str | Path) -> PreTrainedConfig:
 
 def _model_type(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError):
-        return json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return config.get("model_type") if isinstance(config, dict) else None
     return None
 
 
@@ -68,18 +71,25 @@ def gguf_file(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @contextlib.contextmanager
 def open_weights(path: Path, config: PreTrainedConfig) -> Iterator[Reader]:
     """Name -> function that reads the tensor, of every weight in a model folder; one tensor is in memory at a time."""
     gguf = gguf_file(path)
     if gguf is not None:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        yield {name: (lambda t=tensor: t) for name, tensor in model.state_dict().items()}
+        yield {name: partial(_same, tensor) for name, tensor in model.state_dict().items()}
         return
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index}: cannot be read as an index of weights: {first_line(error)}") from error
     pickled = sorted(path.glob("pytorch_model*.bin"))
     with contextlib.ExitStack() as stack:
         reader: Reader = {}
@@ -88,13 +98,19 @@ def open_weights(path: Path, config: PreTrainedConfig) -> Iterator[Reader]:
                 handle = stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
-            reader |= {name: (lambda h=handle, n=name: h.get_tensor(n)) for name in handle.keys()}  # noqa: SIM118
+            reader |= {name: partial(handle.get_tensor, name) for name in handle.keys()}  # noqa: SIM118
         if not files:
             if not pickled:
                 raise UserError(f"{path}: no weights (*.safetensors) in this folder")
             for file in pickled:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                reader |= {name: (lambda t=tensor: t) for name, tensor in state.items()}
+                try:
+                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+                    raise UserError(
+                        f"{file}: is no plain file of tensors, and pickled objects are never run; "
+                        "convert the model to safetensors"
+                    ) from error
+                reader |= {name: partial(_same, tensor) for name, tensor in state.items()}
         yield reader
 
 
@@ -185,24 +201,26 @@ def _read_state(
     # A folder saved from a bare trunk (LlamaModel) has no "model." before its names.
     bare = "model.embed_tokens.weight" not in reader and "embed_tokens.weight" in reader
     used: set[str] = set()
+    parts = hf_parts(network.config)
+    # Part by part: a wrong one may not join with the others, or be made up for by them.
+    shapes = {
+        part: (rows if rows >= 0 else parameter.shape[0], *parameter.shape[1:])
+        for name, parameter in network.named_parameters()
+        for part, rows in parts[name]
+    }
 
     def get(name: str) -> Tensor:
+        shape = shapes[name]
         name = name.removeprefix("model.") if bare else name
         if name not in reader:
             raise UserError(f"{path}: weight {name} is missing: the folder does not match its config.json")
         used.add(name)
-        return reader[name]()
+        tensor = reader[name]()
+        if tensor.shape != shape:
+            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)} where config.json says {shape}")
+        return tensor
 
-    parts = hf_parts(network.config)
-    state = {}
-    for name, parameter in network.named_parameters():
-        if name in absent:
-            continue
-        tensor = join(parts[name], get)
-        if tensor.shape != parameter.shape:
-            shapes = f"has shape {tuple(tensor.shape)} where config.json says {tuple(parameter.shape)}"
-            raise UserError(f"{path}: {' + '.join(hf for hf, _ in parts[name])} {shapes}")
-        state[name] = tensor.to(dtype)
+    state = {name: join(parts[name], get).to(dtype) for name, _ in network.named_parameters() if name not in absent}
     unexpected = sorted(n for n in reader if n not in used and not n.endswith(IGNORED))
     if unexpected:
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""

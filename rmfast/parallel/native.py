@@ -70,6 +70,7 @@ class NativeEngine:
         for module in self.network.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sum, not mean
+                module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, which 1.0 would ask for
 
     def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
         """See `Engine`. Gradients of all packs are reduced once, with the last one."""

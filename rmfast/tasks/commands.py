@@ -112,9 +112,7 @@ def export(options: Namespace) -> None:
     write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
     # The folder as it is read back, so that a lower dtype is compared with itself.
     exported = load(folder, dtype=dtype)
-    table = exported.table(
-        [Example(prompt=t["prompt"], responses=tuple(t["responses"]), edges=()) for t in CHECK_TEXTS]
-    )
+    table = exported.table(CHECK_TEXTS)
     scores = torch.from_numpy(score_table(exported.score_packs, table, budget=exported.tokens_per_pack)).float()
     sequences = [s for row in range(len(table)) for s in table.sequences_of(row)]
     difference = check_export(folder, sequences, scores, dtype)

@@ -243,7 +243,7 @@ class RewardRun:
             self.log.evaluation(step, name, {f"eval_{key}": value for key, value in metrics.items()})
             if final:
                 (self.folder / "eval").mkdir(exist_ok=True)
-                np.savez_compressed(self.folder / "eval" / f"{name}-final.npz", **arrays)
+                np.savez_compressed(self.folder / "eval" / f"{name}-final.npz", allow_pickle=False, **arrays)
         return merged
 
     def _resume(self) -> Progress:
