@@ -48,7 +48,7 @@ def test_counts(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_last_token_inside_the_prefix_is_the_eos(tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [{"chosen_ids": [5, 1], "rejected_ids": [5, 1, 6]}, {"chosen_ids": [4, 1], "rejected_ids": [4, 1]}]
+    rows = [{"chosen_ids": [5, 1, 6], "rejected_ids": [5, 1]}, {"chosen_ids": [4, 1], "rejected_ids": [4, 1]}]
     store = store_examples([parse_row(row) for row in rows], tokenizer)
     assert lines_of(data_report([store], 10))["no EOS at the end"] == "1 (25.0%) of the sequences"
 
@@ -84,3 +84,11 @@ def test_padded_batches_of_any_number_of_groups(tokenizer: PreTrainedTokenizerFa
     rows = [{"chosen_ids": [5, 1], "rejected_ids": [6, 1]}] * count
     lines = lines_of(data_report([store_examples([parse_row(row) for row in rows], tokenizer)], 512))
     assert lines["padding avoided"].startswith("0.0% ")
+
+
+def test_padding_is_to_the_longest_of_each_batch(tokenizer: PreTrainedTokenizerFast) -> None:
+    short, long = {"chosen_ids": [5, 1], "rejected_ids": [6, 1]}, {"chosen_ids": [5] * 10, "rejected_ids": [6] * 10}
+    rows = [long] + [short] * 8
+    lines = lines_of(data_report([store_examples([parse_row(row) for row in rows], tokenizer)], 512))
+    alone, among_eight = 20 + 16 * 2, 16 * 10 + 2 * 2  # where the random order puts the long group
+    assert lines["padding avoided"].split()[0] in {f"{1 - 52 / padded:.1%}" for padded in (alone, among_eight)}

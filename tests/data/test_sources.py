@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from rmfast.data import sources
 from rmfast.data.rows import BadRow
 from rmfast.data.sources import content_key, read_rows, source_root
 from rmfast.errors import UserError
@@ -197,7 +198,8 @@ def test_content_key_is_of_bytes_and_not_of_names(tmp_path: Path) -> None:
         return content_key(str(tmp_path / name))
 
     assert key("a.jsonl", LINES) == key("b.jsonl", LINES)
-    assert len({key("a.jsonl", LINES), key("a.jsonl", LINES + b"{}"), key("a.json", LINES)}) == 3
+    same_length = LINES.replace(b"p0", b"q0")
+    assert len({key("a.jsonl", LINES), key("a.jsonl", same_length), key("a.json", LINES)}) == 3
     before = content_key(str(tmp_path))
     (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
     assert content_key(str(tmp_path)) != before, "in a folder the name is part of a row's label"
@@ -225,6 +227,26 @@ def test_big_files_are_streamed(tmp_path: Path, name: str, pack: Callable[[bytes
     finally:
         tracemalloc.stop()
     assert len(data) > 29e6 and peak < 8e6, f"{peak / 1e6:.1f} MB for a file of {len(data) / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith((".zst", ".parquet"))])
+def test_blocks_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
+    monkeypatch.setattr(sources, "_CHUNK", size)
+    (tmp_path / name).write_bytes(FILES[name])
+    assert rows_of(tmp_path / name) == ROWS
+
+
+def test_numbers_are_not_cut_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_CHUNK", 1)
+    (tmp_path / "a.json").write_text('[123, {"a": 1}, 456]')
+    rows = [row.cause if isinstance(row, BadRow) else row for _, _, row in read_rows(str(tmp_path / "a.json"))]
+    assert rows == ["not an object", {"a": 1}, "not an object"]
+
+
+def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a":\r1, "b": 2}\n{"a":\r1}')
+    assert rows_of(tmp_path / "a.jsonl") == [{"a": 1, "b": 2}, {"a": 1}]
 
 
 def test_one_item_over_many_blocks(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Stores on disk equal those in memory, whatever the number of processes; cached by content; complete or absent."""
 
+import dataclasses
 import json
 import os
 import threading
@@ -127,8 +128,11 @@ def test_parallel_equals_serial(
 ) -> None:
     monkeypatch.setattr(store, "_POOL_FROM", 50)
     monkeypatch.setattr(store, "_BATCH", 16)
-    source = write(tmp_path / "a.jsonl", many_rows(400))
+    rows = many_rows(400)
+    source = write(tmp_path / "a.jsonl", rows)
     serial = build_store(source, tokenizer, tmp_path / "serial", workers=1)
+    memory = store_examples([parse_row(rows[row - 1]) for row in serial.row], tokenizer)
+    assert_same(serial, dataclasses.replace(memory, row=serial.row))
     no_tokenising(monkeypatch)  # here; the workers import the module anew
     parallel = build_store(source, tokenizer, tmp_path / "parallel", workers=2)
     assert_same(serial, parallel)
