@@ -4,6 +4,7 @@ It imports no torch, so that a misspelt key is answered at once.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -190,6 +191,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
+            if not all(key.split(".")):
+                raise UserError(f"command line: {argument} names no key")
             overrides.append((key, [value] if equals else []))
         elif overrides:
             overrides[-1][1].append(argument)
@@ -221,7 +224,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not {type(values).__name__}")
     return values
@@ -254,18 +258,21 @@ def _nest(values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
 
 def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     """One line for the first thing that is wrong."""
-    first, *more = error.errors()
+    # A misspelt key comes first: where it was to be a required one, it explains what is missing.
+    first, *more = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # Where lists are, pydantic adds the position; keys end at the field.
     path = [str(part) for part in first["loc"] if isinstance(part, str)]
     key = ".".join(path[:2])
     if first["type"] == "missing" and key in Config.model_fields:  # a section: name what it needs
         key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
     # A clash of several keys has no place of its own: it stands where the first key that it names was set.
-    named = key or next((k for k in known_keys() if k in first["msg"] and k in origin), "")
+    named = key or next((k for k in re.findall(r"\w+\.\w+", first["msg"]) if k in origin), "")
     where = origin.get(named) or next((o for k, o in origin.items() if named and k.startswith(f"{named}.")), "config")
     if first["type"] == "extra_forbidden":
         close = get_close_matches(key, known_keys(), n=1, cutoff=0.6)
         text = f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
+    elif first["type"] == "missing" and len(first["loc"]) > 2:
+        text = f"{key}: too few values, got {first['input']!r}"
     elif first["type"] == "missing":
         text = f"{key}: missing; set it in the file or with --{key}"
     elif first["type"].startswith("model_"):

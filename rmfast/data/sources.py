@@ -32,7 +32,7 @@ Row = tuple[str, int, dict[str, Any] | BadRow]
 """File label, 1-based row in it, and the row or why it cannot be read."""
 
 SUFFIXES = (".jsonl", ".json", ".parquet", *(kind + pack for kind in (".jsonl", ".json") for pack in (".gz", ".zst")))
-_HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+_HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?")
 _SPLIT_NAME = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])")
 _CHUNK = 1 << 20
 
@@ -150,7 +150,9 @@ def _folder_files(folder: Path, split: str | None, default_split: str) -> tuple[
 
 def _dataset(found: _Found) -> "datasets.Dataset":
     import datasets  # takes a second to import, and files never need it
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are many lines; what matters stands in our one
     try:
         if found.kind == "hub":
             name = found.root.removesuffix(f":{found.config}")

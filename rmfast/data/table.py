@@ -86,7 +86,10 @@ def _columns(
     if max_length is not None:
         excess = np.maximum(longest - max_length, 0)
         bos = 0 if store.meta["bos_id"] is None else 1
-        room = np.minimum.reduceat(store.answer_start, first).astype(np.int64) - bos
+        # Only the prompt is cut, and of no sequence all of it: a response may have no token of its own.
+        shortest = prefix + np.minimum.reduceat(store.suffix_length, first)
+        prompt = np.minimum.reduceat(store.answer_start, first).astype(np.int64) - bos
+        room = np.maximum(np.minimum(prompt, shortest - 1), 0)
         too_long = excess > room if truncate else excess > 0
         cut = np.where(too_long, 0, excess) if truncate else cut
     length = np.repeat(prefix - cut, responses) + store.suffix_length

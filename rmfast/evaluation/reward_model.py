@@ -17,6 +17,7 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.score import score_table
+from rmfast.models.config import decoder_config
 from rmfast.models.hf import build_network, load_network, read_config
 from rmfast.models.reward import RewardNetwork
 from rmfast.models.weights import HEAD, LM_HEAD
@@ -42,16 +43,26 @@ def load(
     Raises:
         UserError: nothing there, another architecture, no reward head.
     """
-    path = Path(path)
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        path = path / "model"
-    tokenizer_path = path
+    path = model_folder(path)
     if (path / MANIFEST).is_file():
         network, hf = _from_checkpoint(path, dtype)
     else:
         network, hf = load_network(path, dtype=dtype, weights_dtype=dtype)
-    tokenizer = load_tokenizer(str(tokenizer_path), chat_template)
+    tokenizer = load_tokenizer(path, chat_template)
     return RewardModel(network.to(device), hf, tokenizer, tokens_per_pack=tokens_per_pack)
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that a path means: itself, or a run folder's `model`.
+
+    Raises:
+        UserError: no model of a supported family is there.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        path = path / "model"
+    decoder_config(read_config(path), str(path))
+    return path
 
 
 def _from_checkpoint(path: Path, dtype: torch.dtype) -> tuple[RewardNetwork, PreTrainedConfig]:

@@ -36,7 +36,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     gguf = gguf_file(path)
     if gguf is None and not (path / "config.json").is_file():
         reason = "holds no config.json and no .gguf file" if path.is_dir() else "is not a folder or .gguf file"
-        raise UserError(f"model.path: {path} {reason}; give a Hugging Face model folder")
+        raise UserError(f"{path} {reason}; a model is a Hugging Face folder or a .gguf file (model.path)")
     try:
         if gguf is not None:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -220,7 +220,13 @@ def _read_state(
             raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)} where config.json says {shape}")
         return tensor
 
-    state = {name: join(parts[name], get).to(dtype) for name, _ in network.named_parameters() if name not in absent}
+    # Copied: what is read is mapped, so that a change of the file would change the weights, and its alignment (with it
+    # the rounding) is the file's. Joined parts are copies already.
+    state = {
+        name: join(parts[name], get).to(dtype, copy=len(parts[name]) == 1)
+        for name, _ in network.named_parameters()
+        if name not in absent
+    }
     unexpected = sorted(n for n in reader if n not in used and not n.endswith(IGNORED))
     if unexpected:
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""

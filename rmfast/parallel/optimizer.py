@@ -98,7 +98,8 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device."""
         grads = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
-        norms = torch._foreach_norm([g for g in grads if g.numel()], dtype=torch.float32) if grads else []
+        grads = [grad for grad in grads if grad.numel()]  # a rank may own no part of a small weight
+        norms = torch._foreach_norm(grads, dtype=torch.float32) if grads else []
         square = torch.stack(list(norms)).square().sum() if norms else torch.zeros((), device=self.world.device)
         return (self.world.sum_(square) if self.sharded else square).sqrt()
 

@@ -19,7 +19,7 @@ from rmfast.data.table import table_edges
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.metrics import pairwise_metrics
-from rmfast.evaluation.reward_model import RewardModel, load
+from rmfast.evaluation.reward_model import RewardModel, load, model_folder
 from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths
 from rmfast.evaluation.score import score_table
 from rmfast.report.summary import accuracy_line, verdict
@@ -45,6 +45,7 @@ def report(options: Namespace) -> None:
 def evaluate(options: Namespace) -> None:
     """rmfast eval --suite pairwise"""
     out = _out_file(options.out) if options.out else None
+    model_folder(options.model)  # a wrong path is answered before the data is read
     rows = read_file(options.data, require_edges=True)
     model = _load(options.model, options)
     table = model.table([row.example for row in rows if row.example])
@@ -74,6 +75,8 @@ def evaluate(options: Namespace) -> None:
 def score(options: Namespace) -> None:
     """rmfast score"""
     out = _out_file(options.out)
+    for path in options.models:  # a wrong path is answered before the data is read
+        model_folder(path)
     rows = read_file(options.data, require_edges=False)
     examples = [row.example for row in rows if row.example]
     members: list[list[np.ndarray]] = []

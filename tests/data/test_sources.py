@@ -185,9 +185,9 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert rows_of("someone/prefs:hard#test") == rows_of("prefs") == ROWS
-    assert calls == [("someone/prefs", "hard", "test"), ("prefs", None, "train")]
-    assert content_key("prefs") == content_key("prefs")
+    assert rows_of("someone/prefs:hard#test") == rows_of("someone/else") == ROWS
+    assert calls == [("someone/prefs", "hard", "test"), ("someone/else", None, "train")]
+    assert content_key("someone/else") == content_key("someone/else")
     with pytest.raises(UserError, match="nobody/nothing.*no route$"):
         rows_of("nobody/nothing")
 
