@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.utils import logging
 
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, DecoderConfig, decoder_config, supported_families
@@ -80,6 +81,7 @@ def open_weights(path: Path, config: PreTrainedConfig) -> Iterator[Reader]:
     """Name -> function that reads the tensor, of every weight in a model folder; one tensor is in memory at a time."""
     gguf = gguf_file(path)
     if gguf is not None:
+        logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         yield {name: partial(_same, tensor) for name, tensor in model.state_dict().items()}
         return
