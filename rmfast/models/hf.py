@@ -77,7 +77,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def open_weights(path: Path, config: PreTrainedConfig) -> Iterator[Reader]:
+def open_weights(path: Path) -> Iterator[Reader]:
     """Name -> function that reads the tensor, of every weight in a model folder; one tensor is in memory at a time."""
     gguf = gguf_file(path)
     if gguf is not None:
@@ -176,7 +176,7 @@ def load_network(
         network.load_state_dict(empty, assign=True)
         initialise(network, seed)
         return network, hf
-    with open_weights(path, hf) as reader:
+    with open_weights(path) as reader:
         has_head = "score.weight" in reader
         if has_head:
             found = reader["score.weight"]().shape[0]
@@ -214,6 +214,10 @@ def _read_state(
     def get(name: str) -> Tensor:
         shape = shapes[name]
         name = name.removeprefix("model.") if bare else name
+        if name not in reader and name == "lm_head.weight":
+            raise UserError(
+                f"{path}: has no language-model head (lm_head.weight), which an LM loss needs (objective.lm)"
+            )
         if name not in reader:
             raise UserError(f"{path}: weight {name} is missing: the folder does not match its config.json")
         used.add(name)

@@ -70,7 +70,7 @@ class RewardNetwork(nn.Module):
         return Outputs(scores, log_prob)
 
     def freeze(self, top_layers: int) -> None:
-        """Train only the top layers, the final norm and the heads; with 0 only the heads.
+        """Train only the top layers, the final norm and the reward heads; with 0 only the reward heads.
 
         Raises:
             ValueError: there are not that many layers.

@@ -1,0 +1,133 @@
+"""The objective and its statistics, against sums over edges by hand; parts of a global batch add up to it."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmfast.objectives.reward import SUMS, RewardObjective, Statistics
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges of a pack, and the log-probabilities of its LM targets."""
+
+    better: Tensor
+    worse: Tensor
+    margin: Tensor
+    target: Tensor
+    weight: Tensor
+
+    def __getitem__(self, part: slice) -> "Edges":
+        return Edges(*(getattr(self, f.name)[part] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Totals:
+    weight: float
+    lm_tokens: int
+
+
+def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Edges, Totals]:
+    """Scores [8, M], log-probabilities [5] and six edges; a tie is among them."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(8, heads, generator=g)
+    scores[5] = scores[4]
+    edges = Edges(
+        better=torch.tensor([0, 2, 4, 6, 7, 3]),
+        worse=torch.tensor([1, 3, 5, 7, 6, 0]),
+        margin=torch.tensor([0.0, 0.5, 0.0, -1.0, 0.0, 2.0]),
+        target=torch.tensor([1.0, 0.9, 1.0, 1.0, 0.3, 1.0]),
+        weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 0.25]),
+    )
+    log_prob = -torch.rand(5, generator=g)
+    return scores.requires_grad_(), log_prob.requires_grad_(), edges, Totals(4.75, 5)
+
+
+def ranking_by_hand(scores: Tensor, edges: Edges, center: float) -> Tensor:
+    """Mean over heads of the weighted mean over edges."""
+    total = torch.zeros(())
+    for b, w, margin, target, weight in zip(*(getattr(edges, f.name) for f in fields(edges)), strict=True):
+        d = scores[b] - scores[w] - margin
+        loss = -target * F.logsigmoid(d) - (1 - target) * F.logsigmoid(-d) + center * (scores[b] + scores[w]) ** 2
+        total = total + weight * loss.mean()
+    return total / edges.weight.sum()
+
+
+def figures(statistics: Statistics) -> dict[str, float]:
+    return dict(zip(SUMS, statistics.sums.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("center", [0.0, 0.1])
+@pytest.mark.parametrize("lm", [0.0, 0.5])
+def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
+    scores, log_prob, edges, totals = made(heads)
+    loss, statistics = RewardObjective(center=center, lm=lm)(scores, log_prob, edges, totals, 8)
+    ranking, lm_loss = ranking_by_hand(scores, edges, center), -log_prob.mean()
+    expected = ranking + lm * lm_loss
+    torch.testing.assert_close(loss, expected)
+    ours = torch.autograd.grad(loss, (scores, log_prob), allow_unused=True, materialize_grads=True)
+    theirs = torch.autograd.grad(expected, (scores, log_prob), allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(ours, theirs)
+    found = figures(statistics)
+    assert found["loss"] == pytest.approx(expected.item())
+    assert found["ranking_loss"] == pytest.approx(ranking.item())
+    assert found["lm_loss"] == pytest.approx(lm_loss.item() if lm else 0.0)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_statistics(heads: int) -> None:
+    scores, _, edges, totals = made(heads)
+    _, statistics = RewardObjective()(scores, None, edges, totals, 8)
+    rewards = scores.detach().mean(1).numpy()
+    gaps = rewards[edges.better] - rewards[edges.worse]
+    found = figures(statistics)
+    assert found["correct"] == (gaps > 0).sum() < len(gaps) - (gaps < 0).sum()  # a tie is not correct
+    assert found["margin"] == pytest.approx(gaps.sum(), abs=1e-5)
+    assert found["reward"] == pytest.approx(rewards.sum(), abs=1e-5)
+    assert statistics.extrema.tolist() == pytest.approx([rewards.max(), -rewards.min()])
+    assert not statistics.sums.requires_grad and not statistics.extrema.requires_grad
+
+
+def test_parts_of_a_global_batch_add_up() -> None:
+    objective = RewardObjective(center=0.1, lm=0.5)
+    scores, log_prob, edges, totals = made(2)
+    whole, all_statistics = objective(scores, log_prob, edges, totals, 8)
+    # Scores of a part keep their numbers here; a pack without work brings one score and no edge.
+    first, a = objective(scores, log_prob[:2], edges[:4], totals, 8)
+    second, b = objective(scores, log_prob[2:], edges[4:], totals, 8)
+    idle, c = objective(scores[:1], log_prob[:0], edges[:0], totals, 0)
+    torch.testing.assert_close(first + second + idle, whole)
+    total = a.sums + b.sums + c.sums
+    twice = all_statistics.sums.clone()
+    twice[SUMS.index("reward")] *= 2  # both parts were given all responses
+    torch.testing.assert_close(total, twice)
+    extrema = torch.stack([a.extrema, b.extrema, c.extrema]).amax(0)
+    assert torch.equal(extrema, all_statistics.extrema)
+
+
+@pytest.mark.parametrize("lm", [0.0, 0.5])
+def test_a_pack_without_work(lm: float) -> None:
+    scores, log_prob, edges, totals = made()
+    loss, statistics = RewardObjective(center=0.1, lm=lm)(scores[:1], log_prob[:0], edges[:0], totals, 0)
+    loss.backward()
+    assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
+    assert not statistics.sums.any() and statistics.extrema.tolist() == [-np.inf, -np.inf]
+
+
+def test_a_batch_without_weight_or_lm_tokens() -> None:
+    scores, log_prob, edges, _ = made()
+    loss, _ = RewardObjective(lm=0.5)(scores, log_prob[:0], edges[:0], Totals(0.0, 0), 8)
+    assert loss.item() == 0
+
+
+def test_what_is_not_finite_shows() -> None:
+    scores, log_prob, edges, totals = made()
+    spoilt = scores.detach().clone()
+    spoilt[2] = torch.nan
+    loss, statistics = RewardObjective()(spoilt, log_prob, edges, totals, 8)
+    assert loss.isnan() and statistics.sums[SUMS.index("loss")].isnan()

@@ -1,0 +1,262 @@
+"""Tiny models of every family, prompt groups of token ids, and what Hugging Face computes of them one by one."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from rmfast.data.pack import Pack, build_pack
+from rmfast.data.store import TokenStore
+from rmfast.data.table import GroupTable, build_table
+from rmfast.models.reward import RewardNetwork
+from rmfast.models.weights import hf_parts
+
+VOCABULARY = 96
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "num_labels": 1,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
+
+CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "llama-tied-llama3": (LlamaConfig, {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
+    "llama-biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "llama-linear": (
+        LlamaConfig,
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}},
+    ),
+    "llama-yarn": (LlamaConfig, {"rope_parameters": YARN_ROPE}),
+    "mistral-window": (MistralConfig, {"sliding_window": 7}),
+    "mistral-full": (MistralConfig, {"sliding_window": None, "num_key_value_heads": 4}),
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen2-windows": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": (Qwen3Config, {"head_dim": 16, "num_key_value_heads": 1}),
+    "qwen3-bias": (Qwen3Config, {"head_dim": 8, "attention_bias": True}),
+}
+
+
+def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
+    """The Hugging Face config of one of `CONFIGS`."""
+    kind, options = CONFIGS[name]
+    return kind(**(SIZES | {"tie_word_embeddings": False} | options | changes))
+
+
+def hf_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A transformers reward model in fp32 whose every weight, norms and biases too, is random."""
+    model = AutoModelForSequenceClassification.from_config(hf_config(name, **changes), dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.25 * noise if parameter.dim() > 1 else 0.2 * noise)
+        for key, parameter in model.named_parameters():
+            if "norm" in key:
+                parameter.add_(1.0)
+    return model
+
+
+def save_hf_model(name: str, folder: Path, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """`hf_model`, also written to a folder."""
+    model = hf_model(name, seed, **changes)
+    model.save_pretrained(folder)
+    return model
+
+
+@dataclass(frozen=True)
+class Group:
+    """Full sequences of token ids with a prompt in common, and edges between them.
+
+    `answer` is where each sequence's response begins; default: at their common prefix's end. Margins, targets and
+    weights are one for each edge; default 0, 1 and 1/E.
+    """
+
+    sequences: list[list[int]]
+    edges: tuple[tuple[int, int], ...] = ()
+    answer: list[int] | None = None
+    margin: list[float] | None = None
+    target: list[float] | None = None
+    weight: list[float] | None = None
+
+    @property
+    def prefix(self) -> int:
+        """Length of the longest common prefix."""
+        columns = zip(*self.sequences, strict=False)
+        return next((i for i, c in enumerate(columns) if len(set(c)) > 1), min(len(s) for s in self.sequences))
+
+    @property
+    def answers(self) -> list[int]:
+        return [self.prefix] * len(self.sequences) if self.answer is None else self.answer
+
+    def chosen(self) -> list[int]:
+        """Sequences that some edge prefers and none rejects."""
+        return sorted({b for b, _ in self.edges} - {w for _, w in self.edges})
+
+    def edge_values(self) -> tuple[list[float], list[float], list[float]]:
+        """Margin, target and weight of each edge."""
+        count = len(self.edges)
+        return self.margin or [0.0] * count, self.target or [1.0] * count, self.weight or [1 / max(count, 1)] * count
+
+
+def store_of(groups: Sequence[Group], bos_id: int | None = None, name: str = "tiny") -> TokenStore:
+    """A token store in memory, made without rmfast's tokenisation."""
+    stored = [g.sequences[0][: g.prefix] + [t for s in g.sequences for t in s[g.prefix :]] for g in groups]
+    pairs = [(g.sequences[b], g.sequences[w]) for g in groups for b, w in g.edges]
+    values = np.array([v for g in groups for v in zip(*g.edge_values(), strict=True)], np.float32).reshape(-1, 3)
+    ends = [e for g in groups for e in g.edges]
+
+    def starts(counts: list[int]) -> np.ndarray:
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+
+    return TokenStore(
+        tokens=np.array([t for part in stored for t in part], np.int32),
+        token_start=starts([len(part) for part in stored]),
+        prefix_length=np.array([g.prefix for g in groups], np.int32),
+        response_start=starts([len(g.sequences) for g in groups]),
+        suffix_length=np.array([len(s) - g.prefix for g in groups for s in g.sequences], np.int32),
+        answer_start=np.array([a for g in groups for a in g.answers], np.int32),
+        edge_start=starts([len(g.edges) for g in groups]),
+        better=np.array([b for b, _ in ends], np.int32),
+        worse=np.array([w for _, w in ends], np.int32),
+        margin=values[:, 0],
+        target=values[:, 1],
+        weight=values[:, 2],
+        strength_mean=np.full(len(ends), np.nan, np.float32),
+        strength_std=np.full(len(ends), np.nan, np.float32),
+        identical=np.array([b == w for b, w in pairs], np.bool_),
+        row=np.arange(1, len(groups) + 1),
+        meta={"source": name, "files": [[name, 0]], "bos_id": bos_id, "bad": {}},
+    )
+
+
+def table_of(groups: Sequence[Group], bos_id: int | None = None, **options: Any) -> GroupTable:
+    """A table of all groups, those without edges too."""
+    return build_table([store_of(groups, bos_id)], need_edges=False, **options)[0]
+
+
+def pack_of(groups: Sequence[Group], lm: bool = False) -> Pack:
+    """All groups in one pack."""
+    return build_pack(table_of(groups), np.arange(len(groups)), lm=lm)
+
+
+def ids(generator: np.random.Generator, count: int) -> list[int]:
+    """Random token ids, none of them a special one."""
+    return generator.integers(3, VOCABULARY, count).tolist()
+
+
+def group_of(
+    generator: np.random.Generator, prompt: int, responses: Sequence[int], edges: Sequence[tuple[int, int]] = ()
+) -> Group:
+    """A random prompt and random responses of these lengths."""
+    start = ids(generator, prompt)
+    return Group([start + ids(generator, n) for n in responses], tuple(edges))
+
+
+def odd_groups(seed: int = 0) -> list[Group]:
+    """Every kind of group that is easily got wrong."""
+    g = np.random.default_rng(seed)
+    prompt, answer = ids(g, 6), ids(g, 4)
+    tail = ids(g, 3)
+    sizes = [(int(g.integers(0, 20)), g.integers(1, 12, n).tolist()) for n in range(1, 10)]
+    return [
+        *(group_of(g, prefix, lengths, [(0, len(lengths) - 1)] if lengths[1:] else []) for prefix, lengths in sizes),
+        group_of(g, 0, [4, 9], [(1, 0)]),  # no prompt
+        group_of(g, 0, [1], []),  # one token
+        Group([prompt, prompt + answer], ((1, 0),)),  # an empty response
+        Group([prompt + answer, prompt + answer + tail], ((0, 1),)),  # one response begins the other
+        Group([prompt + answer + tail, prompt + answer, prompt + tail], ((1, 0), (1, 2), (0, 2))),
+        Group([prompt + answer, prompt + answer], ((0, 1),)),  # identical
+        Group([prompt + answer, prompt + tail, prompt + answer], ((0, 1), (2, 1))),
+        group_of(g, 30, [1, 1, 25], [(2, 0), (2, 1)]),
+    ]
+
+
+def hf_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """Scores [N, M] of whole sequences, each run alone."""
+    scores = []
+    for sequence in sequences:
+        hidden = model.model(torch.tensor([list(sequence)])).last_hidden_state[:, -1]
+        scores.append(model.score(hidden)[0])
+    return torch.stack(scores)
+
+
+def hf_gradients(model: PreTrainedModel, network: RewardNetwork) -> dict[str, Tensor]:
+    """A transformers model's gradients by our names, joined as our weights are; those without one are left out."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    parts = hf_parts(network.config)
+    names = {ours: [hf for hf, _ in parts[ours]] for ours, _ in network.named_parameters()}
+    return {ours: torch.cat([grads[hf] for hf in hfs]) for ours, hfs in names.items() if hfs[0] in grads}
+
+
+def assert_close_by_norm(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
+    """Same names, and |ours - theirs| <= tolerance |theirs| for each of them."""
+    assert ours.keys() == theirs.keys()
+    for name, truth in theirs.items():
+        assert truth.norm() > 0, f"{name}: the reference's gradient is 0, which proves nothing"
+        error = (ours[name].double() - truth.double()).norm() / truth.double().norm()
+        assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+def gradients(network: RewardNetwork) -> dict[str, Tensor]:
+    """Gradients of those parameters that have one."""
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+class Results(TorchDispatchMode):
+    """Watches what torch computes: the largest result, and the bytes of results that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self.largest = max(self.largest, tensor.numel())
+            storage = tensor.untyped_storage()
+            self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self, besides: Iterable[Tensor] = ()) -> int:
+        """Bytes of storages that appeared in results and were not freed, but for those of given tensors."""
+        known = {tensor.untyped_storage()._cdata for tensor in besides}
+        held = (size for key, (weak, size) in self._storages.items() if key not in known and not weak.expired())
+        return sum(held)
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
