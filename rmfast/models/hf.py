@@ -216,7 +216,7 @@ def _read_state(
         name = name.removeprefix("model.") if bare else name
         if name not in reader and name == "lm_head.weight":
             raise UserError(
-                f"{path}: has no language-model head (lm_head.weight), which an LM loss needs (objective.lm)"
+                f"{path}: no lm_head.weight, which an LM loss (objective.lm) needs"
             )
         if name not in reader:
             raise UserError(f"{path}: weight {name} is missing: the folder does not match its config.json")

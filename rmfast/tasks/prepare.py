@@ -51,7 +51,7 @@ def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, 
         UserError: nothing usable is left, or ids that the model's embedding does not have.
     """
     for store in stores:
-        highest = int(store.tokens.max())
+        highest = store.meta["max_id"]
         if highest >= vocabulary:
             raise UserError(
                 f"{store.meta['source']}: holds token id {highest}, but the model's vocabulary has {vocabulary}: "
