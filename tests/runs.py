@@ -1,0 +1,185 @@
+"""Tiny training runs for tests: a model folder, rows, and processes that really start, share work and die.
+
+As a script, under python or torchrun, it runs the cases of a JSON file one after another, each in a fork of this
+process: every case has processes of its own, and the imports are paid once.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "rmfast" / "train.py"
+DECODER = ROOT / "configs" / "quickstart" / "decoder"
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "by", "sea", "with", "two", "red", "birds")
+
+
+def write_model(folder: Path, *, tied: bool = False, heads: int = 0, seed: int = 0) -> Path:
+    """A Llama of 2 layers and width 32 with weights large enough that scores differ; untied unless asked."""
+    shutil.copytree(DECODER, folder)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def text(draw: random.Random, low: int, high: int) -> str:
+    return " ".join(draw.choice(WORDS) for _ in range(draw.randint(low, high)))
+
+
+def write_rows(path: Path, count: int, *, seed: int = 0, extra: Sequence[dict[str, Any]] = ()) -> Path:
+    """Preference pairs of random words, and the rows `extra` after them."""
+    draw = random.Random(seed)
+    rows = [
+        {"prompt": text(draw, 2, 12), "chosen": " " + text(draw, 1, 5), "rejected": " " + text(draw, 6, 9)}
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *extra]), encoding="utf-8")
+    return path
+
+
+def arguments(**keys: object) -> list[str]:
+    """Command line of keys written with __ for the dot; a tuple gives several words."""
+    out: list[str] = []
+    for name, value in keys.items():
+        words = value if isinstance(value, tuple) else (value,)
+        out += [f"--{name.replace('__', '.')}", *(json.dumps(w) if isinstance(w, bool) else str(w) for w in words)]
+    return out
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def final_weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run. `kill` says where SIGKILL strikes: "step:K", in the process's K-th step; "manifest:K" and "rename:K",
+    before the K-th checkpoint gets its manifest or its name (on the rank that writes)."""
+
+    name: str
+    arguments: list[str]
+    kill: str = ""
+    port: int = 0
+
+
+def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, list[int]]:
+    """Run cases in order at a number of ranks (1: plain python); each case's exit codes by rank, -9 for SIGKILL.
+
+    What a rank printed is in folder/NAME-RANK.log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sockets = [socket.create_server(("", 0)) for _ in cases]  # all open at once, so that the ports differ
+    ported = [Case(c.name, c.arguments, c.kill, s.getsockname()[1]) for c, s in zip(cases, sockets, strict=True)]
+    for server in sockets:
+        server.close()
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in ported]), encoding="utf-8")
+    start = [sys.executable] if ranks == 1 else torchrun(ranks)
+    done = subprocess.run(
+        [*start, __file__, str(folder)], capture_output=True, text=True, timeout=300, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    by_rank = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(ranks)]
+    return {case.name: [codes[i] for codes in by_rank] for i, case in enumerate(cases)}
+
+
+def torchrun(ranks: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _run_all(folder: Path) -> None:
+    import rmfast.tasks.reward  # noqa: F401  (before the forks)
+
+    rank = os.environ.get("RANK", "0")
+    cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
+    codes = [_fork(case, folder / f"{case.name}-{rank}.log") for case in cases]
+    (folder / f"codes-{rank}.json").write_text(json.dumps(codes), encoding="utf-8")
+
+
+def _fork(case: Case, log: Path) -> int:
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 70  # a traceback
+    try:
+        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        if "RANK" in os.environ:  # a meeting point of the case's own
+            os.environ |= {"MASTER_PORT": str(case.port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        _set_trap(case.kill)
+        from rmfast.train import main
+
+        code = main(case.arguments)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _set_trap(kill: str) -> None:
+    import rmfast.tasks.reward as task
+    from rmfast.checkpoint import store
+    from rmfast.parallel.native import NativeEngine
+
+    task.write_report = lambda folder: None  # the plots take longer than all the rest of a tiny run
+    if not kill:
+        return
+    where, count = kill.split(":")
+    left = int(count)
+
+    def strike(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    step, write_json, sync = NativeEngine.optimizer_step, store._write_json, store._sync
+    if where == "step":
+        NativeEngine.optimizer_step = lambda self, lr: (strike(), step(self, lr))[1]  # type: ignore[method-assign]
+    elif where == "manifest":
+        store._write_json = lambda path, value: (path.name == store.MANIFEST and strike(), write_json(path, value))
+    elif where == "rename":
+        store._sync = lambda path: (path.name.endswith(".partial") and strike(), sync(path))
+    else:
+        raise ValueError(kill)
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # tests/ holds no library
+    _run_all(Path(sys.argv[1]))

@@ -1,0 +1,311 @@
+"""The reward task whole: it resumes bit for bit after SIGKILL, ends well when repeated, and stops at NaN."""
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rmfast.data.plan import StepPlan
+from rmfast.tasks.reward import eval_names, total_steps
+from rmfast.train import main
+from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
+
+STEPS = 9
+# What a step computes and where it stands; times and memory differ from run to run.
+EXACT = ("step", "epoch", "loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward")
+EXACT += ("learning_rate", "num_tokens", "num_computed_tokens")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reward")
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl", 20)
+    write_rows(folder / "eval.jsonl", 6, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plots take longer than all the rest of a tiny run; tests/test_train.py makes them."""
+    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+
+
+def command(folder: Path, run: str, **more: object) -> list[str]:
+    """20 rows, 8 a step: epochs of 3 steps, the last one smaller; checkpoints lie across the epochs' ends."""
+    keys: dict[str, object] = {
+        "model__path": folder / "model",
+        "model__dropout": 0.1,
+        "data__train": folder / "rows.jsonl",
+        "data__eval": folder / "eval.jsonl",
+        "data__cache": folder / "cache",
+        "data__pairs_per_step": 8,
+        "data__tokens_per_pack": 96,
+        "run__dir": folder / run,
+        "run__epochs": 3,
+        "run__tensorboard": False,
+        "optim__lr": 1e-2,
+        "eval__every": 3,
+        "checkpoint__every": 2,
+        "parallel__timeout_minutes": 1,
+    }
+    return arguments(**(keys | more))
+
+
+def exact(run: Path) -> list[dict[str, Any]]:
+    return [{key: line[key] for key in EXACT} for line in read_lines(run / "metrics.jsonl")]
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert exact(run) == exact(whole)
+    assert read_lines(run / "eval.jsonl") == read_lines(whole / "eval.jsonl")
+    assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def killed(name: str, run: list[str], kills: Sequence[str]) -> list[Case]:
+    """The same command until it ends."""
+    return [Case(f"{name} {number}", run, kill) for number, kill in enumerate([*kills, ""])]
+
+
+@pytest.mark.slow
+def test_one_process_resumes_bit_for_bit(folder: Path) -> None:
+    kills = ["step:2", "rename:1", "step:6", "manifest:1"]
+    cases = [Case("whole", command(folder, "whole")), *killed("killed", command(folder, "killed"), kills)]
+    codes = launch(folder / "launch-1", [*cases, Case("again", command(folder, "killed"))])
+    assert codes == {"whole": [0]} | {f"killed {i}": [-9] for i in range(4)} | {"killed 4": [0], "again": [0]}
+    resumed = [number_resumed(folder / "launch-1" / f"{case.name}-0.log") for case in cases]
+    # The first two died before a checkpoint was complete, the fourth while it wrote step 6.
+    assert resumed == [None, None, None, None, 4, 4]
+    assert_same_run(folder / "killed", folder / "whole")
+    assert [path.name for path in sorted((folder / "killed" / "checkpoints").iterdir())] == ["step-8", "step-9"]
+
+
+def number_resumed(log: Path) -> int | None:
+    lines = [line for line in log.read_text().splitlines() if line.startswith("resumed from step ")]
+    return int(lines[0].split()[3]) if lines else None
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_bit_for_bit_and_fewer_to_rounding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases: list[Case] = []
+    for mode in ("ddp", "fsdp"):
+        cases.append(Case(f"{mode} whole", command(folder, f"{mode}-whole", parallel__data=mode)))
+        run = command(folder, f"{mode}-killed", parallel__data=mode)
+        cases += killed(f"{mode} killed", run, ["step:5", "manifest:1"])
+    half = command(folder, "half", parallel__data="fsdp", model__dropout=0.0)
+    spoil(folder)
+    bad = command(folder, "bad-2", model__path=folder / "spoilt", data__train=folder / "spoilt.jsonl")
+    codes = launch(folder / "launch-2", [*cases, Case("half", half, "step:7"), Case("bad", bad)], ranks=2)
+    logs = folder / "launch-2"
+    for mode in ("ddp", "fsdp"):
+        assert codes[f"{mode} whole"] == codes[f"{mode} killed 2"] == [0, 0], (
+            logs / f"{mode} killed 2-0.log"
+        ).read_text()
+        assert -9 in codes[f"{mode} killed 0"] and 0 not in codes[f"{mode} killed 0"]
+        assert codes[f"{mode} killed 1"][0] == -9
+        assert [number_resumed(logs / f"{mode} killed {n}-0.log") for n in range(3)] == [None, 4, 4]
+        assert_same_run(folder / f"{mode}-killed", folder / f"{mode}-whole")
+    assert exact(folder / "ddp-whole") != exact(folder / "fsdp-whole")  # rounding differs, so the test can tell
+
+    # One rank met NaN: all stop, and one of them says why.
+    assert codes["bad"] == [1, 1]
+    assert (logs / "bad-0.log").read_text().count("rmfast: step 2: ") == 1
+    assert "rmfast: step" not in (logs / "bad-1.log").read_text()
+
+    # What two ranks began, one ends.
+    assert main(half) == 0
+    assert "resumed from step 6" in capsys.readouterr().out
+    assert main(command(folder, "alone", model__dropout=0.0)) == 0
+    for mine, other in zip(exact(folder / "half"), exact(folder / "alone"), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    other_weights = final_weights(folder / "alone")
+    for name, weight in final_weights(folder / "half").items():
+        assert (weight - other_weights[name]).abs().max() <= 1e-4 * other_weights[name].abs().max(), name
+
+
+def test_a_finished_run_repeated_changes_nothing_and_ends_well(folder: Path, tmp_path: Path) -> None:
+    run = command(folder, "finished", run__dir=tmp_path / "run")
+    assert main(run) == 0
+    before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
+    assert main(run) == 0
+    after = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after.keys() == before.keys()
+    assert {path for path in before if before[path] != after[path] and path.suffix != ".npz"} == set()
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(folder: Path) -> None:
+    long, short = ({"optim__schedule": "constant", "run__max_steps": steps} for steps in (7, 4))
+    assert main(command(folder, "long", **long)) == 0
+    assert main(command(folder, "longer", **short)) == 0
+    assert main(command(folder, "longer", **long)) == 0
+    assert exact(folder / "longer") == exact(folder / "long")
+    assert all(torch.equal(w, final_weights(folder / "long")[n]) for n, w in final_weights(folder / "longer").items())
+
+
+def test_the_resolved_config_alone_repeats_the_run(folder: Path, tmp_path: Path) -> None:
+    assert main(command(folder, "first", run__dir=tmp_path / "first", run__max_steps=3)) == 0
+    assert main([str(tmp_path / "first" / "config.yaml"), "--run.dir", str(tmp_path / "second")]) == 0
+    assert exact(tmp_path / "second") == exact(tmp_path / "first")
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+def test_never_moves_the_earlier_run_aside(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys: dict[str, object] = {"run__dir": tmp_path / "run", "run__resume": "never", "run__max_steps": 2}
+    assert main(command(folder, "", **keys)) == 0
+    weights = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # there was nothing to move
+    assert main(command(folder, "", **keys, run__seed=1)) == 0
+    assert main(command(folder, "", **keys, run__seed=2)) == 0
+    assert f"moved to {tmp_path / 'run.2'}" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+    assert (tmp_path / "run.1" / "model" / "model.safetensors").read_bytes() == weights
+    for name in ("run", "run.1", "run.2"):
+        assert [line["step"] for line in read_lines(tmp_path / name / "metrics.jsonl")] == [1, 2]
+    # An error of the user's moves nothing.
+    assert main(command(folder, "", **keys, model__top_layers=3)) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1", "run.2"]
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ({"run__seed": 1}, "other data, order or seed"),
+        ({"data__pairs_per_step": 4}, "other data, order or seed"),
+        ({"data__train": "eval.jsonl"}, "other data, order or seed"),
+        ({"run__max_steps": 1}, "is at step 2, beyond this run's 1"),
+        ({"model__heads": 2}, "holds another model or other trained weights (model/head.weight differs)"),
+    ],
+    ids=["seed", "batch", "data", "shorter", "heads"],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: dict[str, object], hint: str
+) -> None:
+    if not (folder / "other").exists():
+        assert main(command(folder, "other", run__max_steps=2)) == 0
+    before = {path: path.stat().st_mtime_ns for path in (folder / "other").rglob("*")}
+    capsys.readouterr()
+    if "data__train" in more:
+        more = {"data__train": folder / str(more["data__train"])}
+    assert main(command(folder, "other", **({"run__max_steps": 2} | more))) == 2
+    assert hint in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (folder / "other").rglob("*")} == before
+
+
+def spoil(folder: Path) -> None:
+    """A model with NaN in the embedding of a token that one row of step 2 holds."""
+    if (folder / "spoilt").exists():
+        return
+    write_model(folder / "spoilt")
+    state = load_file(folder / "spoilt" / "model.safetensors")
+    state["model.embed_tokens.weight"][4000] = torch.nan
+    save_file(state, folder / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    ids = list(range(300, 320))
+    row = {"chosen_ids": [*ids, 4000, 2], "rejected_ids": [*ids, 321, 2]}
+    draw = random.Random(5)
+    rows: list[dict[str, Any]] = [
+        {"prompt": text(draw, 3, 6), "chosen": text(draw, 1, 2), "rejected": text(draw, 3, 4)} for _ in range(23)
+    ]
+    rows.insert(12, row)
+    (folder / "spoilt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def spoilt(folder: Path, run: str, **more: object) -> list[str]:
+    spoil(folder)
+    keys: dict[str, object] = {"model__path": folder / "spoilt", "data__train": folder / "spoilt.jsonl"}
+    keys |= {"data__shuffle": False, "run__epochs": 1, "checkpoint__every": 1, "model__dropout": 0.0}
+    return command(folder, run, **(keys | more))
+
+
+def test_nan_stops_the_run_with_its_step_and_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(spoilt(folder, "bad")) == 1
+    captured = capsys.readouterr()
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("rmfast: ")]
+    assert line.startswith("rmfast: step 2: ")
+    assert all(f"spoilt.jsonl:{row}" in line for row in range(9, 17))
+    assert f"spoilt.jsonl:{8}," not in line and f"spoilt.jsonl:{17}" not in line
+    assert "Traceback" not in captured.err
+    assert [line["step"] for line in read_lines(folder / "bad" / "metrics.jsonl")] == [1]
+    assert [path.name for path in (folder / "bad" / "checkpoints").iterdir()] == ["step-1"]
+    assert not (folder / "bad" / "model").exists()
+
+
+def test_nan_is_skipped_where_asked(folder: Path) -> None:
+    assert main(spoilt(folder, "skipped", optim__on_nonfinite="skip")) == 0
+    lines = read_lines(folder / "skipped" / "metrics.jsonl")
+    assert [(line["step"], line["loss"] is None, line.get("skipped")) for line in lines] == [
+        (1, False, None),
+        (2, True, True),
+        (3, False, None),
+    ]
+    assert "NaN" not in (folder / "skipped" / "metrics.jsonl").read_text()
+    weights = final_weights(folder / "skipped")
+    assert all(w.isfinite().all() for name, w in weights.items() if name != "model.embed_tokens.weight")
+
+
+def test_a_loss_that_overflows_without_its_gradient_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    rows = read_lines(write_rows(tmp_path / "rows.jsonl", 8))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"margin": 3e38}) + "\n" for row in rows))
+    keys: dict[str, object] = {
+        "data__train": tmp_path / "rows.jsonl",
+        "run__dir": tmp_path / "run",
+        "run__max_steps": 1,
+    }
+    assert main(command(folder, "", **keys, optim__on_nonfinite="skip")) == 0
+    (line,) = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert line["skipped"] and line["loss"] is None
+    base = load_file(folder / "model" / "model.safetensors")
+    after = final_weights(tmp_path / "run")
+    assert all(torch.equal(weight, base[name]) for name, weight in after.items() if name != "score.weight")
+
+
+def test_wandb_that_is_not_installed_is_refused_before_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rmfast.tasks.reward.find_spec", lambda name: None)
+    assert main(command(folder, "wandb", run__wandb=True)) == 2
+    assert "rmfast: run.wandb: the package wandb is not installed" in capsys.readouterr().err
+    assert not (folder / "wandb").exists()
+
+
+def test_bfloat16_trains_like_float32_and_exports_in_its_dtype(folder: Path) -> None:
+    keys: dict[str, object] = {"model__dropout": 0.0, "run__max_steps": 3, "optim__lr": 1e-3}
+    assert main(command(folder, "fp32", **keys)) == 0
+    assert main(command(folder, "bf16", **keys, model__dtype="bfloat16", model__recompute="full")) == 0
+    assert {w.dtype for w in final_weights(folder / "bf16").values()} == {torch.bfloat16}
+    for low, high in zip(exact(folder / "bf16"), exact(folder / "fp32"), strict=True):
+        assert low["loss"] == pytest.approx(high["loss"], rel=0.03)
+        assert low["loss"] != high["loss"]
+
+
+def test_several_held_out_sources_keep_their_names(folder: Path) -> None:
+    rows = folder / "rows.jsonl"
+    assert main(command(folder, "two", data__eval=(folder / "eval.jsonl", rows), run__max_steps=1)) == 0
+    assert [(line["step"], line["name"]) for line in read_lines(folder / "two" / "eval.jsonl")] == [
+        (0, "eval"),
+        (0, "rows"),
+        (1, "eval"),
+        (1, "rows"),
+    ]
+    summary = json.loads((folder / "two" / "summary.json").read_text())
+    assert {"eval_accuracy", "eval_rows_accuracy"} <= summary.keys()
+
+
+def test_names_of_held_out_sources() -> None:
+    assert eval_names(["a/b.jsonl.gz"]) == ["eval"]
+    assert eval_names(["a/b.jsonl.gz", "c.parquet"]) == ["b", "c"]
+    assert eval_names(["x/test.jsonl", "y/test.jsonl", "z.json"]) == ["test-1", "test-2", "z"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (2, 6), (0.5, 2), (2.5, 8), (0.01, 1)])
+def test_epochs_in_steps(epochs: float, steps: int) -> None:
+    assert total_steps(StepPlan([20], [1.0], groups_per_step=8, seed=0), epochs) == steps

@@ -1,0 +1,180 @@
+"""Configs: files and overrides merge, every kind of wrong input gives one line, the resolved config repeats itself."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rmfast.config import Config, config_help, known_keys, load_config
+from rmfast.errors import UserError
+
+BASE = {"model": {"path": "decoder"}, "data": {"train": "train.jsonl"}}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return write(tmp_path / "base.yaml", yaml.safe_dump(BASE))
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_later_files_and_the_command_line_win(base: str, tmp_path: Path) -> None:
+    first = write(tmp_path / "first.yaml", "optim: {lr: 1e-3, clip: 0.5}\nrun: {seed: 1}\n")
+    second = write(tmp_path / "second.yaml", "optim:\n  lr: 2.0e-3\n  warmup: 10\nobjective:\n")
+    config = load_config([base, first, second, "--optim.warmup", "5", "--run.seed=3", "--run.seed", "4"])
+    assert (config.optim.clip, config.optim.lr, config.optim.warmup, config.run.seed) == (0.5, 2e-3, 5.0, 4)
+    assert load_config([base, second, first]).optim.lr == 1e-3  # PyYAML reads 1e-3 as text
+
+
+def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
+    words = ["--model.path", "d", "--data.train", "a.jsonl", "b.jsonl", "--run.max_steps", "null"]
+    words += ["--data.train_weights", "1", "0.5"]
+    config = load_config(words)
+    assert config.data.train == ("a.jsonl", "b.jsonl")
+    assert config.data.train_weights == (1.0, 0.5)
+    assert config.run.max_steps is None
+    assert load_config([*words, "--data.train", "one.jsonl", "--data.train_weights", "2"]).data.train == ("one.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "hint"),
+    [
+        ("optim: {lrr: 1}", "optim.lrr", "did you mean optim.lr?"),
+        ("modle: {path: x}", "modle", "unknown key"),
+        ("optim: {lr: fast}", "optim.lr", "got 'fast'"),
+        ("optim: {lr: -1}", "optim.lr", "greater than 0"),
+        ("optim: {lr: .nan}", "optim.lr", "finite"),
+        ("optim: {lr: true}", "optim.lr", "true or false"),
+        ("run: {seed: yes}", "run.seed", "true or false"),
+        ("run: {seed: 1.5}", "run.seed", "got 1.5"),
+        ("run: {tensorboard: perhaps}", "run.tensorboard", "got 'perhaps'"),
+        ("run: {dir: null}", "run.dir", "got None"),
+        ("run: {max_steps: 0}", "run.max_steps", "got 0"),
+        ("model: {dropout: 1}", "model.dropout", "less than 1"),
+        ("optim: {schedule: cosin}", "optim.schedule", "'cosine'"),
+        ("optim: {betas: [0.9]}", "optim.betas", "too few values"),
+        ("optim: {betas: [0.9, 0.9, 0.9]}", "optim.betas", "got"),
+        ("data: {train: []}", "data.train", "at least 1"),
+        ("data: {train: {a: b}}", "data.train", "not a section"),
+        ("optim: 3", "optim", "section"),
+        ("optim: [1, 2]", "optim", "section"),
+        ("data: {tokens_per_pack: 64, max_length: 65}", "data.tokens_per_pack", "data.max_length (65)"),
+        ("data: {train_weights: [1, 2]}", "data.train_weights", "2 numbers for 1 sources"),
+        ("data: {train_weights: [0]}", "data.train_weights", "one must be positive"),
+        ("objective: {lm: 1}\nmodel: {top_layers: 0}", "objective.lm", "model.top_layers is 0"),
+        ("eval: {every: 5}", "eval.every", "data.eval is empty"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_key_and_file(base: str, tmp_path: Path, text: str, key: str, hint: str) -> None:
+    wrong = write(tmp_path / "wrong.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_config([base, wrong])
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{wrong}: {key}")
+    assert hint in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--optim.lr", "fast"], "command line: optim.lr"),
+        (["--optim.lrr", "1"], "command line: optim.lrr: unknown key; did you mean optim.lr?"),
+        (["--optim", "3"], "command line: optim is a section"),
+        (["--run.dir.name", "x"], "command line: run.dir"),
+        (["--optim.lr"], "--optim.lr needs a value"),
+        (["--run.seed", "--run.dir", "x"], "--run.seed needs a value"),
+        (["--=3"], "command line"),
+        (["--..", "3"], "command line"),
+        (["--task", "rewards"], "command line: task"),
+    ],
+)
+def test_a_wrong_argument_names_the_command_line(base: str, arguments: list[str], hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([base, *arguments])
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"optim: {lr: 1", ":1: not valid YAML"),
+        (b"a: b\n\tc: d", ":2: not valid YAML"),
+        (b"- 1\n- 2\n", "a mapping of sections, not list"),
+        (b"", "a mapping of sections, not NoneType"),
+        (b"run: {dir: \xff}", "not UTF-8"),
+        (b"run: !!python/object:os.system {}", "not valid YAML"),
+        (b"run: {dir: \x00}", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, content: bytes, hint: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config([str(path)])
+    assert str(caught.value).startswith(str(path))
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_keys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot read the config: No such file"):
+        load_config([str(tmp_path / "nowhere.yaml")])
+    with pytest.raises(UserError, match="cannot read the config"):
+        load_config([str(tmp_path)])
+    with pytest.raises(UserError, match=r"data\.train: missing; set it in the file or with --data\.train"):
+        load_config(["--model.path", "x"])
+    with pytest.raises(UserError, match="no config given"):
+        load_config([])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--data.tokens_per_pack", "512"],
+        ["--data.train", "a.jsonl", "b.jsonl", "--optim.lr", "3e-7", "--run.max_steps", "7", "--model.heads", "2"],
+        ["--run.dir", "007", "--data.chat_template", "{{ messages }}: '#'", "--optim.betas", "0.8", "0.95"],
+    ],
+    ids=["defaults", "small pack", "numbers", "odd text"],
+)
+def test_the_resolved_config_alone_means_the_same(base: str, tmp_path: Path, words: list[str]) -> None:
+    config = load_config([base, *words])
+    resolved = write(tmp_path / "config.yaml", yaml.safe_dump(config.dump(), sort_keys=False))
+    again = load_config([resolved])
+    assert again == config
+    flat = {f"{section}.{key}" for section, keys in config.dump().items() if isinstance(keys, dict) for key in keys}
+    assert flat | {"task"} == set(known_keys())  # nothing is left to a default that may change
+
+
+def test_the_default_length_gives_way_to_a_smaller_pack(base: str) -> None:
+    assert load_config([base]).data.max_length == 1024
+    assert load_config([base, "--data.tokens_per_pack", "512"]).data.max_length == 512
+    assert load_config([base, "--data.tokens_per_pack", "2048"]).data.max_length == 1024
+
+
+def test_a_misspelt_required_key_is_named_before_it_is_missed(tmp_path: Path) -> None:
+    wrong = write(tmp_path / "wrong.yaml", "model: {pth: decoder}\n")
+    with pytest.raises(UserError, match=r"wrong\.yaml: model\.pth: unknown key; did you mean model\.path\?"):
+        load_config([wrong])
+
+
+def test_configs_are_frozen() -> None:
+    config = Config.model_validate(BASE)
+    with pytest.raises(ValueError, match="frozen"):
+        config.optim.lr = 1.0
+
+
+def test_help_lists_every_key_with_its_meaning() -> None:
+    text = config_help()
+    for key in known_keys():
+        assert f"  --{key}  " in text
+    assert "--model.path  str  (required)" in text
+    assert '--optim.schedule  [linear, cosine, inverse_sqrt, constant]  (default "linear")' in text
+    lines = text.splitlines()
+    assert len(lines) == 2 * len(known_keys())
+    assert all(line.strip() for line in lines)

@@ -1,0 +1,225 @@
+"""The loop: its order of events, its figures, its answer to NaN, and its losses beside a plain transformers loop."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
+
+from rmfast.data.loader import StepLoader, Totals
+from rmfast.data.pack import Pack
+from rmfast.data.plan import StepPlan
+from rmfast.data.rows import parse_row
+from rmfast.data.store import store_examples
+from rmfast.data.table import GroupTable, build_table
+from rmfast.errors import RunError
+from rmfast.models.hf import load_network
+from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.parallel.native import NativeEngine
+from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.schedule import Schedule
+from rmfast.parallel.world import World
+from rmfast.trainer.log import RunLog
+from rmfast.trainer.loop import LoopOptions, Progress, fit
+from tests.runs import read_lines, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("loop") / "base")
+
+
+@pytest.fixture(scope="module")
+def table(base: Path) -> GroupTable:
+    rows = read_lines(write_rows(base.with_name("rows.jsonl"), 10))
+    return build_table([store_examples([parse_row(row) for row in rows], AutoTokenizer.from_pretrained(base))])[0]
+
+
+def make_loader(table: GroupTable, steps: int, first: int = 0) -> StepLoader:
+    plan = StepPlan([len(table)], [1.0], groups_per_step=4, seed=3)
+    return StepLoader(table, plan, first=first, last=steps, ranks=1, rank=0, budget=128)
+
+
+def make_options(total: int, **more: Any) -> LoopOptions:
+    options: dict[str, Any] = {"lr": 1e-3, "schedule": "linear", "warmup": 0, "floor": 0.0, "eval_every": None}
+    options |= {"checkpoint_every": None, "on_nonfinite": "stop", "seed": 0}
+    return LoopOptions(total=total, **(options | more))
+
+
+class ScriptedEngine:
+    """Gives the figures that a test wants, and notes what it was asked."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, events: list[str], bad: dict[int, tuple[float, float]] | None = None) -> None:
+        self.events, self.bad, self.done = events, bad or {}, 0
+
+    def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
+        self.done += 1
+        self.events.append(f"step {self.done}")
+        loss, self.norm = self.bad.get(self.done, (0.5, 1.0))
+        return Statistics(torch.tensor([loss, loss, 0.0, 2.0, 1.0, 1.0]), torch.zeros(2))
+
+    def optimizer_step(self, lr: float) -> Tensor:
+        return torch.tensor(self.norm)
+
+
+def run_scripted(
+    table: GroupTable, folder: Path, options: LoopOptions, bad: dict[int, tuple[float, float]] | None = None
+) -> list[str]:
+    events: list[str] = []
+    log = RunLog(folder, last_step=0, total=options.total, every=1, tensorboard=False, wandb=False, config={})
+    write = log.step
+
+    def noted(values: dict[str, Any], seconds_left: float) -> None:
+        events.append(f"log {values['step']}")
+        write(values, seconds_left)
+
+    log.step = noted  # type: ignore[method-assign]
+
+    def evaluate(step: int) -> dict[str, Any]:
+        events.append(f"evaluate {step}")
+        return {"eval_accuracy": 0.25}
+
+    def save(progress: Progress) -> None:
+        events.append(f"save {progress.step}")
+
+    try:
+        fit(
+            ScriptedEngine(events, bad),  # type: ignore[arg-type]
+            make_loader(table, options.total),
+            RewardObjective(),
+            options,
+            Progress(),
+            log=log,
+            evaluate=evaluate,
+            save=save,
+            flops=lambda step: 1e6,
+            peak=None,
+        )
+    finally:
+        log.close()
+        (folder / "events").write_text("\n".join(events))
+    return events
+
+
+def test_figures_come_a_step_later_but_before_their_checkpoint(table: GroupTable, tmp_path: Path) -> None:
+    events = run_scripted(table, tmp_path, make_options(6, eval_every=2, checkpoint_every=3))
+    assert events == [
+        *("step 1", "step 2", "log 1", "evaluate 2", "log 2"),
+        *("step 3", "log 3", "save 3", "step 4", "evaluate 4", "log 4"),
+        *("step 5", "step 6", "log 5", "log 6"),  # what follows the last step belongs to the task
+    ]
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval_accuracy" in line] == [2, 4]
+
+
+def test_an_evaluation_comes_before_the_checkpoint_of_its_step(table: GroupTable, tmp_path: Path) -> None:
+    events = run_scripted(table, tmp_path, make_options(3, eval_every=2, checkpoint_every=2))
+    assert events == ["step 1", "step 2", "log 1", "evaluate 2", "log 2", "save 2", "step 3", "log 3"]
+
+
+@pytest.mark.parametrize("bad", [(math.nan, 1.0), (0.5, math.inf), (math.inf, math.nan)])
+def test_stop_names_the_step_and_its_rows_and_saves_nothing(
+    table: GroupTable, tmp_path: Path, bad: tuple[float, float]
+) -> None:
+    options = make_options(6, checkpoint_every=2)
+    with pytest.raises(RunError) as caught:
+        run_scripted(table, tmp_path, options, {2: bad})
+    message = str(caught.value)
+    assert message.startswith("step 2: ")
+    assert "\n" not in message
+    rows = next(s for s in make_loader(table, 6) if s.number == 1).rows
+    assert all(table.label(int(row)) in message for row in rows)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
+    assert "save" not in (tmp_path / "events").read_text()
+
+
+def test_skip_logs_null_and_goes_on(table: GroupTable, tmp_path: Path) -> None:
+    run_scripted(table, tmp_path, make_options(4, on_nonfinite="skip"), {2: (math.nan, math.nan), 3: (math.inf, 1.0)})
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line.get("skipped") for line in lines] == [None, True, True, None]
+    for line in lines[1:3]:
+        touched = ("loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward")
+        assert [line[key] for key in touched] == [None] * 7
+        assert line["learning_rate"] is not None and line["num_tokens"] is not None
+    assert lines[3]["loss"] == 0.5
+
+
+def test_every_promised_figure_is_logged_and_adds_up(table: GroupTable, tmp_path: Path) -> None:
+    run_scripted(table, tmp_path, make_options(4))
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    trl = {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "accuracy"}
+    trl |= {"min_reward", "mean_reward", "max_reward", "margin"}
+    ours = {"tokens_per_second", "pairs_per_second", "mfu", "padding_share", "prefix_saved_share", "memory_gib"}
+    for line in lines:
+        assert trl | ours <= line.keys()
+        assert line["tokens_per_second"] > 0 and line["pairs_per_second"] > 0 and line["memory_gib"] > 0
+        assert line["mfu"] is None  # no peak is known
+    assert [line["pairs"] for line in lines] == [4, 4, 2, 4]  # 10 groups: the epoch's last step is smaller
+    assert [line["epoch"] for line in lines] == [0.4, 0.8, 1.0, 1.4]
+    steps = list(make_loader(table, 4))
+    sequences = [sum(len(s) for row in step.rows for s in table.sequences_of(int(row))) for step in steps]
+    stored = [sum(len(pack.tokens) for pack in step.packs) for step in steps]
+    assert [line["num_tokens"] for line in lines] == [sum(sequences[: i + 1]) for i in range(4)]
+    assert [line["num_computed_tokens"] for line in lines] == [sum(stored[: i + 1]) for i in range(4)]
+    for line, saved, whole in zip(lines, stored, sequences, strict=True):
+        assert line["prefix_saved_share"] == pytest.approx(1 - saved / whole)
+        assert line["padding_share"] == 0.0
+
+
+@pytest.mark.parametrize(("schedule", "warmup", "decay"), [("linear", 0, 0.0), ("cosine", 2, 0.1)])
+def test_the_loss_curve_is_that_of_a_plain_transformers_loop(
+    base: Path, table: GroupTable, tmp_path: Path, schedule: Schedule, warmup: int, decay: float
+) -> None:
+    total, lr = 9, 2e-3
+    network, _ = load_network(base, new_heads=True)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).train()
+    with torch.no_grad():
+        model.score.weight.copy_(network.head.weight)
+    engine = NativeEngine(network, world=World(), options=AdamWOptions(weight_decay=decay))
+    log = RunLog(tmp_path, last_step=0, total=total, every=1, tensorboard=False, wandb=False, config={})
+    fit(
+        engine,
+        make_loader(table, total),
+        RewardObjective(center=0.01),
+        make_options(total, lr=lr, schedule=schedule, warmup=warmup),
+        Progress(),
+        log=log,
+        evaluate=lambda step: {},
+        save=lambda progress: None,
+        flops=lambda step: 1.0,
+        peak=None,
+    )
+    log.close()
+
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0}], lr
+    )
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
+    for line, step in zip(read_lines(tmp_path / "metrics.jsonl"), make_loader(table, total), strict=True):
+        better, worse = (torch.stack([reward(model, table, row, side) for row in step.rows]) for side in (0, 1))
+        loss = (-F.logsigmoid(better - worse) + 0.01 * (better + worse) ** 2).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert line["loss"] == pytest.approx(loss.item(), abs=1e-4), line["step"]
+        assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+        assert line["accuracy"] == (better > worse).float().mean().item()
+        assert line["margin"] == pytest.approx((better - worse).mean().item(), abs=1e-4)
+        assert line["learning_rate"] == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+
+
+def reward(model: torch.nn.Module, table: GroupTable, row: int, side: int) -> Tensor:
+    ids = torch.tensor([table.sequences_of(int(row))[side]])
+    return model.score(model.model(ids).last_hidden_state[:, -1])[0, 0]
