@@ -8,6 +8,9 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
     del sys.path[0]
 
+# DDP looks for unused parameters so that its sums keep their order (parallel/native.py), and would warn of it.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
 from rmfast.config import config_help, load_config  # noqa: E402
 from rmfast.errors import RunError, UserError  # noqa: E402
 

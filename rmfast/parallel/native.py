@@ -1,7 +1,6 @@
 """The native engine: one process, DDP or FSDP2, from torch as it is."""
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -54,7 +53,6 @@ class NativeEngine:
             if world.size > 1:
                 # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
                 # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
-                warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
                 self.module = DistributedDataParallel(network, find_unused_parameters=True)
                 self.module.register_comm_hook(None, _sum_hook)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
