@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name")
     report.add_argument("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
+    report.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
     report.add_argument("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
 
     evaluate = commands.add_parser("eval", help="evaluate a reward model on a suite")

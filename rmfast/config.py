@@ -29,6 +29,18 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _spelling(value: Any) -> Any:
+    """Other spellings of a choice."""
+    return {"bf16": "bfloat16", "fp32": "float32", "inverse-sqrt": "inverse_sqrt"}.get(str(value), value)
+
+
+Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_spelling)]
+ScheduleName = Annotated[Literal["linear", "cosine", "inverse_sqrt", "constant"], BeforeValidator(_spelling)]
+
+
 class Section(BaseModel):
     """A frozen group of keys; unknown ones are errors."""
 
@@ -45,7 +57,7 @@ class Section(BaseModel):
 
 class RunConfig(Section):
     dir: str = Field("runs/reward", description="folder of the run: config, metrics, checkpoints, model, report")
-    seed: int = Field(0, ge=0, description="of data order, new heads and dropout")
+    seed: int = Field(0, ge=0, lt=2**31, description="of data order, new heads and dropout")
     epochs: float = Field(1.0, gt=0, description="passes over the training data, where max_steps is not given")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; null for `epochs` passes")
     resume: Literal["auto", "never"] = Field(
@@ -59,7 +71,7 @@ class RunConfig(Section):
 
 class ModelConfig(Section):
     path: str = Field(..., description="Hugging Face folder or .gguf file: base, chat or reward model")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights are fp32 masters")
+    dtype: Dtype = Field("float32", description="of activations; weights are fp32 masters")
     from_scratch: bool = Field(False, description="take config and tokenizer from `path` and draw random weights")
     heads: int | None = Field(None, ge=1, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
@@ -93,10 +105,10 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     lr: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
-    schedule: Literal["linear", "cosine", "inverse_sqrt", "constant"] = Field("linear", description="after the warm-up")
+    schedule: ScheduleName = Field("linear", description="after the warm-up")
     warmup: float = Field(0.0, ge=0, description="steps; below 1: share of all steps")
     floor: float = Field(0.0, ge=0, le=1, description="share of lr at which linear and cosine end")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW")
     eps: float = Field(1e-8, gt=0, description="of AdamW")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
@@ -221,6 +233,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: the config is not UTF-8 text") from None
+    except RecursionError:
+        raise UserError(f"{path}: the config is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -14,7 +14,7 @@ def ranking_loss(
     *,
     margin: Tensor | float = 0.0,
     target: Tensor | float = 1.0,
-    weight: Tensor | None = None,
+    weight: Tensor | float | None = None,
     center: float = 0.0,
     total_weight: Tensor | float | None = None,
     impl: str = "auto",
@@ -54,7 +54,8 @@ def ranking_loss(
     losses = reference.edge_losses(
         scores.index_select(-1, better), scores.index_select(-1, worse), margin, target, center
     )
-    weight = torch.ones_like(losses) if weight is None else weight.to(losses.dtype).expand_as(losses)
+    weight = torch.as_tensor(1.0 if weight is None else weight, dtype=losses.dtype, device=losses.device)
+    weight = weight.expand_as(losses)
     # An edge of weight 0 adds nothing, whatever its loss is (0 * inf would be nan).
     total = torch.where(weight == 0, 0, losses * weight).sum(-1)
     denominator = weight.sum(-1) if total_weight is None else total_weight

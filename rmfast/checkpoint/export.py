@@ -1,19 +1,32 @@
 """Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from rmfast.data.rows import Example
+from rmfast.data.store import store_examples
+from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
 from rmfast.models.hf import save_hf
 
+CHECK_TEXTS = (  # tokenised, and by `rmfast export` scored, on both sides of an export
+    Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
+    Example(prompt="", responses=("One line.",)),
+)
+CHECK_MESSAGES = Example(
+    prompt=[{"role": "user", "content": "What is the capital of France?"}], responses=("Paris.", "Ask a map.")
+)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a score from transformers', relative to the largest score."""
 
@@ -51,10 +64,15 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Last tokens of conversations under the chat template."""
     if not tokenizer.chat_template:
         return set()
-    ends = set()
+    ends: set[int] = set()
     for answer in ("a", "b c."):
         messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except TemplateSyntaxError as error:
+            raise UserError(f"the chat template is not valid jinja: {error.message}") from None
+        except TemplateError:  # a template may refuse this conversation and take the data's
+            return ends
         ends.add(tokenizer(text, add_special_tokens=False)["input_ids"][-1])
     return ends
 
@@ -90,6 +108,26 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) 
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.save_pretrained(folder)
     tokenizer.pad_token = before
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Load an exported folder's tokenizer: it must give the ids that the model was trained with.
+
+    Raises:
+        RunError: other ids, as after a lost bos or chat template.
+    """
+    exported = load_tokenizer(folder)
+    examples = list(CHECK_TEXTS)
+    if tokenizer.chat_template:
+        with contextlib.suppress(UserError):  # a template may refuse this conversation and take the data's
+            store_examples([CHECK_MESSAGES], tokenizer)
+            examples.append(CHECK_MESSAGES)
+    try:
+        ours, theirs = store_examples(examples, tokenizer), store_examples(examples, exported)
+    except UserError as error:
+        raise RunError(f"{folder}: the exported tokenizer cannot read what the trained one can: {error}") from None
+    if not np.array_equal(ours.tokens, theirs.tokens) or not np.array_equal(ours.token_start, theirs.token_start):
+        raise RunError(f"{folder}: the exported tokenizer or its chat template gives other token ids; do not use it")
 
 
 @torch.no_grad()

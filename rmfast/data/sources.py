@@ -104,7 +104,10 @@ def _locate(source: str, default_split: str) -> _Found:
         return _Found("files", root, (path,))
     if path.is_dir():
         if (path / "dataset_dict.json").is_file():
-            names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            try:
+                names = list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{root}: its dataset_dict.json is damaged; save the dataset again") from None
             chosen = split or default_split
             if chosen not in names:
                 raise UserError(f"{root} has no split {chosen!r}; it has {', '.join(names)}: name one with #SPLIT")

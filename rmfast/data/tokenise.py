@@ -98,7 +98,8 @@ def _texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[str]:
 def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list[Message], is_prompt: bool) -> str:
     if tokenizer.chat_template is None:
         raise UserError(
-            "the data holds messages but the tokenizer has no chat template: set data.chat_template to a template file"
+            "the data holds messages but the tokenizer has no chat template: "
+            "give one (data.chat_template, --chat-template)"
         )
     arguments = example.template_kwargs | {"tokenize": False, "add_generation_prompt": is_prompt}
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from rmfast.checkpoint.store import MANIFEST, read_weights
+from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
 from rmfast.data.pack import Pack
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.store import store_examples
@@ -53,7 +53,7 @@ def load(
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder that a path means: itself, or a run folder's `model`.
+    """The folder that a path means: itself, a run folder's `model`, or the newest checkpoint of an unfinished run.
 
     Raises:
         UserError: no model of a supported family is there.
@@ -61,6 +61,8 @@ def model_folder(path: str | Path) -> Path:
     path = Path(path)
     if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
         path = path / "model"
+    elif not (path / "config.json").is_file() and (checkpoints := list_checkpoints(path / "checkpoints")):
+        path = checkpoints[-1]
     decoder_config(read_config(path), str(path))
     return path
 

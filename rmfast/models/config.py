@@ -71,15 +71,21 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
         raise UserError(f"{where}: architecture {family!r} is not supported; these are: {supported_families()}")
     if hf.hidden_act not in ("silu", "swish"):
         raise UserError(f"{where}: activation {hf.hidden_act!r} is not supported; the decoder uses silu")
-    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    heads, kv_heads = hf.num_attention_heads, hf.num_key_value_heads or hf.num_attention_heads
+    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
+    if heads % kv_heads or head_dim % 2:
+        raise UserError(
+            f"{where}: {heads} heads over {kv_heads} key-value heads of dimension {head_dim} do not fit: "
+            "the first must be a multiple of the second, and the dimension even"
+        )
     rope, rope_scale = _rope(hf, head_dim, where)
     return DecoderConfig(
         family=family,
         vocabulary=hf.vocab_size,
         width=hf.hidden_size,
         layers=hf.num_hidden_layers,
-        heads=hf.num_attention_heads,
-        kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
+        heads=heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         ffn=hf.intermediate_size,
         norm_eps=hf.rms_norm_eps,

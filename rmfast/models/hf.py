@@ -42,7 +42,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
         if gguf is not None:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         return AutoConfig.from_pretrained(path)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # transformers' own validation raises kinds of its own
         kind = _model_type(path)
         if kind is not None and kind not in FAMILIES:
             raise UserError(
@@ -215,9 +215,7 @@ def _read_state(
         shape = shapes[name]
         name = name.removeprefix("model.") if bare else name
         if name not in reader and name == "lm_head.weight":
-            raise UserError(
-                f"{path}: no lm_head.weight, which an LM loss (objective.lm) needs"
-            )
+            raise UserError(f"{path}: no lm_head.weight, which an LM loss (objective.lm) needs")
         if name not in reader:
             raise UserError(f"{path}: weight {name} is missing: the folder does not match its config.json")
         used.add(name)

@@ -12,7 +12,8 @@ def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup: int, to
     Args:
         step: 0 for the first one.
         peak: reached after the warm-up.
-        schedule: "linear" and "cosine" fall to `floor` x peak at `total`, "inverse_sqrt" as sqrt(warmup / step).
+        schedule: "linear" and "cosine" fall to `floor` x peak at `total`, "inverse_sqrt" as sqrt(warmup / step)
+            (without a warm-up as sqrt(10,000 / (10,000 + step))).
         warmup: steps of the linear rise. The first step of a rise has rate 0, as in transformers.
         total: steps of the run.
     """
@@ -21,7 +22,8 @@ def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup: int, to
     if schedule == "constant":
         return peak
     if schedule == "inverse_sqrt":
-        return peak * math.sqrt(max(warmup, 1) / max(step, 1)) if step >= max(warmup, 1) else peak
+        timescale = warmup or 10_000  # as in transformers
+        return peak * math.sqrt(timescale / (step + timescale - warmup))
     done = min((step - warmup) / max(total - warmup, 1), 1.0)
     shape = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return peak * (floor + (1 - floor) * shape)

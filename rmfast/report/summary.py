@@ -5,7 +5,10 @@ Reading never fails on a part that is missing or broken: the part is left out an
 
 import json
 import math
+import os
 import shlex
+import shutil
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +130,13 @@ def verdict(metrics: Row) -> str:
 
 
 def final_summary(
-    metrics: Row | None, *, model: Path, report: Path | None, data: str | None = None, name: str = "held-out"
+    metrics: Row | None,
+    *,
+    model: Path,
+    report: Path | None,
+    checkpoints: Path | None = None,
+    data: str | None = None,
+    name: str = "held-out",
 ) -> str:
     """The console's last words on a run.
 
@@ -135,6 +144,7 @@ def final_summary(
         metrics: `pairwise_metrics` of the final model on the held-out set called `name`; None without such a set.
         model: the exported model's folder.
         report: folder of the plots and report.html; None where none was written.
+        checkpoints: folder of the checkpoints.
         data: source of held-out pairs, for the line to type next.
     """
     if metrics is None:
@@ -144,12 +154,22 @@ def final_summary(
         scope = f" on {pairs:,.0f} {'pair' if pairs == 1 else 'pairs'}" if np.isfinite(pairs) else ""
         lines = [f"Accuracy on {name}: {accuracy_line(metrics)}{scope}", verdict(metrics)]
     lines += ["", f"Model    {model}"]
+    if checkpoints is not None:
+        lines.append(f"States   {checkpoints} (the same command goes on from the newest)")
     if report is not None:
         lines.append(f"Report   {report / 'report.html'} (plots beside it)")
     source = shlex.quote(data) if data else "PAIRS.jsonl"
     out = shlex.quote(str(model.parent / "pairwise.json"))
-    lines.append(f"Next     rmfast eval {shlex.quote(str(model))} --suite pairwise --data {source} --out {out}")
+    lines.append(f"Next     {_command()} eval {shlex.quote(str(model))} --suite pairwise --data {source} --out {out}")
     return "\n".join(lines)
+
+
+def _command() -> str:
+    """How to type `rmfast` here: beside this Python where it is not on the path."""
+    if shutil.which("rmfast"):
+        return "rmfast"
+    beside = Path(sys.executable).with_name("rmfast")
+    return shlex.quote(os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside))
 
 
 def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:

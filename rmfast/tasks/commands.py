@@ -1,6 +1,7 @@
 """What the commands of `rmfast` do."""
 
 import json
+import math
 import os
 import tempfile
 from argparse import Namespace
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmfast.checkpoint.export import check_export, write_model
+from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
 from rmfast.data.report import data_report
-from rmfast.data.rows import Example
 from rmfast.data.store import build_store
 from rmfast.data.table import table_edges
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
@@ -26,15 +26,11 @@ from rmfast.report.summary import accuracy_line, verdict
 from rmfast.trainer.log import finite_or_null, say
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CHECK_TEXTS = (  # scored by us and by transformers after an export
-    Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
-    Example(prompt="", responses=("One line.",)),
-)
 
 
 def report(options: Namespace) -> None:
     """rmfast data report"""
-    tokenizer = load_tokenizer(options.model) if options.model else byte_tokenizer()
+    tokenizer = load_tokenizer(options.model, options.chat_template) if options.model else byte_tokenizer()
     with tempfile.TemporaryDirectory() as cache:
         stores = [build_store(source, tokenizer, cache) for source in options.sources]
         if not options.model:
@@ -83,11 +79,27 @@ def score(options: Namespace) -> None:
     for path in options.models:  # one model is in memory at a time
         members.append([s.mean(1) for s in _load(path, options).score_examples(examples)])
     rewards = iter(np.stack(member) for member in zip(*members, strict=True))  # each [members, N]
-    lines = [json.dumps(_scored(row, rewards), ensure_ascii=False) for row in rows if row.columns is not None]
+    lines = [_json(_scored(row, rewards)) for row in rows if row.columns is not None]
     _write(out, "".join(f"{line}\n" for line in lines))
     unusable = bad_rows(rows)
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s): {out}")
     _say_unusable(rows, unusable)
+
+
+def _json(columns: dict[str, Any]) -> str:
+    """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
+    try:
+        return json.dumps(columns, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(columns), ensure_ascii=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scored(row: ReadRow, rewards: Any) -> dict[str, Any]:
@@ -110,14 +122,14 @@ def export(options: Namespace) -> None:
     if not folder.absolute().parent.is_dir():
         raise UserError(f"--out {folder}: there is no folder {folder.absolute().parent}")
     dtype = DTYPES[options.dtype]
-    model = load(options.model, chat_template=options.chat_template)
+    model = load(options.model, dtype=dtype, chat_template=options.chat_template)
     state = {name: p.detach() for name, p in model.network.named_parameters()}
     write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
-    # The folder as it is read back, so that a lower dtype is compared with itself.
-    exported = load(folder, dtype=dtype)
-    table = exported.table(CHECK_TEXTS)
-    scores = torch.from_numpy(score_table(exported.score_packs, table, budget=exported.tokens_per_pack)).float()
+    # The model as it was, in the folder's dtype, against the folder as transformers reads it.
+    table = model.table(CHECK_TEXTS)
+    scores = torch.from_numpy(score_table(model.score_packs, table, budget=model.tokens_per_pack)).float()
     sequences = [s for row in range(len(table)) for s in table.sequences_of(row)]
+    check_tokenizer(folder, model.tokenizer)
     difference = check_export(folder, sequences, scores, dtype)
     say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
 
@@ -157,6 +169,13 @@ def _out_file(path: str) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file aside and rename it; what exists and is no file (a pipe, a device) is written to."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None

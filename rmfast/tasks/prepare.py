@@ -1,6 +1,7 @@
 """From a config's data section to tables of prompt groups."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def open_stores(
             stores = build()
         except UserError as raised:
             error = raised
+            if not world.main:  # rank 0 prints its own; of another machine nobody else knows
+                print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
     failed = world.sum_(torch.tensor(float(error is not None)))
     if error or failed:
         raise error or UserError(f"another machine cannot read {', '.join(sources)}; its own log says why")

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from rmfast.checkpoint.export import check_export, choose_pad_token, write_model, write_tokenizer
+from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model, write_tokenizer
 from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
 from rmfast.config import Config
 from rmfast.data.loader import StepLoader
@@ -34,7 +34,7 @@ from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
 from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
 from rmfast.trainer.flops import peak_flops, step_flops
-from rmfast.trainer.log import RunLog, say
+from rmfast.trainer.log import RunLog, finite_or_null, say
 from rmfast.trainer.loop import LoopOptions, Progress, fit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -268,6 +268,13 @@ class RewardRun:
             raise UserError(
                 f"{newest}: is at step {saved['step']}, beyond this run's {self.total}; raise run.max_steps"
             )
+        for key, value in self._settings().items():
+            before = saved["settings"].get(key)
+            if before != value:
+                raise UserError(
+                    f"{newest}: this run began with {key} {before}, now it is {value}; go back, set "
+                    "run.resume to never (moves the run aside), or choose another run.dir"
+                )
         with open_checkpoint(newest) as (read, shapes):
             other = [n for n, shard in self.engine.state().items() if shapes.get(n, ()) != shard.shape]
             if other:
@@ -278,12 +285,19 @@ class RewardRun:
             self.engine.load_state(read)
         return Progress(saved["step"], saved["num_tokens"], saved["num_computed_tokens"])
 
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must not change; data, order and seed are the data key's."""
+        config = self.config.dump()
+        kept = {"model": ("dtype", "top_layers", "dropout"), "objective": tuple(config["objective"])}
+        kept["optim"] = tuple(key for key in config["optim"] if key != "on_nonfinite")
+        return {f"{section}.{key}": config[section][key] for section, keys in kept.items() for key in keys}
+
     def _data_key(self) -> str:
         return data_key(self.table, self.config.data, self.config.run.seed)
 
     def save(self, progress: Progress) -> None:
         """Write a checkpoint of the step that was just done."""
-        values = vars(progress) | {"data_key": self._data_key()}
+        values = vars(progress) | {"data_key": self._data_key(), "settings": self._settings()}
 
         def extras(folder: Path) -> None:
             self.hf.save_pretrained(folder)
@@ -303,7 +317,8 @@ class RewardRun:
         """Export, prove that transformers agrees, and write the report."""
         weights = self.engine.weights()
         table = next(iter(self.evals.values()), self.table)
-        rows = np.sort(np.argsort(table.stored, kind="stable")[:4])
+        by_length = np.argsort(table.stored, kind="stable")
+        rows = np.unique(by_length[[0, len(table) // 4, len(table) // 2]])
         pack = build_pack(table, rows)
         scores = self.engine.score([pack])[0].float().cpu()
         if not self.world.main:
@@ -318,6 +333,7 @@ class RewardRun:
             dtype=self.dtype,
         )
         sequences = [s for row in rows for s in table.sequences_of(int(row))]
+        check_tokenizer(folder, self.tokenizer)
         difference = check_export(folder, sequences, scores, self.dtype)
         say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
         assert self.log is not None
@@ -326,9 +342,17 @@ class RewardRun:
         prefix = "eval_" if name == "eval" else f"eval_{name}_"
         own = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
         source = self.config.data.eval[0] if self.config.data.eval else None
-        summary = final_summary(own or None, model=folder, report=self.folder / "report", data=source)
+        summary = final_summary(
+            own or None,
+            model=folder,
+            report=self.folder / "report",
+            checkpoints=self.folder / "checkpoints",
+            data=source,
+        )
         say("\n" + summary)
-        (self.folder / "summary.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "summary.json").write_text(
+            json.dumps(finite_or_null(metrics), indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def move_aside(folder: Path) -> Path:

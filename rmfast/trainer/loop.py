@@ -1,6 +1,7 @@
 """The loop: steps, evaluations and checkpoints in their order, and what is logged of them."""
 
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,9 +134,7 @@ def _figures(
 ) -> dict[str, Any]:
     totals = step.totals
     cuda = device.type == "cuda"
-    memory = (
-        torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    )
+    memory = torch.cuda.max_memory_allocated(device) if cuda else _peak_memory()
     return {
         "learning_rate": lr,
         "num_tokens": progress.num_tokens,
@@ -150,6 +149,12 @@ def _figures(
         "prefix_saved_share": 1 - totals.stored_tokens / totals.sequence_tokens,
         "memory_gib": memory / 2**30,
     }
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _shown(line: StepLine) -> dict[str, Any]:

@@ -72,8 +72,14 @@ def test_one_curve_and_figures_that_add_up(
     assert all(d < 1e-5 for d in result["largest_loss_difference"].values())
     data_figures, summary = result["data"], result["summary"]
     rmfast, trl = summary["rmfast"], summary["trl"]
-    assert rmfast["computed_tokens"] * 5 == pytest.approx(data_figures["stored_tokens"])
-    assert trl["computed_tokens"] * (1 - trl["padding_share"]) * 5 == pytest.approx(data_figures["sequence_tokens"])
+    raw = {mode: runs[0] for mode, runs in result["rounds"].items()}
+    assert sum(raw["rmfast"]["computed_tokens"]) == pytest.approx(data_figures["stored_tokens"])
+    assert sum(raw["trl"]["real_tokens"]) == data_figures["sequence_tokens"]
+    timed = {mode: sum(run["computed_tokens"][1:]) / 4 for mode, run in raw.items()}
+    assert rmfast["computed_tokens"] == timed["rmfast"] and trl["computed_tokens"] == timed["trl"]
+    sequences = sum(raw["trl"]["real_tokens"][1:]) / 4
+    assert trl["padding_share"] == pytest.approx(1 - sequences / timed["trl"])
+    assert rmfast["prefix_share"] == pytest.approx(1 - timed["rmfast"] / sequences)
     assert trl["padding_share"] > 0.05 and trl["prefix_share"] == 0
     assert rmfast["prefix_share"] > 0.05 and rmfast["padding_share"] == 0
     runs = [run for runs in result["rounds"].values() for run in runs]

@@ -78,7 +78,8 @@ def test_verdict(change, says):
     assert says in verdict(GOOD | LENGTH | change)
 
 
-def test_final_summary_names_everything_and_what_to_type_next():
+def test_final_summary_names_everything_and_what_to_type_next(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: f"/somewhere/{name}")
     model = Path("runs/my run/model")
     text = final_summary(
         GOOD | LENGTH, model=model, report=Path("runs/my run/report"), data="held out.jsonl", name="hh"
@@ -88,6 +89,14 @@ def test_final_summary_names_everything_and_what_to_type_next():
     command = next(line for line in text.splitlines() if "rmfast eval" in line).removeprefix("Next").strip()
     want = ["rmfast", "eval", "runs/my run/model", "--suite", "pairwise", "--data", "held out.jsonl", "--out"]
     assert shlex.split(command)[:-1] == want
+
+
+def test_final_summary_names_a_command_that_works_without_an_activated_environment(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    text = final_summary(None, model=Path("r/model"), report=None, checkpoints=Path("r/checkpoints"))
+    assert "Next     .venv/bin/rmfast eval r/model" in text and "r/checkpoints" in text
 
 
 def test_final_summary_without_a_held_out_set():

@@ -1,0 +1,495 @@
+"""The command line in this process: figures against transformers, files that are written or not, one-line errors."""
+
+import json
+import math
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import rmfast
+from rmfast.checkpoint.export import write_model as write_export
+from rmfast.cli import main
+from rmfast.train import main as train
+from tests.runs import DECODER, arguments, read_lines, write_model, write_rows
+from tests.scoring import assert_same_scores, save_reward_model, transformers_scores
+
+ANSWERS = [" sat on a mat", " ran home by the sea", " slept", " is a dog with two red birds"]
+MESSAGES = [{"role": "user", "content": "Who sat?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two reward models, a model without head, and held-out rows."""
+    folder = tmp_path_factory.mktemp("commands")
+    save_reward_model(folder / "one")
+    save_reward_model(folder / "two", "qwen3", seed=5)
+    write_model(folder / "base")
+    write(folder / "pairs.jsonl", PAIRS)
+    return folder
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    """JSON lines; a string is a line as it is."""
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def pairs_of(row: dict[str, Any]) -> list[tuple[int, int]]:
+    return [tuple(edge) for edge in row["edges"]]  # type: ignore[misc]
+
+
+# Written with edges, so that what is expected needs no reading of formats.
+PAIRS: list[dict[str, Any]] = [
+    *({"prompt": f"The cat {i}", "responses": ANSWERS[:2], "edges": [[i % 2, 1 - i % 2]]} for i in range(7)),
+    {"prompt": "A dog", "responses": ANSWERS, "edges": [[0, 1], [0, 2], [3, 0]], "note": "Grüße, 世界"},
+    {"prompt": "Is it?", "responses": [" no", " yes"], "edges": [[0, 1]]},
+    {"prompt": MESSAGES, "responses": ["The cat.", "Nobody."], "edges": [[1, 0]]},
+]
+BROKEN: list[Any] = [
+    {"prompt": "x", "responses": []},
+    {"prompt": "x", "responses": [" a", 3]},
+    {"prompt": [{"role": "alien", "content": "x"}], "chosen": "a", "rejected": "b", "id": 17},
+]
+
+
+# --- eval
+
+
+def test_eval_against_hand_computed_figures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    command = ["eval", str(folder / "one"), "--suite", "pairwise", "--data", str(folder / "pairs.jsonl")]
+    assert main([*command, "--out", str(out), "--tokens-per-pack", "64"]) == 0
+    rewards = transformers_scores(folder / "one", PAIRS)
+    gaps = np.array([r[b] - r[w] for r, row in zip(rewards, PAIRS, strict=True) for b, w in pairs_of(row)])
+    flat = np.array([value for row in rewards for value in row])
+    scale = np.abs(flat).max()
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert gaps.size == 12 and 0 < (gaps > 0).sum() < 12
+    assert result["accuracy"] == pytest.approx((gaps > 0).mean(), abs=1e-12)
+    exact = {"suite": "pairwise", "model": str(folder / "one"), "data": str(folder / "pairs.jsonl"), "edges": 12}
+    exact |= {"rows": 10, "rows_not_scored": 0, "not_scored_by_cause": {}, "responses": flat.size, "nonfinite": 0}
+    exact |= {"ties": 0}
+    assert {key: result[key] for key in exact} == exact
+    weight = np.array([1.0] * 7 + [1 / 3] * 3 + [1.0, 1.0])  # groups weigh 1: three edges share it
+    near = {"margin": gaps.mean(), "loss": (np.log1p(np.exp(-gaps)) * weight).sum() / weight.sum()}
+    near |= {"mean_reward": flat.mean(), "std_reward": flat.std(), "min_reward": flat.min(), "max_reward": flat.max()}
+    assert {key: result[key] for key in near} == pytest.approx(near, abs=1e-5 * scale)
+    assert 0 <= result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"] <= 1
+    assert 0 <= result["calibration_error"] <= 1 and -1 <= result["length_correlation"] <= 1
+    assert result["baseline"] in ("longer wins", "shorter wins")
+    assert result["baseline_accuracy"] == max(result["longer_wins"], result["shorter_wins"])
+    assert {"mean_better", "mean_worse", "baseline_low", "baseline_high"} <= result.keys()
+    printed = capsys.readouterr().out
+    assert f"{100 * result['accuracy']:.1f} %" in printed and "12 pairs, 0 ties" in printed and str(out) in printed
+
+
+def test_identical_responses_tie_and_weigh_nothing(folder: Path, tmp_path: Path) -> None:
+    """Else half of them would count as won, by rounding."""
+    twins = [{"prompt": f"{'p' * i} a", "responses": [" yes"] * (2 + i % 3)} for i in range(20)]
+    edges = sum(math.comb(len(row["responses"]), 2) for row in twins)
+    data, out = write(tmp_path / "twins.jsonl", [*twins, PAIRS[0]]), tmp_path / "figures.json"
+    assert main(["eval", str(folder / "one"), "--data", str(data), "--out", str(out), "--tokens-per-pack", "64"]) == 0
+    result = json.loads(out.read_text())
+    gap = np.subtract(*transformers_scores(folder / "one", PAIRS[:1])[0])
+    assert result["loss"] == pytest.approx(np.log1p(np.exp(-gap)), abs=1e-4)
+    assert (result["edges"], result["ties"]) == (1 + edges, edges)
+    assert result["accuracy"] == (gap > 0) / (1 + edges)
+
+
+def test_eval_counts_bad_rows_and_rows_without_edges(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lone = {"prompt": "x", "responses": [" a"]}
+    data = write(tmp_path / "mixed.jsonl", [PAIRS[0], lone, *BROKEN, "{not json", *PAIRS[1:]])
+    out = tmp_path / "figures.json"
+    assert main(["eval", str(folder / "one"), "--data", str(data), "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert main(["eval", str(folder / "one"), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]) == 0
+    clean = json.loads(out.read_text())
+    causes = {"no edge": 1, "empty": 1, "wrong type": 1, "wrong roles": 1, "not JSON": 1}
+    assert (result["rows"], result["rows_not_scored"], result["not_scored_by_cause"]) == (15, 5, causes)
+    assert result["accuracy"] == clean["accuracy"] and result["loss"] == pytest.approx(clean["loss"], abs=1e-4)
+    printed = capsys.readouterr().out
+    assert "5 of 15 rows could not be scored" in printed and f"{data}:2: no edge" in printed
+
+
+def test_eval_without_out_writes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", str(folder / "one"), "--data", str(folder / "pairs.jsonl")]) == 0
+    assert "Accuracy" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_eval_of_a_broken_model_says_so_in_valid_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = spoiled_copy(folder / "one", tmp_path / "broken", torch.nan)
+    out = tmp_path / "figures.json"
+    assert main(["eval", str(broken), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]) == 0
+    result = strict_json(out.read_text())
+    assert result["nonfinite"] == result["responses"] and result["accuracy"] == 0.0
+    assert result["loss"] is None and result["mean_reward"] is None
+    assert "broken" in capsys.readouterr().out
+
+
+def strict_json(text: str) -> Any:
+    """JSON without NaN and Infinity, which are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def spoiled_copy(model: Path, folder: Path, add: float) -> Path:
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    spoil(folder, add)
+    return folder
+
+
+def spoil(folder: Path, add: float) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.0.self_attn.o_proj.weight"][0] += add
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# --- score
+
+
+def test_score_keeps_every_column_and_adds_rewards(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", str(folder / "one"), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]) == 0
+    rows = read_lines(out)
+    assert [{k: v for k, v in row.items() if k != "rewards"} for row in rows] == PAIRS
+    assert_same_scores([row["rewards"] for row in rows], transformers_scores(folder / "one", PAIRS))
+    assert "10 rows scored by 1 model(s)" in capsys.readouterr().out
+    assert "世界" in out.read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["scored.jsonl"]  # nothing partial is left
+
+
+def test_score_by_several_models_adds_strengths(folder: Path, tmp_path: Path) -> None:
+    lone = {"prompt": "The cat", "responses": ANSWERS[:1]}
+    tied = {"prompt": "The cat", "responses": ANSWERS[:2], "ranks": [1, 1]}
+    data = write(tmp_path / "rows.jsonl", [PAIRS[1], lone, tied, PAIRS[7]])
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", *(str(folder / m) for m in ("one", "two")), "--data", str(data), "--out", str(out)]) == 0
+    pair, single, without_edges, ranking = read_lines(out)
+    sources = [PAIRS[1], lone, tied, PAIRS[7]]
+    for name, member in (("one", 0), ("two", 1)):
+        ours = [row["rewards"][member] for row in (pair, single, without_edges, ranking)]
+        assert_same_scores(ours, transformers_scores(folder / name, sources))
+    for row in (single, without_edges):  # nothing is preferred: no strength
+        assert not {"strength_mean", "strength_std", "votes"} & row.keys() and "error" not in row
+    ((better, worse),) = PAIRS[1]["edges"]
+    first, second = (member[better] - member[worse] for member in pair["rewards"])
+    assert pair["strength_mean"] == pytest.approx((first + second) / 2)
+    assert pair["strength_std"] == pytest.approx(abs(first - second) / 2)
+    assert pair["votes"] == (first > 0) + (second > 0)
+    gaps = np.array([[member[b] - member[w] for member in ranking["rewards"]] for b, w in PAIRS[7]["edges"]])
+    assert ranking["strength_mean"] == pytest.approx(gaps.mean(1).tolist())
+    assert ranking["strength_std"] == pytest.approx(gaps.std(1).tolist())
+    assert ranking["votes"] == (gaps > 0).sum(1).tolist()
+
+
+@pytest.mark.parametrize("models", [["one"], ["one", "two"]])
+def test_bad_rows_stay_in_place_with_their_error(
+    folder: Path, tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "rows.jsonl", [BROKEN[0], PAIRS[0], *BROKEN[1:], PAIRS[7]])
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", *(str(folder / m) for m in models), "--data", str(data), "--out", str(out)]) == 0
+    rows = read_lines(out)
+    assert [row.get("id") for row in rows] == [None, None, None, 17, None]
+    for row, source, cause in zip([rows[0], *rows[2:4]], BROKEN, ("empty", "wrong type", "wrong roles"), strict=True):
+        assert row.pop("error").startswith(f"{cause}: ") and row == source | {"rewards": None}
+    good = transformers_scores(folder / "one", [PAIRS[0], PAIRS[7]])
+    assert_same_scores([rows[i]["rewards"] if len(models) == 1 else rows[i]["rewards"][0] for i in (1, 4)], good)
+    assert all("error" not in rows[i] for i in (1, 4))
+    printed = capsys.readouterr().out
+    assert "2 rows scored" in printed and "3 of 5 rows could not be scored" in printed
+    assert f"first: {data}:1: empty" in printed
+
+
+def test_a_row_that_only_the_tokenizer_refuses_is_a_bad_row_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = '{"prompt": "x", "responses": [" \\ud800", " b"]}'
+    data = write(tmp_path / "rows.jsonl", [PAIRS[0], half, PAIRS[1]])
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", str(folder / "one"), "--data", str(data), "--out", str(out)]) == 0, capsys.readouterr().err
+    rows = read_lines(out)
+    assert [row["rewards"] is None for row in rows] == [False, True, False]
+    assert rows[1]["error"].startswith("not UTF-8")
+    assert "1 of 3 rows could not be scored" in capsys.readouterr().out
+
+
+def test_rows_of_parquet_with_dates_and_nan(folder: Path, tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"prompt": ["The cat", "A dog"], "chosen": ANSWERS[:2], "rejected": ANSWERS[2:]}
+    columns |= {"when": [datetime(2024, 5, 6)] * 2, "grade": [1.5, math.nan], "raw": [b"a", b"b"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    out = tmp_path / "scored.jsonl"
+    command = ["score", str(folder / "one"), "--data", str(tmp_path / "rows.parquet"), "--out", str(out)]
+    assert main(command) == 0
+    rows = [strict_json(line) for line in out.read_text().splitlines()]
+    assert [row["grade"] for row in rows] == [1.5, None] and "2024-05-06" in rows[0]["when"]
+    assert all(len(row["rewards"]) == 2 for row in rows)
+
+
+def test_a_broken_model_gives_null_rewards(folder: Path, tmp_path: Path) -> None:
+    broken = spoiled_copy(folder / "one", tmp_path / "broken", torch.nan)
+    out = tmp_path / "scored.jsonl"
+    assert main(["score", str(broken), "--data", str(folder / "pairs.jsonl"), "--out", str(out)]) == 0
+    rows = [strict_json(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["rewards"] for row in rows] == [[None] * len(row["responses"]) for row in PAIRS]
+
+
+def test_an_older_file_is_replaced_and_a_device_is_written_to(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scored.jsonl"
+    out.write_text("older\n" * 100)
+    command = ["score", str(folder / "one"), "--data", str(folder / "pairs.jsonl"), "--out"]
+    assert main([*command, str(out)]) == 0
+    assert len(read_lines(out)) == len(PAIRS)
+    assert main([*command, "/dev/null"]) == 0
+    assert not Path("/dev/null").is_file()
+
+
+# --- export
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unfinished run: its checkpoints alone."""
+    folder = tmp_path_factory.mktemp("commands-run")
+    write_model(folder / "base")
+    write_rows(folder / "rows.jsonl", 8)
+    command = arguments(
+        model__path=folder / "base",
+        data__train=folder / "rows.jsonl",
+        data__cache=folder / "cache",
+        data__pairs_per_step=4,
+        optim__lr=1e-2,
+        run__dir=folder / "run",
+        run__tensorboard=False,
+        run__max_steps=2,
+        checkpoint__every=1,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+        assert train(command) == 0
+    (folder / "run" / "model").rename(folder / "final")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("source", ["checkpoints/step-1", "checkpoints/step-2", "."])
+def test_export_of_a_checkpoint(run: Path, tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "exported"
+    assert main(["export", str(run / source), "--out", str(out)]) == 0
+    ours = rmfast.load(run / source).score(PAIRS)
+    assert_same_scores(ours, transformers_scores(out, PAIRS))
+    assert_same_scores(ours, rmfast.load(out).score(PAIRS))
+    final = transformers_scores(run.parent / "final", PAIRS)
+    assert np.allclose(ours[0], final[0], atol=1e-5) == (source != "checkpoints/step-1")
+    assert str(out) in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+
+
+def test_export_in_bfloat16_with_another_template(folder: Path, tmp_path: Path) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    (tmp_path / "chat.jinja").write_text(template)
+    out = tmp_path / "exported"
+    options = ["--dtype", "bfloat16", "--chat-template", str(tmp_path / "chat.jinja")]
+    assert main(["export", str(folder / "one"), "--out", str(out), *options]) == 0
+    stored = load_file(out / "model.safetensors")
+    original = load_file(folder / "one" / "model.safetensors")
+    assert all(torch.equal(stored[name], weight.bfloat16()) for name, weight in original.items())
+    reloaded = rmfast.load(out)
+    assert reloaded.tokenizer.chat_template == template
+    ours = np.concatenate(reloaded.score(PAIRS))
+    exact = np.concatenate(rmfast.load(folder / "one", chat_template=template).score(PAIRS))
+    assert np.abs(ours - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def lose_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def change_template(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("\\n", " "))
+
+
+def change_tokens(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    key, other = (next(token for token in vocabulary if token.strip("Ġ") == word) for word in ("one", "is"))
+    vocabulary[key], vocabulary[other] = vocabulary[other], vocabulary[key]
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def pad_with_eos(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["pad_token_id"] = config["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+TAMPERED: dict[str, Callable[[Path], None]] = {
+    "a weight": lambda folder: spoil(folder, 0.5),
+    "NaN": lambda folder: spoil(folder, math.nan),
+    "pad is eos": pad_with_eos,
+    "template lost": lose_template,
+    "template changed": change_template,
+    "tokens changed": change_tokens,
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_tampered_export_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """What the file system or a bug does between the model and the folder that transformers reads."""
+
+    def write_and_spoil(out: Path, **parts: Any) -> None:
+        write_export(out, **parts)
+        TAMPERED[what](out)
+
+    monkeypatch.setattr("rmfast.tasks.commands.write_model", write_and_spoil)
+    out = tmp_path / "exported"
+    assert main(["export", str(folder / "one"), "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert "exported" not in printed.out
+    assert one_line(printed.err).startswith(f"rmfast: {out}: ")
+
+
+def one_line(text: str) -> str:
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_export_never_replaces_what_exists(
+    folder: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    kept = out / "kept.txt" if kind == "folder" else out
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("precious")
+    assert main(["export", str(folder / "one"), "--out", str(out)]) == 2
+    assert "exists already" in one_line(capsys.readouterr().err)
+    assert kept.read_text() == "precious" and len(list(tmp_path.rglob("*"))) == (2 if kind == "folder" else 1)
+
+
+# --- data report
+
+
+def test_data_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write(tmp_path / "rows.jsonl", [*PAIRS, *BROKEN])
+    assert main(["data", "report", str(data), str(folder / "pairs.jsonl")]) == 0
+    in_bytes = capsys.readouterr().out
+    assert "Lengths are in bytes" in in_bytes and f"{data}\n" in in_bytes and str(folder / "pairs.jsonl") in in_bytes
+    assert "13 read, 10 kept" in in_bytes and "bad: wrong roles" in in_bytes and "in a source above" in in_bytes
+    assert main(["data", "report", str(data), "--model", str(folder / "one"), "--max-length", "9"]) == 0
+    in_tokens = capsys.readouterr().out
+    assert "Lengths are in bytes" not in in_tokens and "over 9 tokens" in in_tokens
+    for text in (in_bytes, in_tokens):
+        assert "longer wins" in text and "identical pairs" in text
+
+
+# --- errors: one line, exit code 2, before any work
+
+
+def commands(folder: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """Commands with one wrong path each."""
+    one, data, absent = str(folder / "one"), str(folder / "pairs.jsonl"), str(tmp_path / "absent")
+    out = ["--out", str(tmp_path / "out")]
+    nowhere, a_folder = ["--out", f"{absent}/out"], ["--out", str(folder)]
+    found: dict[str, list[str]] = {
+        "report, data": ["data", "report", absent],
+        "report, model": ["data", "report", data, "--model", absent],
+        "export, model": ["export", absent, *out],
+        "export, base": ["export", str(folder / "base"), *out],
+        "export, no parent": ["export", one, *nowhere],
+        "export, template": ["export", one, *out, "--chat-template", absent],
+        "score, second model": ["score", one, absent, "--data", data, *out],
+    }
+    for name in ("eval", "score"):
+        found |= {
+            f"{name}, model": [name, absent, "--data", data, *out],
+            f"{name}, no model in it": [name, str(tmp_path), "--data", data, *out],
+            f"{name}, data": [name, one, "--data", absent, *out],
+            f"{name}, no parent": [name, one, "--data", data, *nowhere],
+            f"{name}, a folder": [name, one, "--data", data, *a_folder],
+            f"{name}, template": [name, one, "--data", data, *out, "--chat-template", absent],
+            f"{name}, device": [name, one, "--data", data, *out, "--device", "toaster"],
+            f"{name}, base": [name, str(folder / "base"), "--data", data, *out],
+        }
+    return found
+
+
+@pytest.mark.parametrize("wrong", commands(Path(), Path()))
+def test_a_wrong_path_is_one_line_and_nothing_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    before = sorted(folder.rglob("*"))
+    command = commands(folder, tmp_path)[wrong]
+    if not wrong.endswith((", data", ", base")):  # all but these are known before any row is
+
+        def read_too_early(*_: object, **__: object) -> None:
+            raise AssertionError("data was read before the paths were checked")
+
+        monkeypatch.setattr("rmfast.tasks.commands.read_file", read_too_early)
+        monkeypatch.setattr("rmfast.tasks.commands.build_store", read_too_early)
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    line = one_line(printed.err)
+    assert line.startswith("rmfast: ") and not printed.out
+    named = {"a folder": str(folder), "base": "no reward head", "device": "--device toaster"}
+    assert named.get(wrong.split(", ")[1], str(tmp_path)) in line
+    assert not list(tmp_path.iterdir()) and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["eval", "score"])
+def test_no_usable_row_is_an_error_that_keeps_an_older_file(
+    folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write(tmp_path / "rows.jsonl", BROKEN), tmp_path / "out"
+    out.write_text("older")
+    assert main([command, str(folder / "one"), "--data", str(data), "--out", str(out)]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "no row can be used, of 3" in line and f"{data}:1: empty" in line
+    assert out.read_text() == "older" and sorted(p.name for p in tmp_path.iterdir()) == ["out", "rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["nonsense"],
+        ["data"],
+        ["score", "x", "--data", "y"],
+        ["eval", "x"],
+        ["eval", "x", "--data", "y", "--suite", "z"],
+        ["eval", "x", "--data", "y", "--tokens-per-pack", "0"],
+        ["export", str(DECODER), "--out", "x", "--dtype", "int8"],
+    ],
+)
+def test_wrong_options_end_with_usage(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 2
+    assert "usage: rmfast" in capsys.readouterr().err
