@@ -56,24 +56,24 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    dir: str = Field("runs/reward", description="folder of the run: config, metrics, checkpoints, model, report")
+    dir: str = Field("runs/reward", min_length=1, description="folder of the run: metrics, checkpoints, model, report")
     seed: int = Field(0, ge=0, lt=2**31, description="of data order, new heads and dropout")
-    epochs: float = Field(1.0, gt=0, description="passes over the training data, where max_steps is not given")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; null for `epochs` passes")
+    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training data, where max_steps is not given")
+    max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null for `epochs` passes")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: from the newest checkpoint in dir; never: move dir aside"
     )
     log_every: int = Field(1, ge=1, description="steps between console lines; metrics.jsonl has every step")
     tensorboard: bool = Field(True, description="write TensorBoard events to dir/tensorboard")
     wandb: bool = Field(False, description="log to wandb in offline mode (package wandb)")
-    threads: int | None = Field(None, ge=1, description="CPU threads of each process; null for torch's choice")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of each process; null for torch's choice")
 
 
 class ModelConfig(Section):
-    path: str = Field(..., description="Hugging Face folder or .gguf file: base, chat or reward model")
+    path: str = Field(..., min_length=1, description="Hugging Face folder or .gguf file: base, chat or reward model")
     dtype: Dtype = Field("float32", description="of activations; weights are fp32 masters")
     from_scratch: bool = Field(False, description="take config and tokenizer from `path` and draw random weights")
-    heads: int | None = Field(None, ge=1, description="reward heads; null: as in `path`, or 1")
+    heads: int | None = Field(None, ge=1, le=1024, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
     dropout: float = Field(0.0, ge=0, lt=1, description="on residual branches, in training")
     recompute: Literal["none", "selective", "full"] = Field(
@@ -85,14 +85,14 @@ class DataConfig(Section):
     train: Paths = Field(..., min_length=1, description="files, folders or datasets names (NAME[:CONFIG][#SPLIT])")
     eval: Paths = Field((), description="held-out data, in the same forms")
     train_weights: Numbers | None = Field(None, description="passes over each training source in an epoch; null: 1")
-    max_length: int = Field(1024, ge=2, description="tokens of prompt + response")
+    max_length: int = Field(1024, ge=2, lt=2**31, description="tokens of prompt + response")
     over_long: Literal["drop", "truncate", "error"] = Field("drop", description="truncate: left of the prompt")
     bad_rows: Literal["drop", "error"] = Field("drop", description="rows that cannot be used: counted, or fatal")
     pairs_per_step: int = Field(8, ge=1, description="global batch in prompt groups (a pair or a ranked list is one)")
-    tokens_per_pack: int = Field(16384, ge=2, description="token budget of one forward pass")
+    tokens_per_pack: int = Field(16384, ge=2, lt=2**31, description="token budget of one forward pass")
     shuffle: bool = Field(True, description="new order each epoch; false: as in the files")
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
-    cache: str = Field("~/.cache/rmfast", description="where tokenised data is kept")
+    cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ class CheckpointConfig(Section):
 class ParallelConfig(Section):
     engine: Literal["native"] = Field("native", description="what runs a step")
     data: Literal["ddp", "fsdp"] = Field("ddp", description="how ranks share the work: whole model, or FSDP2 shards")
-    timeout_minutes: float = Field(60.0, gt=0, description="how long ranks wait for each other")
+    timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
 
 
 class Config(Section):
@@ -161,8 +161,8 @@ class Config(Section):
         if weights is not None:
             if len(weights) != len(data.train):
                 raise ValueError(f"data.train_weights has {len(weights)} numbers for {len(data.train)} sources")
-            if min(weights) < 0 or max(weights) == 0:
-                raise ValueError("data.train_weights must not be negative, and one must be positive")
+            if min(weights) < 0 or max(weights) == 0 or max(weights) > 1e6:
+                raise ValueError("data.train_weights must be within 0 and 1,000,000, and one must be positive")
         if self.objective.lm and self.model.top_layers == 0:
             raise ValueError("objective.lm trains nothing while model.top_layers is 0 (head only)")
         if self.eval.every and not data.eval:
@@ -222,19 +222,35 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 def _scalar(word: str) -> Any:
     try:
         return yaml.safe_load(word)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a ValueError: 2020-99-99 looks like a date
         return word
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key may stand once, and nothing holds itself."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, value in node.value:
+            if value is node:
+                raise yaml.constructor.ConstructorError(None, None, "a mapping that holds itself", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: the config is not UTF-8 text") from None
     except RecursionError:
         raise UserError(f"{path}: the config is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,8 +109,13 @@ def open_checkpoint(path: Path) -> Iterator[tuple[ReadRows, dict[str, tuple[int,
         pieces: dict[str, list[tuple[int, int, Any]]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for index in sorted(path.glob("rank-*.json")):
-            handle = stack.enter_context(safe_open(index.with_suffix(".safetensors"), framework="pt"))
-            for name, piece in json.loads(index.read_text(encoding="utf-8")).items():
+            try:
+                handle = stack.enter_context(safe_open(index.with_suffix(".safetensors"), framework="pt"))
+                rows = json.loads(index.read_text(encoding="utf-8"))
+            except (OSError, ValueError, SafetensorError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{path}: damaged checkpoint ({reason}); delete it to go on from another") from None
+            for name, piece in rows.items():
                 count = handle.get_slice(name).get_shape()[0]
                 pieces.setdefault(name, []).append((piece["start"], piece["start"] + count, handle))
                 shapes[name] = tuple(piece["shape"])

@@ -131,6 +131,8 @@ def _ranked(row: dict[str, Any]) -> tuple[Any, list[Any], list[tuple[int, int]]]
         _bad(WRONG_TYPE, f"`responses` is not a list but {type(responses).__name__}")
     if not responses:
         _bad(EMPTY, "`responses` is an empty list")
+    if "prompt" not in row:
+        _bad(MISSING_COLUMN, f"no `prompt` beside `responses`; the row has {', '.join(map(repr, row))}")
     count = len(responses)
     if "edges" in row:
         return row.get("prompt"), responses, [_index_pair(pair, count) for pair in _list(row, "edges")]

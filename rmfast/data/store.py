@@ -30,7 +30,7 @@ from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
@@ -46,8 +46,8 @@ class TokenStore:
     row's weight over the group's edges that are not `identical` (both sides the same ids), and 0 if it is one.
     `row` is the 1-based row in its file.
 
-    meta: source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}), bad_examples
-    ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
+    meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
+    bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
     tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (largest token id),
     has_strings, has_messages.
     """
@@ -284,6 +284,7 @@ def _open(folder: Path, source: str) -> TokenStore:
         return new + label.removeprefix(old)
 
     meta["source"] = source
+    meta["key"] = folder.name
     meta["files"] = [[moved(label), first] for label, first in meta["files"]]
     meta["first_bad"] = meta["first_bad"] and moved(meta["first_bad"])
     meta["bad_examples"] = {

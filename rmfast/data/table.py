@@ -161,7 +161,8 @@ class Edges:
     """All E edges of a table and the lengths of its R responses.
 
     `better` and `worse` (int64 [E]) number responses through the table; `group` (int64 [E]) is the row of the table;
-    `length` (int64 [R]) counts the tokens of each response alone, from where its prompt ends.
+    `identical` (bool [E]) tells edges whose two sequences are the same; `length` (int64 [R]) counts the tokens of each
+    response alone, from where its prompt ends.
     """
 
     better: np.ndarray
@@ -170,6 +171,7 @@ class Edges:
     margin: np.ndarray
     target: np.ndarray
     weight: np.ndarray
+    identical: np.ndarray
     length: np.ndarray
 
 
@@ -192,7 +194,7 @@ def table_edges(table: GroupTable) -> Edges:
         columns["better"].append(first + store.better[take])
         columns["worse"].append(first + store.worse[take])
         columns["group"].append(np.repeat(rows, counts))
-        for name in ("margin", "target", "weight"):
+        for name in ("margin", "target", "weight", "identical"):
             columns[name].append(getattr(store, name)[take])
         responses = np.diff(store.response_start)[g]
         own = _spans(store.response_start[g], responses)

@@ -106,7 +106,13 @@ def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list
         return str(tokenizer.apply_chat_template(messages, tools=example.tools, **arguments))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"the chat template (data.chat_template) is not valid, line {error.lineno}: {error}") from None
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:  # whatever templates raise on odd turns
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        KeyError,
+        ArithmeticError,
+    ) as error:  # whatever templates raise on odd turns
         raise BadRow(WRONG_ROLES, (str(error).splitlines() or [type(error).__name__])[0]) from None
 
 
@@ -131,8 +137,14 @@ def _assemble(
     double_bos = 0
     if texts and not example.is_messages:
         double_bos = sum(_has_double_bos(ids, tokenizer.bos_token_id) for ids in sequences)
-        sequences = [_append_eos(_single_bos(ids, tokenizer.bos_token_id), tokenizer.eos_token_id) for ids in sequences]
+        # Without a bos of the tokenizer's own, both stand in the text and stay.
+        if double_bos and tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+            double_bos = 0
+    if double_bos:
+        sequences = [_single_bos(ids, tokenizer.bos_token_id) for ids in sequences]
         prompt = [_single_bos(ids, tokenizer.bos_token_id) for ids in prompt]
+    if texts and not example.is_messages:
+        sequences = [_append_eos(ids, tokenizer.eos_token_id) for ids in sequences]
     if not all(len(ids) for ids in sequences):
         return BadRow(EMPTY, "a response has no tokens")
     prefix = min(common_prefix(sequences[0], ids) for ids in sequences)

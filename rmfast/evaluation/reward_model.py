@@ -1,6 +1,6 @@
 """A trained reward model as a library: load it, score responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rmfast.data.pack import Pack
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
+from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.score import score_table
@@ -110,9 +111,15 @@ class RewardModel:
         Raises:
             UserError: a row that cannot be scored, by its number.
         """
-        filled = [i for i, row in enumerate(rows) if row.get("responses") != []]
+        if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+            raise UserError(f"score takes a list of rows, not {type(rows).__name__}")
+        rows = list(rows)
+        examples = {i: _parse(row, i) for i, row in enumerate(rows) if not _is_empty(row)}
+        for i, encoded in zip(examples, encode(self.tokenizer, list(examples.values())), strict=True):
+            if isinstance(encoded, BadRow):
+                raise UserError(f"row {i}: {encoded.cause}: {encoded.detail}")
         scores: list[list[float]] = [[] for _ in rows]
-        for i, values in zip(filled, self.score_examples([_parse(rows[i], i) for i in filled]), strict=True):
+        for i, values in zip(examples, self.score_examples(list(examples.values())), strict=True):
             scores[i] = values.mean(1).tolist()
         return scores
 
@@ -138,7 +145,13 @@ class RewardModel:
         return [self.network(pack.to(device)).scores for pack in packs]
 
 
+def _is_empty(row: Any) -> bool:
+    return isinstance(row, Mapping) and row.get("responses") == []
+
+
 def _parse(row: Mapping[str, Any], number: int) -> Example:
+    if not isinstance(row, Mapping):
+        raise UserError(f"row {number}: not a mapping but {type(row).__name__}")
     try:
         return parse_row(dict(row), require_edges=False, allow_empty=True)
     except BadRow as error:

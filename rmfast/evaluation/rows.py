@@ -1,13 +1,15 @@
 """Rows of a file, scored as they stand: none is dropped silently."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.sources import read_rows
+from rmfast.data.tokenise import encode
 from rmfast.errors import UserError
 
 
@@ -42,6 +44,25 @@ def read_file(source: str, *, require_edges: bool) -> list[ReadRow]:
         first = f"; the first: {rows[0].label}: {rows[0].error}" if rows else ""
         raise UserError(f"{source}: no row can be used, of {len(rows)}{first}")
     return rows
+
+
+def tokenisable(rows: Sequence[ReadRow], tokenizer: PreTrainedTokenizerBase) -> list[ReadRow]:
+    """The rows, those that the tokenizer or its chat template refuses marked as bad.
+
+    Raises:
+        UserError: no row is left.
+    """
+    encoded = iter(encode(tokenizer, [row.example for row in rows if row.example]))
+    out = []
+    for row in rows:
+        result = next(encoded) if row.example else None
+        if isinstance(result, BadRow):
+            row = replace(row, example=None, error=f"{result.cause}: {result.detail}")
+        out.append(row)
+    if not any(row.example for row in out):
+        first = next(row for row in out if row.error)
+        raise UserError(f"no row can be used, of {len(out)}; the first: {first.label}: {first.error}")
+    return out
 
 
 def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:

@@ -50,6 +50,8 @@ def evaluate_table(
     """Pairwise metrics of a held-out table, and the arrays that plots are made of."""
     scores = score_table(score, table, world, budget=budget).mean(1)
     edges = table_edges(table)
+    for better, worse in zip(edges.better[edges.identical], edges.worse[edges.identical], strict=True):
+        scores[worse] = scores[better]  # the same sequence: a tie, whatever rounding made of its copies
     metrics = pairwise_metrics(
         scores,
         edges.better,

@@ -1,6 +1,8 @@
 """The processes of a run, as torchrun started them."""
 
+import gc
 import os
+import traceback
 from datetime import timedelta
 
 import torch
@@ -31,9 +33,16 @@ class World:
             dist.init_process_group(backend, timeout=self._timeout, device_id=device_id)
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not dist.is_initialized():
+            return
+        # Free DDP, which an error's frames may hold, before the group: if it held the last reference, it would wait
+        # for gloo's threads with the interpreter's lock, which they may need to end.
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        gc.collect()
+        dist.destroy_process_group()
 
     @property
     def main(self) -> bool:

@@ -15,13 +15,11 @@ import torch
 from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
 from rmfast.data.report import data_report
 from rmfast.data.store import build_store
-from rmfast.data.table import table_edges
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
-from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.reward_model import RewardModel, load, model_folder
-from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths, tokenisable
+from rmfast.evaluation.score import evaluate_table, score_table
 from rmfast.report.summary import accuracy_line, verdict
 from rmfast.trainer.log import finite_or_null, say
 
@@ -40,23 +38,13 @@ def report(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """rmfast eval --suite pairwise"""
-    out = _out_file(options.out) if options.out else None
-    model_folder(options.model)  # a wrong path is answered before the data is read
+    out = _out_file(options.out, options.data) if options.out else None
+    _check_models([options.model], options)
     rows = read_file(options.data, require_edges=True)
     model = _load(options.model, options)
+    rows = tokenisable(rows, model.tokenizer)
     table = model.table([row.example for row in rows if row.example])
-    scores = score_table(model.score_packs, table, budget=model.tokens_per_pack).mean(1)
-    edges = table_edges(table)
-    metrics = pairwise_metrics(
-        scores,
-        edges.better,
-        edges.worse,
-        weight=edges.weight,
-        margin=edges.margin,
-        target=edges.target,
-        lengths=edges.length,
-        groups=edges.group,
-    )
+    metrics, _ = evaluate_table(model.score_packs, table, budget=model.tokens_per_pack)
     unusable = bad_rows(rows)
     say(f"Accuracy on {options.data}: {accuracy_line(metrics)} on {metrics['edges']:,} pairs, {metrics['ties']} ties")
     say(verdict(metrics))
@@ -70,10 +58,11 @@ def evaluate(options: Namespace) -> None:
 
 def score(options: Namespace) -> None:
     """rmfast score"""
-    out = _out_file(options.out)
-    for path in options.models:  # a wrong path is answered before the data is read
-        model_folder(path)
+    out = _out_file(options.out, options.data)
+    _check_models(options.models, options)
     rows = read_file(options.data, require_edges=False)
+    for path in options.models:  # a row that one model's tokenizer refuses is scored by none
+        rows = tokenisable(rows, load_tokenizer(model_folder(path), options.chat_template))
     examples = [row.example for row in rows if row.example]
     members: list[list[np.ndarray]] = []
     for path in options.models:  # one model is in memory at a time
@@ -88,10 +77,18 @@ def score(options: Namespace) -> None:
 
 def _json(columns: dict[str, Any]) -> str:
     """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
+    columns = _without_nan(columns)
+    line = json.dumps(columns, ensure_ascii=False, default=str)
+    # Half of a surrogate pair has no UTF-8: that row's text is escaped.
+    return line if line.isascii() or _encodes(line) else json.dumps(columns, default=str)
+
+
+def _encodes(text: str) -> bool:
     try:
-        return json.dumps(columns, ensure_ascii=False, default=str, allow_nan=False)
-    except ValueError:
-        return json.dumps(_without_nan(columns), ensure_ascii=False, default=str)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without_nan(value: Any) -> Any:
@@ -134,15 +131,26 @@ def export(options: Namespace) -> None:
     say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
 
 
-def _load(path: str, options: Namespace) -> RewardModel:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _check_models(paths: Sequence[str], options: Namespace) -> None:
+    """Wrong paths, templates and devices, answered before any data is read."""
+    for path in paths:
+        load_tokenizer(model_folder(path), options.chat_template)
     try:
-        torch.empty(0, device=device)
+        if torch.device(_device(options)).type not in ("cpu", "cuda"):
+            raise UserError(f"--device {options.device}: models run on cpu or cuda")
+        torch.empty(0, device=_device(options))
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+
+
+def _device(options: Namespace) -> str:
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(path: str, options: Namespace) -> RewardModel:
     return load(
         path,
-        device,
+        _device(options),
         DTYPES[options.dtype],
         chat_template=options.chat_template,
         tokens_per_pack=options.tokens_per_pack,
@@ -158,9 +166,11 @@ def _say_unusable(rows: Sequence[ReadRow], counts: dict[str, int]) -> None:
     say(f"{share} could not be scored: {causes}; first: {first.label}: {first.error}")
 
 
-def _out_file(path: str) -> Path:
-    """An --out file, refused before any work is done where it could not be written."""
-    out = Path(path)
+def _out_file(path: str, data: str) -> Path:
+    """An --out file, refused before any work is done where it could not be written or would replace the data."""
+    out, source = Path(path), Path(data)
+    if out.exists() and source.exists() and (out.samefile(source) or source.resolve() in out.resolve().parents):
+        raise UserError(f"--out {out} would overwrite --data {data}; name another file")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; name a file")
     if not out.absolute().parent.is_dir():

@@ -96,6 +96,8 @@ def group_counts(table: GroupTable) -> list[int]:
 def data_key(table: GroupTable, data: DataConfig, seed: int) -> str:
     """Tells runs apart whose steps hold other rows: a checkpoint of one must not go on as another."""
     digest = hashlib.sha256(repr((data.pairs_per_step, data.shuffle, data.train_weights, seed)).encode())
+    for store in table.stores:
+        digest.update(store.meta["key"].encode())
     for column in (table.index, table.stored, table.sequences, table.weight):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

@@ -46,7 +46,7 @@ def mixed_rows() -> list[dict[str, Any]]:
         return "".join(draw.choice(SCRIPTS) for _ in range(draw.randint(low, high)))
 
     turns = [*MESSAGES, {"role": "assistant", "content": "A."}, {"role": "user", "content": text(2, 4)}]
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"prompt": "", "responses": ["a", "a b", "a"]},  # no prompt; identical; one begins another
         {"prompt": "", "responses": [""]},  # nothing but the eos
         {"prompt": "x", "responses": ["", "y", ""]},
@@ -56,7 +56,9 @@ def mixed_rows() -> list[dict[str, Any]]:
         {"prompt": MESSAGES, "responses": ["hm", "hm hm", "", text(1, 5)]},
         {"prompt": turns, "responses": [[{"role": "assistant", "content": t}] for t in ("ja", "nein", text(1, 9))]},
     ]
-    counts = [{"prompt": text(0, 20), "responses": [text(1, 12) for _ in range(n)]} for n in range(1, 10)]
+    counts: list[dict[str, Any]] = [
+        {"prompt": text(0, 20), "responses": [text(1, 12) for _ in range(n)]} for n in range(1, 10)
+    ]
     return [*counts, *odd, {"prompt": text(270, 270), "responses": [text(3, 3), text(40, 40)]}]
 
 

@@ -44,7 +44,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def pairs_of(row: dict[str, Any]) -> list[tuple[int, int]]:
-    return [tuple(edge) for edge in row["edges"]]  # type: ignore[misc]
+    return [tuple(edge) for edge in row["edges"]]
 
 
 # Written with edges, so that what is expected needs no reading of formats.
@@ -99,7 +99,8 @@ def test_identical_responses_tie_and_weigh_nothing(folder: Path, tmp_path: Path)
     data, out = write(tmp_path / "twins.jsonl", [*twins, PAIRS[0]]), tmp_path / "figures.json"
     assert main(["eval", str(folder / "one"), "--data", str(data), "--out", str(out), "--tokens-per-pack", "64"]) == 0
     result = json.loads(out.read_text())
-    gap = np.subtract(*transformers_scores(folder / "one", PAIRS[:1])[0])
+    ((better, worse),) = transformers_scores(folder / "one", PAIRS[:1])
+    gap = better - worse
     assert result["loss"] == pytest.approx(np.log1p(np.exp(-gap)), abs=1e-4)
     assert (result["edges"], result["ties"]) == (1 + edges, edges)
     assert result["accuracy"] == (gap > 0) / (1 + edges)
