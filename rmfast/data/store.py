@@ -47,8 +47,8 @@ class TokenStore:
     `row` is the 1-based row in its file.
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
-    bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None), double_bos,
-    tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (largest token id),
+    bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
+    double_bos, tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (largest token id),
     has_strings, has_messages.
     """
 

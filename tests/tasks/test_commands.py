@@ -96,6 +96,8 @@ def test_identical_responses_tie_and_weigh_nothing(folder: Path, tmp_path: Path)
     """Else half of them would count as won, by rounding."""
     twins = [{"prompt": f"{'p' * i} a", "responses": [" yes"] * (2 + i % 3)} for i in range(20)]
     edges = sum(math.comb(len(row["responses"]), 2) for row in twins)
+    chains = [{"prompt": f"chain {i}", "responses": [" yes"] * 3, "edges": [[1, 2], [0, 1]]} for i in range(20)]
+    edges, twins = edges + 2 * len(chains), twins + chains
     data, out = write(tmp_path / "twins.jsonl", [*twins, PAIRS[0]]), tmp_path / "figures.json"
     assert main(["eval", str(folder / "one"), "--data", str(data), "--out", str(out), "--tokens-per-pack", "64"]) == 0
     result = json.loads(out.read_text())
@@ -204,6 +206,15 @@ def test_score_by_several_models_adds_strengths(folder: Path, tmp_path: Path) ->
     assert ranking["strength_mean"] == pytest.approx(gaps.mean(1).tolist())
     assert ranking["strength_std"] == pytest.approx(gaps.std(1).tolist())
     assert ranking["votes"] == (gaps > 0).sum(1).tolist()
+
+
+def test_identical_responses_get_no_vote(folder: Path, tmp_path: Path) -> None:
+    twins = [{"prompt": f"{'p' * i} a", "responses": [" yes"] * (2 + i % 3)} for i in range(20)]
+    data, out = write(tmp_path / "twins.jsonl", twins), tmp_path / "scored.jsonl"
+    assert main(["score", *(str(folder / m) for m in ("one", "two")), "--data", str(data), "--out", str(out)]) == 0
+    for row in read_lines(out):
+        assert not np.any(row["votes"]) and not np.any(row["strength_mean"])
+        assert all(len(set(member)) == 1 for member in row["rewards"])
 
 
 @pytest.mark.parametrize("models", [["one"], ["one", "two"]])
