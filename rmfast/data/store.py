@@ -48,8 +48,8 @@ class TokenStore:
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
-    double_bos, tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (largest token id),
-    has_strings, has_messages.
+    double_bos, tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the
+    largest token id), has_strings, has_messages.
     """
 
     tokens: np.ndarray  # int32 [sum of stored tokens]

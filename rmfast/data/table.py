@@ -1,6 +1,6 @@
 """The table of prompt groups that a run uses: their lengths, and where their tokens lie. No token is read for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -49,6 +49,22 @@ class GroupTable:
         count = int(store.response_start[g + 1] - store.response_start[g])
         whole = [store.sequence(g, r).tolist() for r in range(count)]
         return [ids[:bos] + ids[bos + cut :] for ids in whole] if cut else whole
+
+
+def twins(table: GroupTable) -> Iterator[tuple[int, int]]:
+    """(response, first response of its group with the same sequence), for all that are not the first themselves."""
+    for group in range(len(table)):
+        store, g = table.stores[table.store[group]], int(table.index[group])
+        lengths = store.suffix_length[store.response_start[g] : store.response_start[g + 1]].tolist()
+        if len(set(lengths)) == len(lengths):
+            continue
+        end = int(store.token_start[g]) + int(store.prefix_length[g])
+        first: dict[bytes, int] = {}
+        for number, length in enumerate(lengths, start=int(table.first_response[group])):
+            suffix = store.tokens[end : end + length].tobytes()
+            end += length
+            if first.setdefault(suffix, number) != number:
+                yield number, first[suffix]
 
 
 def _per_group(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -161,8 +177,7 @@ class Edges:
     """All E edges of a table and the lengths of its R responses.
 
     `better` and `worse` (int64 [E]) number responses through the table; `group` (int64 [E]) is the row of the table;
-    `identical` (bool [E]) tells edges whose two sequences are the same; `length` (int64 [R]) counts the tokens of each
-    response alone, from where its prompt ends.
+    `length` (int64 [R]) counts the tokens of each response alone, from where its prompt ends.
     """
 
     better: np.ndarray
@@ -171,7 +186,6 @@ class Edges:
     margin: np.ndarray
     target: np.ndarray
     weight: np.ndarray
-    identical: np.ndarray
     length: np.ndarray
 
 
@@ -194,7 +208,7 @@ def table_edges(table: GroupTable) -> Edges:
         columns["better"].append(first + store.better[take])
         columns["worse"].append(first + store.worse[take])
         columns["group"].append(np.repeat(rows, counts))
-        for name in ("margin", "target", "weight", "identical"):
+        for name in ("margin", "target", "weight"):
             columns[name].append(getattr(store, name)[take])
         responses = np.diff(store.response_start)[g]
         own = _spans(store.response_start[g], responses)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rmfast.data.loader import rank_packs
 from rmfast.data.pack import Pack
-from rmfast.data.table import GroupTable, table_edges
+from rmfast.data.table import GroupTable, table_edges, twins
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.parallel.world import World
 
@@ -41,7 +41,11 @@ def score_table(score: ScorePacks, table: GroupTable, world: World | None = None
     out = np.zeros((int(table.first_response[-1]), heads))
     if chunks:
         out[np.concatenate(numbers)] = np.concatenate(chunks)
-    return out if world is None else world.sum_(torch.from_numpy(out)).numpy()
+    if world is not None:
+        out = world.sum_(torch.from_numpy(out)).numpy()
+    for copy, original in twins(table):  # a tie, whatever rounding made of the copies
+        out[copy] = out[original]
+    return out
 
 
 def evaluate_table(
@@ -50,8 +54,6 @@ def evaluate_table(
     """Pairwise metrics of a held-out table, and the arrays that plots are made of."""
     scores = score_table(score, table, world, budget=budget).mean(1)
     edges = table_edges(table)
-    for better, worse in zip(edges.better[edges.identical], edges.worse[edges.identical], strict=True):
-        scores[worse] = scores[better]  # the same sequence: a tie, whatever rounding made of its copies
     metrics = pairwise_metrics(
         scores,
         edges.better,
