@@ -85,7 +85,7 @@ def test_without_a_world_nothing_is_summed() -> None:
 
 def test_identical_responses_get_the_score_of_the_first() -> None:
     """Else rounding would break their ties."""
-    assert FIRST_TWIN != list(range(RESPONSES))  # the groups have twins
+    assert list(range(RESPONSES)) != FIRST_TWIN  # the groups have twins
     got = score_table(Scorer(), TABLE, budget=60)
     np.testing.assert_array_equal(got, got[FIRST_TWIN])
 
