@@ -41,6 +41,8 @@ def prefix_attention(
     check_impl(op, impl)
     check(q.dim() == k.dim() == v.dim() == 3, op, "q, k, v must be [tokens, heads, head_dim]")
     check(k.shape == v.shape, op, f"k {tuple(k.shape)} and v {tuple(v.shape)} differ")
+    check(q.dtype == k.dtype == v.dtype, op, f"dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}")
+    check(k.shape[1] > 0, op, "k and v need at least one head")
     check(q.shape[2] == k.shape[2], op, f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
     check(q.shape[1] % k.shape[1] == 0, op, f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
     check(layout.shape == (4, len(k)), op, f"layout must be [4, {len(k)}], got {tuple(layout.shape)}")

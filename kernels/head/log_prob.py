@@ -74,6 +74,7 @@ def linear_log_prob(
     op = "linear_log_prob"
     check_impl(op, impl)
     check(hidden.dim() == 2 and weight.dim() == 2, op, "hidden must be [N, d] and weight [V, d]")
+    check(len(weight) > 0, op, "weight needs at least one row")
     check(hidden.shape[1] == weight.shape[1], op, f"widths differ: {hidden.shape[1]} and {weight.shape[1]}")
     check(hidden.dtype == weight.dtype, op, f"dtypes differ: {hidden.dtype} and {weight.dtype}")
     check(target.shape == hidden.shape[:1], op, f"target must be [{len(hidden)}], got {tuple(target.shape)}")

@@ -41,7 +41,7 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     try:
         if gguf is not None:
             return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        return AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except Exception as error:  # transformers' own validation raises kinds of its own
         kind = _model_type(path)
         if kind is not None and kind not in FAMILIES:
@@ -49,6 +49,9 @@ def read_config(path: str | Path) -> PreTrainedConfig:
                 f"{path}: architecture {kind!r} is not supported; these are: {supported_families()}"
             ) from error
         raise UserError(f"{path}: the model's config cannot be read: {first_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{path}: quantized weights are not supported; give bf16, fp16, fp32 or GGUF ones")
+    return config
 
 
 def _model_type(path: Path) -> str | None:

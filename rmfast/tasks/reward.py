@@ -24,7 +24,7 @@ from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.score import evaluate_table
 from rmfast.models.config import decoder_config
-from rmfast.models.hf import load_network, read_config
+from rmfast.models.hf import first_line, load_network, read_config
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
@@ -94,7 +94,7 @@ class RewardRun:
     ) -> None:
         self.config, self.world, self.hf, self.tokenizer = config, world, hf, tokenizer
         self.table, self.evals = table, evals
-        self.folder = Path(config.run.dir).expanduser()
+        self.folder = _run_folder(config.run.dir)
         self.dtype = DTYPES[config.model.dtype]
         data = config.data
         weights = data.train_weights or (1.0,) * len(data.train)
@@ -353,6 +353,15 @@ class RewardRun:
         (self.folder / "summary.json").write_text(
             json.dumps(finite_or_null(metrics), indent=1) + "\n", encoding="utf-8"
         )
+
+
+def _run_folder(name: str) -> Path:
+    try:
+        folder = Path(name).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that is not there
+        raise UserError(f"run.dir: {name[:80]} cannot be a folder: {first_line(error)}") from None
+    return folder
 
 
 def move_aside(folder: Path) -> Path:

@@ -325,3 +325,10 @@ def test_shape_of_the_decoder() -> None:
     assert (config.head_dim, config.kv_heads, config.qk_norm, config.tied) == (16, 1, True, False)
     assert config.layer_parameters == 32 * 16 * (2 * 4 + 2 * 1) + 3 * 32 * 48
     assert decoder_config(hf_config("llama-yarn")).rope_scale > 1
+
+
+def test_quantized_weights_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "quantized weights are not supported")

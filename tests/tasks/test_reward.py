@@ -27,6 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder / "model")
     write_rows(folder / "rows.jsonl", 20)
     write_rows(folder / "eval.jsonl", 6, seed=1)
+    swap = {"chosen": "rejected", "rejected": "chosen"}
+    rows = [{swap.get(key, key): value for key, value in row.items()} for row in read_lines(folder / "rows.jsonl")]
+    (folder / "swapped.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
 
 
@@ -182,10 +185,13 @@ def test_never_moves_the_earlier_run_aside(folder: Path, tmp_path: Path, capsys:
         ({"run__seed": 1}, "other data, order or seed"),
         ({"data__pairs_per_step": 4}, "other data, order or seed"),
         ({"data__train": "eval.jsonl"}, "other data, order or seed"),
+        ({"data__train": "swapped.jsonl"}, "other data, order or seed"),  # the same lengths
+        ({"optim__lr": 1e-3}, "began with optim.lr 0.01, now it is 0.001"),
+        ({"objective__center": 0.1}, "began with objective.center 0.0, now it is 0.1"),
         ({"run__max_steps": 1}, "is at step 2, beyond this run's 1"),
         ({"model__heads": 2}, "holds another model or other trained weights (model/head.weight differs)"),
     ],
-    ids=["seed", "batch", "data", "shorter", "heads"],
+    ids=["seed", "batch", "data", "labels", "lr", "center", "shorter", "heads"],
 )
 def test_a_checkpoint_of_another_run_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], more: dict[str, object], hint: str
