@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 # On Linux, the torch of PyPI brings gigabytes of CUDA libraries. TORCH may hold any arguments of `pip install`, so a
-# machine without a GPU can ask for the CPU wheel: make train TORCH="torch==2.13.0 --index-url URL", with the URL that
-# PyTorch's installation page gives for CPU. A torch that is installed first is kept by what follows.
+# machine without a GPU can ask for the CPU wheel: PyTorch's installation
+# page gives the arguments for it, which go into TORCH. A torch that is installed first is kept by what follows.
 TORCH ?= torch==2.13.0
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
