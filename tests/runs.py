@@ -14,7 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ROOT / "rmfast" / "train.py"
+TRACEBACK = 70  # exit code of a case that ended in an error that rmfast does not name
 DECODER = ROOT / "configs" / "quickstart" / "decoder"
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "home", "by", "sea", "with", "two", "red", "birds")
 
@@ -99,10 +100,7 @@ def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, 
     What a rank printed is in folder/NAME-RANK.log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sockets = [socket.create_server(("", 0)) for _ in cases]  # all open at once, so that the ports differ
-    ported = [Case(c.name, c.arguments, c.kill, s.getsockname()[1]) for c, s in zip(cases, sockets, strict=True)]
-    for server in sockets:
-        server.close()
+    ported = [replace(case, port=port) for case, port in zip(cases, free_ports(len(cases)), strict=True)]
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in ported]), encoding="utf-8")
     start = [sys.executable] if ranks == 1 else torchrun(ranks)
     done = subprocess.run(
@@ -110,7 +108,24 @@ def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, 
     )
     assert done.returncode == 0, done.stderr
     by_rank = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(ranks)]
+    for rank, codes in enumerate(by_rank):
+        for case, code in zip(cases, codes, strict=True):
+            # A rank whose peer is killed may end in whatever the connection says.
+            assert code != TRACEBACK or case.kill, (folder / f"{case.name}-{rank}.log").read_text(encoding="utf-8")
     return {case.name: [codes[i] for codes in by_rank] for i, case in enumerate(cases)}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on. They lie below those that systems give to connections by themselves: one of
+    these could be taken between this moment and the run's own."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError(f"no {count} free ports")
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -134,7 +149,7 @@ def _fork(case: Case, log: Path) -> int:
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 70  # a traceback
+    code = TRACEBACK
     try:
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)
