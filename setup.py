@@ -1,8 +1,47 @@
-"""Package metadata. Bounds are loose and true; the exact versions that CI installs stand in constraints.txt."""
+"""Package metadata. Bounds are loose and true; the exact versions that CI installs stand in constraints.txt.
 
+RMFAST_BUILD_EXT says whether the compiled ops of csrc/ are built: 0 never; 1 for the CPU, and for the GPU where nvcc
+and a CUDA torch are there; cuda for both in any case; auto (the default) where nvcc and a CUDA torch are there.
+"""
+
+import os
+import runpy
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+class BuildCompiledOps(build_ext):
+    """Leaves the work to csrc/build.py."""
+
+    def build_extension(self, ext: Extension) -> None:
+        out = Path(self.get_ext_fullpath(ext.name)).resolve()
+        tools = runpy.run_path(str(ROOT / "csrc" / "build.py"))
+        tools["build"](out, cuda=ext.cuda)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"  # of no Python version: it is torch that loads it
+
+
+def compiled_ops() -> list[Extension]:
+    wish = os.environ.get("RMFAST_BUILD_EXT", "auto")
+    if wish not in ("0", "1", "cuda", "auto"):
+        raise SystemExit(f"RMFAST_BUILD_EXT must be 0, 1, cuda or auto, got {wish!r}")
+    script = ROOT / "csrc" / "build.py"
+    if wish == "0" or (wish == "auto" and not script.exists()):
+        return []
+    tools = runpy.run_path(str(script))
+    cuda = tools["nvcc"]() is not None and tools["torch_has_cuda"]()
+    if wish == "auto" and not cuda:
+        return []
+    sources = sorted(str(p.relative_to(ROOT)) for p in script.parent.iterdir() if p.suffix in (".cpp", ".cu"))
+    extension = Extension("rmfast._C", sources=sources, optional=wish == "auto")
+    extension.cuda = cuda or wish == "cuda"
+    return [extension]
+
 
 setup(
     name="rmfast",
@@ -15,6 +54,8 @@ setup(
     # find_packages follows the symlink rmfast/kernels -> ../kernels, so the wheel holds real files.
     packages=find_packages(include=["rmfast", "rmfast.*"]),
     package_data={"rmfast": ["py.typed"]},
+    ext_modules=compiled_ops(),
+    cmdclass={"build_ext": BuildCompiledOps},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -31,7 +72,14 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"],
+        # Without a GPU the kernels are tested in Triton's interpreter, which up to 3.6 needs an older numpy.
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "triton>=3.6; sys_platform == 'linux'",
+            "numpy<2.4",
+        ],
         "dev": ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "types-PyYAML"],
         "bench": ["trl>=1.16", "accelerate>=1.4"],
         "gguf": ["gguf>=0.10", "accelerate>=1.4"],

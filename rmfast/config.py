@@ -79,6 +79,9 @@ class ModelConfig(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again, for memory"
     )
+    kernels: Literal["auto", "triton", "reference"] = Field(
+        "auto", description="auto: Triton on CUDA, plain torch (reference) elsewhere"
+    )
 
 
 class DataConfig(Section):

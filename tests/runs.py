@@ -133,7 +133,8 @@ def torchrun(ranks: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    users = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return users | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _run_all(folder: Path) -> None:

@@ -122,6 +122,10 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         "no eos": (keys(folder, model__path=no_eos), "no eos token"),
         "no weights": (keys(folder, model__path=no_weights), "no weights"),
         "too many layers": (keys(folder, model__top_layers=3), "model.top_layers: "),
+        "no device for kernels": (
+            keys(folder, model__kernels="triton"),
+            "model.kernels: impl='triton' is not possible",
+        ),
         "missing template": (keys(folder, data__chat_template="none.jinja"), "data.chat_template: no such file"),
         "run.dir is a file": (keys(folder, run__dir=folder / "occupied"), "run.dir: cannot make the folder"),
     }

@@ -1,10 +1,73 @@
-"""The public op: checks and dispatch."""
+"""Shared-prefix attention: checks, dispatch, and the custom ops of the kernels."""
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from rmfast.kernels.attention import reference
-from rmfast.kernels.common import check, check_impl
+from rmfast.kernels.common import check, maths_dtype, use_triton
+
+MAX_HEAD_DIM = 256
+
+
+@custom_op("rmfast::prefix_attention", mutates_args=())
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Tensor,
+    rows: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    from rmfast.kernels.attention import triton
+
+    return triton.prefix_attention_fwd(q, k, v, layout, rows, scale, window, softcap)
+
+
+@_attend.register_fake
+def _(q, k, v, layout, rows, scale, window, softcap):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
+
+
+@custom_op("rmfast::prefix_attention_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Tensor,
+    rows: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from rmfast.kernels.attention import triton
+
+    return triton.prefix_attention_bwd(grad, q, k, v, out, lse, layout, rows, scale, window, softcap)
+
+
+@_attend_backward.register_fake
+def _(grad, q, k, v, out, lse, layout, rows, scale, window, softcap):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, layout, rows, *ctx.options = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, layout, rows)
+
+
+def _grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    dq, dk, dv = _attend_backward(grad, *ctx.saved_tensors, *ctx.options)
+    return dq, dk, dv, None, None, None, None, None
+
+
+_attend.register_autograd(_grad, setup_context=_setup)
 
 
 def prefix_attention(
@@ -29,7 +92,7 @@ def prefix_attention(
         scale: of the logits; default D ** -0.5.
         window: a query sees the `window` nearest keys, itself included, counted by position in its own sequence.
         softcap: logits become softcap * tanh(logits / softcap).
-        impl: "auto" or "reference".
+        impl: "auto", "triton" or "reference".
 
     Returns:
         [T, Hq, D] (or [S, Hq, D]) in q's dtype.
@@ -38,7 +101,6 @@ def prefix_attention(
         ValueError: shapes, head counts or options that do not fit together.
     """
     op = "prefix_attention"
-    check_impl(op, impl)
     check(q.dim() == k.dim() == v.dim() == 3, op, "q, k, v must be [tokens, heads, head_dim]")
     check(k.shape == v.shape, op, f"k {tuple(k.shape)} and v {tuple(v.shape)} differ")
     check(q.dtype == k.dtype == v.dtype, op, f"dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}")
@@ -51,4 +113,13 @@ def prefix_attention(
     check(window is None or window > 0, op, f"window must be positive, got {window}")
     check(softcap is None or softcap > 0, op, f"softcap must be positive, got {softcap}")
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    return reference.prefix_attention(q, k, v, layout, rows, scale=scale, window=window, softcap=softcap)
+    refusal = f"head_dim {q.shape[2]} is above {MAX_HEAD_DIM}" if q.shape[2] > MAX_HEAD_DIM else None
+    if not use_triton(op, impl, q, refusal=refusal):
+        # The reference walks over the groups on the host, which a compiled graph cannot.
+        attend = reference.dense_attention if torch.compiler.is_compiling() else reference.prefix_attention
+        return attend(q, k, v, layout, rows, scale=scale, window=window, softcap=softcap)
+    if rows is None:
+        return _attend(q, k, v, layout, None, scale, window, softcap)[0]
+    order = rows.argsort(stable=True)  # the kernels find the rows of a tile by bisection
+    out, _ = _attend(q[order], k, v, layout, rows[order], scale, window, softcap)
+    return out[order.argsort()]

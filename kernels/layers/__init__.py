@@ -1,5 +1,7 @@
 """The elementwise ops of a decoder layer."""
 
-from rmfast.kernels.layers.op import add_rms_norm, rms_norm, rope, swiglu
+from rmfast.kernels.layers.norm import add_rms_norm, rms_norm
+from rmfast.kernels.layers.rope import rope, split_rope
+from rmfast.kernels.layers.swiglu import swiglu
 
-__all__ = ["add_rms_norm", "rms_norm", "rope", "swiglu"]
+__all__ = ["add_rms_norm", "rms_norm", "rope", "split_rope", "swiglu"]

@@ -1,10 +1,71 @@
-"""The public op: checks and dispatch."""
+"""The public op: checks, dispatch, and the custom op of the kernels."""
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-from rmfast.kernels.common import check, check_impl, maths_dtype
+from rmfast.kernels.common import check, maths_dtype, use_triton
 from rmfast.kernels.ranking import reference
+
+
+@custom_op("rmfast::ranking_loss", mutates_args=())
+def _ranking_loss(
+    scores: Tensor,
+    better: Tensor,
+    worse: Tensor,
+    margins: Tensor | None,
+    margin: float,
+    targets: Tensor | None,
+    target: float,
+    weights: Tensor | None,
+    weight: float,
+    center: float,
+    total: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A number counts where its tensor is None."""
+    from rmfast.kernels.ranking import triton
+
+    values = [
+        number if tensor is None else tensor
+        for tensor, number in ((margins, margin), (targets, target), (weights, weight))
+    ]
+    return triton.ranking_loss_fwd(scores, better, worse, values, center, total)
+
+
+@_ranking_loss.register_fake
+def _(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    dtype = maths_dtype(scores)
+    return scores.new_empty(scores.shape[0], dtype=dtype), scores.new_empty(scores.shape, dtype=dtype)
+
+
+# An op of its own, so that a second derivative is refused and not silently 0.
+@custom_op("rmfast::ranking_loss_backward", mutates_args=())
+def _ranking_loss_backward(grad: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
+    return (grad[:, None] * unit).to(dtype)
+
+
+@_ranking_loss_backward.register_fake
+def _(grad: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
+    return unit.new_empty(unit.shape, dtype=dtype)
+
+
+def _ranking_loss_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, unit = output
+    ctx.dtype = inputs[0].dtype
+    ctx.mark_non_differentiable(unit)
+    ctx.save_for_backward(unit)
+
+
+def _ranking_loss_grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    return _ranking_loss_backward(grad, ctx.saved_tensors[0], ctx.dtype), *[None] * 10
+
+
+_ranking_loss.register_autograd(_ranking_loss_grad, setup_context=_ranking_loss_setup)
+
+
+def _split(value: Tensor | float, device: torch.device) -> tuple[Tensor | None, float]:
+    """As the custom op takes it: a tensor, or a number."""
+    return (value.detach().to(device), 0.0) if isinstance(value, Tensor) else (None, float(value))
 
 
 def ranking_loss(
@@ -31,7 +92,10 @@ def ranking_loss(
         center: coefficient of the centering term.
         total_weight: what the weighted sum is divided by; default the sum of `weight`. A pack that holds part of a
             global batch passes the global batch's sum, so that the packs' losses add up to the batch's.
-        impl: "auto" or "reference".
+        impl: "auto", "triton" or "reference".
+
+    An edge of weight 0 adds nothing, even where its scores are not finite. The kernels take an index outside of S as a
+    score of nan (the reference raises). No second derivative through the kernels.
 
     Returns:
         A scalar, or [M]; fp32 (fp64 for fp64 scores). 0 where there are no edges or their weights are all 0.
@@ -40,7 +104,7 @@ def ranking_loss(
         ValueError: shapes that do not fit together.
     """
     op = "ranking_loss"
-    check_impl(op, impl)
+    kernels = use_triton(op, impl, scores)
     check(scores.dim() in (1, 2), op, f"scores must be [S] or [M, S], got {tuple(scores.shape)}")
     check(better.dim() == 1 and better.shape == worse.shape, op, "better and worse must be int [E] of one length")
     check(not better.is_floating_point() and not worse.is_floating_point(), op, "better and worse must be integers")
@@ -48,17 +112,20 @@ def ranking_loss(
     for name, value in (("margin", margin), ("target", target), ("weight", weight)):
         fits = not isinstance(value, Tensor) or value.shape in ((), edges[-1:], edges)
         check(fits, op, f"{name} must be a number, [E] or [M, E]")
+    weight = 1.0 if weight is None else weight
+    if kernels:
+        total = None
+        if isinstance(total_weight, Tensor):
+            total = total_weight.detach().to(scores.device)
+        elif total_weight is not None:
+            total = torch.full((), total_weight, dtype=maths_dtype(scores), device=scores.device)
+        values = [x for value in (margin, target, weight) for x in _split(value, scores.device)]
+        rows = scores if scores.dim() == 2 else scores[None]
+        losses, _ = _ranking_loss(rows, better, worse, *values, float(center), total)
+        return losses if scores.dim() == 2 else losses[0]
     scores = scores.to(maths_dtype(scores))
     # Data often come as fp64; the scores alone set the precision.
-    margin, target = (x.to(scores.dtype) if isinstance(x, Tensor) else x for x in (margin, target))
-    losses = reference.edge_losses(
-        scores.index_select(-1, better), scores.index_select(-1, worse), margin, target, center
+    margin, target, weight = (
+        x.detach().to(scores.dtype) if isinstance(x, Tensor) else x for x in (margin, target, weight)
     )
-    weight = torch.as_tensor(1.0 if weight is None else weight, dtype=losses.dtype, device=losses.device)
-    weight = weight.expand_as(losses)
-    # An edge of weight 0 adds nothing, whatever its loss is (0 * inf would be nan).
-    total = torch.where(weight == 0, 0, losses * weight).sum(-1)
-    denominator = weight.sum(-1) if total_weight is None else total_weight
-    if not isinstance(denominator, Tensor):
-        return total / denominator if denominator else total * 0
-    return total / torch.where(denominator == 0, 1, denominator)
+    return reference.ranking_loss(scores, better, worse, margin, target, weight, center, total_weight)

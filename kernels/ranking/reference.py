@@ -1,5 +1,6 @@
 """The ranking loss in plain torch."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,3 +14,27 @@ def edge_losses(better: Tensor, worse: Tensor, margin: Tensor | float, target: T
     d = better - worse - margin
     loss = -F.logsigmoid(d) + (1 - target) * d
     return loss + center * (better + worse).square() if center else loss
+
+
+def ranking_loss(
+    scores: Tensor,
+    better: Tensor,
+    worse: Tensor,
+    margin: Tensor | float,
+    target: Tensor | float,
+    weight: Tensor | float,
+    center: float,
+    total: Tensor | float | None,
+) -> Tensor:
+    """scores [S] or [M, S] -> the weighted mean of `edge_losses`, [] or [M]."""
+    b, w = scores.index_select(-1, better), scores.index_select(-1, worse)
+    weight = torch.as_tensor(weight, dtype=scores.dtype, device=scores.device).expand_as(b)
+    # An edge of weight 0 adds nothing, whatever it holds: 0 * inf would be nan, in the loss or in its gradient.
+    counts = weight != 0
+    b, w, margin, target = (torch.where(counts, x, 0) if isinstance(x, Tensor) else x for x in (b, w, margin, target))
+    total_loss = torch.where(counts, edge_losses(b, w, margin, target, center) * weight, 0).sum(-1)
+    denominator = weight.sum(-1) if total is None else total
+    if not isinstance(denominator, Tensor):
+        return total_loss / denominator if denominator else total_loss * 0
+    denominator = denominator.to(scores.dtype)
+    return torch.where(denominator == 0, 0, total_loss / torch.where(denominator == 0, 1, denominator))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope, swiglu
+from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope, split_rope, swiglu
 from rmfast.models.config import DecoderConfig
 from rmfast.models.layers import LayerFactory, NativeLayers, Norm
 from rmfast.models.recompute import Recompute, recomputed
@@ -16,11 +16,11 @@ from rmfast.models.recompute import Recompute, recomputed
 class DecoderLayer(nn.Module):
     """Attention and MLP with their norms. The residual sum travels beside the branch that is not yet added to it."""
 
-    def __init__(self, config: DecoderConfig, index: int, factory: LayerFactory, dropout: float) -> None:
+    def __init__(self, config: DecoderConfig, index: int, factory: LayerFactory, dropout: float, impl: str) -> None:
         super().__init__()
         c = self.config = config
         self.window = c.windows[index]
-        self.dropout = dropout
+        self.dropout, self.impl = dropout, impl
         self.sizes = (c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim)  # queries; keys and values
         self.attention_norm = Norm(c.width)
         self.qkv = factory.linear(c.width, sum(self.sizes), c.qkv_bias)
@@ -46,19 +46,24 @@ class DecoderLayer(nn.Module):
         Returns:
             The MLP's output and the residual sum before it, both [T, d] or [S, d].
         """
-        eps = self.config.norm_eps
+        eps, impl = self.config.norm_eps, self.impl
         if residual is None:
-            normed, residual = rms_norm(branch, self.attention_norm.weight, eps=eps), branch
+            normed, residual = rms_norm(branch, self.attention_norm.weight, eps=eps, impl=impl), branch
         else:
-            normed, residual = add_rms_norm(branch, residual, self.attention_norm.weight, eps=eps)
+            normed, residual = add_rms_norm(branch, residual, self.attention_norm.weight, eps=eps, impl=impl)
         attended = self.drop(self.attention(normed, positions, layout, rows))
         if rows is not None:
             residual = residual[rows]
-        normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps)
-        return self.drop(self.down(swiglu(self.gate_up(normed)))), residual
+        normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps, impl=impl)
+        return self.drop(self.down(swiglu(self.gate_up(normed), impl=impl))), residual
 
     def attention(self, normed: Tensor, positions: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
-        c = self.config
+        c, impl = self.config, self.impl
+        turn = {"inv_freq": self.inv_freq, "scale": c.rope_scale, "impl": impl}
+        if rows is None and self.q_norm is None:
+            sizes = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
+            q, k, v = split_rope(self.qkv(normed), positions, **sizes, **turn)
+            return self.out(prefix_attention(q, k, v, layout, window=self.window, impl=impl).flatten(1))
         if rows is None:
             q, kv = self.qkv(normed).split(self.sizes, dim=-1)
         else:
@@ -66,14 +71,14 @@ class DecoderLayer(nn.Module):
         q = q.unflatten(-1, (c.heads, c.head_dim))  # [T or S, H, D]
         k, v = kv.unflatten(-1, (2, c.kv_heads, c.head_dim)).unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
-            q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps)
-            k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps)
+            q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps, impl=impl)
+            k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
         if rows is None:
-            q, k = rope(q, k, positions, inv_freq=self.inv_freq, scale=c.rope_scale)
+            q, k = rope(q, k, positions, **turn)
         else:
-            q, _ = rope(q, q[:, :0], positions[rows], inv_freq=self.inv_freq, scale=c.rope_scale)
-            _, k = rope(k[:, :0], k, positions, inv_freq=self.inv_freq, scale=c.rope_scale)
-        return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window).flatten(1))
+            q, _ = rope(q, q[:, :0], positions[rows], **turn)
+            _, k = rope(k[:, :0], k, positions, **turn)
+        return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
@@ -87,6 +92,7 @@ class Decoder(nn.Module):
         dtype: of the activations; weights may be stored in another one.
         dropout: probability on each residual branch, in training.
         recompute: "none", "selective" (norms, RoPE and SwiGLU again in the backward) or "full" (whole layers again).
+        impl: of the kernels: "auto", "triton" or "reference".
         factory: where linear layers and embedding come from.
     """
 
@@ -97,14 +103,15 @@ class Decoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         dropout: float = 0.0,
         recompute: Recompute = "none",
+        impl: str = "auto",
         factory: LayerFactory | None = None,
     ) -> None:
         super().__init__()
         factory = factory or NativeLayers()
-        self.config, self.dtype, self.recompute = config, dtype, recompute
+        self.config, self.dtype, self.recompute, self.impl = config, dtype, recompute, impl
         self.first_trained = 0
         self.embed = factory.embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(DecoderLayer(config, i, factory, dropout) for i in range(config.layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, i, factory, dropout, impl) for i in range(config.layers))
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Tensor, rows: Tensor) -> Tensor:
         """Hidden states at some tokens of a pack, before the final norm.

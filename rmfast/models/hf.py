@@ -128,11 +128,12 @@ def build_network(
     dtype: torch.dtype = torch.float32,
     dropout: float = 0.0,
     recompute: Recompute = "none",
+    impl: str = "auto",
 ) -> RewardNetwork:
     """A reward network without weights (on torch's meta device)."""
     config = decoder_config(hf, where)
     with torch.device("meta"):
-        decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute)
+        decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl)
         network = RewardNetwork(decoder, heads=heads, lm=lm)
     # Buffers are not in a state dict: give them back their values.
     for layer in decoder.layers:
@@ -152,6 +153,7 @@ def load_network(
     weights_dtype: torch.dtype | None = torch.float32,
     dropout: float = 0.0,
     recompute: Recompute = "none",
+    impl: str = "auto",
 ) -> tuple[RewardNetwork, PreTrainedConfig]:
     """A reward network with the weights of a Hugging Face folder or GGUF file, on the CPU.
 
@@ -162,6 +164,7 @@ def load_network(
         from_scratch: take only the config and draw all weights.
         lm: compute log-probabilities in training (see `RewardNetwork`).
         dtype: of the activations. weights_dtype: of the parameters; None keeps them as `dtype`.
+        dropout, recompute, impl: see `Decoder`.
 
     Returns:
         The network and the folder's config.
@@ -171,7 +174,7 @@ def load_network(
     """
     path = Path(path)
     hf = read_config(path)
-    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm": lm}
+    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm": lm, "impl": impl}
     stored = weights_dtype or dtype
     if from_scratch:
         network = build_network(hf, where=str(path), heads=heads or 1, **options)

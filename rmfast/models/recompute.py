@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import rmfast.kernels  # noqa: F401  (registers the op that is kept below)
+
 Recompute = Literal["none", "selective", "full"]
 
 aten = torch.ops.aten
@@ -19,6 +21,7 @@ KEPT = {
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.rmfast.prefix_attention.default,
 }
 
 

@@ -60,13 +60,13 @@ class RewardNetwork(nn.Module):
         rows = torch.cat((pack.scored, pack.lm_rows)) if reads_lm else pack.scored
         hidden = self.decoder(pack.tokens, pack.positions, pack.layout, rows)
         scored = hidden[: len(pack.scored)] if reads_lm else hidden
-        eps = self.config.norm_eps
-        scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps)
+        eps, impl = self.config.norm_eps, self.decoder.impl
+        scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
         if not reads_lm:
             return Outputs(scores, None)
-        normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps)
+        normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps, impl=impl)
         table = self.decoder.embed.weight if self.lm_head is None else self.lm_head.weight
-        log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets)
+        log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets, impl=impl)
         return Outputs(scores, log_prob)
 
     def freeze(self, top_layers: int) -> None:

@@ -53,10 +53,12 @@ class RewardObjective:
     Args:
         center: coefficient of (s_better + s_worse)^2.
         lm: weight of the LM loss, a mean over the chosen responses' tokens; 0 leaves it out.
+        impl: of the kernels.
     """
 
     center: float = 0.0
     lm: float = 0.0
+    impl: str = "auto"
 
     def __call__(
         self, scores: Tensor, log_prob: Tensor | None, pack: EdgePack, totals: BatchTotals, responses: int
@@ -81,6 +83,7 @@ class RewardObjective:
             weight=pack.weight,
             center=self.center,
             total_weight=totals.weight,
+            impl=self.impl,
         ).mean()
         loss = ranking
         lm_loss = torch.zeros_like(ranking)

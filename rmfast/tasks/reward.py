@@ -23,6 +23,8 @@ from rmfast.data.table import GroupTable
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.score import evaluate_table
+from rmfast.kernels import describe
+from rmfast.kernels.common import use_triton
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import first_line, load_network, read_config
 from rmfast.models.reward import RewardNetwork
@@ -51,10 +53,15 @@ def run(config: Config) -> None:
         torch.set_num_threads(config.run.threads)
     if config.run.wandb and find_spec("wandb") is None:
         raise UserError("run.wandb: the package wandb is not installed: pip install wandb")
+    world = World(config.parallel.timeout_minutes)
+    try:
+        use_triton("model.kernels", config.model.kernels, torch.empty(0, device=world.device))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
-    with World(config.parallel.timeout_minutes) as world:
+    with world:
         stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
         held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
         table = make_table(stores, config.data, vocabulary, "train", world)
@@ -129,6 +136,7 @@ class RewardRun:
             dtype=self.dtype,
             dropout=model.dropout,
             recompute=model.recompute,
+            impl=model.kernels,
         )
         if model.top_layers is not None:
             try:
@@ -171,20 +179,21 @@ class RewardRun:
                 self.log.close()
 
     def _announce(self, progress: Progress) -> None:
+        model, data = self.config.model, self.config.data
         trained = sum(p.numel() for p in self.engine.network.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in self.engine.network.parameters())
         mode = f" ({self.config.parallel.data})" if self.world.size > 1 else ""
         say(
-            f"{self.config.model.path}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained, "
-            f"{self.config.model.dtype}, {self.world.size} x {self.world.device.type}{mode}; "
-            f"{self.total:,} steps of {self.config.data.pairs_per_step} groups"
+            f"{model.path}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained, {model.dtype}, "
+            f"{self.world.size} x {self.world.device.type}{mode}, {describe(self.world.device, model.kernels)}; "
+            f"{self.total:,} steps of {data.pairs_per_step} groups"
         )
         if progress.step:
             say(f"resumed from step {progress.step} in {self.folder}")
 
     def _fit(self, progress: Progress) -> None:
         config, world = self.config, self.world
-        objective = RewardObjective(center=config.objective.center, lm=config.objective.lm)
+        objective = RewardObjective(center=config.objective.center, lm=config.objective.lm, impl=config.model.kernels)
         loader = StepLoader(
             self.table,
             self.plan,

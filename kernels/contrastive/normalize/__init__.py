@@ -1,0 +1,1 @@
+"""L2 normalisation of rows, shared by the kernels of the losses."""

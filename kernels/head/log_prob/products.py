@@ -1,0 +1,25 @@
+"""Matrix products that sum in wider numbers than their operands'."""
+
+import torch
+from torch import Tensor
+
+SLICE_BYTES = 1 << 26  # of a product that exists only to be added
+
+
+def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`, which is the operands' or wider, without rounding in between."""
+    if a.dtype == dtype:
+        return torch.mm(a, b)
+    # The CPU has no product of narrow operands with a wide result; the widened one is the same.
+    return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """total += scale * a @ b in total's dtype, in place and with no second matrix of its size."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, alpha=scale)
+        return
+    step = max(1, SLICE_BYTES // (total.shape[1] * total.element_size())) if total.shape[1] else 1
+    for start in range(0, len(total), step):
+        rows = slice(start, start + step)
+        total[rows].add_(wide_product(a[rows], b, total.dtype), alpha=scale)

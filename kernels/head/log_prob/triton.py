@@ -1,0 +1,113 @@
+"""Triton kernels over chunks of logits that torch.mm makes, and their launchers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmfast.kernels.common import INTERPRETED, maths_dtype
+from rmfast.kernels.head.log_prob.products import add_product
+from rmfast.kernels.head.log_prob.reference import chunk_rows
+from rmfast.kernels.launch import launch, maths
+
+CHUNK_BYTES = 1 << 28  # of logits at a time: 1024 rows of 128k in bf16, enough for full-speed matrix products
+BLOCK = 64 if INTERPRETED else 4096
+
+
+@triton.jit
+def linear_log_prob_fwd_kernel(
+    logits_ptr, target_ptr, log_prob_ptr, entropy_ptr, log_z_ptr, vocabulary, BLOCK: tl.constexpr, MATHS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    logits_ptr += row * vocabulary
+    top = tl.full((), float("-inf"), MATHS)
+    total = tl.zeros((), MATHS)  # sum of e = exp(logit - top)
+    tilt = tl.zeros((), MATHS)  # sum of e (logit - top)
+    for start in range(0, vocabulary, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        logit = tl.load(logits_ptr + column, column < vocabulary, float("-inf")).to(MATHS)
+        old, top = top, tl.maximum(top, tl.max(logit, 0))
+        base = tl.where(top == float("-inf"), 0.0, top)
+        fall = tl.maximum(old - base, -1e30)  # finite, for 0 * -inf is nan
+        keep = tl.exp(fall)
+        e = tl.exp(logit - base)
+        tilt = keep * (tilt + total * fall) + tl.sum(tl.where(e == 0, 0.0, e * (logit - base)), 0)
+        total = keep * total + tl.sum(e, 0)
+    target = tl.load(target_ptr + row)
+    log_z = top + tl.log(total)
+    # A target that is no row of the weight reads nothing and gives NaN.
+    chosen = tl.load(logits_ptr + target, (target >= 0) & (target < vocabulary), float("nan")).to(MATHS)
+    tl.store(log_prob_ptr + row, chosen - log_z)
+    tl.store(entropy_ptr + row, tl.log(total) - tilt / total)
+    tl.store(log_z_ptr + row, log_z)
+
+
+@triton.jit
+def linear_log_prob_bwd_kernel(
+    logits_ptr, target_ptr, grad_log_prob_ptr, grad_entropy_ptr, log_z_ptr, entropy_ptr, vocabulary,
+    BLOCK: tl.constexpr, MATHS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < vocabulary
+    target = tl.load(target_ptr + row)
+    grad = tl.load(grad_log_prob_ptr + row, (target >= 0) & (target < vocabulary), float("nan")).to(MATHS)
+    grad_entropy = tl.load(grad_entropy_ptr + row).to(MATHS)
+    entropy = tl.load(entropy_ptr + row)
+    place = logits_ptr + row * vocabulary + column
+    log_p = tl.load(place, mask, 0.0).to(MATHS) - tl.load(log_z_ptr + row)
+    p = tl.exp(log_p)
+    surprise = tl.where(p == 0, 0.0, p * (log_p + entropy))
+    tl.store(place, tl.where(column == target, grad, 0.0) - grad * p - grad_entropy * surprise, mask)
+
+
+def linear_log_prob_fwd(
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, entropy and log of the softmax's denominator, each [N]."""
+    count, vocabulary = len(hidden), len(weight)
+    log_z = torch.empty(count, dtype=maths_dtype(hidden), device=hidden.device)
+    log_prob, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
+    target = target.contiguous()
+    step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
+    chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        logits = chunk[: rows.stop - start]
+        torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
+        launch(
+            linear_log_prob_fwd_kernel, (len(logits),), logits, target[rows], log_prob[rows], entropy[rows],
+            log_z[rows], vocabulary, BLOCK=BLOCK, MATHS=maths(hidden), num_warps=8,
+        )  # fmt: skip
+    return log_prob, entropy, log_z
+
+
+def linear_log_prob_bwd(
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    log_z: Tensor,
+    entropy: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden and weight; the logits are made again, chunk by chunk, and overwritten by theirs."""
+    count, vocabulary = len(hidden), len(weight)
+    grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    grad_weight = torch.zeros(weight.shape, dtype=log_z.dtype, device=hidden.device)
+    grad_log_prob, grad_entropy, target = grad_log_prob.contiguous(), grad_entropy.contiguous(), target.contiguous()
+    step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
+    chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        logits, out = chunk[: rows.stop - start], grad_hidden[rows]
+        torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
+        launch(
+            linear_log_prob_bwd_kernel, (len(logits), triton.cdiv(vocabulary, BLOCK)), logits, target[rows],
+            grad_log_prob[rows], grad_entropy[rows], log_z[rows], entropy[rows], vocabulary, BLOCK=BLOCK,
+            MATHS=maths(hidden), num_warps=8,
+        )  # fmt: skip
+        torch.addmm(out, logits, weight, beta=0, alpha=1 / temperature, out=out)
+        add_product(grad_weight, logits.T, hidden[rows], 1 / temperature)
+    return grad_hidden, grad_weight.to(weight.dtype)

@@ -1,0 +1,84 @@
+"""How Triton kernels start: on the device of their tensors, in the interpreter, or into a list for the compiler."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rmfast.kernels.common import INTERPRETED, maths_dtype
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A recorded start: what `kernel[grid](*arguments, **options)` would have run."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+_recording: tuple[Capability, list[Launch]] | None = None
+
+
+@contextlib.contextmanager
+def recording(capability: Capability) -> Iterator[list[Launch]]:
+    """Collect launches instead of running them, with the choices that a device of that capability would get.
+
+    Launchers then run on CPU tensors of any contents; their results are garbage. For ahead-of-time compilation.
+    """
+    global _recording
+    before = _recording
+    launches: list[Launch] = []
+    _recording = (capability, launches)
+    try:
+        yield launches
+    finally:
+        _recording = before
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Run `kernel[grid](*arguments, **options)` on the device of the first tensor; an empty grid runs nothing."""
+    if _recording is not None:
+        _recording[1].append(Launch(kernel, arguments, options))
+        return
+    if 0 in grid:
+        return
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*arguments, **options)
+
+
+def capability(tensor: Tensor) -> Capability:
+    """Compute capability of the tensor's device; (0, 0) in the interpreter, where small tiles are cheaper."""
+    if _recording is not None:
+        return _recording[0]
+    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (0, 0)
+
+
+def row_warps(block: int) -> int:
+    """Warps of a program that holds rows of `block` elements in all."""
+    return 4 if block <= 2048 else 8 if block <= 8192 else 16
+
+
+def row_block(width: int, rows_elements: int = 4096) -> tuple[int, int]:
+    """(rows, columns) of a tile of whole rows: columns a power of two >= `width`, small rows share a program."""
+    columns = triton.next_power_of_2(max(width, 1))
+    return max(1, min(16 if INTERPRETED else 8, rows_elements // columns)), columns
+
+
+def maths(*tensors: Tensor) -> Any:
+    """Triton's name of the dtype that a kernel computes in: fp64 for fp64 inputs, else fp32."""
+    return tl.float64 if maths_dtype(*tensors) == torch.float64 else tl.float32
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x [..., d] as [rows, d] whose rows may lie anywhere but are whole; a copy only where strides ask for it."""
+    rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
+    return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()

@@ -1,0 +1,100 @@
+"""RMSNorm, alone and after a residual sum: checks, dispatch, and the custom op of the kernels."""
+
+from torch import Tensor
+from torch.library import custom_op
+
+from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.layers.norm import reference
+
+MAX_WIDTH = 65536  # a row lives in one program's registers
+
+
+@custom_op("rmfast::rms_norm", mutates_args=())
+def _rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    from rmfast.kernels.layers.norm import triton
+
+    return triton.rms_norm_fwd(x, residual, weight, eps)
+
+
+@_rms_norm.register_fake
+def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    total = x.new_empty(0) if residual is None else x.new_empty(x.shape)
+    return x.new_empty(x.shape), total, x.new_empty(x.shape[:-1].numel(), dtype=maths_dtype(x))
+
+
+@custom_op("rmfast::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    from rmfast.kernels.layers.norm import triton
+
+    return triton.rms_norm_bwd(grad, grad_sum, x, weight, rstd)
+
+
+@_rms_norm_backward.register_fake
+def _(grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _rms_norm_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, residual, weight, _ = inputs
+    _, total, rstd = output
+    ctx.added = residual is not None
+    ctx.mark_non_differentiable(rstd)
+    ctx.save_for_backward(total if ctx.added else x, weight, rstd)
+
+
+def _rms_norm_grad(ctx, grad: Tensor, grad_sum: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    x, weight, rstd = ctx.saved_tensors
+    grad_x, grad_weight = _rms_norm_backward(grad, grad_sum if ctx.added else None, x, weight, rstd)
+    return grad_x, grad_x if ctx.added else None, grad_weight, None
+
+
+_rms_norm.register_autograd(_rms_norm_grad, setup_context=_rms_norm_setup)
+
+
+def _too_wide(x: Tensor) -> str | None:
+    return f"rows of {x.shape[-1]} are wider than {MAX_WIDTH}" if x.shape[-1] > MAX_WIDTH else None
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, impl: str = "auto") -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension. Differentiable.
+
+    Args:
+        x: [..., d]. weight: [d]. impl: "auto", "triton" or "reference".
+
+    Returns:
+        x's shape and dtype.
+
+    Raises:
+        ValueError: weight is not [d].
+    """
+    check(weight.shape == x.shape[-1:], "rms_norm", f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    if use_triton("rms_norm", impl, x, refusal=_too_wide(x)):
+        return _rms_norm(x, None, weight, eps)[0]
+    dtype = maths_dtype(x)
+    return reference.rms_norm(x.to(dtype), weight.to(dtype), eps).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, *, eps: float, impl: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The sum x + residual and its RMSNorm. Differentiable.
+
+    Args:
+        x, residual: [..., d]. weight: [d]. impl: "auto", "triton" or "reference".
+
+    Returns:
+        (normed, sum), both of x's shape and dtype; the norm is taken of the sum as it is returned.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    check(x.shape == residual.shape, "add_rms_norm", f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}")
+    check(x.dtype == residual.dtype, "add_rms_norm", f"dtypes differ: {x.dtype}, {residual.dtype}")
+    check(weight.shape == x.shape[-1:], "add_rms_norm", f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    if use_triton("add_rms_norm", impl, x, refusal=_too_wide(x)):
+        normed, total, _ = _rms_norm(x, residual, weight, eps)
+        return normed, total
+    total = x + residual
+    return rms_norm(total, weight, eps=eps, impl="reference"), total

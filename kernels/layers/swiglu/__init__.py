@@ -1,0 +1,5 @@
+"""silu(gate) * up."""
+
+from rmfast.kernels.layers.swiglu.op import swiglu
+
+__all__ = ["swiglu"]

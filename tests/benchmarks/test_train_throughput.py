@@ -1,0 +1,112 @@
+"""benchmarks/train_throughput.py at the smallest size: one curve for all, and figures that add up."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def throughput(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("train_throughput")
+
+
+def test_one_curve_and_figures_that_add_up(
+    throughput: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("trl")
+    out = tmp_path / "out.json"
+    flags = ["--model", "tiny", "--lengths", "tiny", "--device", "cpu", "--threads", "1", "--lr", "1e-3"]
+    sizes = ["--steps", "2", "--pairs-per-step", "8", "--micro-batch", "4", "--tokens-per-pack", "128"]
+    modes = ["--modes", "trl-tuned", "hf-packed", "rmfast", "--breakdown"]
+    assert throughput.main([*flags, *sizes, *modes, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    losses = {mode: runs[0]["loss"] for mode, runs in result["rounds"].items()}
+    assert losses["hf-packed"] == pytest.approx(losses["rmfast"], abs=1e-5)
+    assert losses["trl-tuned"] == pytest.approx(losses["rmfast"], abs=1e-5)
+    summary, step = result["summary"], result["step"]
+    assert summary["rmfast"]["prefix_share"] > 0.1 and summary["hf-packed"]["prefix_share"] == pytest.approx(0)
+    assert summary["hf-packed"]["computed_tokens"] == step["sequence_tokens"]
+    assert 0 < summary["trl-tuned"]["padding_share"] < 0.6
+    for row in summary.values():
+        assert row["tokens_per_second"] * row["wall_seconds"] == pytest.approx(step["sequence_tokens"])
+        assert row["tflops"] * 1e12 * row["wall_seconds"] == pytest.approx(step["flops"])
+        assert row["mfu"] is None
+    # A forward and a backward of the tiny shape's matrices for each computed token, all but part of the last layer.
+    tokens, parameters = summary["rmfast"]["computed_tokens"], 64 * 16 * 12 + 3 * 64 * 128
+    assert 6 * tokens * 2 * parameters < step["flops"] < 1.5 * 6 * tokens * 3 * parameters
+    profile = result["breakdown"]["rmfast"]
+    assert profile["kind"] == "operator" and any(row["name"] == "aten::mm" for row in profile["top"])
+    assert 0 < sum(row["ms"] for row in profile["top"]) < 1.05 * profile["span_ms"]
+    printed = capsys.readouterr().out
+    assert "largest difference of a loss, trl-tuned and rmfast" in printed and "TFLOP/s" in printed
+    assert str(tmp_path) not in out.read_text() and str(ROOT) not in out.read_text()
+
+
+def test_rows_are_sorted_within_their_steps_only(throughput: ModuleType, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "sorted.jsonl"
+    rows.write_text("a\nb\nc\nd\ne\nf\n")
+    throughput.sort_within_steps(rows, out, np.array([1, 3, 2, 9, 7, 8]), 3)
+    assert out.read_text() == "b\nc\na\nd\nf\ne\n"
+
+
+def test_a_mode_that_trains_on_other_tokens_is_noticed(throughput: ModuleType) -> None:
+    rows = [[[1, 2], [1, 3]], [[4], [5]]]
+    results: dict[str, list[dict[str, Any]]] = {"trl": [{"ids": rows[::-1]}], "rmfast": [{"ids": rows}]}
+    assert throughput.same_pairs(results, pairs=2) == rows  # the order within a step is free
+    results = {"trl": [{"ids": rows[::-1]}], "rmfast": [{"ids": rows}]}
+    with pytest.raises(RuntimeError, match="trl did not train on the same token ids as rmfast .*step 1"):
+        throughput.same_pairs(results, pairs=1)
+
+
+def test_idle_time_counts_overlapping_kernels_once(throughput: ModuleType) -> None:
+    worker = importlib.import_module("train_throughput_worker")
+    assert worker.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2)
+    assert worker.busy([]) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", ["hh", "ultrafeedback", "long"])
+def test_lengths_have_the_means_and_the_spread_that_they_name(throughput: ModuleType, name: str) -> None:
+    lengths = importlib.import_module("lengths")
+    drawn = lengths.draw_lengths(name, 20000)
+    d = lengths.DISTRIBUTIONS[name]
+    assert drawn.mean(0) == pytest.approx([d.prompt, d.chosen, d.rejected], rel=0.05)
+    sequences = drawn[:, :1] + drawn[:, 1:]
+    assert sequences.max() <= d.longest and drawn.min() >= 1
+    padded = sequences.reshape(-1, 16).max(1).sum() * 16 / sequences.sum()
+    assert padded == pytest.approx({"hh": 2.47, "ultrafeedback": 2.1, "long": 2.0}[name], rel=0.05)
+    groups = lengths.draw_groups(name, 16384)
+    total = sum(prompt + sum(responses) for prompt, responses in groups)
+    assert 0.7 * 16384 < total <= 16384
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "1"], "--steps: must be at least 2, got 1"),
+        (["--pairs-per-step", "6", "--micro-batch", "4"], "--micro-batch: 4 does not divide"),
+        (["--modes", "trl-liger", "--device", "cpu"], "--modes trl-liger: Liger's kernels need a GPU"),
+        (["--json", "absent/out.json"], "is not a folder"),
+        (["--model", "absent", "--device", "cpu"], "absent"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(
+    flags: list[str], message: str, throughput: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert throughput.main(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and message in error and "\n" not in error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_is_refused_where_there_is_none(throughput: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput.main(["--device", "cuda"]) == 2
+    assert "torch finds no CUDA device" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""How kernels are judged: against fp64, no worse than plain torch in the same dtype, with unwritten memory poisoned."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+EMPTIES = ("empty", "empty_like", "empty_strided")
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that is allocated and not written reads as NaN (integers: their smallest value)."""
+    patch = pytest.MonkeyPatch()
+
+    def fill(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            out = make(*args, **kwargs)
+            if out.is_floating_point():
+                return out.fill_(torch.nan)
+            return out if out.dtype == torch.bool else out.fill_(torch.iinfo(out.dtype).min)
+
+        return made
+
+    for name in EMPTIES:
+        patch.setattr(torch, name, fill(getattr(torch, name)))
+    patch.setattr(Tensor, "new_empty", fill(Tensor.new_empty))
+    try:
+        yield
+    finally:
+        patch.undo()
+
+
+def _outputs(out: Any) -> list[Tensor]:
+    return [out] if isinstance(out, Tensor) else list(out)
+
+
+def run(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor] | None) -> list[Tensor]:
+    """Outputs of `function(*inputs)` and, where `grads` (of its differentiable outputs, in order) are given, the
+    gradients of those inputs that require them."""
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    outputs = _outputs(function(*leaves))
+    results = [o.detach() for o in outputs]
+    wanted = [x for x in leaves if x.requires_grad]
+    if grads is not None and wanted:
+        heads = [o for o in outputs if o.requires_grad]
+        results += torch.autograd.grad(heads, wanted, [g.to(h.dtype) for g, h in zip(grads, heads, strict=False)])
+    return results
+
+
+def assert_exact(
+    op: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    *,
+    grads: Sequence[Tensor] | None = None,
+    truth: Callable[..., Any] | None = None,
+    slack: float = 4e-6,
+    bf16_slack: float = 2**-7,
+    scale: float = 0.0,
+) -> None:
+    """The Triton kernels against fp64: outputs and every gradient, with poisoned memory, twice and bit-equal.
+
+    A result may err by twice what plain torch errs in the same dtype, plus `slack` (fp32), `bf16_slack` (bf16: the
+    interpreter truncates) or 1e-12 (fp64) times its own largest value, or times `scale` if that is larger: the size of
+    the terms that a result is the difference of.
+
+    Args:
+        op: `op(impl, *inputs)` calls the public name with that impl.
+        inputs: those that require gradients get checked ones.
+        grads: of the differentiable outputs, in order; None checks values only.
+        truth: of the inputs in fp64; default the op's own reference, which other tests prove.
+    """
+    with poisoned():
+        mine, again = (run(partial(op, "triton"), inputs, grads) for _ in range(2))
+    rough = run(partial(op, "reference"), inputs, grads)
+    wide = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
+    true = run(truth or partial(op, "reference"), wide, None if grads is None else [g.double() for g in grads])
+    assert len(mine) == len(true) == len(rough)
+    for i, (got, repeat, want, plain) in enumerate(zip(mine, again, true, rough, strict=True)):
+        assert got.shape == want.shape, f"result {i}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
+        assert got.dtype == plain.dtype, f"result {i}: {got.dtype}, the reference gives {plain.dtype}"
+        assert torch.equal(got.nan_to_num(nan=12345.0), repeat.nan_to_num(nan=12345.0)), f"result {i}: two runs differ"
+        same = (got.double() == want) | (got.isnan() & want.isnan())  # infinities too
+        finite = want.isfinite()
+        assert same[~finite].all(), f"result {i}: not finite where the truth is: {got[~finite]}, {want[~finite]}"
+        share = 1e-12 if got.dtype == torch.float64 else bf16_slack if got.dtype == torch.bfloat16 else slack
+        if finite.any():
+            size = max(want[finite].abs().max().item(), scale)
+            allowed = share * size + 2 * (plain.double() - want)[finite].abs().max()
+            error = (got.double() - want)[finite].abs().max()
+            assert error <= allowed, f"result {i}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+def registered(op: Any, *args: Any) -> None:
+    """torch's own checks of a custom op: schema, fake tensors, autograd, compilation."""
+    assert set(torch.library.opcheck(op, args).values()) == {"SUCCESS"}
+
+
+def compiles(op: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
+    """Both implementations under torch.compile(fullgraph=True) give what they give without, and the same gradients."""
+    for impl in ("triton", "reference"):
+        plain = partial(op, impl)
+        heads = [torch.ones_like(o) for o in _outputs(plain(*inputs)) if o.requires_grad]
+        graph = torch.compile(plain, fullgraph=True, backend="aot_eager")
+        for got, want in zip(run(graph, inputs, heads), run(plain, inputs, heads), strict=True):
+            torch.testing.assert_close(got, want)

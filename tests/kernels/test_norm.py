@@ -1,0 +1,106 @@
+"""The RMSNorm kernels against fp64: values, every gradient, strides, empty inputs, registration."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rmfast.kernels import add_rms_norm, rms_norm
+from rmfast.kernels.layers.norm import triton as norm_triton
+from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, run
+
+EPS = 1e-5
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def norm(impl: str, x: Tensor, weight: Tensor) -> Tensor:
+    return rms_norm(x, weight, eps=EPS, impl=impl)
+
+
+def add_norm(impl: str, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return add_rms_norm(x, residual, weight, eps=EPS, impl=impl)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
+
+
+def eighths(*shape: int, dtype: torch.dtype, scale: float) -> Tensor:
+    """Normal values on so coarse a grid that the sum of two is exact in bf16, whichever way its store rounds."""
+    return (((torch.randn(shape, device=DEVICE) * 8).round().clamp(-60, 60) / 8) * scale).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(0, 20), width=st.sampled_from([0, 1, 5, 33, 96]), scale=st.sampled_from([2**-13, 1.0, 2**13]))
+def test_values_and_gradients(dtype: torch.dtype, rows: int, width: int, scale: float) -> None:
+    x, residual = (eighths(rows, width, dtype=dtype, scale=scale) for _ in range(2))
+    weight, grads = normal(width), [normal(rows, width, dtype=dtype).detach() for _ in range(2)]
+    weight = weight.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+    # The gradient of x is a difference of terms of the size of 1 / rms(x).
+    for op, inputs in ((norm, [x, weight]), (add_norm, [x, residual, weight])):
+        assert_exact(op, inputs, grads=grads, scale=1 / math.sqrt(scale**2 + EPS))
+
+
+def test_the_norm_is_of_the_sum_as_returned() -> None:
+    x, residual, weight = normal(9, 40, dtype=torch.bfloat16), normal(9, 40, dtype=torch.bfloat16), normal(40)
+    normed, total = add_norm("triton", x, residual, weight)
+    torch.testing.assert_close(total.float(), x.float() + residual.float(), rtol=2**-7, atol=0)
+    torch.testing.assert_close(normed.float(), norm("reference", total.float(), weight), rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_a_backward_of_many_tiles_a_program(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(norm_triton, "PARTIALS", 2)
+    monkeypatch.setattr(norm_triton, "TILE", 16)
+    x, residual, weight = normal(37, width), normal(37, width), normal(width)
+    assert_exact(add_norm, [x, residual, weight], grads=[torch.randn(37, width, device=DEVICE) for _ in range(2)])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_bad_row_spoils_no_other(bad: float) -> None:
+    x, residual, weight = normal(6, 10), normal(6, 10), normal(10)
+    grads = [torch.randn(6, 10, device=DEVICE) for _ in range(2)]
+    good = run(partial(add_norm, "triton"), [x, residual, weight], grads)
+    with torch.no_grad():
+        x[2, 3] = bad
+    assert_exact(add_norm, [x, residual, weight], grads=grads)
+    spoilt = run(partial(add_norm, "triton"), [x, residual, weight], grads)
+    others = torch.arange(6, device=DEVICE) != 2
+    for a, b in zip(good[:4], spoilt[:4], strict=True):
+        assert torch.equal(a[others], b[others])
+    assert spoilt[0][2].isnan().any() and spoilt[4].isnan().any()
+
+
+def test_strided_and_higher_dimensions() -> None:
+    wide, weight = normal(5, 3, 40), normal(7)
+    for view in (lambda t: t[:, :, 2:9], lambda t: t[..., ::5][..., :7], lambda t: t[:, 0, :7], lambda t: t[0, 0, :7]):
+        shape = view(wide).shape
+        assert_exact(
+            lambda impl, w, g, view=view: norm(impl, view(w), g),
+            [wide, weight],
+            grads=[torch.randn(shape, device=DEVICE)],
+        )
+
+
+def test_gradcheck() -> None:
+    x, residual, weight = (normal(*shape, dtype=torch.float64) for shape in ((3, 5), (3, 5), (5,)))
+    assert torch.autograd.gradcheck(lambda *a: add_norm("triton", *a), (x, residual, weight))
+
+
+def test_registration() -> None:
+    x, residual, weight = normal(6, 5), normal(6, 5), normal(5)
+    registered(torch.ops.rmfast.rms_norm.default, x, residual, weight, EPS)
+    registered(torch.ops.rmfast.rms_norm.default, x, None, weight, EPS)
+    compiles(add_norm, [x, residual, weight])
+
+
+def test_a_row_too_wide_for_a_program_is_the_references() -> None:
+    x, weight = torch.ones(1, 65537, device=DEVICE), torch.ones(65537, device=DEVICE)
+    assert rms_norm(x, weight, eps=EPS).shape == x.shape
+    with pytest.raises(ValueError, match="rms_norm: impl='triton' is not possible: rows of 65537"):
+        norm("triton", x, weight)

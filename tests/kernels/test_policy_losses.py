@@ -1,0 +1,164 @@
+"""PPO's losses: references against the formulas token by token, kernels against fp64, masks that hide anything."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rmfast.kernels.policy import policy_loss, value_loss
+from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, registered, run
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+ONE = [torch.ones((), device=DEVICE)]
+OPS = {"policy": policy_loss, "value": value_loss}
+
+
+def call(op: Callable[..., Tensor], impl: str, *inputs: Tensor, **options: Any) -> Tensor:
+    return op(*inputs, impl=impl, **({"clip": 0.2} | options))
+
+
+def tokens(count: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
+    first = (torch.randn(count, device=DEVICE) * scale).to(dtype).requires_grad_()
+    return [first, *(torch.randn(2, count, device=DEVICE) * scale).to(dtype)]
+
+
+def masks(count: int, boolean: bool) -> Tensor:
+    mask = torch.rand(count, device=DEVICE)
+    return mask > 0.4 if boolean else mask * (mask > 0.4)
+
+
+def policy_by_hand(x: list[float], old: list[float], goal: list[float], mask: list[float], clip: float | None) -> float:
+    assert clip is not None
+    total = 0.0
+    for lp, o, a, m in zip(x, old, goal, mask, strict=True):
+        rho = math.exp(lp - o)
+        total += m * max(-a * rho, -a * min(max(rho, 1 - clip), 1 + clip))
+    return total / sum(mask) if sum(mask) else 0.0
+
+
+def value_by_hand(x: list[float], old: list[float], goal: list[float], mask: list[float], clip: float | None) -> float:
+    total = 0.0
+    for v, o, r, m in zip(x, old, goal, mask, strict=True):
+        near = v if clip is None else min(max(v, o - clip), o + clip)
+        total += m * 0.5 * max((v - r) ** 2, (near - r) ** 2)
+    return total / sum(mask) if sum(mask) else 0.0
+
+
+@pytest.mark.parametrize("boolean", [True, False], ids=["bool", "float"])
+@pytest.mark.parametrize("name, clip", [("policy", 0.2), ("policy", 0.0), ("value", 0.2), ("value", None)])
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(0, 12))
+def test_reference_against_the_formulas(name: str, clip: float | None, boolean: bool, count: int) -> None:
+    """Gradients by central differences, at which a kink would be an accident."""
+    x, old, goal = (t.cpu() for t in tokens(count, torch.float64))
+    mask = masks(count, boolean).cpu()
+    value, grad = run(partial(call, OPS[name], "reference", clip=clip), [x, old, goal, mask], [torch.ones(())])
+    by_hand = policy_by_hand if name == "policy" else value_by_hand
+    rest = (old.tolist(), goal.tolist(), mask.double().tolist(), clip)
+    assert value.item() == pytest.approx(by_hand(x.tolist(), *rest), rel=1e-12)
+    for i in range(count):
+        up, down = x.tolist(), x.tolist()
+        up[i] += 1e-6
+        down[i] -= 1e-6
+        slope = (by_hand(up, *rest) - by_hand(down, *rest)) / 2e-6
+        assert grad[i].item() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name, clip", [("policy", 0.2), ("value", 0.2), ("value", None)])
+@settings(max_examples=5, deadline=None)
+@given(count=st.sampled_from([0, 1, 15, 17, 70]), boolean=st.booleans(), total=st.sampled_from([None, 0.0, 7.5]))
+def test_values_and_gradients(
+    name: str, clip: float | None, dtype: torch.dtype, count: int, boolean: bool, total: float | None
+) -> None:
+    op = partial(call, OPS[name], clip=clip, total=total)
+    assert_exact(op, [*tokens(count, dtype), masks(count, boolean)], grads=[torch.randn((), device=DEVICE)])
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", OPS)
+def test_what_is_masked_does_not_matter(name: str, bad: float, impl: str) -> None:
+    inputs, mask = tokens(40), masks(40, True)
+    good = run(partial(call, OPS[name], impl), [*inputs, mask], ONE)
+    with torch.no_grad():
+        for t in inputs:
+            t[~mask] = bad
+    for a, b in zip(good, run(partial(call, OPS[name], impl), [*inputs, mask], ONE), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", OPS)
+def test_what_is_not_masked_does(name: str, bad: float) -> None:
+    for i in range(3):
+        inputs = tokens(20)
+        with torch.no_grad():
+            inputs[i][3] = bad
+        assert_exact(partial(call, OPS[name]), [*inputs, torch.ones(20, device=DEVICE)], grads=ONE)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("name", OPS)
+def test_an_empty_mask_is_zero(name: str, impl: str) -> None:
+    for count in (0, 20):
+        mask = torch.zeros(count, dtype=torch.bool, device=DEVICE)
+        with poisoned():
+            got, grad = run(partial(call, OPS[name], impl), [*tokens(count), mask], ONE)
+        assert got == 0 and grad.shape == (count,) and not grad.any()
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_clipping_stops_the_gradient_one_way_only(impl: str) -> None:
+    x = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.1], device=DEVICE).requires_grad_()
+    goal = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], device=DEVICE)
+    zero, mask = torch.zeros(5, device=DEVICE), torch.ones(5, device=DEVICE)
+    _, grad = run(partial(call, policy_loss, impl), [x, zero, goal, mask], ONE)
+    assert (grad != 0).tolist() == [False, True, True, False, True]
+    _, grad = run(partial(call, value_loss, impl), [x, zero, 3 * goal, mask], ONE)
+    assert (grad != 0).tolist() == [False, True, True, False, True]
+
+
+def test_a_ratio_that_overflows_where_it_is_clipped() -> None:
+    x = torch.tensor([1000.0, 0.1], device=DEVICE).requires_grad_()
+    inputs = [x, torch.zeros(2, device=DEVICE), torch.ones(2, device=DEVICE), torch.ones(2, device=DEVICE)]
+    assert_exact(partial(call, policy_loss), inputs, grads=ONE)
+    assert run(partial(call, policy_loss, "triton"), inputs, ONE)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_parts_add_up(name: str) -> None:
+    inputs = [*tokens(50, torch.float64), masks(50, False).double()]
+    total = inputs[3].sum()
+    parts = [call(OPS[name], "triton", *(t[s] for t in inputs), total=total) for s in (slice(0, 13), slice(13, 50))]
+    torch.testing.assert_close(sum(parts), call(OPS[name], "triton", *inputs))
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_strided_gradcheck_registration(name: str) -> None:
+    op = partial(call, OPS[name])
+    assert_exact(lambda impl, *t: op(impl, *(x[::3] for x in t)), [*tokens(70), masks(70, True)], grads=ONE)
+    first, *rest = tokens(20, torch.float64)
+    rest.append(masks(20, False))
+    assert torch.autograd.gradcheck(lambda x: op("triton", x, *rest), first)
+    (grad,) = torch.autograd.grad(op("triton", first, *rest), first, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(grad.sum(), first)
+    registered(torch.ops.rmfast.clipped_loss.default, name == "policy", first, *rest, 0.2, ONE[0])
+    compiles(partial(op, total=3.0), [*tokens(20), masks(20, False)])
+
+
+def test_errors() -> None:
+    for op in OPS.values():
+        for change, message in [({1: torch.zeros(1, 3)}, "must be"), ({3: torch.zeros(2)}, "mask must be")]:
+            inputs = dict(enumerate([torch.zeros(3)] * 4)) | change
+            with pytest.raises(ValueError, match=f"{op.__name__}: .*{message}"):
+                op(*inputs.values(), clip=0.2)
+        with pytest.raises(ValueError, match="negative"):
+            op(*[torch.zeros(3)] * 4, clip=-1.0)

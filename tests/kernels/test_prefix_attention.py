@@ -1,0 +1,158 @@
+"""The shared-prefix attention kernels against dense fp64 attention: values and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rmfast.kernels import prefix_attention, prefix_layout
+from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
+
+Groups = list[tuple[int, list[int]]]
+RAGGED: Groups = [(5, [3, 0, 7]), (0, [2, 4]), (1, [1, 1]), (19, [6, 1, 23]), (4, [])]
+shapes = st.lists(st.tuples(st.integers(0, 30), st.lists(st.integers(0, 15), max_size=3)), max_size=3)
+
+
+def make(
+    groups: Groups, heads: tuple[int, int] = (2, 1), dim: int = 8, dtype: torch.dtype = torch.float32, rows: int = -1
+) -> tuple[list[Tensor], Tensor]:
+    """q, k, v (leaves) and the layout; q for `rows` queries where that is not negative."""
+    layout = prefix_layout(groups).to(DEVICE)
+    tokens = layout.shape[1]
+    counts = (tokens if rows < 0 else rows, tokens, tokens)
+    sizes = (heads[0], heads[1], heads[1])
+    tensors = [
+        torch.randn(n, h, dim, device=DEVICE).to(dtype).requires_grad_() for n, h in zip(counts, sizes, strict=True)
+    ]
+    return tensors, layout
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, rows: Tensor, options: dict[str, float]) -> Tensor:
+    """Attention with the whole mask, token by token from the layout's definition."""
+    start, prefix_end, segment, _ = layout.long()
+    tokens = layout.shape[1]
+    position = torch.arange(tokens, device=q.device)
+    position = torch.where(position >= prefix_end, position - segment + prefix_end - start, position - start)
+    i, j = rows[:, None], torch.arange(tokens, device=q.device)[None, :]
+    mask = (j >= start[i]) & (j <= i) & ((j < prefix_end[i]) | (j >= segment[i]))
+    mask &= position[i] - position[j] < options.get("window", 1 << 30)
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    logits = torch.einsum("qhd,khd->hqk", q, k) * options.get("scale", q.shape[2] ** -0.5)
+    if "softcap" in options:
+        logits = options["softcap"] * torch.tanh(logits / options["softcap"])
+    return torch.einsum("hqk,khd->qhd", logits.masked_fill(~mask, -torch.inf).softmax(-1), v)
+
+
+def check(tensors: list[Tensor], layout: Tensor, rows: Tensor | None = None, **options: float) -> None:
+    where = torch.arange(layout.shape[1], device=DEVICE) if rows is None else rows
+    grad = torch.randn(tensors[0].shape, device=DEVICE).to(tensors[0].dtype)
+    assert_exact(
+        lambda impl, q, k, v: prefix_attention(q, k, v, layout, rows=rows, impl=impl, **options),
+        tensors,
+        grads=[grad],
+        truth=lambda q, k, v: dense(q, k, v, layout, where, options),
+        bf16_slack=2**-6,
+        scale=1.0,
+    )
+
+
+@settings(max_examples=10, deadline=None)
+@given(shapes, st.sampled_from([(1, 1), (4, 2), (3, 1)]))
+def test_any_groups(groups: Groups, heads: tuple[int, int]) -> None:
+    check(*make(groups, heads))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{}, {"window": 4, "softcap": 1.5, "scale": 0.7}], ids=["plain", "windowed"])
+def test_dtypes(dtype: torch.dtype, options: dict[str, float]) -> None:
+    check(*make(RAGGED, (4, 2), dtype=dtype), **options)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 50), st.sampled_from([None, 0.5, 30.0]))
+def test_window_and_softcap(window: int, softcap: float | None) -> None:
+    check(*make(RAGGED), window=window, **({} if softcap is None else {"softcap": softcap}))
+
+
+@pytest.mark.parametrize("dim", [1, 64, 80, 96, 128])
+def test_head_dimensions(dim: int) -> None:
+    check(*make([(20, [17, 5])], dim=dim))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_rows_in_any_order_with_repeats(data: st.DataObject) -> None:
+    tokens = sum(p + sum(r) for p, r in RAGGED)
+    rows = data.draw(st.lists(st.integers(0, tokens - 1), max_size=40))
+    window = data.draw(st.sampled_from([None, 6]))
+    tensors, layout = make(RAGGED, (4, 2), rows=len(rows))
+    where = torch.tensor(rows, dtype=torch.int64, device=DEVICE)
+    check(tensors, layout, where, **({} if window is None else {"window": window}))
+
+
+def test_strided_views_of_one_product() -> None:
+    layout = prefix_layout(RAGGED).to(DEVICE)
+    qkv = torch.randn(layout.shape[1], 6, 10, device=DEVICE, requires_grad=True)
+
+    def attend(impl: str, x: Tensor) -> Tensor:
+        q, k, v = x[:, :4, 1:9], x[:, 4:5, 1:9], x[:, 5:, 1:9]
+        return prefix_attention(q, k, v, layout, impl=impl)
+
+    assert_exact(attend, [qkv], grads=[torch.randn(layout.shape[1], 4, 8, device=DEVICE)])
+
+
+def test_a_prompt_is_as_if_computed_for_each_response() -> None:
+    """Each response alone behind its own copy of the prompt gives the same; gradients of the copies add up."""
+    prompt, responses = 9, [4, 6, 1]
+    tensors, layout = make([(prompt, responses)], (2, 1), dtype=torch.float64)
+    grad = torch.randn(tensors[0].shape, dtype=torch.float64, device=DEVICE)
+    grad[:prompt] = 0  # a prompt's own output would be read once, not once a copy
+    out = prefix_attention(*tensors, layout, impl="triton")
+    shared = torch.autograd.grad(out, tensors, grad)
+    index, begin = [], prompt
+    for length in responses:
+        index += [*range(prompt), *range(begin, begin + length)]
+        begin += length
+    index = torch.tensor(index, device=DEVICE)
+    alone_layout = prefix_layout([(0, [prompt + n]) for n in responses]).to(DEVICE)
+    alone = prefix_attention(*(x[index] for x in tensors), alone_layout, impl="triton")
+    torch.testing.assert_close(alone, out[index])
+    for mine, copies in zip(shared, torch.autograd.grad(alone, tensors, grad[index]), strict=True):
+        torch.testing.assert_close(mine, copies)
+
+
+def test_company_does_not_change_a_bit() -> None:
+    group = (20, [7, 9])
+    (q, k, v), layout = make([group])
+    alone = prefix_attention(q, k, v, layout, impl="triton")
+    pair = [torch.cat((x, torch.randn_like(x))) for x in (q, k, v)]
+    both = prefix_attention(*pair, prefix_layout([group, group]).to(DEVICE), impl="triton")
+    torch.testing.assert_close(both[: len(q)], alone, rtol=0, atol=1e-6)
+
+
+def test_gradcheck() -> None:
+    tensors, layout = make([(2, [1]), (0, [1])], dim=2, dtype=torch.float64)
+    rows = torch.tensor([3, 1], device=DEVICE)
+    options = {"window": 2, "softcap": 2.0, "impl": "triton"}
+    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, **options), tensors)
+    few = [tensors[0][rows].detach().requires_grad_(), *tensors[1:]]
+    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, rows=rows, **options), few)
+
+
+def test_registration() -> None:
+    tensors, layout = make([(3, [2, 1])])
+    rows = torch.tensor([2, 5], device=DEVICE)
+    few = tensors[0][:2].detach().requires_grad_()
+    registered(torch.ops.rmfast.prefix_attention.default, *tensors, layout, None, 0.5, None, None)
+    registered(torch.ops.rmfast.prefix_attention.default, few, *tensors[1:], layout, rows, 0.5, 2, 1.0)
+    compiles(lambda impl, *x: prefix_attention(*x, layout, impl=impl), tensors)
+    options = {"rows": rows, "window": 2, "softcap": 1.0}
+    compiles(lambda impl, *x: prefix_attention(*x, layout, impl=impl, **options), [few, *tensors[1:]])
+
+
+def test_heads_too_wide_are_the_references() -> None:
+    tensors, layout = make([(2, [1])], dim=257)
+    assert prefix_attention(*tensors, layout).shape == tensors[0].shape
+    with pytest.raises(ValueError, match="prefix_attention: impl='triton' is not possible: head_dim 257"):
+        prefix_attention(*tensors, layout, impl="triton")
