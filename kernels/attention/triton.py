@@ -56,7 +56,7 @@ def key_ranges(row, start, prefix_end, segment, WINDOW: tl.constexpr):
 def logits(q, k, scale, SOFTCAP: tl.constexpr, MATHS: tl.constexpr, UP: tl.constexpr):
     """[M, N] from q [M, D] and k [D, N]: natural units, capped if asked."""
     s = dot(q, k, tl.zeros((q.shape[0], k.shape[1]), MATHS), UP) * scale
-    if SOFTCAP:
+    if SOFTCAP > 0:
         s = SOFTCAP * tanh(s / SOFTCAP)
     return s
 
@@ -147,7 +147,7 @@ def prefix_attention_dq_kernel(
             p = tl.exp2(tl.where(mask, s * LOG2E - lse[:, None], -float("inf")))
             v = tl.load(v_base + at[None, :] * v_token + d[:, None], here[None, :] & (d < DIM)[:, None], 0.0)
             ds = p * (dot(grad, v, tl.zeros((M, N), MATHS), UP) - delta[:, None])
-            if SOFTCAP:
+            if SOFTCAP > 0:
                 ds *= 1.0 - (s / SOFTCAP) * (s / SOFTCAP)
             if not UP:
                 ds = ds.to(k.dtype)
@@ -196,7 +196,7 @@ def prefix_attention_dkv_kernel(
             mask = visible(row, start, prefix_end, segment, key, WINDOW) & here[None, :]
             p = tl.exp2(tl.where(mask, s * LOG2E - lse[:, None], -float("inf")))
             ds = p * (dot(grad, tl.trans(v), tl.zeros((M, N), MATHS), UP) - delta[:, None])
-            if SOFTCAP:
+            if SOFTCAP > 0:
                 ds *= 1.0 - (s / SOFTCAP) * (s / SOFTCAP)
             if not UP:
                 p = p.to(grad.dtype)

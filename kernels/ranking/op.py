@@ -38,26 +38,25 @@ def _(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return scores.new_empty(scores.shape[0], dtype=dtype), scores.new_empty(scores.shape, dtype=dtype)
 
 
-# An op of its own, so that a second derivative is refused and not silently 0.
+# An op that takes the scores and has no derivative, so that a second one is refused and not silently 0.
 @custom_op("rmfast::ranking_loss_backward", mutates_args=())
-def _ranking_loss_backward(grad: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    return (grad[:, None] * unit).to(dtype)
+def _ranking_loss_backward(grad: Tensor, unit: Tensor, scores: Tensor) -> Tensor:
+    return (grad[:, None] * unit).to(scores.dtype)
 
 
 @_ranking_loss_backward.register_fake
-def _(grad: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    return unit.new_empty(unit.shape, dtype=dtype)
+def _(grad: Tensor, unit: Tensor, scores: Tensor) -> Tensor:
+    return unit.new_empty(unit.shape, dtype=scores.dtype)
 
 
 def _ranking_loss_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, unit = output
-    ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(unit)
-    ctx.save_for_backward(unit)
+    ctx.save_for_backward(unit, inputs[0])
 
 
 def _ranking_loss_grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
-    return _ranking_loss_backward(grad, ctx.saved_tensors[0], ctx.dtype), *[None] * 10
+    return _ranking_loss_backward(grad, *ctx.saved_tensors), *[None] * 10
 
 
 _ranking_loss.register_autograd(_ranking_loss_grad, setup_context=_ranking_loss_setup)

@@ -31,7 +31,8 @@ def ranking_loss(
     weight = torch.as_tensor(weight, dtype=scores.dtype, device=scores.device).expand_as(b)
     # An edge of weight 0 adds nothing, whatever it holds: 0 * inf would be nan, in the loss or in its gradient.
     counts = weight != 0
-    b, w, margin, target = (torch.where(counts, x, 0) if isinstance(x, Tensor) else x for x in (b, w, margin, target))
+    b, w = torch.where(counts, b, 0), torch.where(counts, w, 0)
+    margin, target = (torch.where(counts, x, 0) if isinstance(x, Tensor) else x for x in (margin, target))
     total_loss = torch.where(counts, edge_losses(b, w, margin, target, center) * weight, 0).sum(-1)
     denominator = weight.sum(-1) if total is None else total
     if not isinstance(denominator, Tensor):

@@ -3,6 +3,8 @@
 Shape suffixes in comments: T tokens of the pack, S rows that are read, d width, H heads, D head dimension.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,10 +61,18 @@ class DecoderLayer(nn.Module):
 
     def attention(self, normed: Tensor, positions: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
         c, impl = self.config, self.impl
-        turn = {"inv_freq": self.inv_freq, "scale": c.rope_scale, "impl": impl}
+        turn = partial(rope, inv_freq=self.inv_freq, scale=c.rope_scale, impl=impl)
         if rows is None and self.q_norm is None:
-            sizes = {"heads": c.heads, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
-            q, k, v = split_rope(self.qkv(normed), positions, **sizes, **turn)
+            q, k, v = split_rope(
+                self.qkv(normed),
+                positions,
+                heads=c.heads,
+                kv_heads=c.kv_heads,
+                head_dim=c.head_dim,
+                inv_freq=self.inv_freq,
+                scale=c.rope_scale,
+                impl=impl,
+            )
             return self.out(prefix_attention(q, k, v, layout, window=self.window, impl=impl).flatten(1))
         if rows is None:
             q, kv = self.qkv(normed).split(self.sizes, dim=-1)
@@ -74,10 +84,10 @@ class DecoderLayer(nn.Module):
             q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps, impl=impl)
             k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
         if rows is None:
-            q, k = rope(q, k, positions, **turn)
+            q, k = turn(q, k, positions)
         else:
-            q, _ = rope(q, q[:, :0], positions[rows], **turn)
-            _, k = rope(k[:, :0], k, positions, **turn)
+            q, _ = turn(q, q[:, :0], positions[rows])
+            _, k = turn(k[:, :0], k, positions)
         return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
 
     def drop(self, branch: Tensor) -> Tensor:

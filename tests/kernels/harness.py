@@ -104,6 +104,7 @@ def registered(op: Any, *args: Any) -> None:
 
 def compiles(op: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
     """Both implementations under torch.compile(fullgraph=True) give what they give without, and the same gradients."""
+    torch._dynamo.reset()  # every call compiles the same few lines of this file, of which dynamo keeps few versions
     for impl in ("triton", "reference"):
         plain = partial(op, impl)
         heads = [torch.ones_like(o) for o in _outputs(plain(*inputs)) if o.requires_grad]

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import INTERPRETED, maths_dtype
-from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd
+from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd, sweep_tile
 from rmfast.kernels.head.log_prob.products import add_product, wide_product
 from rmfast.kernels.jit import dot
 from rmfast.kernels.launch import as_rows, capability, launch, maths
@@ -66,26 +66,27 @@ def info_nce_fwd_kernel(
 def info_nce_loss_kernel(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, positive_ptr, part_ptr, lse_ptr, loss_ptr, rows, columns, width,
     q_stride, k_stride, parts,
-    PARTS: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
-    """One query's log-sum-exp from its parts, and its loss."""
-    row = tl.program_id(0).to(tl.int64)
-    positive = tl.load(positive_ptr + row)
+    """Queries' log-sum-exps from their parts, and their losses."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    positive = tl.load(positive_ptr + row, row < rows, -1)
     valid = (positive >= 0) & (positive < columns)  # another key reads nothing and gives NaN
-    column = tl.arange(0, BLOCK)
-    products = tl.zeros((BLOCK,), MATHS)
-    for start in range(0, width, BLOCK):
-        inside = start + column < width
-        q = tl.load(q_ptr + row * q_stride + start + column, inside, 0.0).to(MATHS)
-        products += q * tl.load(k_ptr + positive * k_stride + start + column, inside & valid, 0.0).to(MATHS)
+    products = tl.zeros((ROWS, COLUMNS), MATHS)
+    for start in range(0, width, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = valid[:, None] & (column < width)[None, :]
+        q = tl.load(q_ptr + row[:, None] * q_stride + column[None, :], mask, 0.0).to(MATHS)
+        products += q * tl.load(k_ptr + positive[:, None] * k_stride + column[None, :], mask, 0.0).to(MATHS)
     k_scale = tl.load(k_scale_ptr + positive, valid, float("nan"))
-    chosen = tl.sum(products, 0) * (tl.load(q_scale_ptr + row) * k_scale)
+    chosen = tl.sum(products, 1) * (tl.load(q_scale_ptr + row, row < rows, 0.0) * k_scale)
     part = tl.arange(0, PARTS)
-    lse = tl.load(part_ptr + part * rows + row, part < parts, float("-inf"))
+    there = (part < parts)[:, None] & (row < rows)[None, :]
+    lse = tl.load(part_ptr + part[:, None] * rows + row[None, :], there, -1e30)
     top = tl.max(lse, 0)
-    lse = top + tl.log2(tl.sum(tl.exp2(lse - top), 0))
-    tl.store(lse_ptr + row, lse)
-    tl.store(loss_ptr + row, (lse - chosen) * 0.6931471805599453)
+    lse = top + tl.log2(tl.sum(tl.exp2(lse - top[None, :]), 0))
+    tl.store(lse_ptr + row, lse, row < rows)
+    tl.store(loss_ptr + row, (lse - chosen) * 0.6931471805599453, row < rows)
 
 
 @triton.jit
@@ -200,10 +201,11 @@ def info_nce_fwd(
         q.stride(0), k.stride(0), span, BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d,
         UP=INTERPRETED, MATHS=maths(q), **tiles.options,
     )  # fmt: skip
+    tile, block = sweep_tile(width)
     launch(
-        info_nce_loss_kernel, (count,), q, k, q_scale, k_scale, positive, part, lse, loss, count, columns, width,
-        q.stride(0), k.stride(0), parts, PARTS=triton.next_power_of_2(parts),
-        BLOCK=min(1024, max(16, triton.next_power_of_2(width))), MATHS=maths(q), num_warps=4,
+        info_nce_loss_kernel, (triton.cdiv(count, tile),), q, k, q_scale, k_scale, positive, part, lse, loss,
+        count, columns, width, q.stride(0), k.stride(0), parts, PARTS=triton.next_power_of_2(parts), ROWS=tile, COLUMNS=block,
+        MATHS=maths(q), num_warps=4,
     )  # fmt: skip
     return loss.sum(), lse, query_length, key_length
 

@@ -1,4 +1,4 @@
-"""Triton kernels of L2 normalisation over rows and of its gradient, which the losses share."""
+"""Triton kernels of L2 normalisation over rows and of its gradient."""
 
 import torch
 import triton
@@ -8,61 +8,74 @@ from torch import Tensor
 from rmfast.kernels.common import INTERPRETED, maths_dtype
 from rmfast.kernels.launch import as_rows, launch, maths
 
-BLOCK = 64 if INTERPRETED else 1024  # columns of a row at a time
+TILE = 1024 if INTERPRETED else 2048  # elements that a program holds at a time
 
 
 @triton.jit
 def normalize_fwd_kernel(
-    x_ptr, normed_ptr, length_ptr, width, x_stride, STORE: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    squares = tl.zeros((BLOCK,), MATHS)
-    for start in range(0, width, BLOCK):
-        x = tl.load(x_ptr + row * x_stride + start + column, start + column < width, 0.0).to(MATHS)
+    x_ptr, normed_ptr, length_ptr, rows, width, x_stride,
+    STORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    squares = tl.zeros((ROWS, COLUMNS), MATHS)
+    for start in range(0, width, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask, 0.0).to(MATHS)
         squares += x * x
-    length = tl.sqrt(tl.sum(squares, 0))
-    length = tl.where(length < 1e-12, 1e-12, length)  # as F.normalize; NaN stays
-    tl.store(length_ptr + row, length)
+    shortest = tl.full((), 1e-12, MATHS)  # as F.normalize; in the dtype of the maths, to compare equal
+    length = tl.sqrt(tl.sum(squares, 1))
+    length = tl.where(length < shortest, shortest, length)  # NaN stays
+    tl.store(length_ptr + row, length, row < rows)
     if STORE:
-        for start in range(0, width, BLOCK):
-            mask = start + column < width
-            x = tl.load(x_ptr + row * x_stride + start + column, mask, 0.0).to(MATHS)
-            tl.store(normed_ptr + row * width + start + column, x / length, mask)
+        for start in range(0, width, COLUMNS):
+            column = start + tl.arange(0, COLUMNS)
+            mask = (row < rows)[:, None] & (column < width)[None, :]
+            x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask, 0.0).to(MATHS)
+            tl.store(normed_ptr + row[:, None] * width + column[None, :], x / length[:, None], mask)
 
 
 @triton.jit
 def normalize_bwd_kernel(
-    grad_ptr, scale_ptr, x_ptr, length_ptr, grad_x_ptr, width, x_stride,
-    DIVIDED: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,
+    grad_ptr, scale_ptr, x_ptr, length_ptr, grad_x_ptr, rows, width, x_stride,
+    DIVIDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    length = tl.load(length_ptr + row)
-    products = tl.zeros((BLOCK,), MATHS)
-    for start in range(0, width, BLOCK):
-        mask = start + column < width
-        x = tl.load(x_ptr + row * x_stride + start + column, mask, 0.0).to(MATHS)
-        products += x / length * tl.load(grad_ptr + row * width + start + column, mask, 0.0)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    length = tl.load(length_ptr + row, row < rows, 1.0)
+    products = tl.zeros((ROWS, COLUMNS), MATHS)
+    for start in range(0, width, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask, 0.0).to(MATHS)
+        products += x / length[:, None] * tl.load(grad_ptr + row[:, None] * width + column[None, :], mask, 0.0)
     # A clamped length is a constant.
-    along = tl.where(length > 1e-12, tl.sum(products, 0), 0.0)
-    scale = tl.load(scale_ptr)
+    along = tl.where(length == tl.full((), 1e-12, MATHS), 0.0, tl.sum(products, 1))
+    scale = tl.zeros((ROWS,), MATHS) + tl.load(scale_ptr)
     if not DIVIDED:
         scale /= length
-    for start in range(0, width, BLOCK):
-        mask = start + column < width
-        x = tl.load(x_ptr + row * x_stride + start + column, mask, 0.0).to(MATHS)
-        grad = tl.load(grad_ptr + row * width + start + column, mask, 0.0)
-        tl.store(grad_x_ptr + row * width + start + column, scale * (grad - x / length * along), mask)
+    for start in range(0, width, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        x = tl.load(x_ptr + row[:, None] * x_stride + column[None, :], mask, 0.0).to(MATHS)
+        grad = tl.load(grad_ptr + row[:, None] * width + column[None, :], mask, 0.0)
+        grad = scale[:, None] * (grad - x / length[:, None] * along[:, None])
+        tl.store(grad_x_ptr + row[:, None] * width + column[None, :], grad, mask)
+
+
+def sweep_tile(width: int) -> tuple[int, int]:
+    """(rows, columns) of a tile that sweeps along rows of `width`."""
+    columns = min(1024, max(16, triton.next_power_of_2(width)))
+    return max(1, min(16, TILE // columns)), columns
 
 
 def normalize_fwd(x: Tensor, length: Tensor, normed: Tensor | None = None) -> None:
     """Write max(|x|, 1e-12) of every row of x [N, d] into length [N], and x / length into normed [N, d] if given."""
     rows = as_rows(x)
-    block = min(BLOCK, max(16, triton.next_power_of_2(rows.shape[1])))
+    count, width = rows.shape
+    tile, columns = sweep_tile(width)
     launch(
-        normalize_fwd_kernel, (len(rows),), rows, normed if normed is not None else length, length, rows.shape[1],
-        rows.stride(0), STORE=normed is not None, BLOCK=block, MATHS=maths(x), num_warps=4 if block > 256 else 1,
+        normalize_fwd_kernel, (triton.cdiv(count, tile),), rows, length if normed is None else normed, length, count,
+        width, rows.stride(0), STORE=normed is not None, ROWS=tile, COLUMNS=columns, MATHS=maths(x), num_warps=4,
     )  # fmt: skip
 
 
@@ -73,11 +86,12 @@ def normalize_bwd(grad: Tensor, scale: Tensor, x: Tensor, length: Tensor, *, div
         grad: [N, d], contiguous, in the dtype of the maths. scale: scalar. length: [N], as `normalize_fwd` wrote it.
     """
     rows = as_rows(x)
+    count, width = rows.shape
+    tile, columns = sweep_tile(width)
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-    block = min(BLOCK, max(16, triton.next_power_of_2(rows.shape[1])))
     launch(
-        normalize_bwd_kernel, (len(rows),), grad, scale, rows, length, out, rows.shape[1], rows.stride(0),
-        DIVIDED=divided, BLOCK=block, MATHS=maths(x), num_warps=4 if block > 256 else 1,
+        normalize_bwd_kernel, (triton.cdiv(count, tile),), grad, scale, rows, length, out, count, width, rows.stride(0),
+        DIVIDED=divided, ROWS=tile, COLUMNS=columns, MATHS=maths(x), num_warps=4,
     )  # fmt: skip
     return out
 

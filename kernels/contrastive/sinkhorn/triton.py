@@ -95,7 +95,7 @@ def sinkhorn_rows_kernel(
 def row_tile(columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """(rows, columns) of a tile that sweeps along rows, for maths in that dtype."""
     width = min(1024, triton.next_power_of_2(columns))
-    return max(1, min(16, TILE * 4 // dtype.itemsize // width)), width
+    return max(1, min(64, TILE // width * 4) // dtype.itemsize), width
 
 
 def column_potentials(scores: Tensor, epsilon: Tensor, iterations: int) -> Tensor:

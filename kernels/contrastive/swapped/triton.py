@@ -104,7 +104,7 @@ def swapped_fwd(
     tile, block = row_tile(columns, dtype)
     launch(
         swapped_kernel, (triton.cdiv(rows, tile),), scores, scalars, codes_s, codes_t, g, loss, rows, columns,
-        rows * columns, GIVEN=given, ROWS=tile, COLUMNS=block, MATHS=maths(s), num_warps=4,
+        rows * columns, GIVEN=given, ROWS=tile, COLUMNS=block, MATHS=maths(s), num_warps=8,
     )  # fmt: skip
     return loss.sum(), scores, vectors, centres, length
 

@@ -24,26 +24,25 @@ def _(scores: Tensor, group: Tensor, pairs: bool) -> tuple[Tensor, Tensor, Tenso
     return number, scores.new_empty(scores.shape, dtype=dtype), torch.empty_like(number)
 
 
-# An op of its own, so that a second derivative is refused and not silently 0.
+# An op that takes the scores and has no derivative, so that a second one is refused and not silently 0.
 @custom_op("rmfast::difference_loss_backward", mutates_args=())
-def _difference_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-    return (unit * (grad * inverse)).to(dtype)
+def _difference_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, scores: Tensor) -> Tensor:
+    return (unit * (grad * inverse)).to(scores.dtype)
 
 
 @_difference_loss_backward.register_fake
-def _(grad: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-    return unit.new_empty(unit.shape, dtype=dtype)
+def _(grad: Tensor, unit: Tensor, inverse: Tensor, scores: Tensor) -> Tensor:
+    return unit.new_empty(unit.shape, dtype=scores.dtype)
 
 
 def _difference_loss_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, unit, inverse = output
-    ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(unit, inverse)
-    ctx.save_for_backward(unit, inverse)
+    ctx.save_for_backward(unit, inverse, inputs[0])
 
 
 def _difference_loss_grad(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
-    return _difference_loss_backward(grad, *ctx.saved_tensors, ctx.dtype), None, None
+    return _difference_loss_backward(grad, *ctx.saved_tensors), None, None
 
 
 _difference_loss.register_autograd(_difference_loss_grad, setup_context=_difference_loss_setup)

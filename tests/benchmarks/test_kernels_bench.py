@@ -1,0 +1,176 @@
+"""benchmarks/kernels at its smallest sizes on a CPU: all ops run, figures add up, failing tests keep an op out."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The harness's modules, and nothing remembered of earlier verdicts."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.kernels import baselines, contenders, registry, run, timing, verify
+
+    return SimpleNamespace(
+        baselines=baselines, contenders=contenders, registry=registry, run=run, timing=timing, verify=verify
+    )
+
+
+@pytest.fixture
+def bench(kernels: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run.py in this process, taking the ops' own tests as passed."""
+    monkeypatch.setattr(kernels.verify, "fault", lambda test: None)
+
+    def bench(*flags: str, code: int = 0) -> dict[str, Any]:
+        out = tmp_path / "out.json"
+        assert kernels.run.main(["--device", "cpu", "--size", "tiny", "--json", str(out), *flags]) == code
+        return json.loads(out.read_text())
+
+    return bench
+
+
+def test_every_op_runs_and_its_figures_add_up(
+    bench: Run, kernels: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    result = bench("--against", "none", "--rounds", "2", "--plots", str(pictures))
+    assert result["skipped"] == []
+    assert {row["op"] for row in result["results"]} == set(kernels.registry.OPS)
+    for row in result["results"]:
+        limits = result["limits"]
+        limit = 1e3 * max(row["bytes"] / limits["bandwidth"], row["flops"] / limits["matmul"])
+        assert row["share_of_limit"] == pytest.approx(limit / row["milliseconds"])
+        assert row["speed_of_torch"] == 1.0 and len(row["rounds"]) == 2 and min(row["rounds"]) > 0
+    for name, op in kernels.registry.OPS.items():
+        passes = {row["pass"] for row in result["results"] if row["op"] == name}
+        assert len(passes) == 1 + op.differentiable
+        assert (kernels.verify.TESTS / op.test).is_file(), op.test
+    assert "Triton needs a GPU" in capsys.readouterr().out
+    for name in ("roofline.png", "ratios.png"):
+        assert (pictures / name).stat().st_size > 10_000
+
+
+def test_compile_and_another_revision_take_turns(bench: Run) -> None:
+    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
+        pytest.skip("no git checkout")
+    before = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
+    result = bench("--op", "swiglu", "--against", "compile", "--base", "HEAD", "--rounds", "1")
+    rows = {(row["contender"], row["pass"]): row for row in result["results"]}
+    assert {label for label, _ in rows} == {"torch", "compile", "base"}, result["skipped"]
+    base, torch_row = rows["base", "forward"], rows["torch", "forward"]
+    assert base["base_over_now"] == pytest.approx(base["milliseconds"] / torch_row["milliseconds"])
+    after = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
+    assert after == before
+
+
+def test_an_unknown_revision_is_one_line(bench: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError):  # nothing is written
+        bench("--op", "swiglu", "--base", "no-such-revision", code=2)
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: --base no-such-revision: ") and "\n" not in error
+
+
+def test_an_op_whose_tests_fail_is_not_reported(
+    kernels: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(kernels.verify, "TESTS", tmp_path)
+    monkeypatch.setattr(kernels.verify, "ROOT", tmp_path)
+    monkeypatch.setattr(kernels.verify, "fingerprint", lambda: "as it is")
+    (tmp_path / "test_swiglu.py").write_text("def test_it():\n    assert 1 + 1 == 3\n")
+    (tmp_path / "test_gae.py").write_text("def test_it():\n    pass\n")
+    flags = ["--device", "cpu", "--size", "tiny", "--rounds", "1", "--against", "none"]
+    assert kernels.run.main([*flags, "--op", "swiglu", "gae", "sinkhorn"]) == 1
+    printed = capsys.readouterr().out
+    assert "not reported, its tests fail: FAILED test_swiglu.py" in printed
+    assert "not reported, its tests fail: there is no test_sinkhorn.py" in printed
+    assert [line.split()[0] for line in printed.splitlines() if line.endswith("-")] == ["gae"]
+    # A pass is remembered until something changes; a failure never is.
+    (tmp_path / "test_gae.py").write_text("assert False\n")
+    assert kernels.verify.fault("test_gae.py") is None
+    monkeypatch.setattr(kernels.verify, "fingerprint", lambda: "changed")
+    assert kernels.verify.fault("test_gae.py") is not None
+
+
+def test_a_wrong_contender_is_named_and_not_timed(kernels: SimpleNamespace) -> None:
+    x = torch.randn(8, requires_grad=True)
+
+    def off(wrong: Callable[[Tensor], Tensor]) -> str | None:
+        return kernels.contenders.disagreement(wrong, lambda t: 2 * t, [x], backward=True)
+
+    assert off(lambda t: t + t) is None
+    assert off(lambda t: (2 * t).sum()) is None
+    assert "output differs" in (off(lambda t: 2.1 * t) or "")
+    assert "gradient differs" in (off(lambda t: t.detach() + t) or "")
+    assert "another shape" in (off(lambda t: 2 * t[:4]) or "")
+
+
+def dense(q: Tensor, k: Tensor, queries: Any, keys: Any, causal: bool) -> Tensor:
+    """Scaled logits [H, Tq, Tk] of variable-length attention, -inf where a pair is not of one segment."""
+    of_q, of_k = (
+        torch.bucketize(torch.arange(int(s.ends[-1])), s.ends[1:].long(), right=True) for s in (queries, keys)
+    )
+    mask = of_q[:, None] == of_k[None, :]
+    if causal:
+        mask = mask & (torch.arange(len(of_q))[:, None] >= torch.arange(len(of_k))[None, :])
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return (torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5).masked_fill(~mask, -torch.inf)
+
+
+def test_flash_calls_merge_to_the_attention_of_a_pack(
+    kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The merge and its backward, with dense arithmetic where a GPU has FlashAttention."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, queries: Any, keys: Any, causal: bool) -> tuple[Tensor, ...]:
+        s = dense(q, k, queries, keys, causal)
+        v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        none = torch.empty(0)
+        return torch.einsum("hqk,khd->qhd", s.softmax(-1), v), s.logsumexp(-1), none, none
+
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, queries: Any, keys: Any, causal: bool,
+        *_: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        share = q.shape[1] // k.shape[1]
+        p = (dense(q, k, queries, keys, causal) - lse[:, :, None]).exp()
+        delta = (grad * out).sum(-1).T[:, :, None]
+        ds = p * (torch.einsum("qhd,khd->hqk", grad, v.repeat_interleave(share, 1)) - delta) * q.shape[2] ** -0.5
+        dq = torch.einsum("hqk,khd->qhd", ds, k.repeat_interleave(share, 1))
+        dk, dv = torch.einsum("hqk,qhd->khd", ds, q), torch.einsum("hqk,qhd->khd", p, grad)
+        return dq, *(x.unflatten(1, (k.shape[1], share)).sum(2) for x in (dk, dv))
+
+    monkeypatch.setattr(kernels.baselines, "flash_forward", forward)
+    monkeypatch.setattr(kernels.baselines, "flash_backward", backward)
+    groups = [(5, [3, 2]), (1, [1, 4]), (4, []), (0, [3]), (6, [0, 2])]
+    layout = kernels.registry.rmfast.kernels.prefix_layout(groups)
+    q, k, v = (torch.randn(layout.shape[1], h, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    merged = kernels.baselines.FlashMerge(groups, torch.device("cpu"))(q, k, v, layout)
+    true = kernels.registry.rmfast.kernels.prefix_attention(q, k, v, layout, impl="reference")
+    torch.testing.assert_close(merged, true)
+    grad = torch.randn_like(true)
+    for mine, reference in zip(*(torch.autograd.grad(o, (q, k, v), grad) for o in (merged, true)), strict=True):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_this_folder_does_not_pass_for_the_package_kernels() -> None:
+    """Scripts in benchmarks/ have that folder first on their path, and transformers looks for a package `kernels`: as a
+    folder without __init__.py this one gives way to the real one."""
+    assert not list((ROOT / "benchmarks").rglob("__init__.py"))
+    look = "import transformers.utils as u; print(u.is_kernels_available())"
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+    here = subprocess.run([sys.executable, "-c", look], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert here.returncode == 0 and here.stdout == done.stdout
