@@ -25,7 +25,7 @@ def test_one_curve_and_figures_that_add_up(
     pytest.importorskip("trl")
     out = tmp_path / "out.json"
     flags = ["--model", "tiny", "--lengths", "tiny", "--device", "cpu", "--threads", "1", "--lr", "1e-3"]
-    sizes = ["--steps", "2", "--pairs-per-step", "8", "--micro-batch", "4", "--tokens-per-pack", "128"]
+    sizes = ["--steps", "3", "--pairs-per-step", "8", "--micro-batch", "4", "--tokens-per-pack", "128"]
     modes = ["--modes", "trl-tuned", "hf-packed", "rmfast", "--breakdown"]
     assert throughput.main([*flags, *sizes, *modes, "--json", str(out)]) == 0
     result = json.loads(out.read_text())

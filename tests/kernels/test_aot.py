@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for sm_80 and sm_90 without a GPU: no spills, tensor cores, the golden file's size."""
+"""The rules of ahead-of-time compilation: what counts as a fault, and how the golden file is read."""
 
 import json
 import os
@@ -25,14 +25,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "aot.py"), *arguments]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-
-
-def test_all_kernels() -> None:
-    done = run()
-    if done.returncode:
-        faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT ")]
-        lines = faults or done.stderr.splitlines()[-5:]
-        pytest.fail("\n".join([*lines, f"If the change is meant: {aot.UPDATE}"]), pytrace=False)
 
 
 def variant(arch: int = 90, name: str = "kernel()") -> aot.Variant:

@@ -70,8 +70,8 @@ def test_against_the_equations(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=8, deadline=None)
 @given(
-    rows=st.sampled_from([0, 1, 9, 40, 150]),
-    count=st.sampled_from([1, 20, 50, 1030]),
+    rows=st.sampled_from([0, 1, 9, 40, 140]),
+    count=st.sampled_from([1, 20, 64, 150]),
     width=st.sampled_from([1, 8, 70]),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
     iterations=st.integers(0, 3),
@@ -111,8 +111,8 @@ def test_codes_from_outside(impl: str) -> None:
         s, t, prototypes = (x / x.norm(dim=1, keepdim=True) for x in inputs)
     codes = [sinkhorn(x @ prototypes.T, epsilon=0.05, iterations=3, impl=impl).requires_grad_() for x in (s, t)]
     results = []
-    for given in ((), codes, codes[::-1]):
-        loss = call()(impl, *inputs, *given)
+    for outside in ((), codes, codes[::-1]):
+        loss = call()(impl, *inputs, *outside)
         results.append((loss, *torch.autograd.grad(loss, inputs)))
     torch.testing.assert_close(results[0], results[1])
     assert (results[0][0] - results[2][0]).abs() > 1e-3
@@ -159,11 +159,11 @@ def test_strided_inputs(impl: str) -> None:
     wide = torch.randn(12, 3, 6, device=DEVICE)
     views = wide[:, 0], wide[:, 1], wide[:4, 2]
     codes = torch.rand(4, 12, device=DEVICE).T, torch.rand(12, 8, device=DEVICE)[:, ::2]
-    for given in ((), codes):
+    for outside in ((), codes):
         results = []
         for make in (lambda x: x, lambda x: x.contiguous()):
             leaves = [make(x).detach().requires_grad_() for x in views]
-            loss = call()(impl, *leaves, *(make(q) for q in given))
+            loss = call()(impl, *leaves, *(make(q) for q in outside))
             results.append((loss, *torch.autograd.grad(loss, leaves)))
         torch.testing.assert_close(*results)
 
@@ -182,6 +182,7 @@ def test_registration() -> None:
     codes = torch.rand(6, 4, device=DEVICE), torch.rand(6, 4, device=DEVICE)
     registered(torch.ops.rmfast.swapped_prediction_loss.default, *inputs, None, None, 0.1, 0.05, 2)
     registered(torch.ops.rmfast.swapped_prediction_loss.default, *inputs, *codes, 0.1, 0.05, 2)
+    torch._dynamo.reset()  # what it has compiled for other tests counts against its limit
     compiles(call(), inputs)
     compiles(call(), [*inputs, *codes])
 

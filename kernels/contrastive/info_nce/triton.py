@@ -204,8 +204,8 @@ def info_nce_fwd(
     tile, block = sweep_tile(width)
     launch(
         info_nce_loss_kernel, (triton.cdiv(count, tile),), q, k, q_scale, k_scale, positive, part, lse, loss,
-        count, columns, width, q.stride(0), k.stride(0), parts, PARTS=triton.next_power_of_2(parts), ROWS=tile, COLUMNS=block,
-        MATHS=maths(q), num_warps=4,
+        count, columns, width, q.stride(0), k.stride(0), parts, PARTS=triton.next_power_of_2(parts), ROWS=tile,
+        COLUMNS=block, MATHS=maths(q), num_warps=4,
     )  # fmt: skip
     return loss.sum(), lse, query_length, key_length
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from rmfast.kernels.common import INTERPRETED, maths_dtype
 from rmfast.kernels.launch import as_rows, launch, maths
 
-TILE = 1024 if INTERPRETED else 2048  # elements that a program holds at a time
+WIDTH, TILE = (64, 1024) if INTERPRETED else (512, 2048)  # columns and elements that a program holds at a time
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def normalize_bwd_kernel(
 
 def sweep_tile(width: int) -> tuple[int, int]:
     """(rows, columns) of a tile that sweeps along rows of `width`."""
-    columns = min(1024, max(16, triton.next_power_of_2(width)))
+    columns = min(WIDTH, max(16, triton.next_power_of_2(width)))
     return max(1, min(16, TILE // columns)), columns
 
 

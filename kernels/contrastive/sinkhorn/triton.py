@@ -9,8 +9,10 @@ from rmfast.kernels.common import INTERPRETED, maths_dtype
 from rmfast.kernels.launch import launch, maths
 
 PROGRAMS = 256  # few columns share them by splitting the rows; the parts are added in fixed order
-ROWS, COLUMNS = (32, 32) if INTERPRETED else (32, 64)  # of a tile of the column kernel
-TILE = 1024 if INTERPRETED else 2048  # elements that a program of whole rows holds at a time
+ROWS, COLUMNS = 32, 64  # of a tile of the column kernel
+WIDTH, TILE = (
+    (64, 4096) if INTERPRETED else (1024, 2048)
+)  # columns and elements that a sweep along rows holds at a time
 
 
 @triton.jit
@@ -94,8 +96,8 @@ def sinkhorn_rows_kernel(
 
 def row_tile(columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """(rows, columns) of a tile that sweeps along rows, for maths in that dtype."""
-    width = min(1024, triton.next_power_of_2(columns))
-    return max(1, min(64, TILE // width * 4) // dtype.itemsize), width
+    width = min(WIDTH, triton.next_power_of_2(columns))
+    return max(1, min(32, TILE // width * 4) // dtype.itemsize), width
 
 
 def column_potentials(scores: Tensor, epsilon: Tensor, iterations: int) -> Tensor:

@@ -1,0 +1,356 @@
+"""Compile every Triton kernel for sm_80 and sm_90 without a GPU, and hold what the compiler made against a golden file.
+
+    python benchmarks/kernels/aot.py [--update] [--op NAME ...] [--arch 80,90] [--json OUT]
+
+The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
+device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
+matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
+cannot do), a kernel that no case starts. With the golden file's Triton version also: more
+registers or shared memory than it says, kernels that it lacks or that are gone. `--update` writes it anew, faults
+or not; commit it with the change that explains it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+if __name__ == "__main__":  # run as a file, the path begins with this folder instead of the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.kernels.aot_cases import CASES, kernels_of_package
+from rmfast.kernels.common import INTERPRETED
+from rmfast.kernels.launch import Launch, recording
+
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "aot_golden.json"
+UPDATE = "python benchmarks/kernels/aot.py --update"
+BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SHARED_LIMIT = {80: 166912, 90: 232448}  # bytes that one block may use
+MORE_REGISTERS, MORE_SHARED = 8, 1024  # than the golden file before it counts as a change for the worse
+HGMMA_ROWS = 64  # of its smallest tile
+PROCESSES = 2
+DTYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bool: "i1",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with everything that the compiler needs; `name` tells it from all others of its architecture."""
+
+    name: str
+    op: str
+    arch: int
+    kernel: Any
+    signature: dict[str, Any]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the compiler made of a variant. `spills` counts loads and stores of local memory, `tensor_cores` the
+    matrix instructions (HGMMA on sm_90 and HMMA); `rows` are those of the largest tile of a bf16 product, 0 if none."""
+
+    registers: int
+    stack: int
+    shared: int
+    spills: int
+    hgmma: int
+    hmma: int
+    rows: int
+    seconds: float
+
+
+def specialise(value: Any) -> tuple[str, bool]:
+    """Triton's type of a run-time argument and whether it is known to be divisible by 16, as the JIT decides it.
+
+    Pointers are taken as aligned: those of whole tensors are. None and 1 become constants.
+    """
+    if isinstance(value, Tensor):
+        return f"*{DTYPES[value.dtype]}", True
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
+        return "constexpr", False
+    if isinstance(value, bool):
+        return "u1", False
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+    if isinstance(value, float):
+        return "fp32", False
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be compiled ahead of time")
+
+
+def variant(op: str, arch: int, started: Launch) -> Variant:
+    """What the JIT would compile for a start on a device of that architecture."""
+    kernel = started.kernel
+    given = dict(zip(kernel.arg_names, started.arguments, strict=False)) | started.options
+    options = {name: value for name, value in started.options.items() if name not in kernel.arg_names}
+    signature: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    shown: list[str] = []
+    for i, parameter in enumerate(kernel.params):
+        name = parameter.name
+        value = given.get(name, parameter.default)
+        if parameter.is_constexpr:
+            signature[name], constants[name] = "constexpr", value
+            continue
+        signature[name], divisible = specialise(value)
+        if signature[name] == "constexpr":
+            constants[name] = value
+        elif divisible:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        integer = "/16" if divisible and not isinstance(value, Tensor) else ""
+        shown.append(str(value) if name in constants else signature[name] + integer)
+    runs = [(token, len(list(same))) for token, same in groupby(shown)]
+    types = " ".join(token if count == 1 else f"{count}{token}" for token, count in runs)
+    constexprs = [p.name for p in kernel.params if p.is_constexpr]
+    parts = [f"{name}={constants[name]}" for name in constexprs] + [f"{n}={v}" for n, v in sorted(options.items())]
+    label = f"{kernel.__name__}({types}) {' '.join(parts)}"
+    return Variant(label, op, arch, kernel, signature, constants, attributes, options)
+
+
+def collect(arch: int, ops: list[str]) -> Iterator[Variant]:
+    """Distinct variants that the cases of some ops start."""
+    seen: set[str] = set()
+    for op in ops:
+        with recording((arch // 10, arch % 10)) as started:
+            CASES[op]()
+        for one in started:
+            found = variant(op, arch, one)
+            if found.name not in seen:
+                seen.add(found.name)
+                yield found
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run([BINARIES / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def build(one: Variant) -> Built:
+    """Compile a variant and read the result."""
+    start = time.perf_counter()
+    source = ASTSource(one.kernel, one.signature, constexprs=one.constants, attrs=one.attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", one.arch, 32), options=one.options)
+    products = re.findall(r"tt\.dot .* : tensor<(\d+)x\d+xbf16> \*", compiled.asm["ttir"])
+    rows = max(map(int, products), default=0)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
+        # Disassembling takes as long as compiling a small kernel: only where there can be something to count.
+        listing = _tool("cuobjdump", "--dump-sass", file.name) if rows or numbers["STACK"] else ""
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)", listing, re.MULTILINE)
+    return Built(
+        registers=numbers["REG"],
+        stack=numbers["STACK"],
+        shared=compiled.metadata.shared,
+        spills=opcodes.count("LDL") + opcodes.count("STL"),
+        hgmma=opcodes.count("HGMMA"),
+        hmma=opcodes.count("HMMA"),
+        rows=rows,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error in one line, with the line of the kernel that it arose in."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"^"}]
+    return f"{type(error).__name__}: {' | '.join(lines[-2:])}"
+
+
+def _attempt(variants: list[Variant], index: int) -> tuple[int, Built | str]:
+    try:
+        return index, build(variants[index])
+    except Exception as error:  # the compiler's errors have no common class; each is reported, none ends the others
+        return index, _cause(error)
+
+
+_work: list[Variant] = []
+
+
+def _attempt_shared(index: int) -> tuple[int, Built | str]:
+    return _attempt(_work, index)
+
+
+def build_all(variants: list[Variant], processes: int = PROCESSES) -> list[Built | str]:
+    """All variants, compiled in forked processes: kernels cannot be pickled. An error comes back as its text."""
+    global _work
+    _work = variants
+    results: dict[int, Built | str] = {}
+    if processes == 1:
+        return [_attempt(variants, i)[1] for i in range(len(variants))]
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        results.update(pool.imap_unordered(_attempt_shared, range(len(variants))))
+    return [results[i] for i in range(len(variants))]
+
+
+def hard_faults(one: Variant, made: Built | str) -> list[str]:
+    """What no kernel may do, whatever the compiler's version."""
+    if isinstance(made, str):
+        return [f"does not compile: {made}"]
+    faults = []
+    if made.spills or made.stack:
+        faults.append(f"spills: {made.spills} local loads and stores, stack {made.stack} B, {made.registers} registers")
+    if made.shared > SHARED_LIMIT[one.arch]:
+        faults.append(f"{made.shared} B of shared memory, the device has {SHARED_LIMIT[one.arch]}")
+    wanted = "HGMMA" if one.arch >= 90 and made.rows >= HGMMA_ROWS else "HMMA"
+    if made.rows and not (made.hgmma if wanted == "HGMMA" else made.hgmma + made.hmma):
+        faults.append(f"multiplies bf16 matrices without {wanted}")
+    return faults
+
+
+def changes(made: Built, golden: list[int]) -> list[str]:
+    """In what a kernel is worse than the golden file's [registers, shared bytes, HGMMA, HMMA]."""
+    registers, shared, hgmma, hmma = golden
+    worse = []
+    if made.registers > registers + MORE_REGISTERS:
+        worse.append(f"{made.registers} registers, golden {registers}")
+    if made.shared > shared + MORE_SHARED:
+        worse.append(f"{made.shared} B of shared memory, golden {shared}")
+    for name, now, before in (("HGMMA", made.hgmma, hgmma), ("HMMA", made.hmma, hmma)):
+        if before and not now:
+            worse.append(f"no {name} any more, golden {before}")
+    return worse
+
+
+def judge(variants: list[Variant], built: list[Built | str], golden: dict[str, Any], *, whole: bool) -> list[str]:
+    """Everything that is wrong, a line each.
+
+    Args:
+        golden: the file's content; its numbers count only for the Triton that they were taken with.
+        whole: all ops were built, so that a golden entry without a kernel is one that is gone.
+    """
+    lines = [f"sm_{v.arch} {v.name}: {fault}" for v, made in zip(variants, built, strict=True)
+             for fault in hard_faults(v, made)]  # fmt: skip
+    if golden.get("triton") != triton.__version__:
+        return lines
+    unknown, gone = 0, 0
+    for v, made in zip(variants, built, strict=True):
+        entry = golden["kernels"].get(f"sm_{v.arch}", {}).get(v.name)
+        if isinstance(made, str):
+            continue
+        if entry is None:
+            lines.append(f"sm_{v.arch} {v.name}: not in the golden file")
+            unknown += 1
+        else:
+            lines += [f"sm_{v.arch} {v.name}: {change}" for change in changes(made, entry)]
+    if whole:
+        names = {(v.arch, v.name) for v in variants}
+        for arch in sorted({v.arch for v in variants}):
+            entries = golden["kernels"].get(f"sm_{arch}", {})
+            missing = [name for name in entries if (arch, name) not in names]
+            lines += [f"sm_{arch} {name}: in the golden file, but no case starts it" for name in missing]
+            gone += len(missing)
+    if unknown or gone:
+        lines.append(f"kernels were added or changed: if that is meant, run `{UPDATE}` and commit {GOLDEN.name}")
+    return lines
+
+
+def as_golden(variants: list[Variant], built: list[Built | str]) -> dict[str, Any]:
+    """The golden file's content: per architecture and kernel [registers, shared bytes, HGMMA, HMMA]."""
+    kernels: dict[str, dict[str, list[int]]] = {}
+    for v, made in zip(variants, built, strict=True):
+        if isinstance(made, Built):
+            row = [made.registers, made.shared, made.hgmma, made.hmma]
+            kernels.setdefault(f"sm_{v.arch}", {})[v.name] = row
+    return {"triton": triton.__version__, "kernels": kernels}
+
+
+def write_golden(golden: dict[str, Any], path: Path) -> None:
+    """One kernel a line, so that a change reads well in a diff."""
+    text = json.dumps(golden, indent=1, sort_keys=True)
+    text = re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3, \4]", text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def print_built(variants: list[Variant], built: list[Built | str]) -> None:
+    print(f"{'arch':<6}{'regs':>5}{'shared':>8}{'spills':>7}{'HGMMA':>6}{'HMMA':>6}{'s':>6}  kernel")
+    for v, made in zip(variants, built, strict=True):
+        if isinstance(made, Built):
+            figures = (made.registers, made.shared, made.spills, made.hgmma, made.hmma)
+            cells = "".join(f"{x:>{w}}" for x, w in zip(figures, (5, 8, 7, 6, 6), strict=True))
+            print(f"sm_{v.arch:<3}{cells}{made.seconds:>6.1f}  {v.name}")
+
+
+def uncovered(variants: list[Variant]) -> list[str]:
+    """Kernels of the package that no case starts."""
+    started = {v.kernel.__name__ for v in variants}
+    return [f"{name} ({module}): no case in benchmarks/kernels/aot_cases.py starts it"
+            for name, module in kernels_of_package() if name not in started]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point; 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--update", action="store_true", help="write the golden file")
+    add("--op", nargs="+", choices=sorted(CASES), metavar="NAME", help=f"only these: {', '.join(sorted(CASES))}")
+    add("--arch", default="80,90", help="compute capabilities (default: %(default)s)")
+    add("--golden", type=Path, default=GOLDEN, help=argparse.SUPPRESS)
+    add("--json", type=Path, help="write all figures to this file")
+    add("--processes", type=int, default=PROCESSES, help="(default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if INTERPRETED:
+        parser.error("TRITON_INTERPRET is set: there is nothing to compile in the interpreter")
+    try:
+        archs = [int(a) for a in args.arch.split(",")]
+        unknown = [a for a in archs if a not in SHARED_LIMIT]
+    except ValueError:
+        archs, unknown = [], [args.arch]
+    if unknown:
+        parser.error(f"--arch: known are {', '.join(map(str, SHARED_LIMIT))}, got {unknown[0]}")
+    if args.update and (args.op or archs != sorted(SHARED_LIMIT)):
+        parser.error("--update writes the whole file: leave out --op and --arch")
+    start = time.perf_counter()
+    ops = args.op or sorted(CASES)
+    variants = [v for arch in archs for v in collect(arch, ops)]
+    built = build_all(variants, args.processes)
+    print_built(variants, built)
+    golden = json.loads(args.golden.read_text(encoding="utf-8")) if args.golden.is_file() else {"kernels": {}}
+    if args.update:
+        golden = as_golden(variants, built)
+        write_golden(golden, args.golden)
+    faults = judge(variants, built, golden, whole=not args.op) + ([] if args.op else uncovered(variants))
+    if args.json:
+        rows = [{"arch": v.arch, "op": v.op, "kernel": v.name} | (asdict(made) if isinstance(made, Built) else
+                {"error": made}) for v, made in zip(variants, built, strict=True)]  # fmt: skip
+        args.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+    for line in faults:
+        print(f"FAULT {line}")
+    held = "all rules" if golden.get("triton") == triton.__version__ else "the hard rules (golden: another Triton)"
+    seconds = time.perf_counter() - start
+    print(f"{len(variants)} kernels in {seconds:.0f} s, Triton {triton.__version__}, {held}: {len(faults)} faults")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Measuring: seconds of a call on the CPU or on a GPU with cold caches, peak memory, and what the device can do."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+L2_BYTES = 256 << 20  # written between calls: more than any L2, so that inputs come from memory
+
+
+class Sample(NamedTuple):
+    """Milliseconds of calls in order, and bytes that one call allocated beyond what was there (GPU only)."""
+
+    milliseconds: list[float]
+    peak_bytes: int | None
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """Floating-point tensors of a result that carry gradients."""
+    found = [result] if isinstance(result, Tensor) else list(result)
+    return [o for o in found if isinstance(o, Tensor) and o.requires_grad]
+
+
+def forward_only(call: Callable[..., Any], inputs: list[Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.no_grad():
+            return call(*inputs)
+
+    return run
+
+
+def forward_backward(call: Callable[..., Any], inputs: list[Any]) -> Callable[[], Any]:
+    """Gradients of ones, in the memory layout of the outputs; they are made once, outside what is measured."""
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    heads = [torch.ones_like(o) for o in outputs_of(call(*inputs))]
+
+    def run() -> Any:
+        return torch.autograd.grad(outputs_of(call(*inputs)), leaves, heads, allow_unused=True)
+
+    return run
+
+
+def measure(call: Callable[[], Any], device: torch.device, *, calls: int) -> Sample:
+    """Time some calls; the callers warm up before and take turns between rounds."""
+    if device.type != "cuda":
+        spent = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            call()
+            spent.append(1e3 * (time.perf_counter() - start))
+        return Sample(spent, None)
+    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=device)
+    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    for start, end in events:
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize(device)
+    return Sample([s.elapsed_time(e) for s, e in events], torch.cuda.max_memory_allocated(device) - before)
+
+
+def bandwidth(device: torch.device, *, size: int) -> float:
+    """Bytes per second, reads and writes together, of a copy of `size` bytes."""
+    source = torch.empty(size, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    return 2 * size / (1e-3 * median(measure(lambda: target.copy_(source), device, calls=7).milliseconds))
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, width: int) -> float:
+    """FLOP per second of a square matrix product."""
+    a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    a @ b
+    return 2 * width**3 / (1e-3 * median(measure(lambda: a @ b, device, calls=7).milliseconds))

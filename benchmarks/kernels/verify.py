@@ -1,0 +1,64 @@
+"""No figures of an op whose own tests fail: they run first, on the device that is measured."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests" / "kernels"
+
+
+@cache
+def fingerprint() -> str:
+    """Hash of all that a verdict depends on: kernels and their tests as they lie here, torch, and the device."""
+    digest = hashlib.sha256()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    digest.update(f"{torch.__version__} {sys.version} {device}".encode())
+    for folder in (ROOT / "kernels", TESTS):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"\n{path.relative_to(ROOT)}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_file() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "rmfast" / "verified.json"
+
+
+def run_tests(test: str) -> str | None:
+    """What a test file says against its op: None if it passes, else its last line."""
+    path = TESTS / test
+    if not path.is_file():
+        return f"there is no {path.relative_to(ROOT)}"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0] if lines else (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
+def fault(test: str) -> str | None:
+    """Why an op with this test file may not be reported, or None. Passes are remembered until anything changes."""
+    path = cache_file()
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    passed = known.get(fingerprint(), [])
+    if test in passed:
+        return None
+    found = run_tests(test)
+    if found is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({fingerprint(): sorted({*passed, test})}), encoding="utf-8")
+        aside.replace(path)
+    return found
