@@ -99,6 +99,7 @@ def test_an_op_whose_tests_fail_is_not_reported(
     assert "not reported, its tests fail: there is no test_sinkhorn.py" in printed
     assert [line.split()[0] for line in printed.splitlines() if line.endswith("-")] == ["gae"]
     # A pass is remembered until something changes; a failure never is.
+    assert kernels.verify.fault("test_swiglu.py") is not None
     (tmp_path / "test_gae.py").write_text("assert False\n")
     assert kernels.verify.fault("test_gae.py") is None
     monkeypatch.setattr(kernels.verify, "fingerprint", lambda: "changed")
