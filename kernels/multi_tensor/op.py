@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from rmfast.kernels.common import check
-from rmfast.kernels.multi_tensor import extension, reference
+from rmfast.kernels.multi_tensor import extension, fused, reference
 
-IMPLEMENTATIONS = ("auto", "extension", "reference")
+IMPLEMENTATIONS = ("auto", "extension", "fused", "reference")  # "fused", torch's own kernel, for adamw_ alone
 
 
 def _use_extension(op: str, impl: str, masters: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    check(impl in IMPLEMENTATIONS, op, f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "reference" or (impl == "auto" and torch.compiler.is_compiling()):
+    known = [name for name in IMPLEMENTATIONS if name != "fused" or op == "adamw_"]
+    check(impl in known, op, f"impl must be one of {', '.join(known)}, got {impl!r}")
+    if impl in ("fused", "reference") or (impl == "auto" and torch.compiler.is_compiling()):
         return False
     tensors = [*masters, *others]
     device = tensors[0].device
@@ -31,6 +32,21 @@ def _use_extension(op: str, impl: str, masters: Sequence[Tensor], others: Sequen
 
 
 _NARROW = (torch.float32, torch.bfloat16)
+
+
+def _use_fused(impl: str, masters: Sequence[Tensor], grads: Sequence[Tensor], copies: bool) -> bool:
+    if impl == "reference" or (impl == "auto" and torch.compiler.is_compiling()):
+        return False
+    first = masters[0]
+    reason = None
+    if copies:
+        reason = "it writes no copies"
+    elif any(t.dtype != first.dtype or t.device != first.device for t in [*masters, *grads]):
+        reason = "it takes tensors of one dtype on one device"
+    elif not all(t.is_contiguous() for t in [*masters, *grads]):
+        reason = "it takes contiguous tensors"
+    check(impl == "auto" or reason is None, "adamw_", f"impl='fused' is not possible: {reason}")
+    return reason is None
 
 
 def _stream(device: torch.device) -> int:
@@ -74,11 +90,13 @@ def adamw_(
 ) -> None:
     """A step of AdamW in place (Loshchilov and Hutter 2019, algorithm 2). No call waits for the device.
 
-    The reference gives the bits of torch.optim.AdamW(foreach=False, fused=False) on the CPU. So do the moments of the
-    extension on a CPU with FMA; its weights differ by roundings, for MKL rounds a square root not always to nearest.
+    The extension and torch's fused kernel pass over memory once. The reference gives the bits of
+    torch.optim.AdamW(foreach=False, fused=False) on the CPU. So do the moments of the extension on a CPU with FMA; its
+    weights differ by roundings, for MKL rounds a square root not always to nearest.
 
     Args:
-        weights: masters, fp32. grads: of the same shapes, each fp32 or bf16; they are not changed.
+        weights: masters, fp32. grads: of the same shapes, each fp32 or bf16. Torch's fused kernel leaves them divided by
+            `grad_scale`; the others do not change them.
         exp_avg, exp_avg_sq: moments, fp32.
         step: number of this step, a scalar on the device, read only: the caller has added one already (1 in the first
             step), and does not where it skips. Several calls may share it.
@@ -87,7 +105,7 @@ def adamw_(
         grad_scale: scalar on the device by which gradients are divided, as in clipping.
         skip: scalar on the device, bool or number; where it is not 0 nothing at all is changed, whatever grads hold.
         copies: compute weights, fp32 or bf16, which get the new weights in the same pass.
-        impl: "auto", "extension" or "reference". fp64 weights and strided tensors are the reference's.
+        impl: "auto" (the first that can), "extension", "fused" or "reference".
 
     Raises:
         ValueError: lists that do not fit together, or an implementation that cannot run.
@@ -100,11 +118,16 @@ def adamw_(
     if not weights:
         return
     device = weights[0].device
-    scalars = reference.adamw_scalars(step.detach().reshape(()).to(device), lr, *betas)
+    step = step.detach().reshape(()).to(device)
     scale = None if grad_scale is None else _scalar(op, "grad_scale", grad_scale, device, torch.float32)
     skipped = None if skip is None else _scalar(op, "skip", skip, device, torch.bool)
     w, g, m, v, c = (list(tensors) for tensors in (weights, grads, exp_avg, exp_avg_sq, copies or []))
-    if _use_extension(op, impl, [*weights, *exp_avg, *exp_avg_sq], [*grads, *(copies or [])]):
+    compiled = _use_extension(op, impl, [*weights, *exp_avg, *exp_avg_sq], [*grads, *(copies or [])])
+    if not compiled and _use_fused(impl, [*weights, *exp_avg, *exp_avg_sq], grads, bool(copies)):
+        fused.adamw_(w, g, m, v, decays, step, lr, scale, skipped, *betas, eps)
+        return
+    scalars = reference.adamw_scalars(step, lr, *betas)
+    if compiled:
         with _on(device):
             torch.ops.rmfast_C.adamw_(w, g, m, v, c, decays, scalars, scale, skipped, *betas, eps, _stream(device))
         return

@@ -121,22 +121,18 @@ class NativeEngine:
         """See `Engine`."""
         parameters = dict(self.network.named_parameters())
         out = {f"model/{n}": Shard(local(p).detach(), self._start(p), tuple(p.shape)) for n, p in parameters.items()}
-        for name, moments in self.optimizer.moments().items():
-            whole = parameters[name]
-            for key in ("exp_avg", "exp_avg_sq"):
-                out[f"{key}/{name}"] = Shard(moments[key], self._start(whole), tuple(whole.shape))
-            out["step"] = Shard(moments["step"].reshape(1), 0, (1,))
-        return out
+        for key, moments in self.optimizer.state().items():
+            for name, tensor in moments.items():
+                out[f"{key}/{name}"] = Shard(tensor, self._start(parameters[name]), tuple(parameters[name].shape))
+        return out | {"step": Shard(self.optimizer.steps.reshape(1), 0, (1,))}
 
     @torch.no_grad()
     def load_state(self, read: ReadRows) -> None:
         """See `Engine`."""
         for name, shard in self.state().items():
             rows = shard.tensor.shape[0]
-            if name != "step" and rows:
+            if rows:
                 shard.tensor.copy_(read(name, shard.start, shard.start + rows))
-        for moments in self.optimizer.moments().values():
-            moments["step"].copy_(read("step", 0, 1)[0])
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rmfast.kernels.multi_tensor import adamw_, gradient_norm
 from rmfast.parallel.world import World
 
 
@@ -41,29 +42,11 @@ class Optimizer:
     ) -> None:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.options, self.world, self.sharded = options, world, sharded
-        # Parts are plain tensors on the parameters' storage, so that the fused kernel sees nothing else.
+        # Parts are plain tensors on the parameters' storage, so that the ops see nothing else.
         self.parts = {name: local(p).detach() for name, p in self.parameters.items() if local(p).numel()}
-        matrices = [part for name, part in self.parts.items() if self.parameters[name].dim() > 1]
-        vectors = [part for name, part in self.parts.items() if self.parameters[name].dim() <= 1]
-        groups = [
-            {"params": params, "weight_decay": decay}
-            for params, decay in ((matrices, options.weight_decay), (vectors, 0.0))
-            if params
-        ]
-        self.adamw = None
-        if groups:  # a rank may own no part of a small model
-            self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=options.betas, eps=options.eps, fused=True)
-            self._make_state()
-
-    def _make_state(self) -> None:
-        # torch makes the state in the first step; ours is there from the start, so that it can be saved and loaded.
-        assert self.adamw is not None
-        for part in self.parts.values():
-            self.adamw.state[part] = {
-                "step": torch.zeros((), dtype=torch.float32, device=part.device),
-                "exp_avg": torch.zeros_like(part),
-                "exp_avg_sq": torch.zeros_like(part),
-            }
+        self.exp_avg = {name: torch.zeros_like(part) for name, part in self.parts.items()}
+        self.exp_avg_sq = {name: torch.zeros_like(part) for name, part in self.parts.items()}
+        self.steps = torch.zeros((), dtype=torch.float32, device=world.device)  # taken; those left out do not count
 
     def step(self, lr: float, valid: Tensor | None = None) -> Tensor:
         """Clip and apply the gradients, then drop them.
@@ -76,21 +59,25 @@ class Optimizer:
             left out.
         """
         norm = self.gradient_norm()
-        if self.adamw is not None:
-            for group in self.adamw.param_groups:
-                group["lr"] = lr
-            for name, part in self.parts.items():
-                grad = self.parameters[name].grad
-                part.grad = None if grad is None else local(grad)
-            # The fused kernel divides gradients by grad_scale, and leaves all as it is where found_inf is 1.
-            clip = self.options.clip
-            scale = ((norm + 1e-6) / clip).clamp(min=1.0) if clip else torch.ones_like(norm)
-            self.adamw.grad_scale = scale  # type: ignore[attr-defined]
-            good = norm.isfinite() if valid is None else norm.isfinite() & valid
-            self.adamw.found_inf = (~good).float()  # type: ignore[attr-defined]
-            self.adamw.step()
-            for part in self.parts.values():
-                part.grad = None
+        good = norm.isfinite() if valid is None else norm.isfinite() & valid
+        clip = self.options.clip
+        grads = {
+            name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None and name in self.parts
+        }
+        self.steps += good
+        adamw_(
+            [self.parts[name] for name in grads],
+            list(grads.values()),
+            [self.exp_avg[name] for name in grads],
+            [self.exp_avg_sq[name] for name in grads],
+            step=self.steps,
+            lr=lr,
+            betas=self.options.betas,
+            eps=self.options.eps,
+            weight_decay=[self.options.weight_decay * (self.parameters[name].dim() > 1) for name in grads],
+            grad_scale=((norm + 1e-6) / clip).clamp(min=1.0) if clip else None,
+            skip=~good,
+        )
         for parameter in self.parameters.values():
             parameter.grad = None
         return norm
@@ -99,12 +86,9 @@ class Optimizer:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device."""
         grads = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
         grads = [grad for grad in grads if grad.numel()]  # a rank may own no part of a small weight
-        norms = torch._foreach_norm(grads, dtype=torch.float32) if grads else []
-        square = torch.stack(list(norms)).square().sum() if norms else torch.zeros((), device=self.world.device)
-        return (self.world.sum_(square) if self.sharded else square).sqrt()
+        norm = gradient_norm(grads).to(self.world.device)
+        return self.world.sum_(norm.double().square()).sqrt().float() if self.sharded else norm
 
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Name of each part -> its `step`, `exp_avg` and `exp_avg_sq`, the tensors themselves."""
-        if self.adamw is None:
-            return {}
-        return {name: self.adamw.state[part] for name, part in self.parts.items()}
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """ "exp_avg" and "exp_avg_sq" -> name of each part -> the moments, the tensors themselves."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}

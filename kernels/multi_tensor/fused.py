@@ -1,0 +1,44 @@
+"""AdamW by torch's own fused kernel: one pass over memory, and clipping and skipping on the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    weight_decay: list[float],
+    step: Tensor,
+    lr: Any,
+    grad_scale: Tensor | None,
+    skip: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """A call for each weight decay; `lr` is a number or a scalar. The kernel divides the gradients by `grad_scale` where they lie."""
+    step = step.float()  # the kernel reads it for each tensor and leaves it as it is
+    for decay in sorted(set(weight_decay)):
+        chosen = [i for i, d in enumerate(weight_decay) if d == decay]
+        w, g, m, v = ([tensors[i] for i in chosen] for tensors in (weights, grads, exp_avg, exp_avg_sq))
+        torch._fused_adamw_(
+            w,
+            g,
+            m,
+            v,
+            [],
+            [step] * len(chosen),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=grad_scale,
+            found_inf=None if skip is None else skip.float(),
+        )
