@@ -20,7 +20,7 @@ def adamw_(
     beta2: float,
     eps: float,
 ) -> None:
-    """A call for each weight decay; `lr` is a number or a scalar. The kernel divides the gradients by `grad_scale` where they lie."""
+    """One call for each weight decay; `lr` is a number or a scalar. Gradients are divided by `grad_scale` in place."""
     step = step.float()  # the kernel reads it for each tensor and leaves it as it is
     for decay in sorted(set(weight_decay)):
         chosen = [i for i, d in enumerate(weight_decay) if d == decay]

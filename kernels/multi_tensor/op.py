@@ -95,7 +95,7 @@ def adamw_(
     weights differ by roundings, for MKL rounds a square root not always to nearest.
 
     Args:
-        weights: masters, fp32. grads: of the same shapes, each fp32 or bf16. Torch's fused kernel leaves them divided by
+        weights: masters, fp32. grads: of the same shapes, each fp32 or bf16. "fused" leaves them divided by
             `grad_scale`; the others do not change them.
         exp_avg, exp_avg_sq: moments, fp32.
         step: number of this step, a scalar on the device, read only: the caller has added one already (1 in the first
