@@ -191,7 +191,7 @@ def test_a_whole_run_under_torchrun_leaves_all_that_is_promised(folder: Path, tm
     assert [line["step"] for line in read_lines(out / "eval.jsonl")] == [0, 3]
     shown = done.stdout.splitlines()
     assert [line.split()[1] for line in shown if line.startswith("step ")] == ["1/3", "2/3", "3/3"]  # by one rank
-    assert "2 x cpu (fsdp), kernels: reference; 3 steps of 8 groups" in done.stdout
+    assert "2 x cpu (fsdp), plain torch; 3 steps of 8 groups" in done.stdout
     assert "transformers gives the same scores" in done.stdout
     assert (out / "report" / "report.html").is_file() and list((out / "report").glob("*.png"))
     model = AutoModelForSequenceClassification.from_pretrained(out / "model")
