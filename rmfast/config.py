@@ -82,6 +82,9 @@ class ModelConfig(Section):
     kernels: Literal["auto", "triton", "reference"] = Field(
         "auto", description="auto: Triton on CUDA, plain torch (reference) elsewhere"
     )
+    attention: Literal["auto", "kernel", "flash"] = Field(
+        "auto", description="kernel: as model.kernels; flash: torch's flash attention; auto: CUDA tries both once"
+    )
 
 
 class DataConfig(Section):
@@ -136,6 +139,7 @@ class CheckpointConfig(Section):
 class ParallelConfig(Section):
     engine: Literal["native"] = Field("native", description="what runs a step")
     data: Literal["ddp", "fsdp"] = Field("ddp", description="how ranks share the work: whole model, or FSDP2 shards")
+    cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, repeated without launch overhead")
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
 
 
@@ -166,6 +170,10 @@ class Config(Section):
                 raise ValueError(f"data.train_weights has {len(weights)} numbers for {len(data.train)} sources")
             if min(weights) < 0 or max(weights) == 0 or max(weights) > 1e6:
                 raise ValueError("data.train_weights must be within 0 and 1,000,000, and one must be positive")
+        if self.parallel.cuda_graphs and (self.parallel.data == "fsdp" or self.model.recompute != "none"):
+            raise ValueError("parallel.cuda_graphs needs parallel.data ddp and model.recompute none")
+        if self.parallel.cuda_graphs and self.model.attention == "flash":
+            raise ValueError("parallel.cuda_graphs cannot repeat model.attention flash (it reads lengths)")
         if self.objective.lm and self.model.top_layers == 0:
             raise ValueError("objective.lm trains nothing while model.top_layers is 0 (head only)")
         if self.eval.every and not data.eval:

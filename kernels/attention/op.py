@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.attention import reference
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.attention import flash, reference
+from rmfast.kernels.common import IMPLEMENTATIONS, check, maths_dtype, use_triton
 
 MAX_HEAD_DIM = 256
 
@@ -70,6 +70,43 @@ def _grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
 _attend.register_autograd(_grad, setup_context=_setup)
 
 
+@custom_op("rmfast::flash_prefix_attention", mutates_args=())
+def _flash(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return flash.flash_attention_fwd(q, k, v, layout, scale)
+
+
+@_flash.register_fake
+def _(q, k, v, layout, scale):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
+
+
+@custom_op("rmfast::flash_prefix_attention_backward", mutates_args=())
+def _flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return flash.flash_attention_bwd(grad, q, k, v, out, lse, layout, scale)
+
+
+@_flash_backward.register_fake
+def _(grad, q, k, v, out, lse, layout, scale):  # type: ignore[no-untyped-def]
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _flash_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, v, layout, ctx.scale = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, layout)
+
+
+def _flash_grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    dq, dk, dv = _flash_backward(grad, *ctx.saved_tensors, ctx.scale)
+    return dq, dk, dv, None, None
+
+
+_flash.register_autograd(_flash_grad, setup_context=_flash_setup)
+
+
 def prefix_attention(
     q: Tensor,
     k: Tensor,
@@ -92,13 +129,14 @@ def prefix_attention(
         scale: of the logits; default D ** -0.5.
         window: a query sees the `window` nearest keys, itself included, counted by position in its own sequence.
         softcap: logits become softcap * tanh(logits / softcap).
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton", "flash" or "reference". "flash" is torch's own flash attention, called twice: CUDA, fp16
+            or bf16, D a multiple of 8 up to 256, no rows, window or softcap. "auto" never takes it.
 
     Returns:
         [T, Hq, D] (or [S, Hq, D]) in q's dtype.
 
     Raises:
-        ValueError: shapes, head counts or options that do not fit together.
+        ValueError: shapes, head counts or options that do not fit together, or that `impl` cannot take.
     """
     op = "prefix_attention"
     check(q.dim() == k.dim() == v.dim() == 3, op, "q, k, v must be [tokens, heads, head_dim]")
@@ -113,6 +151,12 @@ def prefix_attention(
     check(window is None or window > 0, op, f"window must be positive, got {window}")
     check(softcap is None or softcap > 0, op, f"softcap must be positive, got {softcap}")
     scale = q.shape[2] ** -0.5 if scale is None else scale
+    engines = (*IMPLEMENTATIONS, "flash")
+    check(impl in engines, op, f"impl must be one of {', '.join(engines)}, got {impl!r}")
+    if impl == "flash":
+        missing = flash.refusal(q.device, q.dtype, q.shape[2], rows is not None, window, softcap)
+        check(missing is None, op, f"impl='flash' is not possible: {missing}")
+        return _flash(q, k, v, layout, scale)[0]
     refusal = f"head_dim {q.shape[2]} is above {MAX_HEAD_DIM}" if q.shape[2] > MAX_HEAD_DIM else None
     if not use_triton(op, impl, q, refusal=refusal):
         # The reference walks over the groups on the host, which a compiled graph cannot.

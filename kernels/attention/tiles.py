@@ -26,6 +26,12 @@ HALF: dict[Pass, tuple[tuple[int, Tile], ...]] = {
     "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(64, 64, 8, 2)), (256, Tile(64, 16, 8, 2))),
     "dkv": ((64, Tile(64, 32, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
 }
+# The same where a head's values do not begin at a multiple of 16 elements: their loads are narrow and take registers.
+NARROW: dict[Pass, tuple[tuple[int, Tile], ...]] = {
+    "fwd": ((64, Tile(64, 64, 8, 2)), (256, Tile(32, 32, 8, 2))),
+    "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(32, 32, 8, 2)), (256, Tile(16, 32, 8, 2))),
+    "dkv": HALF["dkv"],
+}
 # fp32 is multiplied exactly, without tensor cores.
 FULL: dict[Pass, tuple[tuple[int, Tile], ...]] = {
     "fwd": ((64, Tile(32, 32, 4, 1)), (128, Tile(32, 16, 8, 1)), (256, Tile(16, 16, 4, 1))),
@@ -40,6 +46,6 @@ def tile(which: Pass, q: Tensor, rows: bool) -> Tile:
         return Tile(16, 16, 4, 1)
     if capability(q) == (0, 0):
         return Tile(16, 32, 4, 1)
-    table = (HALF if q.dtype.itemsize == 2 else FULL)[which]
-    found = next(t for width, t in table if q.shape[2] <= width)
+    table = FULL if q.dtype.itemsize == 4 else NARROW if q.shape[2] % 16 else HALF
+    found = next(t for width, t in table[which] if q.shape[2] <= width)
     return found._replace(queries=16, warps=4) if rows else found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmfast.data.pack import Pack, build_pack
+from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
 
@@ -33,7 +34,7 @@ class Totals:
 class Step:
     """One optimizer step: this rank's packs and the global batch's totals and rows.
 
-    `epoch` is how many are done after it; `padding` counts the tokens that all ranks' packs without work hold.
+    `epoch` is how many are done after it; `padding` counts tokens on all ranks that belong to no group.
     """
 
     number: int
@@ -59,12 +60,18 @@ def totals_of(table: GroupTable, rows: np.ndarray) -> Totals:
 
 
 def rank_packs(
-    table: GroupTable, rows: np.ndarray, *, ranks: int, rank: int, budget: int, lm: bool = False
+    table: GroupTable, rows: np.ndarray, *, ranks: int, rank: int, budget: int, lm: bool = False, fixed: bool = False
 ) -> tuple[list[Pack], int]:
-    """This rank's share of some rows, in packs, and the number of packs without work on all ranks."""
+    """This rank's share of some rows, in packs, and the number of tokens on all ranks that belong to no group.
+
+    With `fixed` every pack is padded to the budget (see `pad_pack`).
+    """
     plan = plan_packs(table.stored[rows], ranks=ranks, budget=budget)
-    idle = sum(not len(pack) for packs in plan for pack in packs)
-    return [build_pack(table, rows[pack], lm=lm) for pack in plan[rank]], idle
+    packs = [build_pack(table, rows[pack], lm=lm) for pack in plan[rank]]
+    if fixed:
+        whole = sum(len(packs) for packs in plan) * budget
+        return [pad_pack(pack, budget) for pack in packs], whole - int(table.stored[rows].sum())
+    return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
 class StepLoader:
@@ -82,22 +89,25 @@ class StepLoader:
         budget: int,
         lm: bool = False,
         pin: bool = False,
+        fixed: bool = False,
     ) -> None:
         self.table, self.plan = table, plan
         self.first, self.last = first, last
-        self.ranks, self.rank, self.budget, self.lm, self.pin = ranks, rank, budget, lm, pin
+        self.ranks, self.rank, self.budget, self.lm = ranks, rank, budget, lm
+        self.pin, self.fixed = pin, fixed
 
     def build(self, number: int) -> Step:
         """One step, whatever came before it."""
         _, rows = self.plan.step(number)
-        packs, idle = rank_packs(self.table, rows, ranks=self.ranks, rank=self.rank, budget=self.budget, lm=self.lm)
+        share = {"ranks": self.ranks, "rank": self.rank, "budget": self.budget, "lm": self.lm, "fixed": self.fixed}
+        packs, padding = rank_packs(self.table, rows, **share)  # type: ignore[arg-type]
         return Step(
             number=number,
             epoch=self.plan.progress(number),
             packs=[p.pin() for p in packs] if self.pin else packs,
             totals=totals_of(self.table, rows),
             rows=rows,
-            padding=idle,
+            padding=padding,
         )
 
     def __iter__(self) -> Iterator[Step]:

@@ -1,6 +1,7 @@
 """A pack: the tensors of some prompt groups, laid end to end without padding."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,35 +17,38 @@ class Pack:
 
     `scored` is each response's last token, inside the shared prefix where the response ends there. `better` and
     `worse` index S. `lm_rows` are the tokens from whose hidden state `lm_targets` are predicted. `responses` are the
-    numbers that the table gives the S responses (host only). A pack without work holds one token and no edge;
-    its `responses` is empty though `scored` is not.
+    numbers that the table gives the responses (host only). A pack without work holds one token, which is scored though
+    no response ends there, and no edge.
     """
 
     tokens: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     layout: Tensor  # int32 [4, T]
     scored: Tensor  # int64 [S]
+    is_response: Tensor  # bool [S]
     better: Tensor  # int64 [E]
     worse: Tensor  # int64 [E]
     margin: Tensor  # float32 [E]
     target: Tensor  # float32 [E]
     weight: Tensor  # float32 [E]
     lm_rows: Tensor  # int64 [L]
-    lm_targets: Tensor  # int64 [L]
+    lm_targets: Tensor  # int64 [L], -1 where nothing is predicted
     groups: np.ndarray  # int64 [groups], rows of the table
     responses: np.ndarray  # int64 [S]
+
+    def tensors(self) -> dict[str, Any]:
+        """What a device needs of the pack, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
 
     def to(self, device: torch.device) -> "Pack":
         """The pack on a device; copies from pinned memory do not wait."""
         if device.type == "cpu":
             return self
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors().items()})
 
     def pin(self) -> "Pack":
         """The pack in page-locked memory."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
-        return replace(self, **{name: t.pin_memory() for name, t in tensors.items()})
+        return replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
 
 
 def empty_pack() -> Pack:
@@ -55,6 +59,7 @@ def empty_pack() -> Pack:
         positions=zero,
         layout=prefix_layout([(1, ())]),
         scored=zero,
+        is_response=zero.bool(),
         better=none,
         worse=none,
         margin=none.float(),
@@ -118,13 +123,15 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
                 lm_rows.append(sequence[answer - 1 : -1])
                 lm_targets.append(stored[sequence[answer:] - start])
         start, offset = int(ends[-1]), offset + len(suffixes)
+    ends_of_responses = torch.from_numpy(np.concatenate(scored))
     join = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in edges.items()}
     empty = [np.empty(0, np.int64)]
     return Pack(
         tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
         positions=torch.from_numpy(np.concatenate(positions).astype(np.int64)),
         layout=prefix_layout(shape),
-        scored=torch.from_numpy(np.concatenate(scored)),
+        scored=ends_of_responses,
+        is_response=torch.ones_like(ends_of_responses, dtype=torch.bool),
         **join,
         lm_rows=torch.from_numpy(np.concatenate(lm_rows or empty)),
         lm_targets=torch.from_numpy(np.concatenate(lm_targets or empty).astype(np.int64)),

@@ -15,6 +15,7 @@ FAMILIES = {
     "qwen2": "Qwen2 and Qwen2.5",
     "qwen3": "Qwen3",
 }
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of activations, by their name in a config
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 

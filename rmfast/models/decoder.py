@@ -22,7 +22,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         c = self.config = config
         self.window = c.windows[index]
-        self.dropout, self.impl = dropout, impl
+        self.dropout, self.impl, self.attention_impl = dropout, impl, impl
         self.sizes = (c.heads * c.head_dim, 2 * c.kv_heads * c.head_dim)  # queries; keys and values
         self.attention_norm = Norm(c.width)
         self.qkv = factory.linear(c.width, sum(self.sizes), c.qkv_bias)
@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
                 scale=c.rope_scale,
                 impl=impl,
             )
-            return self.out(prefix_attention(q, k, v, layout, window=self.window, impl=impl).flatten(1))
+            return self.out(self.attend(q, k, v, layout))
         if rows is None:
             q, kv = self.qkv(normed).split(self.sizes, dim=-1)
         else:
@@ -85,10 +85,14 @@ class DecoderLayer(nn.Module):
             k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
         if rows is None:
             q, k = turn(q, k, positions)
-        else:
-            q, _ = turn(q, q[:, :0], positions[rows])
-            _, k = turn(k[:, :0], k, positions)
+            return self.out(self.attend(q, k, v, layout))
+        q, _ = turn(q, q[:, :0], positions[rows])
+        _, k = turn(k[:, :0], k, positions)
         return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
+        impl = self.attention_impl if self.window is None else self.impl
+        return prefix_attention(q, k, v, layout, window=self.window, impl=impl).flatten(1)
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
@@ -118,10 +122,18 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         factory = factory or NativeLayers()
-        self.config, self.dtype, self.recompute, self.impl = config, dtype, recompute, impl
+        self.config, self.dtype, self.recompute = config, dtype, recompute
+        self.impl = self.attention_impl = impl
         self.first_trained = 0
         self.embed = factory.embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config, i, factory, dropout, impl) for i in range(config.layers))
+
+    def attend_with(self, impl: str) -> None:
+        """Another `impl` of attention over whole packs, in layers without a window: also "flash"."""
+        self.attention_impl = impl
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.attention_impl = impl
 
     def forward(self, tokens: Tensor, positions: Tensor, layout: Tensor, rows: Tensor) -> Tensor:
         """Hidden states at some tokens of a pack, before the final norm.

@@ -22,6 +22,7 @@ KEPT = {
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.rmfast.prefix_attention.default,
+    torch.ops.rmfast.flash_prefix_attention.default,
 }
 
 

@@ -66,7 +66,7 @@ class RewardNetwork(nn.Module):
             return Outputs(scores, None)
         normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps, impl=impl)
         table = self.decoder.embed.weight if self.lm_head is None else self.lm_head.weight
-        log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets, impl=impl)
+        log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets.clamp(min=0), impl=impl)
         return Outputs(scores, log_prob)
 
     def freeze(self, top_layers: int) -> None:

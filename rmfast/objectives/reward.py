@@ -10,8 +10,10 @@ from rmfast.kernels import ranking_loss
 
 
 class EdgePack(Protocol):
-    """What the objective reads of a pack: edges [E], and how many of the S scores belong to responses."""
+    """What the objective reads of a pack: edges [E], which of the S scores are responses', and LM targets [L]."""
 
+    @property
+    def is_response(self) -> Tensor: ...
     @property
     def better(self) -> Tensor: ...
     @property
@@ -22,15 +24,17 @@ class EdgePack(Protocol):
     def target(self) -> Tensor: ...
     @property
     def weight(self) -> Tensor: ...
+    @property
+    def lm_targets(self) -> Tensor: ...
 
 
 class BatchTotals(Protocol):
-    """What sums over a global batch are divided by."""
+    """What sums over a global batch are divided by: numbers, or scalars on the device."""
 
     @property
-    def weight(self) -> float: ...
+    def weight(self) -> Tensor | float: ...
     @property
-    def lm_tokens(self) -> int: ...
+    def lm_tokens(self) -> Tensor | float: ...
 
 
 SUMS = ("loss", "ranking_loss", "lm_loss", "correct", "margin", "reward")
@@ -61,15 +65,14 @@ class RewardObjective:
     impl: str = "auto"
 
     def __call__(
-        self, scores: Tensor, log_prob: Tensor | None, pack: EdgePack, totals: BatchTotals, responses: int
+        self, scores: Tensor, log_prob: Tensor | None, pack: EdgePack, totals: BatchTotals
     ) -> tuple[Tensor, Statistics]:
         """The pack's share of the global batch's loss.
 
         Args:
             scores: [S, M]; with M heads the loss is the mean over heads.
-            log_prob: [L] or None.
+            log_prob: [L] or None; targets of -1 do not count.
             totals: of the global batch.
-            responses: how many of the S scores belong to responses (0 in a pack without work).
 
         Returns:
             Loss (a scalar that carries gradients) and detached statistics.
@@ -88,19 +91,17 @@ class RewardObjective:
         loss = ranking
         lm_loss = torch.zeros_like(ranking)
         if self.lm and log_prob is not None:
-            lm_loss = -log_prob.sum() / max(totals.lm_tokens, 1)
+            count = totals.lm_tokens
+            count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+            lm_loss = -log_prob.where(pack.lm_targets >= 0, 0.0).sum() / count
             loss = loss + self.lm * lm_loss
-        return loss, _statistics(loss, ranking, lm_loss, scores, pack, responses)
+        return loss, _statistics(loss, ranking, lm_loss, scores, pack)
 
 
 @torch.no_grad()
-def _statistics(
-    loss: Tensor, ranking: Tensor, lm_loss: Tensor, scores: Tensor, pack: EdgePack, responses: int
-) -> Statistics:
-    rewards = scores.detach().mean(1)
+def _statistics(loss: Tensor, ranking: Tensor, lm_loss: Tensor, scores: Tensor, pack: EdgePack) -> Statistics:
+    rewards, counted = scores.detach().mean(1), pack.is_response
     gap = rewards[pack.better] - rewards[pack.worse]
-    parts = [loss, ranking, lm_loss, (gap > 0).sum().to(loss.dtype), gap.sum(), rewards[:responses].sum()]
-    if not responses:
-        return Statistics(torch.stack(parts), torch.full_like(rewards[:1], -torch.inf).expand(2))
-    low, high = rewards.aminmax()
-    return Statistics(torch.stack(parts), torch.stack((high, -low)))
+    parts = [loss, ranking, lm_loss, (gap > 0).sum().to(loss.dtype), gap.sum(), rewards.where(counted, 0.0).sum()]
+    extrema = torch.stack((rewards, -rewards)).where(counted, -torch.inf).amax(1)
+    return Statistics(torch.stack(parts), extrema)

@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
+from rmfast.kernels.attention import flash_lengths
 from rmfast.models.reward import RewardNetwork
-from rmfast.objectives.reward import SUMS, RewardObjective, Statistics
+from rmfast.objectives.reward import SUMS, BatchTotals, RewardObjective, Statistics
 from rmfast.parallel.engine import ReadRows, Shard
+from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
 from rmfast.parallel.world import World
 
@@ -37,12 +39,22 @@ class NativeEngine:
         options: of the optimizer.
         data_parallel: how more than one process shares the work: "ddp" holds the model whole, "fsdp" shards weights,
             gradients and optimizer state.
+        recorder: run packs by graphs that it records; packs must then be padded. Not with "fsdp".
     """
 
     def __init__(
-        self, network: RewardNetwork, *, world: World, options: AdamWOptions, data_parallel: DataParallel = "ddp"
+        self,
+        network: RewardNetwork,
+        *,
+        world: World,
+        options: AdamWOptions,
+        data_parallel: DataParallel = "ddp",
+        recorder: Recorder | None = None,
     ) -> None:
         self.world, self.device = world, world.device
+        self.recorder = recorder
+        self.gradients: FlatGradients | None = None
+        self._graphs: dict[RewardObjective, PackGraphs] = {}
         self.network = network
         self.sharded = world.size > 1 and data_parallel == "fsdp"
         self.module: nn.Module = network
@@ -50,7 +62,9 @@ class NativeEngine:
             self._shard()
         else:
             network.to(self.device)
-            if world.size > 1:
+            if recorder is not None:
+                self.gradients = FlatGradients(network.parameters())
+            elif world.size > 1:
                 # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
                 # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
                 self.module = DistributedDataParallel(network, find_unused_parameters=True)
@@ -78,16 +92,33 @@ class NativeEngine:
         collected = []
         for i, pack in enumerate(packs):
             with self._reduce_gradients(i == len(packs) - 1):
-                inputs = pack.to(self.device)
-                scores, log_prob = self.module(inputs)
-                loss, statistics = objective(scores, log_prob, inputs, totals, len(pack.responses))
-                if loss.requires_grad:
-                    loss.backward()
-                collected.append(statistics)
+                collected.append(self._run(pack, objective, totals))
+        if self.gradients is not None:
+            self.world.sum_(self.gradients.buffer)
         sums = torch.stack([s.sums for s in collected]).sum(0)
         extrema = torch.stack([s.extrema for s in collected]).amax(0)
         self._loss = self.world.sum_(sums)[SUMS.index("loss")]
         return Statistics(sums, self.world.max_(extrema))
+
+    def _inputs(self, pack: Pack) -> Pack:
+        inputs = pack.to(self.device)
+        if self.network.decoder.attention_impl == "flash":
+            flash_lengths(inputs.layout, host=pack.layout)
+        return inputs
+
+    def _run(self, pack: Pack, objective: RewardObjective, totals: Totals) -> Statistics:
+        def compute(pack: Pack, totals: BatchTotals) -> Statistics:
+            scores, log_prob = self.module(pack)
+            loss, statistics = objective(scores, log_prob, pack, totals)
+            if loss.requires_grad:
+                loss.backward()
+            return statistics
+
+        if self.gradients is None or self.recorder is None:
+            return compute(self._inputs(pack), totals)
+        if objective not in self._graphs:
+            self._graphs[objective] = PackGraphs(compute, self.gradients, self.recorder)
+        return self._graphs[objective](pack, totals)
 
     @contextlib.contextmanager
     def _reduce_gradients(self, now: bool):  # type: ignore[no-untyped-def]
@@ -102,13 +133,18 @@ class NativeEngine:
     def optimizer_step(self, lr: float) -> Tensor:
         """See `Engine`."""
         # A loss may overflow where its gradient does not: such a step is left out as well.
-        return self.optimizer.step(lr, None if self._loss is None else self._loss.isfinite())
+        norm = self.optimizer.step(lr, None if self._loss is None else self._loss.isfinite())
+        if self.gradients is None:
+            self.optimizer.zero_grad()
+        else:
+            self.gradients.buffer.zero_()
+        return norm
 
     @torch.no_grad()
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:
         """See `Engine`."""
         self.network.eval()
-        return [self.network(pack.to(self.device)).scores for pack in packs]
+        return [self.network(self._inputs(pack)).scores for pack in packs]
 
     def _start(self, tensor: Tensor) -> int:
         """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""

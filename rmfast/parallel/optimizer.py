@@ -49,7 +49,7 @@ class Optimizer:
         self.steps = torch.zeros((), dtype=torch.float32, device=world.device)  # taken; those left out do not count
 
     def step(self, lr: float, valid: Tensor | None = None) -> Tensor:
-        """Clip and apply the gradients, then drop them.
+        """Clip and apply the gradients.
 
         Args:
             valid: bool, a scalar on the device; where it is false the step is left out too.
@@ -78,9 +78,12 @@ class Optimizer:
             grad_scale=((norm + 1e-6) / clip).clamp(min=1.0) if clip else None,
             skip=~good,
         )
+        return norm
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
         for parameter in self.parameters.values():
             parameter.grad = None
-        return norm
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device."""

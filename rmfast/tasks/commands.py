@@ -20,10 +20,9 @@ from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import RewardModel, load, model_folder
 from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths, tokenisable
 from rmfast.evaluation.score import evaluate_table, score_table
+from rmfast.models.config import DTYPES
 from rmfast.report.summary import accuracy_line, verdict
 from rmfast.trainer.log import finite_or_null, say
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def report(options: Namespace) -> None:

@@ -25,21 +25,21 @@ from rmfast.errors import UserError
 from rmfast.evaluation.score import evaluate_table
 from rmfast.kernels import describe
 from rmfast.kernels.common import use_triton
-from rmfast.models.config import decoder_config
+from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import first_line, load_network, read_config
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
+from rmfast.tasks.attention import choose_attention
 from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
 from rmfast.trainer.flops import peak_flops, step_flops
 from rmfast.trainer.log import RunLog, finite_or_null, say
 from rmfast.trainer.loop import LoopOptions, Progress, fit
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(config: Config) -> None:
@@ -120,7 +120,15 @@ class RewardRun:
         self.first_trained = network.decoder.first_trained
         optim = config.optim
         options = AdamWOptions(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, clip=optim.clip)
-        self.engine = NativeEngine(network, world=world, options=options, data_parallel=config.parallel.data)
+        recorder = None
+        if config.parallel.cuda_graphs:
+            if world.device.type != "cuda":
+                raise UserError("parallel.cuda_graphs: there is no GPU here")
+            recorder = CudaRecorder(world.device)
+        self.engine = NativeEngine(
+            network, world=world, options=options, data_parallel=config.parallel.data, recorder=recorder
+        )
+        self.attention = ""
         self.log: RunLog | None = None
 
     def _network(self) -> RewardNetwork:
@@ -149,6 +157,10 @@ class RewardRun:
         """Train, evaluate, export, report."""
         config, world = self.config, self.world
         progress = self._resume()
+        self.attention = choose_attention(
+            config, self.decoder_config, self.table, self.plan, world, self.attention or None
+        )
+        self.engine.network.decoder.attend_with(self.attention)
         if world.main:
             self._announce(progress)
             try:
@@ -185,7 +197,8 @@ class RewardRun:
         mode = f" ({self.config.parallel.data})" if self.world.size > 1 else ""
         say(
             f"{model.path}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained, {model.dtype}, "
-            f"{self.world.size} x {self.world.device.type}{mode}, {describe(self.world.device, model.kernels)}; "
+            f"{self.world.size} x {self.world.device.type}{mode}, {describe(self.world.device, model.kernels)}"
+            f"{', flash attention' if self.attention == 'flash' else ''}; "
             f"{self.total:,} steps of {data.pairs_per_step} groups"
         )
         if progress.step:
@@ -204,6 +217,7 @@ class RewardRun:
             budget=config.data.tokens_per_pack,
             lm=objective.lm > 0,
             pin=world.device.type == "cuda",
+            fixed=config.parallel.cuda_graphs,
         )
         optim = config.optim
         warmup = round(optim.warmup * self.total) if optim.warmup < 1 else round(optim.warmup)
@@ -292,6 +306,7 @@ class RewardRun:
                     "never (moves it aside), or choose another run.dir"
                 )
             self.engine.load_state(read)
+        self.attention = saved["attention"]
         return Progress(saved["step"], saved["num_tokens"], saved["num_computed_tokens"])
 
     def _settings(self) -> dict[str, Any]:
@@ -307,6 +322,7 @@ class RewardRun:
     def save(self, progress: Progress) -> None:
         """Write a checkpoint of the step that was just done."""
         values = vars(progress) | {"data_key": self._data_key(), "settings": self._settings()}
+        values["attention"] = self.attention
 
         def extras(folder: Path) -> None:
             self.hf.save_pretrained(folder)

@@ -1,6 +1,6 @@
 """The objective and its statistics, against sums over edges by hand; parts of a global batch add up to it."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,9 +20,16 @@ class Edges:
     margin: Tensor
     target: Tensor
     weight: Tensor
+    is_response: Tensor = torch.ones(8, dtype=torch.bool)
+    lm_targets: Tensor = torch.arange(5)
 
-    def __getitem__(self, part: slice) -> "Edges":
-        return Edges(*(getattr(self, f.name)[part] for f in fields(self)))
+    def part(self, edges: slice, targets: slice, responses: int = 8) -> "Edges":
+        values = {name: getattr(self, name)[edges] for name in EDGE}
+        return Edges(**values, is_response=self.is_response[:responses], lm_targets=self.lm_targets[targets])
+
+
+EDGE = ("better", "worse", "margin", "target", "weight")
+IDLE = {"is_response": torch.zeros(1, dtype=torch.bool), "lm_targets": torch.arange(0)}
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Edges, Totals]:
 def ranking_by_hand(scores: Tensor, edges: Edges, center: float) -> Tensor:
     """Mean over heads of the weighted mean over edges."""
     total = torch.zeros(())
-    for b, w, margin, target, weight in zip(*(getattr(edges, f.name) for f in fields(edges)), strict=True):
+    for b, w, margin, target, weight in zip(*(getattr(edges, name) for name in EDGE), strict=True):
         d = scores[b] - scores[w] - margin
         loss = -target * F.logsigmoid(d) - (1 - target) * F.logsigmoid(-d) + center * (scores[b] + scores[w]) ** 2
         total = total + weight * loss.mean()
@@ -66,7 +73,7 @@ def figures(statistics: Statistics) -> dict[str, float]:
 @pytest.mark.parametrize("lm", [0.0, 0.5])
 def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
     scores, log_prob, edges, totals = made(heads)
-    loss, statistics = RewardObjective(center=center, lm=lm)(scores, log_prob, edges, totals, 8)
+    loss, statistics = RewardObjective(center=center, lm=lm)(scores, log_prob, edges, totals)
     ranking, lm_loss = ranking_by_hand(scores, edges, center), -log_prob.mean()
     expected = ranking + lm * lm_loss
     torch.testing.assert_close(loss, expected)
@@ -82,7 +89,7 @@ def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
 @pytest.mark.parametrize("heads", [1, 3])
 def test_statistics(heads: int) -> None:
     scores, _, edges, totals = made(heads)
-    _, statistics = RewardObjective()(scores, None, edges, totals, 8)
+    _, statistics = RewardObjective()(scores, None, edges, totals)
     rewards = scores.detach().mean(1).numpy()
     gaps = rewards[edges.better] - rewards[edges.worse]
     found = figures(statistics)
@@ -96,11 +103,11 @@ def test_statistics(heads: int) -> None:
 def test_parts_of_a_global_batch_add_up() -> None:
     objective = RewardObjective(center=0.1, lm=0.5)
     scores, log_prob, edges, totals = made(2)
-    whole, all_statistics = objective(scores, log_prob, edges, totals, 8)
+    whole, all_statistics = objective(scores, log_prob, edges, totals)
     # Scores of a part keep their numbers here; a pack without work brings one score and no edge.
-    first, a = objective(scores, log_prob[:2], edges[:4], totals, 8)
-    second, b = objective(scores, log_prob[2:], edges[4:], totals, 8)
-    idle, c = objective(scores[:1], log_prob[:0], edges[:0], totals, 0)
+    first, a = objective(scores, log_prob[:2], edges.part(slice(4), slice(2)), totals)
+    second, b = objective(scores, log_prob[2:], edges.part(slice(4, None), slice(2, None)), totals)
+    idle, c = objective(scores[:1], log_prob[:0], replace(edges.part(slice(0), slice(0)), **IDLE), totals)
     torch.testing.assert_close(first + second + idle, whole)
     total = a.sums + b.sums + c.sums
     twice = all_statistics.sums.clone()
@@ -113,7 +120,9 @@ def test_parts_of_a_global_batch_add_up() -> None:
 @pytest.mark.parametrize("lm", [0.0, 0.5])
 def test_a_pack_without_work(lm: float) -> None:
     scores, log_prob, edges, totals = made()
-    loss, statistics = RewardObjective(center=0.1, lm=lm)(scores[:1], log_prob[:0], edges[:0], totals, 0)
+    loss, statistics = RewardObjective(center=0.1, lm=lm)(
+        scores[:1], log_prob[:0], replace(edges.part(slice(0), slice(0)), **IDLE), totals
+    )
     loss.backward()
     assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
     assert not statistics.sums.any() and statistics.extrema.tolist() == [-np.inf, -np.inf]
@@ -121,7 +130,7 @@ def test_a_pack_without_work(lm: float) -> None:
 
 def test_a_batch_without_weight_or_lm_tokens() -> None:
     scores, log_prob, edges, _ = made()
-    loss, _ = RewardObjective(lm=0.5)(scores, log_prob[:0], edges[:0], Totals(0.0, 0), 8)
+    loss, _ = RewardObjective(lm=0.5)(scores, log_prob[:0], edges.part(slice(0), slice(0)), Totals(0.0, 0))
     assert loss.item() == 0
 
 
@@ -129,5 +138,5 @@ def test_what_is_not_finite_shows() -> None:
     scores, log_prob, edges, totals = made()
     spoilt = scores.detach().clone()
     spoilt[2] = torch.nan
-    loss, statistics = RewardObjective()(spoilt, log_prob, edges, totals, 8)
+    loss, statistics = RewardObjective()(spoilt, log_prob, edges, totals)
     assert loss.isnan() and statistics.sums[SUMS.index("loss")].isnan()

@@ -68,6 +68,7 @@ def test_equal_to_torch_with_the_decay_groups_of_transformers(clip: float, decay
         mine.backward()
         other.backward()
         norm = optimizer.step(lr)
+        optimizer.zero_grad()
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), clip or float("inf"))
         for group in reference.param_groups:
             group["lr"] = lr
@@ -93,11 +94,14 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
             before = snapshot(ours, optimizer)
             assert not optimizer.step(1e-2).isfinite()
             assert all(torch.equal(a, b) for a, b in zip(before, snapshot(ours, optimizer), strict=True))
+            optimizer.zero_grad()
             assert all(parameter.grad is None for parameter in ours.parameters())
             continue
         other.backward()
         assert optimizer.step(1e-2).isfinite()
         reference.step(1e-2)
+        optimizer.zero_grad()
+        reference.zero_grad()
     assert all(torch.equal(a, b) for a, b in zip(snapshot(ours, optimizer), snapshot(theirs, reference), strict=True))
 
 
@@ -109,6 +113,7 @@ def test_a_step_that_is_not_valid_changes_nothing_though_its_gradient_is_finite(
     before = snapshot(ours, optimizer)
     assert optimizer.step(1e-2, torch.tensor(False)).isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(ours, optimizer), strict=True))
+    optimizer.zero_grad()
     second.backward()
     optimizer.step(1e-2, torch.tensor(True))
     assert not torch.equal(before[0], ours.embed.weight)

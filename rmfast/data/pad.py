@@ -1,0 +1,55 @@
+"""Packs of fixed shapes, for CUDA graphs: what is added computes nothing that counts."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmfast.data.pack import Pack
+from rmfast.kernels import prefix_layout
+
+SMALLEST = 16
+
+
+def round_up(count: int) -> int:
+    """The next power of two, at least 16; so packs of many sizes have few shapes."""
+    return max(SMALLEST, 1 << (count - 1).bit_length()) if count else 0
+
+
+def pad_pack(pack: Pack, tokens: int) -> Pack:
+    """The pack with more tokens, scores, edges and LM targets behind its own.
+
+    An added token is a group of its own, so that it costs attention nothing; added edges weigh 0, added scores are no
+    responses, added targets are -1.
+
+    Args:
+        tokens: T afterwards, at least the pack's. S, E and L are rounded up; the latter two to 0 or at least 16.
+    """
+    more = tokens - len(pack.tokens)
+    if more < 0:
+        raise ValueError(f"a pack of {len(pack.tokens)} tokens cannot be padded to {tokens}")
+    start = len(pack.tokens)
+    layout = prefix_layout([(1, ())] * more) + start
+    scores = round_up(len(pack.scored)) - len(pack.scored)
+    edges = max(round_up(len(pack.better)), SMALLEST) - len(pack.better)
+    targets = round_up(len(pack.lm_rows)) - len(pack.lm_rows)
+
+    def end(tensor: Tensor, count: int, value: float) -> Tensor:
+        return F.pad(tensor, (0, count), value=value)
+
+    return replace(
+        pack,
+        tokens=end(pack.tokens, more, 0),
+        positions=end(pack.positions, more, 0),
+        layout=torch.cat((pack.layout, layout), 1),
+        scored=end(pack.scored, scores, 0),
+        is_response=end(pack.is_response, scores, False),
+        better=end(pack.better, edges, 0),
+        worse=end(pack.worse, edges, 0),
+        margin=end(pack.margin, edges, 0),
+        target=end(pack.target, edges, 1),
+        weight=end(pack.weight, edges, 0),
+        lm_rows=end(pack.lm_rows, targets, 0),
+        lm_targets=end(pack.lm_targets, targets, -1),
+    )

@@ -1,0 +1,154 @@
+"""Padded packs compute what the packs alone do, and steps repeated from a recording what fresh steps do."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rmfast.data.loader import rank_packs, totals_of
+from rmfast.data.pack import Pack, empty_pack
+from rmfast.data.pad import pad_pack, round_up
+from rmfast.models.hf import load_network
+from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.parallel.native import NativeEngine
+from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.world import World
+from tests.tiny import Group, assert_close_by_norm, gradients, group_of, save_hf_model, table_of
+
+OPTIONS = AdamWOptions(weight_decay=0.1, clip=0.5)
+OBJECTIVE = RewardObjective(center=0.01, lm=0.3, impl="triton")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs") / "model"
+    save_hf_model("llama", folder, tie_word_embeddings=True)
+    return folder
+
+
+def network_of(model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32) -> RewardNetwork:
+    return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=dtype)[0]
+
+
+def batches() -> list[list[Group]]:
+    """Global batches of differing shapes; one group's response ends inside the prefix."""
+    g = np.random.default_rng(5)
+    inside = Group([[1, 7, 8], [1, 7, 8, 9]], ((1, 0),))
+    return [
+        [group_of(g, 7, [4, 2], [(0, 1)]), group_of(g, 3, [5, 6, 1], [(2, 0), (2, 1)])],
+        [inside, group_of(g, 5, [3, 2], [(1, 0)])],
+        [group_of(g, 2, [9, 3], [(0, 1)])],
+    ]
+
+
+class ReplayOnTheCpu:
+    """What a CUDA graph does: the ops of the recorded run again, on the same memory, with the same Python values."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+        class Record(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                assert func is not torch.ops.aten._local_scalar_dense.default, "reads the device"
+                out = func(*args, **(kwargs or {}))
+                calls.append((func, args, kwargs or {}, out))
+                return out
+
+        with Record():
+            run()
+
+        @torch.no_grad()
+        def replay() -> None:
+            self.replayed += 1
+            for func, args, kwargs, out in calls:
+                again = func(*args, **kwargs)
+                for old, new in zip(_tensors(out), _tensors(again), strict=True):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+        return replay
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    parts = out if isinstance(out, tuple | list) else [out]
+    return [t for t in parts if isinstance(t, Tensor)]
+
+
+def backward(network: RewardNetwork, pack: Pack, totals: Any) -> tuple[Statistics, dict[str, Tensor]]:
+    network.train().zero_grad()
+    loss, statistics = RewardObjective(center=0.01, lm=0.3)(*network(pack), pack, totals)
+    loss.backward()
+    return statistics, gradients(network)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_padding_changes_nothing(model: Path, impl: str) -> None:
+    network = network_of(model, impl, torch.float64)
+    table = table_of(batches()[0])
+    rows = np.arange(len(table))
+    [pack], padding = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True)
+    [fixed], added = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True, fixed=True)
+    assert padding == 0 and added == 64 - len(pack.tokens) > 0
+    assert {len(fixed.scored), len(fixed.better)} == {16} and fixed.layout.shape == (4, 64)
+    statistics, grads = backward(network, pack, totals_of(table, rows))
+    padded_statistics, padded_grads = backward(network, fixed, totals_of(table, rows))
+    torch.testing.assert_close(padded_statistics.sums, statistics.sums)
+    torch.testing.assert_close(padded_statistics.extrema, statistics.extrema)
+    assert statistics.sums[0] > 0 and statistics.sums[2] > 0  # loss and LM loss are there to be spoilt
+    assert_close_by_norm(padded_grads, grads, 1e-12)
+
+
+def test_few_shapes() -> None:
+    assert [round_up(n) for n in (0, 1, 16, 17, 64, 65)] == [0, 16, 16, 32, 64, 128]
+    idle = pad_pack(empty_pack(), 8)
+    assert not idle.is_response.any() and not idle.weight.any() and len(idle.tokens) == 8
+    with pytest.raises(ValueError, match="a pack of 8 tokens cannot be padded to 4"):
+        pad_pack(idle, 4)
+
+
+def steps(model: Path, recorder: ReplayOnTheCpu | None) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Three epochs of the batches in small packs; norms and statistics of each step, and the final weights."""
+    network = network_of(model)
+    engine = NativeEngine(network, world=World(), options=OPTIONS, recorder=recorder)
+    seen = []
+    for epoch in range(3):
+        for groups in batches():
+            table = table_of(groups)
+            rows = np.arange(len(table))
+            packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=18, lm=True, fixed=True)
+            statistics = engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows))
+            norm = engine.optimizer_step(1e-2 / (epoch + 1))
+            seen.append(torch.cat([statistics.sums, statistics.extrema, norm[None]]))
+    return seen, {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
+def test_recorded_steps_are_fresh_steps(model: Path) -> None:
+    recorder = ReplayOnTheCpu()
+    fresh, weights = steps(model, None)
+    repeated, repeated_weights = steps(model, recorder)
+    assert 1 <= recorder.recorded < recorder.replayed
+    for step, (a, b) in enumerate(zip(repeated, fresh, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=f"step {step}")
+    assert all((w != 0).any() for w in weights.values())
+    assert_close_by_norm(repeated_weights, weights, 1e-5)
+    assert not torch.equal(fresh[0], fresh[3]), "training changed nothing"
+
+
+def test_scores_held_from_a_graph_stay(model: Path) -> None:
+    engine = NativeEngine(network_of(model), world=World(), options=OPTIONS, recorder=ReplayOnTheCpu())
+    kept = []
+    for groups in batches()[:2]:
+        table = table_of(groups)
+        packs, _ = rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=64, lm=True, fixed=True)
+        kept.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, np.arange(len(table)))))
+    assert not torch.equal(kept[0].sums, kept[1].sums)
