@@ -9,14 +9,16 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
+# Where make bench writes.
+RESULTS ?= runs/bench
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test check smollm2
+.PHONY: help train test check smollm2 test-gpu bench
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r name text; do \
+	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r name text; do \
 		printf '%-14s %s\n' "$$name" "$$text"; done
 
 train: $(VENV)/.package ## train a small reward model on the shipped human preferences (a few minutes on a CPU)
@@ -24,6 +26,15 @@ train: $(VENV)/.package ## train a small reward model on the shipped human prefe
 
 test: $(VENV)/.dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, without the interpreter
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "error: torch finds no CUDA device; make test runs the kernels in Triton's interpreter" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/kernels tests/models tests/parallel/test_graphs.py tests/test_csrc.py $(ARGS)
+
+bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
+	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
+	$(BIN)/python benchmarks/train_throughput.py --json $(RESULTS)/train_throughput.json
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

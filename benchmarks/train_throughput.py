@@ -296,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="throughput-") as scratch:
             result = compare(args, Path(scratch))
         if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except (UserError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,14 +1,16 @@
 """Libraries that do the same jobs, as functions of the same inputs. All need a GPU; Liger comes if it is installed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rmfast.kernels import attention
+
 Rivals = dict[str, Callable[..., Any]]
-Groups = Sequence[tuple[int, Sequence[int]]]
 
 
 def _liger(device: torch.device) -> bool:
@@ -72,10 +74,11 @@ def linear_log_prob(device: torch.device) -> Rivals:
     return {"liger (cross-entropy)": call}
 
 
-def prefix_attention(device: torch.device, layout: Tensor, groups: Groups) -> Rivals:
+def prefix_attention(device: torch.device, layout: Tensor) -> Rivals:
     if device.type != "cuda":
         return {}
-    return {"flex": flex_attention(layout), "flash + merge": FlashMerge(groups, device)}
+    flash = partial(attention.prefix_attention, impl="flash")
+    return {"flex": flex_attention(layout), "flash + merge": flash}
 
 
 def flex_attention(layout: Tensor) -> Callable[..., Tensor]:
@@ -97,87 +100,3 @@ def flex_attention(layout: Tensor) -> Callable[..., Tensor]:
         return compiled(q, k, v, block_mask=mask, enable_gqa=True)[0].transpose(0, 1)
 
     return call
-
-
-class Spans:
-    """Cumulative lengths of variable-length attention and the longest of them."""
-
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        ends = torch.tensor([0, *lengths]).cumsum(0)
-        self.ends, self.longest = ends.to(device, torch.int32), max(lengths, default=0)
-
-
-def flash_forward(
-    q: Tensor, k: Tensor, v: Tensor, queries: Spans, keys: Spans, causal: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output [T, H, D], log-sum-exp [H, T] and the two random states that the backward wants back."""
-    out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-        q, k, v, queries.ends, keys.ends, queries.longest, keys.longest, 0.0, causal, False
-    )
-    return out, lse, seed, offset
-
-
-def flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, queries: Spans, keys: Spans, causal: bool,
-    seed: Tensor, offset: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v."""
-    return torch.ops.aten._flash_attention_backward(
-        grad, q, k, v, out, lse, queries.ends, keys.ends, queries.longest, keys.longest, 0.0, causal, seed, offset
-    )
-
-
-class FlashMerge:
-    """Two calls of torch's own FlashAttention, merged: every segment by itself, then responses over their prompts.
-
-    Each part's backward is the stock one, fed the merged output and log-sum-exp: with those, its probabilities are
-    those of the whole softmax.
-    """
-
-    def __init__(self, groups: Groups, device: torch.device) -> None:
-        kept = [(p, [r for r in responses if r]) for p, responses in groups]
-        self.own = Spans([n for p, responses in kept for n in ((p,) if p else ()) + tuple(responses)], device)
-        crossing = [(p, sum(responses)) for p, responses in kept if p and sum(responses)]
-        self.answers, self.prompts = Spans([r for _, r in crossing], device), Spans([p for p, _ in crossing], device)
-        rows: list[Tensor] = []
-        prompt_rows: list[Tensor] = []
-        at = 0
-        for p, responses in kept:
-            if p and responses:
-                prompt_rows.append(torch.arange(at, at + p))
-                rows.append(torch.arange(at + p, at + p + sum(responses)))
-            at += p + sum(responses)
-        empty = [torch.empty(0, dtype=torch.int64)]
-        self.rows = torch.cat(rows or empty).to(device)
-        self.prompt_rows = torch.cat(prompt_rows or empty).to(device)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, _: Tensor) -> Tensor:
-        return _Merged.apply(q, k, v, self)
-
-
-class _Merged(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: FlashMerge) -> Tensor:
-        out, lse, *own_state = flash_forward(q, k, v, plan.own, plan.own, True)
-        rows, prompts = plan.rows, plan.prompt_rows
-        over, over_lse, *state = flash_forward(q[rows], k[prompts], v[prompts], plan.answers, plan.prompts, False)
-        own_lse = lse[:, rows]
-        both = torch.logaddexp(own_lse, over_lse)
-        share = (own_lse - both).exp().T[:, :, None]
-        merged = (out[rows] * share + over * (over_lse - both).exp().T[:, :, None]).to(q.dtype)
-        out, lse = out.index_copy(0, rows, merged), lse.index_copy(1, rows, both)
-        ctx.save_for_backward(q, k, v, out, lse, *own_state, *state)
-        ctx.plan = plan
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, out, lse, *states = ctx.saved_tensors
-        plan, rows, prompts = ctx.plan, ctx.plan.rows, ctx.plan.prompt_rows
-        dq, dk, dv = flash_backward(grad, q, k, v, out, lse, plan.own, plan.own, True, *states[:2])
-        parts = (grad[rows], q[rows], k[prompts], v[prompts], out[rows], lse[:, rows].contiguous())
-        over_q, over_k, over_v = flash_backward(*parts, plan.answers, plan.prompts, False, *states[2:])
-        dq.index_add_(0, rows, over_q)
-        dk.index_add_(0, prompts, over_k)
-        dv.index_add_(0, prompts, over_v)
-        return dq, dk, dv, None

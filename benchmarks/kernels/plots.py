@@ -97,7 +97,7 @@ def draw(result: dict[str, Any], folder: Path) -> None:
     if not result["results"]:
         print("no results, no pictures")
         return
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     roofline(result, folder / "roofline.png")
     ratios(result, folder / "ratios.png")
 

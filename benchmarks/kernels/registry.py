@@ -145,7 +145,7 @@ def prefix_attention(
         public("prefix_attention"),
         (2 * traffic, 6 * traffic),
         (2 * product, 7 * product),  # two products forward; backward S again, dP, dV, dQ, dK
-        baselines.prefix_attention(device, layout, groups),
+        baselines.prefix_attention(device, layout),
     )
 
 

@@ -275,6 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: --base {args.base}: {(error.stderr or str(error)).strip()}", file=sys.stderr)
         return 2
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.plots:
         from benchmarks.kernels.plots import draw

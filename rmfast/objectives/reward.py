@@ -1,6 +1,6 @@
 """The reward model's objective: ranking loss, and a language-model loss on the chosen responses if asked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,10 +44,12 @@ SUMS = ("loss", "ranking_loss", "lm_loss", "correct", "margin", "reward")
 @dataclass(frozen=True)
 class Statistics:
     """Detached figures of a pack: `sums` [6] (see SUMS) add up over packs and ranks, `extrema` [2] = (max reward,
-    -min reward) join by maximum. They stay on the device."""
+    -min reward) join by maximum. `figures` are scalars of a whole step, by the name of their metric. All stay on the
+    device."""
 
     sums: Tensor
     extrema: Tensor
+    figures: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,13 @@ class World:
         self.device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
         self._timeout = timedelta(minutes=timeout_minutes)
 
+    @classmethod
+    def alone(cls, world: "World") -> "World":
+        """This process without the others, on its device: a world of one."""
+        out = cls()
+        out.rank, out.size, out.device = 0, 1, world.device
+        return out
+
     def __enter__(self) -> "World":
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)

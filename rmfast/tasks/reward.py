@@ -236,7 +236,7 @@ class RewardRun:
         fit(
             self.engine,
             loader,
-            objective,
+            lambda step: self.engine.forward_backward(step.packs, objective, step.totals),
             options,
             progress,
             log=self.log,
@@ -246,6 +246,7 @@ class RewardRun:
                 self.decoder_config, step.totals, first_trained=self.first_trained, lm=objective.lm > 0
             ),
             peak=peak and peak * world.size,
+            lm=objective.lm > 0,
         )
 
     def evaluate(self, step: int, final: bool = False) -> dict[str, Any]:

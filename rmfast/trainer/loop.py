@@ -1,5 +1,6 @@
 """The loop: steps, evaluations and checkpoints in their order, and what is logged of them."""
 
+import math
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ import torch
 
 from rmfast.data.loader import Step, StepLoader
 from rmfast.errors import RunError
-from rmfast.objectives.reward import RewardObjective
+from rmfast.objectives.reward import Statistics
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.schedule import Schedule, learning_rate
 from rmfast.trainer.log import RunLog
@@ -47,7 +48,7 @@ class Progress:
 def fit(
     engine: Engine,
     loader: StepLoader,
-    objective: RewardObjective,
+    forward_backward: Callable[[Step], Statistics],
     options: LoopOptions,
     progress: Progress,
     *,
@@ -56,19 +57,22 @@ def fit(
     save: Callable[[Progress], None],
     flops: Callable[[Step], float],
     peak: float | None,
+    lm: bool = False,
 ) -> None:
     """Run the loader's steps.
 
     Args:
+        forward_backward: leaves the gradients of a step's global batch.
         log: None on ranks other than 0.
         evaluate: of the step it comes after, on all ranks; gives metrics with their eval_ prefix.
         save: writes a checkpoint, on all ranks.
+        lm: whether there is an LM loss to show.
         flops: of a step. peak: FLOP/s of all ranks' devices together; None where it is not known.
 
     Raises:
         RunError: a loss or gradient that is not finite, under on_nonfinite "stop". That step changed nothing.
     """
-    queue = MetricQueue(lm=objective.lm > 0)
+    queue = MetricQueue(lm=lm)
     clock = _Clock(options.total)
 
     def drain(leave: int, extra: dict[str, Any] | None = None) -> None:
@@ -81,7 +85,7 @@ def fit(
     for step in loader:
         # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed((options.seed * 1_000_003 + step.number) * 4096 + loader.rank)
-        statistics = engine.forward_backward(step.packs, objective, step.totals)
+        statistics = forward_backward(step)
         lr = learning_rate(
             step.number,
             peak=options.lr,
@@ -161,8 +165,12 @@ def _shown(line: StepLine) -> dict[str, Any]:
     """A line's values; of a skipped step nothing that its loss touched is a number."""
     if line.finite:
         return line.values
-    spoilt = ("loss", "margin", "mean_reward", "min_reward", "max_reward", "grad_norm", "ranking_loss", "lm_loss")
-    return {k: None if k in spoilt else v for k, v in line.values.items()} | {"accuracy": None, "skipped": True}
+    spoilt = ("loss", "margin", "mean_reward", "min_reward", "max_reward", "grad_norm", "accuracy")
+    return {k: None if k in spoilt or not _finite(v) else v for k, v in line.values.items()} | {"skipped": True}
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _nonfinite(line: StepLine, loader: StepLoader) -> str:

@@ -15,6 +15,7 @@ from rmfast.objectives.reward import SUMS, Statistics
 class _Pending:
     step: Step
     figures: Tensor
+    names: tuple[str, ...]
     ready: torch.cuda.Event | None
     extras: dict[str, Any]
 
@@ -37,7 +38,8 @@ class MetricQueue:
 
     def push(self, step: Step, statistics: Statistics, norm: Tensor, extras: dict[str, Any]) -> None:
         """Queue a step. extras: figures that the host knows already."""
-        figures = torch.cat((statistics.sums, statistics.extrema, norm.reshape(1)))
+        own = [figure.to(norm).reshape(1) for figure in statistics.figures.values()]
+        figures = torch.cat((statistics.sums, statistics.extrema, norm.reshape(1), *own))
         ready = None
         if figures.device.type == "cuda":
             host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
@@ -45,7 +47,7 @@ class MetricQueue:
             ready = torch.cuda.Event()
             ready.record()
             figures = host
-        self._pending.append(_Pending(step, figures, ready, extras))
+        self._pending.append(_Pending(step, figures, tuple(statistics.figures), ready, extras))
 
     def pop(self, leave: int = 0) -> list[StepLine]:
         """Finished steps, oldest first, but the newest `leave` ones; waits for those that it gives."""
@@ -58,7 +60,9 @@ class MetricQueue:
         return out
 
     def _line(self, pending: _Pending) -> StepLine:
-        *sums, high, low, norm = pending.figures.tolist()
+        figures = pending.figures.tolist()
+        own = dict(zip(pending.names, figures[len(SUMS) + 3 :], strict=True))
+        *sums, high, low, norm = figures[: len(SUMS) + 3]
         total = dict(zip(SUMS, sums, strict=True))
         totals = pending.step.totals
         finite = bool(torch.isfinite(torch.tensor([total["loss"], norm])).all())
@@ -75,4 +79,4 @@ class MetricQueue:
         }
         if self._lm:
             values |= {"ranking_loss": total["ranking_loss"], "lm_loss": total["lm_loss"]}
-        return StepLine(pending.step, values | pending.extras, finite)
+        return StepLine(pending.step, values | own | pending.extras, finite)

@@ -119,54 +119,6 @@ def test_a_wrong_contender_is_named_and_not_timed(kernels: SimpleNamespace) -> N
     assert "another shape" in (off(lambda t: 2 * t[:4]) or "")
 
 
-def dense(q: Tensor, k: Tensor, queries: Any, keys: Any, causal: bool) -> Tensor:
-    """Scaled logits [H, Tq, Tk] of variable-length attention, -inf where a pair is not of one segment."""
-    of_q, of_k = (
-        torch.bucketize(torch.arange(int(s.ends[-1])), s.ends[1:].long(), right=True) for s in (queries, keys)
-    )
-    mask = of_q[:, None] == of_k[None, :]
-    if causal:
-        mask = mask & (torch.arange(len(of_q))[:, None] >= torch.arange(len(of_k))[None, :])
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-    return (torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5).masked_fill(~mask, -torch.inf)
-
-
-def test_flash_calls_merge_to_the_attention_of_a_pack(
-    kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The merge and its backward, with dense arithmetic where a GPU has FlashAttention."""
-
-    def forward(q: Tensor, k: Tensor, v: Tensor, queries: Any, keys: Any, causal: bool) -> tuple[Tensor, ...]:
-        s = dense(q, k, queries, keys, causal)
-        v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
-        none = torch.empty(0)
-        return torch.einsum("hqk,khd->qhd", s.softmax(-1), v), s.logsumexp(-1), none, none
-
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, queries: Any, keys: Any, causal: bool,
-        *_: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        share = q.shape[1] // k.shape[1]
-        p = (dense(q, k, queries, keys, causal) - lse[:, :, None]).exp()
-        delta = (grad * out).sum(-1).T[:, :, None]
-        ds = p * (torch.einsum("qhd,khd->hqk", grad, v.repeat_interleave(share, 1)) - delta) * q.shape[2] ** -0.5
-        dq = torch.einsum("hqk,khd->qhd", ds, k.repeat_interleave(share, 1))
-        dk, dv = torch.einsum("hqk,qhd->khd", ds, q), torch.einsum("hqk,qhd->khd", p, grad)
-        return dq, *(x.unflatten(1, (k.shape[1], share)).sum(2) for x in (dk, dv))
-
-    monkeypatch.setattr(kernels.baselines, "flash_forward", forward)
-    monkeypatch.setattr(kernels.baselines, "flash_backward", backward)
-    groups = [(5, [3, 2]), (1, [1, 4]), (4, []), (0, [3]), (6, [0, 2])]
-    layout = kernels.registry.rmfast.kernels.prefix_layout(groups)
-    q, k, v = (torch.randn(layout.shape[1], h, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
-    merged = kernels.baselines.FlashMerge(groups, torch.device("cpu"))(q, k, v, layout)
-    true = kernels.registry.rmfast.kernels.prefix_attention(q, k, v, layout, impl="reference")
-    torch.testing.assert_close(merged, true)
-    grad = torch.randn_like(true)
-    for mine, reference in zip(*(torch.autograd.grad(o, (q, k, v), grad) for o in (merged, true)), strict=True):
-        torch.testing.assert_close(mine, reference)
-
-
 def test_this_folder_does_not_pass_for_the_package_kernels() -> None:
     """Scripts in benchmarks/ have that folder first on their path, and transformers looks for a package `kernels`: as a
     folder without __init__.py this one gives way to the real one."""

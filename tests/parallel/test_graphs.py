@@ -16,6 +16,7 @@ from rmfast.data.pad import pad_pack, round_up
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.parallel.graphs import CudaRecorder, Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
@@ -116,7 +117,7 @@ def test_few_shapes() -> None:
         pad_pack(idle, 4)
 
 
-def steps(model: Path, recorder: ReplayOnTheCpu | None) -> tuple[list[Tensor], dict[str, Tensor]]:
+def steps(model: Path, recorder: Recorder | None) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Three epochs of the batches in small packs; norms and statistics of each step, and the final weights."""
     network = network_of(model)
     engine = NativeEngine(network, world=World(), options=OPTIONS, recorder=recorder)
@@ -132,16 +133,26 @@ def steps(model: Path, recorder: ReplayOnTheCpu | None) -> tuple[list[Tensor], d
     return seen, {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
-def test_recorded_steps_are_fresh_steps(model: Path) -> None:
-    recorder = ReplayOnTheCpu()
+def check_repeats(model: Path, recorder: Recorder) -> None:
     fresh, weights = steps(model, None)
     repeated, repeated_weights = steps(model, recorder)
-    assert 1 <= recorder.recorded < recorder.replayed
     for step, (a, b) in enumerate(zip(repeated, fresh, strict=True)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=f"step {step}")
     assert all((w != 0).any() for w in weights.values())
     assert_close_by_norm(repeated_weights, weights, 1e-5)
     assert not torch.equal(fresh[0], fresh[3]), "training changed nothing"
+
+
+def test_recorded_steps_are_fresh_steps(model: Path) -> None:
+    recorder = ReplayOnTheCpu()
+    check_repeats(model, recorder)
+    assert 1 <= recorder.recorded < recorder.replayed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_graphs(model: Path) -> None:
+    check_repeats(model, CudaRecorder(torch.device("cuda")))
 
 
 def test_scores_held_from_a_graph_stay(model: Path) -> None:

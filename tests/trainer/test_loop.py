@@ -90,10 +90,11 @@ def run_scripted(
         events.append(f"save {progress.step}")
 
     try:
+        engine = ScriptedEngine(events, bad)
         fit(
-            ScriptedEngine(events, bad),  # type: ignore[arg-type]
+            engine,  # type: ignore[arg-type]
             make_loader(table, options.total),
-            RewardObjective(),
+            lambda step: engine.forward_backward(step.packs, RewardObjective(), step.totals),
             options,
             Progress(),
             log=log,
@@ -188,7 +189,7 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(
     fit(
         engine,
         make_loader(table, total),
-        RewardObjective(center=0.01),
+        lambda step: engine.forward_backward(step.packs, RewardObjective(center=0.01), step.totals),
         make_options(total, lr=lr, schedule=schedule, warmup=warmup),
         Progress(),
         log=log,

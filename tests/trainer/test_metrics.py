@@ -1,5 +1,7 @@
 """A step's figures: means over the global batch, kept back until they are asked for, flagged where not finite."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,15 @@ def test_sums_become_means_over_edges_and_responses() -> None:
         "lm_loss": 2.5,
         "pairs": 4,
     }
+
+
+def test_figures_of_a_step_go_by_their_names() -> None:
+    queue = MetricQueue(lm=False)
+    own = {"views": torch.tensor(3), "overlap": torch.tensor(torch.nan)}
+    queue.push(step(6), replace(statistics(), figures=own), torch.tensor(2.0), {})
+    (line,) = queue.pop()
+    assert line.finite and line.values["views"] == 3.0 and np.isnan(line.values["overlap"])
+    assert (line.values["grad_norm"], line.values["min_reward"], line.values["loss"]) == (2.0, -0.25, 0.75)
 
 
 def test_without_lm_loss_its_parts_are_not_logged() -> None:
