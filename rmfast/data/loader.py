@@ -10,6 +10,7 @@ from rmfast.data.pack import Pack, build_pack
 from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
+from rmfast.data.views import Views, add_views, view_tokens, view_visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class Totals:
 class Step:
     """One optimizer step: this rank's packs and the global batch's totals and rows.
 
-    `epoch` is how many are done after it; `padding` counts tokens on all ranks that belong to no group.
+    `epoch` is how many are done after it; `padding` counts tokens on all ranks that belong to no group. `meta` is the
+    share of MetaRM's prompts, where there are some.
     """
 
     number: int
@@ -43,39 +45,60 @@ class Step:
     totals: Totals
     rows: np.ndarray
     padding: int
+    meta: "Step | None" = None
+
+    @property
+    def parts(self) -> "list[Step]":
+        """All that the step computes: itself, and MetaRM's share."""
+        return [self] if self.meta is None else [self, self.meta]
 
 
-def totals_of(table: GroupTable, rows: np.ndarray) -> Totals:
-    """Counts over some rows of a table."""
+def totals_of(table: GroupTable, rows: np.ndarray, views: Views | None = None) -> Totals:
+    """Counts over some rows of a table; with views every response and edge counts twice, LM tokens once."""
+    times = 1 if views is None else 2
     return Totals(
         groups=len(rows),
-        edges=int(table.edges[rows].sum()),
-        responses=int((table.first_response[rows + 1] - table.first_response[rows]).sum()),
-        weight=float(table.weight[rows].sum()),
+        edges=times * int(table.edges[rows].sum()),
+        responses=times * int((table.first_response[rows + 1] - table.first_response[rows]).sum()),
+        weight=times * float(table.weight[rows].sum()),
         lm_tokens=int(table.lm[rows].sum()),
-        sequence_tokens=int(table.sequences[rows].sum()),
-        stored_tokens=int(table.stored[rows].sum()),
-        visible=int(table.visible[rows].sum()),
+        sequence_tokens=times * int(table.sequences[rows].sum()),
+        stored_tokens=int(view_tokens(table, rows, views).sum()),
+        visible=int(view_visible(table, rows, views).sum()),
     )
 
 
 def rank_packs(
-    table: GroupTable, rows: np.ndarray, *, ranks: int, rank: int, budget: int, lm: bool = False, fixed: bool = False
+    table: GroupTable,
+    rows: np.ndarray,
+    *,
+    ranks: int,
+    rank: int,
+    budget: int,
+    lm: bool = False,
+    fixed: bool = False,
+    views: Views | None = None,
 ) -> tuple[list[Pack], int]:
     """This rank's share of some rows, in packs, and the number of tokens on all ranks that belong to no group.
 
-    With `fixed` every pack is padded to the budget (see `pad_pack`).
+    With `fixed` every pack is padded to the budget (see `pad_pack`), with `views` it holds two of each response.
     """
-    plan = plan_packs(table.stored[rows], ranks=ranks, budget=budget)
+    tokens = view_tokens(table, rows, views)
+    plan = plan_packs(tokens, ranks=ranks, budget=budget)
     packs = [build_pack(table, rows[pack], lm=lm) for pack in plan[rank]]
+    if views is not None:
+        packs = [add_views(pack, views) for pack in packs]
     if fixed:
         whole = sum(len(packs) for packs in plan) * budget
-        return [pad_pack(pack, budget) for pack in packs], whole - int(table.stored[rows].sum())
+        return [pad_pack(pack, budget) for pack in packs], whole - int(tokens.sum())
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
 class StepLoader:
-    """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs."""
+    """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs.
+
+    `meta` builds the steps' share of MetaRM's prompts.
+    """
 
     def __init__(
         self,
@@ -90,24 +113,35 @@ class StepLoader:
         lm: bool = False,
         pin: bool = False,
         fixed: bool = False,
+        views: Views | None = None,
+        meta: "StepLoader | None" = None,
     ) -> None:
         self.table, self.plan = table, plan
         self.first, self.last = first, last
         self.ranks, self.rank, self.budget, self.lm = ranks, rank, budget, lm
-        self.pin, self.fixed = pin, fixed
+        self.pin, self.fixed, self.views, self.meta = pin, fixed, views, meta
 
     def build(self, number: int) -> Step:
         """One step, whatever came before it."""
         _, rows = self.plan.step(number)
-        share = {"ranks": self.ranks, "rank": self.rank, "budget": self.budget, "lm": self.lm, "fixed": self.fixed}
-        packs, padding = rank_packs(self.table, rows, **share)  # type: ignore[arg-type]
+        packs, padding = rank_packs(
+            self.table,
+            rows,
+            ranks=self.ranks,
+            rank=self.rank,
+            budget=self.budget,
+            lm=self.lm,
+            fixed=self.fixed,
+            views=self.views,
+        )
         return Step(
             number=number,
             epoch=self.plan.progress(number),
             packs=[p.pin() for p in packs] if self.pin else packs,
-            totals=totals_of(self.table, rows),
+            totals=totals_of(self.table, rows, self.views),
             rows=rows,
             padding=padding,
+            meta=None if self.meta is None else self.meta.build(number),
         )
 
     def __iter__(self) -> Iterator[Step]:

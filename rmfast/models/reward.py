@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmfast.kernels import linear_log_prob, rms_norm, score_head
@@ -28,10 +29,13 @@ class PackInputs(Protocol):
 
 
 class Outputs(NamedTuple):
-    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets, or None where none are computed."""
+    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets; features fp32 [S, d], what the reward heads read;
+    prototypes fp32 [K, d]. What is not computed is None."""
 
     scores: Tensor
-    log_prob: Tensor | None
+    log_prob: Tensor | None = None
+    features: Tensor | None = None
+    prototypes: Tensor | None = None
 
 
 class RewardNetwork(nn.Module):
@@ -53,6 +57,8 @@ class RewardNetwork(nn.Module):
         self.head = Linear(config.width, heads, bias=False)
         self.lm = lm
         self.lm_head = Linear(config.width, config.vocabulary, bias=False) if lm and not config.tied else None
+        self.gives_features = False
+        self.prototypes: nn.Parameter | None = None
 
     def forward(self, pack: PackInputs) -> Outputs:
         # Also for a pack without targets: every rank must touch the same weights.
@@ -62,12 +68,25 @@ class RewardNetwork(nn.Module):
         scored = hidden[: len(pack.scored)] if reads_lm else hidden
         eps, impl = self.config.norm_eps, self.decoder.impl
         scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
+        features = prototypes = None
+        if self.gives_features and self.training:
+            wide = torch.promote_types(scored.dtype, torch.float32)
+            features = rms_norm(scored.to(wide), self.norm.weight.to(wide), eps=eps, impl=impl)
+            # A tensor of its own, so that whoever reads it does so within the forward pass, where it is whole.
+            prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if not reads_lm:
-            return Outputs(scores, None)
+            return Outputs(scores, None, features, prototypes)
         normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps, impl=impl)
         table = self.decoder.embed.weight if self.lm_head is None else self.lm_head.weight
         log_prob, _ = linear_log_prob(normed, table.to(normed.dtype), pack.lm_targets.clamp(min=0), impl=impl)
-        return Outputs(scores, log_prob)
+        return Outputs(scores, log_prob, features, prototypes)
+
+    @torch.no_grad()
+    def add_prototypes(self, count: int, seed: int) -> None:
+        """Random directions [count, d] to cluster features by (SwAV); trained, and never part of an exported model."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 - 1)
+        drawn = torch.randn(count, self.config.width, generator=generator)
+        self.prototypes = nn.Parameter(F.normalize(drawn, dim=1))
 
     def freeze(self, top_layers: int) -> None:
         """Train only the top layers, the final norm and the reward heads; with 0 only the reward heads.

@@ -11,6 +11,7 @@ EMBEDDING = "decoder.embed.weight"
 NORM = "norm.weight"
 HEAD = "head.weight"
 LM_HEAD = "lm_head.weight"
+PROTOTYPES = "prototypes"
 
 
 def hf_parts(config: DecoderConfig) -> dict[str, list[tuple[str, int]]]:
@@ -49,10 +50,10 @@ def join(parts: list[tuple[str, int]], get: Callable[[str], Tensor]) -> Tensor:
 
 
 def to_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Hugging Face names and weights of a state dict of ours; a language-model head is left out."""
+    """Hugging Face names and weights of a state dict of ours; a language-model head and prototypes are left out."""
     parts = hf_parts(config)
     for name, tensor in state.items():
-        if name == LM_HEAD:
+        if name in (LM_HEAD, PROTOTYPES):
             continue
         names = [hf for hf, _ in parts[name]]
         rows = [tensor.shape[0]] if len(names) == 1 else [count for _, count in parts[name]]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,9 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
 from rmfast.kernels.attention import flash_lengths
+from rmfast.kernels.multi_tensor import perturb_, restore_, save
 from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.reward import SUMS, BatchTotals, RewardObjective, Statistics
-from rmfast.parallel.engine import ReadRows, Shard
+from rmfast.parallel.contrast import Contrast, FeatureGradients
+from rmfast.parallel.engine import Objective, ReadRows, Shard
 from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
 from rmfast.parallel.world import World
@@ -40,6 +44,7 @@ class NativeEngine:
         data_parallel: how more than one process shares the work: "ddp" holds the model whole, "fsdp" shards weights,
             gradients and optimizer state.
         recorder: run packs by graphs that it records; packs must then be padded. Not with "fsdp".
+        contrastive: a term beside the objective; packs must then hold two views. Not with a recorder.
     """
 
     def __init__(
@@ -50,14 +55,17 @@ class NativeEngine:
         options: AdamWOptions,
         data_parallel: DataParallel = "ddp",
         recorder: Recorder | None = None,
+        contrastive: ContrastiveObjective | None = None,
     ) -> None:
         self.world, self.device = world, world.device
         self.recorder = recorder
         self.gradients: FlatGradients | None = None
-        self._graphs: dict[RewardObjective, PackGraphs] = {}
+        self._graphs: dict[Objective, PackGraphs] = {}
         self.network = network
         self.sharded = world.size > 1 and data_parallel == "fsdp"
         self.module: nn.Module = network
+        self.contrast = None if contrastive is None else Contrast(contrastive, network.config.width, world)
+        network.gives_features = contrastive is not None
         if self.sharded:
             self._shard()
         else:
@@ -71,6 +79,9 @@ class NativeEngine:
                 self.module.register_comm_hook(None, _sum_hook)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
         self._loss: Tensor | None = None  # of the last forward_backward, over all ranks
+        self._moved: list[Tensor] = []  # weights between perturb and restore
+        self._saved: list[Tensor] = []  # their copies
+        self._sound: Tensor | None = None  # whether the gradient of the last perturb was finite
 
     def _shard(self) -> None:
         mesh = init_device_mesh(self.device.type, (self.world.size,))
@@ -86,19 +97,32 @@ class NativeEngine:
                 module.set_gradient_divide_factor(1.0)  # sum, not mean
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, which 1.0 would ask for
 
-    def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
+    def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
         """See `Engine`. Gradients of all packs are reduced once, with the last one."""
         self.module.train()
-        collected = []
-        for i, pack in enumerate(packs):
-            with self._reduce_gradients(i == len(packs) - 1):
-                collected.append(self._run(pack, objective, totals))
+        term: FeatureGradients | None = None
+        if self.contrast is not None and isinstance(objective, RewardObjective):
+            collected, term = self._run_views(self.contrast, packs, objective, totals)
+        else:
+            collected = []
+            for i, pack in enumerate(packs):
+                with self._reduce_gradients(i == len(packs) - 1):
+                    collected.append(self._run(pack, objective, totals))
         if self.gradients is not None:
             self.world.sum_(self.gradients.buffer)
-        sums = torch.stack([s.sums for s in collected]).sum(0)
-        extrema = torch.stack([s.extrema for s in collected]).amax(0)
-        self._loss = self.world.sum_(sums)[SUMS.index("loss")]
-        return Statistics(sums, self.world.max_(extrema))
+        statistics = self._join(collected)
+        self._loss = statistics.sums[SUMS.index("loss")]
+        if term is None:
+            return statistics
+        self._loss += term.loss
+        figures = {"ranking_loss": statistics.sums[SUMS.index("ranking_loss")]} | term.figures
+        return replace(statistics, figures=figures)
+
+    def _join(self, packs: Sequence[Statistics]) -> Statistics:
+        """Statistics over this rank's packs and all ranks."""
+        sums = torch.stack([s.sums for s in packs]).sum(0)
+        extrema = torch.stack([s.extrema for s in packs]).amax(0)
+        return Statistics(self.world.sum_(sums), self.world.max_(extrema))
 
     def _inputs(self, pack: Pack) -> Pack:
         inputs = pack.to(self.device)
@@ -106,10 +130,12 @@ class NativeEngine:
             flash_lengths(inputs.layout, host=pack.layout)
         return inputs
 
-    def _run(self, pack: Pack, objective: RewardObjective, totals: Totals) -> Statistics:
+    def _run(self, pack: Pack, objective: Objective, totals: Totals) -> Statistics:
         def compute(pack: Pack, totals: BatchTotals) -> Statistics:
-            scores, log_prob = self.module(pack)
+            scores, log_prob, _, prototypes = self.module(pack)
             loss, statistics = objective(scores, log_prob, pack, totals)
+            if prototypes is not None:  # an objective that does not read them: DDP waits for every weight's gradient
+                loss = loss + 0.0 * prototypes.sum()
             if loss.requires_grad:
                 loss.backward()
             return statistics
@@ -119,6 +145,49 @@ class NativeEngine:
         if objective not in self._graphs:
             self._graphs[objective] = PackGraphs(compute, self.gradients, self.recorder)
         return self._graphs[objective](pack, totals)
+
+    def _run_views(
+        self, contrast: Contrast, packs: Sequence[Pack], objective: RewardObjective, totals: Totals
+    ) -> tuple[list[Statistics], FeatureGradients]:
+        """Forward and backward of packs whose features meet in one term."""
+        inputs = [self._inputs(pack) for pack in packs]
+
+        term, states = None, []
+        if len(packs) > 1:
+            features = []
+            with torch.no_grad():
+                for pack in inputs:
+                    states.append(self._random_state())
+                    outputs = self.network(pack)
+                    features.append(outputs.features)
+            term = contrast(features, packs, inputs, totals.edges, outputs.prototypes, self.optimizer.steps)
+        collected = []
+        for i, pack in enumerate(inputs):
+            last = i == len(packs) - 1
+            with self._reduce_gradients(last):
+                if states:
+                    self._random_state(states[i])
+                scores, log_prob, features, prototypes = self.module(pack)
+                loss, statistics = objective(scores, log_prob, pack, totals)
+                term = term or contrast([features], packs, inputs, totals.edges, prototypes, self.optimizer.steps)
+                ends, grads = [loss, features], [None, term.packs[i]]
+                if prototypes is not None and last:
+                    ends.append(prototypes)
+                    grads.append(term.prototypes)
+                torch.autograd.backward(ends, grads)
+                collected.append(statistics)
+        assert term is not None
+        return collected, term
+
+    def _random_state(self, state: Tensor | None = None) -> Tensor:
+        """The state that dropout draws from, after setting it if one is given."""
+        if self.device.type == "cuda":
+            if state is not None:
+                torch.cuda.set_rng_state(state, self.device)
+            return torch.cuda.get_rng_state(self.device)
+        if state is not None:
+            torch.set_rng_state(state)
+        return torch.get_rng_state()
 
     @contextlib.contextmanager
     def _reduce_gradients(self, now: bool):  # type: ignore[no-untyped-def]
@@ -130,15 +199,69 @@ class NativeEngine:
             self.network.set_requires_gradient_sync(now)
         yield
 
-    def optimizer_step(self, lr: float) -> Tensor:
+    @torch.no_grad()
+    def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
         """See `Engine`."""
-        # A loss may overflow where its gradient does not: such a step is left out as well.
-        norm = self.optimizer.step(lr, None if self._loss is None else self._loss.isfinite())
+        self.module.train()
+        inputs = [self._inputs(pack) for pack in packs]
+        # Not through DDP, which would expect a backward pass.
+        outputs = [self.network(pack) for pack in inputs]
+        parts = zip(outputs, inputs, strict=True)
+        return self._join([objective(out.scores, out.log_prob, pack, totals)[1] for out, pack in parts])
+
+    @torch.no_grad()
+    def perturb(self, *, eta: float, rho: float | None = None) -> Tensor:
+        """See `Engine`. Under FSDP2 every rank moves its part."""
+        assert not self._moved and self._loss is not None
+        norm = self.optimizer.gradient_norm()
+        self._sound = norm.isfinite() & self._loss.isfinite()
+        grads = self.optimizer.gradients()
+        self._moved = [self.optimizer.parts[name] for name in grads]
+        self._saved = save(self._moved)
+        step = eta if rho is None else torch.where(norm > 0, rho / norm, 0.0)
+        perturb_(self._moved, self._saved, list(grads.values()), eta=step)
+        self._weights_changed()
+        self._drop_gradients()
+        return norm
+
+    def restore(self) -> None:
+        """See `Engine`."""
+        restore_(self._moved, self._saved)
+        self._moved, self._saved = [], []
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
+        """FSDP2 may hold weights that it gathered before, where no backward pass came after."""
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def _drop_gradients(self) -> None:
         if self.gradients is None:
             self.optimizer.zero_grad()
         else:
             self.gradients.buffer.zero_()
+
+    def optimizer_step(self, lr: float) -> Tensor:
+        """See `Engine`."""
+        assert not self._moved, "restore() comes before the step"
+        # A loss may overflow where its gradient does not: such a step is left out as well.
+        valid = None if self._loss is None else self._loss.isfinite()
+        if self._sound is not None:
+            valid = self._sound if valid is None else valid & self._sound
+        norm = self.optimizer.step(lr, valid)
+        if self._sound is not None:
+            norm, self._sound = norm.where(self._sound, torch.nan), None
+        self._drop_gradients()
+        if self.network.prototypes is not None:
+            self._normalise(local(self.network.prototypes))
         return norm
+
+    @torch.no_grad()
+    def _normalise(self, prototypes: Tensor) -> None:
+        """Rows of length 1, as SwAV leaves them after each step; rows that have it stay to the bit."""
+        length = prototypes.norm(dim=1, keepdim=True)
+        prototypes.copy_(torch.where((length - 1).abs() > 1e-6, prototypes / length, prototypes))
 
     @torch.no_grad()
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:
@@ -160,7 +283,9 @@ class NativeEngine:
         for key, moments in self.optimizer.state().items():
             for name, tensor in moments.items():
                 out[f"{key}/{name}"] = Shard(tensor, self._start(parameters[name]), tuple(parameters[name].shape))
-        return out | {"step": Shard(self.optimizer.steps.reshape(1), 0, (1,))}
+        out["step"] = Shard(self.optimizer.steps.reshape(1), 0, (1,))
+        kept = {} if self.contrast is None else self.contrast.state()
+        return out | {f"contrast/{name}": Shard(tensor, 0, tuple(tensor.shape)) for name, tensor in kept.items()}
 
     @torch.no_grad()
     def load_state(self, read: ReadRows) -> None:

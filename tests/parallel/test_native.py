@@ -15,9 +15,26 @@ SETUPS: dict[str, dict[str, object]] = {
     "one pair a step": {"data__pairs_per_step": 1},
     "several packs, LM loss, untied head": {"data__tokens_per_pack": 64, "objective__lm": 0.5, "model__dropout": 0.0},
     "frozen layer, two heads": {"model__top_layers": 1, "model__heads": 2, "objective__center": 0.01},
+    "contrast of pairs, several packs": {
+        "objective__contrastive": "simcse",
+        "objective__temperature": 0.5,
+        "model__dropout": 0.0,
+        "data__tokens_per_pack": 120,
+    },
+    "contrast of differences, prototypes and a queue": {
+        "objective__contrastive": "swav",
+        "objective__on": "difference",
+        "objective__views": "response",
+        "objective__queue": 30,
+        "objective__prototypes": 8,
+        "model__dropout": 0.0,
+        "data__tokens_per_pack": 80,
+    },
     # FSDP2 gives the single row of the head to the first rank: the others train nothing.
     "head only": {"model__top_layers": 0, "optim__weight_decay": 0.1},
 }
+
+KILLED = ("several packs, LM loss, untied head", "contrast of differences, prototypes and a queue")
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +86,17 @@ def test_ranks_repeat_one_process(
     ]
     # The same once more, killed and resumed. Two addends commute, so it takes three ranks to see that the order of
     # sums is the same in the first step after a resume and in a later one.
-    whole = command(folder, "several packs, LM loss, untied head", f"killed-{ranks}")
-    killed = [*whole, *arguments(checkpoint__every=2)]
-    more = [Case("killed", killed, "step:4"), Case("resumed", killed)] if ranks > 2 else []
+    killed = KILLED if ranks > 2 else ()
+    more = []
+    for i, name in enumerate(killed):
+        again = [*command(folder, name, f"killed-{i}"), *arguments(checkpoint__every=2)]
+        more += [Case(f"killed-{i}", again, "step:4"), Case(f"resumed-{i}", again)]
     codes = launch(folder / f"launch-{ranks}", [*cases, *more], ranks=ranks)
-    if more:
-        assert -9 in codes["killed"] and codes["resumed"] == [0] * ranks
-        assert "resumed from step 2" in (folder / f"launch-{ranks}" / "resumed-0.log").read_text()
-        uninterrupted = results(folder / f"several packs, LM loss, untied head-ddp-{ranks}")
-        steps, weights = results(folder / f"killed-{ranks}")
+    for i, name in enumerate(killed):
+        assert -9 in codes[f"killed-{i}"] and codes[f"resumed-{i}"] == [0] * ranks
+        assert "resumed from step 2" in (folder / f"launch-{ranks}" / f"resumed-{i}-0.log").read_text()
+        uninterrupted = results(folder / f"{name}-ddp-{ranks}")
+        steps, weights = results(folder / f"killed-{i}")
         for key in ("step", "loss", "grad_norm", "margin"):
             assert [line[key] for line in steps] == [line[key] for line in uninterrupted[0]]
         assert all(torch.equal(weight, uninterrupted[1][name]) for name, weight in weights.items())

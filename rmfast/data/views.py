@@ -1,0 +1,89 @@
+"""Two dropout views of every response of a pack, for contrastive terms (Part II, section 3.1)."""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rmfast.data.pack import Pack
+from rmfast.data.table import GroupTable
+from rmfast.kernels import prefix_layout
+from rmfast.kernels.attention.layout import parse_layout
+
+Views = Literal["pass", "response"]
+"""How the second view is made: "pass" computes prompt and responses twice, as the paper does; "response" (ours) adds
+each response to its group once more, so that the prompt is computed once and its dropout is common to both views."""
+
+
+def view_tokens(table: GroupTable, rows: np.ndarray, views: Views | None) -> np.ndarray:
+    """Tokens that each of some groups takes in a pack, int64."""
+    stored = table.stored[rows]
+    if views is None:
+        return stored
+    return 2 * stored - (_prefix(table, rows) if views == "response" else 0)
+
+
+def view_visible(table: GroupTable, rows: np.ndarray, views: Views | None) -> np.ndarray:
+    """Pairs of a query and a key that it sees, of each of some groups with its views, int64."""
+    visible = table.visible[rows]
+    if views is None:
+        return visible
+    prefix = _prefix(table, rows)
+    return 2 * visible - (prefix * (prefix + 1) // 2 if views == "response" else 0)
+
+
+def _prefix(table: GroupTable, rows: np.ndarray) -> np.ndarray:
+    """Tokens of each group's shared prefix; 0 where a group has one response, which is all suffix or all prefix."""
+    more = np.diff(table.first_response)[rows] - 1
+    return (table.sequences[rows] - table.stored[rows]) // np.maximum(more, 1)
+
+
+def add_views(pack: Pack, views: Views) -> Pack:
+    """The pack with a second view of every response: scores S and edges E come first for one, then for the other.
+
+    LM targets are the first view's only. A response that ends inside its group's prefix has one view under "response".
+    """
+    if not len(pack.responses):
+        return pack
+    count = len(pack.tokens)
+    if views == "pass":
+        take = torch.arange(count).repeat(2)
+        second = torch.arange(count, 2 * count)
+        first = second - count
+        layout = torch.cat((pack.layout, pack.layout + count), 1)
+    else:
+        take, first, second, layout = _with_copies(pack)
+    edges = {name: getattr(pack, name).repeat(2) for name in ("margin", "target", "weight")}
+    responses = len(pack.scored)
+    return replace(
+        pack,
+        tokens=pack.tokens[take],
+        positions=pack.positions[take],
+        layout=layout,
+        scored=torch.cat((first[pack.scored], second[pack.scored])),
+        is_response=pack.is_response.repeat(2),
+        group=pack.group.repeat(2),
+        better=torch.cat((pack.better, pack.better + responses)),
+        worse=torch.cat((pack.worse, pack.worse + responses)),
+        lm_rows=first[pack.lm_rows],
+        **edges,
+    )
+
+
+def _with_copies(pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tokens to take, where each of the pack's tokens lies then for the first and the second view, the layout."""
+    take: list[np.ndarray] = []
+    first, second = (np.empty(len(pack.tokens), np.int64) for _ in range(2))
+    shape = []
+    at = 0
+    for group in parse_layout(pack.layout):
+        own = sum(group.responses)
+        begin, inner, end = group.start, group.start + group.prefix, group.start + group.prefix + own
+        take += [np.arange(begin, end), np.arange(inner, end)]
+        first[begin:end] = at + np.arange(end - begin)
+        second[begin:end] = first[begin:end] + np.where(np.arange(begin, end) < inner, 0, own)
+        shape.append((group.prefix, group.responses * 2))
+        at += group.prefix + 2 * own
+    index = torch.from_numpy(np.concatenate(take))
+    return index, torch.from_numpy(first), torch.from_numpy(second), prefix_layout(shape)

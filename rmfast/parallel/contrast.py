@@ -1,0 +1,121 @@
+"""The contrastive term of a step: features of every rank's packs together, and what each feature's gradient is.
+
+The term is a function of the whole global batch's features. Every rank gathers them and computes it whole, so that the
+gradient of its own features is exact without a second collective. Where a rank has more than one pack, a first pass
+without gradients collects the features, with the dropout that the second one repeats (GradCache, Gao et al. 2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rmfast.data.pack import Pack
+from rmfast.objectives.contrastive import ContrastiveObjective, feature_overlap
+from rmfast.parallel.world import World
+
+
+@dataclass(frozen=True)
+class FeatureGradients:
+    """The weighted term of a step, the gradient of each pack's features, that of the prototypes, and figures."""
+
+    loss: Tensor
+    packs: list[Tensor]
+    prototypes: Tensor | None
+    figures: dict[str, Tensor]
+
+
+class Contrast:
+    """Computes the term and keeps the queue of earlier items.
+
+    Args:
+        width: of a feature.
+    """
+
+    def __init__(self, objective: ContrastiveObjective, width: int, world: World) -> None:
+        self.objective, self.world = objective, world
+        self.queue = torch.zeros(2, objective.queue, width, device=world.device)
+        self.filled = torch.zeros(1, dtype=torch.int64)  # items of the queue; known on the host
+
+    def __call__(
+        self,
+        features: Sequence[Tensor],
+        packs: Sequence[Pack],
+        inputs: Sequence[Pack],
+        edges: int,
+        prototypes: Tensor | None,
+        steps: Tensor,
+    ) -> FeatureGradients:
+        """The term of one step.
+
+        Args:
+            features: fp32 [2 R, d] of each of this rank's packs. packs: the packs, on the CPU. inputs: on the device.
+            edges: of the global batch, both views.
+            prototypes: [K, d]. steps: taken so far, a scalar on the device.
+        """
+        leaves = [f.detach().requires_grad_() for f in features]
+        centres = None if prototypes is None else prototypes.detach().requires_grad_()
+        with torch.enable_grad():
+            # A pack without work scores a token that ends no response.
+            real = [leaf[: 2 * len(pack.responses)] for leaf, pack in zip(leaves, packs, strict=True)]
+            own = [self.objective.items(rows, pack) for rows, pack in zip(real, inputs, strict=True)]
+            keys = torch.cat([self._keys(pack) for pack in packs])
+            s, t = self._gather(torch.stack([torch.cat([pair[view] for pair in own]) for view in (0, 1)]), keys)
+            queue = self.queue[:, : int(self.filled)] if int(self.filled) else None
+            term, figures = self.objective.loss(s, t, centres, queue)
+            loss = self.objective.beta * term
+            wanted = [*leaves, *([] if centres is None else [centres])]
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        self._remember(s.detach(), t.detach())
+        overlap = torch.stack([feature_overlap(f, pack) for f, pack in zip(features, inputs, strict=True)]).sum()
+        figures |= {"contrastive_loss": term.detach(), "feature_overlap": self.world.sum_(overlap) / max(edges, 1)}
+        of_prototypes = None
+        if centres is not None:
+            # Each rank has the whole gradient, and ranks' gradients are summed: the first one's counts.
+            of_prototypes = grads[-1] * (steps >= self.objective.freeze) * float(self.world.main)
+        return FeatureGradients(loss.detach(), list(grads[: len(leaves)]), of_prototypes, figures)
+
+    def _keys(self, pack: Pack) -> Tensor:
+        """int64 [n] on the CPU: by these, the rows of all packs come into the data's order."""
+        numbers = torch.from_numpy(pack.responses)
+        return numbers if self.objective.on == "pair" else numbers[pack.better[: len(pack.better) // 2]]
+
+    def _gather(self, own: Tensor, keys: Tensor) -> Tensor:
+        """[2, n, d] of all ranks; this rank's rows carry gradients. Their order is the data's, whatever the ranks.
+
+        Args:
+            keys: int64 [n], on the CPU, so that nobody waits for the device.
+        """
+        if self.world.size > 1:
+            counts = torch.zeros(self.world.size, dtype=torch.int64)
+            counts[self.world.rank] = len(keys)
+            rows = self.world.sum_(counts).tolist()
+            keys = torch.cat(self._all(keys[:, None], rows))[:, 0]
+            kept = [part.transpose(0, 1) for part in self._all(own.detach().transpose(0, 1), rows)]
+            kept[self.world.rank] = own
+            own = torch.cat(kept, 1)
+        return own[:, keys.argsort(stable=True).to(own.device)]
+
+    def _all(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        """Every rank's rows."""
+        padded = own.new_zeros(max(rows), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded)
+        return [part[:count] for part, count in zip(parts, rows, strict=True)]
+
+    def _remember(self, s: Tensor, t: Tensor) -> None:
+        """The newest items first; a batch that is not finite leaves the queue as it was."""
+        size = self.queue.shape[1]
+        if not size:
+            return
+        both = torch.stack([self.objective.both_signs(rows) for rows in (s, t)])[:, :size]
+        moved = torch.cat((both, self.queue), 1)[:, :size]
+        self.queue.copy_(torch.where(both.isfinite().all(), moved, self.queue))
+        self.filled.add_(both.shape[1]).clamp_(max=size)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of earlier steps: the tensors themselves."""
+        return {"queue": self.queue, "queue_filled": self.filled} if self.objective.queue else {}

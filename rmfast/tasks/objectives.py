@@ -1,0 +1,52 @@
+"""From a config to what a run minimises."""
+
+from rmfast.config import Config, DataConfig
+from rmfast.objectives.contrastive import BETA, PROTOTYPES, TEMPERATURE, ContrastiveObjective
+from rmfast.objectives.reward import RewardObjective
+
+DROPOUT = 0.05
+"""Of the two views of a contrastive term (Part II, appendix B.2)."""
+
+
+def reward_objective(config: Config) -> RewardObjective:
+    """The ranking loss, with an LM term if asked."""
+    return RewardObjective(center=config.objective.center, lm=config.objective.lm, impl=config.model.kernels)
+
+
+def contrastive_objective(config: Config) -> ContrastiveObjective | None:
+    """The contrastive term, with the paper's values where the config has null; None without one."""
+    own = config.objective
+    if own.contrastive == "none":
+        return None
+    return ContrastiveObjective(
+        kind=own.contrastive,
+        on=own.on,
+        beta=BETA[own.contrastive, own.on] if own.beta is None else own.beta,
+        temperature=own.temperature or TEMPERATURE[own.contrastive],
+        epsilon=own.epsilon,
+        iterations=own.iterations,
+        queue=own.queue,
+        freeze=own.freeze_prototypes,
+        impl=config.model.kernels,
+    )
+
+
+def training_data(config: Config) -> DataConfig:
+    """How training data is read: where packs hold two views, a group takes up to twice its tokens."""
+    data = config.data
+    if config.objective.contrastive == "none":
+        return data
+    return data.model_copy(update={"tokens_per_pack": data.tokens_per_pack // 2})
+
+
+def prototypes(config: Config) -> int | None:
+    """How many prototypes a network needs; None without SwAV."""
+    own = config.objective
+    return (own.prototypes or PROTOTYPES[own.on]) if own.contrastive == "swav" else None
+
+
+def dropout(config: Config) -> float:
+    """Probability on the residual branches."""
+    if config.model.dropout is not None:
+        return config.model.dropout
+    return DROPOUT if config.objective.contrastive != "none" else 0.0
