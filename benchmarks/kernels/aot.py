@@ -5,14 +5,16 @@
 The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
-cannot do), a kernel that no case starts. With the golden file's Triton version also: more
-registers or shared memory than it says, kernels that it lacks or that are gone. `--update` writes it anew, faults
-or not; commit it with the change that explains it.
+cannot do), a matrix product of fp32 in a kernel that is given bf16, or in tf32 (the compiler makes such of sums), a
+kernel that no case starts. With the golden file's Triton version also: more registers or shared memory than it says,
+tensor cores that are no longer used, kernels that it lacks or that are gone. `--update` writes it anew, faults or not;
+commit it with the change that explains it.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -74,8 +76,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Built:
-    """What the compiler made of a variant. `spills` counts loads and stores of local memory, `tensor_cores` the
-    matrix instructions (HGMMA on sm_90 and HMMA); `rows` are those of the largest tile of a bf16 product, 0 if none."""
+    """What the compiler made of a variant. `spills` counts loads and stores of local memory, `hgmma` and `hmma` matrix
+    instructions. Of its matrix products, `rows` are those of the largest tile of bf16, 0 if none; `widened` counts the
+    products of fp32 if the kernel is given bf16, `tf32` those that are rounded to it. fp16 counts as bf16. `seconds`
+    are the processor's."""
 
     registers: int
     stack: int
@@ -84,6 +88,8 @@ class Built:
     hgmma: int
     hmma: int
     rows: int
+    widened: int
+    tf32: int
     seconds: float
 
 
@@ -152,13 +158,19 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([BINARIES / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def _processor_seconds() -> float:
+    """Of this process and of the tools that it has run: unlike the clock's, they are the same on a busy machine."""
+    return sum(os.times()[:4])
+
+
 def build(one: Variant) -> Built:
     """Compile a variant and read the result."""
-    start = time.perf_counter()
+    start = _processor_seconds()
     source = ASTSource(one.kernel, one.signature, constexprs=one.constants, attrs=one.attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", one.arch, 32), options=one.options)
-    products = re.findall(r"tt\.dot .* : tensor<(\d+)x\d+xbf16> \*", compiled.asm["ttir"])
-    rows = max(map(int, products), default=0)
+    products = re.findall(r"tt\.dot (.*) : tensor<(\d+)x\d+x(\w+)> \*", compiled.asm["ttir"])
+    rows = max((int(rows) for _, rows, dtype in products if dtype in ("bf16", "f16")), default=0)
+    given_half = not {"*bf16", "*fp16"}.isdisjoint(one.signature.values())
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -175,7 +187,9 @@ def build(one: Variant) -> Built:
         hgmma=opcodes.count("HGMMA"),
         hmma=opcodes.count("HMMA"),
         rows=rows,
-        seconds=time.perf_counter() - start,
+        widened=sum(dtype == "f32" for _, _, dtype in products) if given_half else 0,
+        tf32=sum("tf32" in how for how, _, _ in products),
+        seconds=_processor_seconds() - start,
     )
 
 
@@ -225,6 +239,10 @@ def hard_faults(one: Variant, made: Built | str) -> list[str]:
     wanted = "HGMMA" if one.arch >= 90 and made.rows >= HGMMA_ROWS else "HMMA"
     if made.rows and not (made.hgmma if wanted == "HGMMA" else made.hgmma + made.hmma):
         faults.append(f"multiplies bf16 matrices without {wanted}")
+    if made.widened:
+        faults.append(f"is given bf16, but {made.widened} of its matrix products are in fp32")
+    if made.tf32:
+        faults.append(f"{made.tf32} of its matrix products are in tf32")
     return faults
 
 

@@ -41,10 +41,10 @@ def whole(*shape: int) -> Tensor:
 
 
 def rms_norm() -> None:
-    # Tiles of 8, 4, 2 rows and of one row, in 4, 8 and 16 warps; 64 is a head's norm.
+    # Tiles of 8, 2 and 1 rows, in 4 and 8 warps; 64 is a head's norm.
     for dtype, width, added in (
-        (BF16, 64, True), (BF16, 64, False), (BF16, 576, True), (BF16, 2048, True), (BF16, 4096, True),
-        (BF16, 8192, True), (FP32, 4096, True),
+        (BF16, 64, True), (BF16, 64, False), (BF16, 2048, True), (BF16, 4095, True), (BF16, 8192, True),
+        (FP32, 8192, True),
     ):  # fmt: skip
         x, weight = zeros(ROWS, width, dtype=dtype), zeros(width)
         other = x if added else None
@@ -81,17 +81,22 @@ def prefix_attention() -> None:
         attention.prefix_attention_fwd(q, k, v, *options)
         attention.prefix_attention_bwd(q, q, k, v, q, zeros(32, count), *options)
 
-    for dim in (64, 80, 96, 128, 256):
+    # 80 stands for 96 and 112, which are padded to 128 too; 100 and 200 are no multiples of 16, which have other tiles.
+    for dim in (64, 80, 100, 128, 200, 256):
         run(BF16, dim, False)
     for dim in (64, 128, 256):
         run(BF16, dim, True)
+        run(BF16, dim, False, 512, 30.0)
         run(FP32, dim, False)
+    for dim in (128, 256):
+        run(FP32, dim, False, 512, 30.0)
     run(FP32, 128, True)
-    run(BF16, 128, False, 512, 30.0)
 
 
 def score_head() -> None:
-    for dtype, heads, width in ((BF16, 1, 64), (BF16, 1, 576), (BF16, 1, 4096), (BF16, 8, 4096), (FP32, 3, 2048)):
+    for dtype, heads, width in (
+        (BF16, 1, 64), (BF16, 1, 576), (BF16, 1, 4096), (BF16, 8, 4096), (BF16, 1, 16384), (FP32, 3, 2048),
+    ):  # fmt: skip
         hidden, weight = zeros(ROWS, width, dtype=dtype), zeros(heads, width)
         scores, rstd = score.score_head_fwd(hidden, weight[0], weight, 1e-5)
         score.score_head_bwd(scores, scores, hidden, weight[0], weight, rstd)
@@ -127,11 +132,15 @@ def policy_losses() -> None:
 
 
 def info_nce() -> None:
-    # Up to 128 wide the backward keeps whole vectors; wider ones go by chunks.
-    for dtype, width in ((BF16, 128), (BF16, 768), (FP32, 128), (FP32, 768)):
-        q, k = zeros(ROWS, width, dtype=dtype), zeros(2 * ROWS, width, dtype=dtype)
-        _, lse, query_length, key_length = nce.info_nce_fwd(q, k, whole(ROWS), 0.05)
-        nce.info_nce_bwd(zeros(1)[0], q, k, whole(ROWS), lse, query_length, key_length, 0.05)
+    # Up to 128 wide the backward keeps whole vectors; wider ones go by chunks. Counts and widths that are no multiples
+    # of 16 take more registers.
+    for dtype, width, rows in (
+        (BF16, 128, ROWS), (BF16, 128, ROWS - 1), (BF16, 100, ROWS - 1), (BF16, 768, ROWS), (BF16, 770, ROWS - 1),
+        (FP32, 128, ROWS - 1), (FP32, 768, ROWS),
+    ):  # fmt: skip
+        q, k = zeros(rows, width, dtype=dtype), zeros(2 * rows, width, dtype=dtype)
+        _, lse, query_length, key_length = nce.info_nce_fwd(q, k, whole(rows), 0.05)
+        nce.info_nce_bwd(zeros(1)[0], q, k, whole(rows), lse, query_length, key_length, 0.05)
 
 
 def sinkhorn() -> None:

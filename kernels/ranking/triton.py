@@ -18,7 +18,7 @@ def log1p(x):
 
 @triton.jit
 def per_edge(ptr, edge, mask, head_stride, edge_stride, VALUE: tl.constexpr, MATHS: tl.constexpr):
-    """A value of each edge: the number VALUE, or loaded where VALUE is None."""
+    """A value of each edge: loaded, or where VALUE is 0 or 1 that number."""
     if VALUE is None:
         at = tl.program_id(1).to(tl.int64) * head_stride + edge * edge_stride
         x = tl.load(ptr + at, mask, 0).to(MATHS)
@@ -31,6 +31,7 @@ def per_edge(ptr, edge, mask, head_stride, edge_stride, VALUE: tl.constexpr, MAT
 def ranking_loss_fwd_kernel(
     scores_ptr, ends_ptr, margin_ptr, target_ptr, weight_ptr, grad_ptr, partial_ptr, edges, scores,
     scores_head, scores_stride, margin_head, margin_edge, target_head, target_edge, weight_head, weight_edge,
+    center_ptr,
     MARGIN: tl.constexpr, TARGET: tl.constexpr, WEIGHT: tl.constexpr, CENTER: tl.constexpr, BLOCK: tl.constexpr,
     MATHS: tl.constexpr,
 ):  # fmt: skip
@@ -53,9 +54,9 @@ def ranking_loss_fwd_kernel(
     loss = tl.where(d < 0, -d, 0.0) + log1p(e) + (1.0 - target) * d
     slope = tl.where(d < 0, small - target, (1.0 - target) - small)  # sigmoid(d) - target, without cancellation
     grad_better, grad_worse = slope, -slope
-    if CENTER != 0:
+    if CENTER:
         both = b + w
-        center = tl.full(both.shape, CENTER, MATHS)
+        center = tl.load(center_ptr)
         loss += center * both * both
         grad_better += 2.0 * center * both
         grad_worse += 2.0 * center * both
@@ -120,18 +121,25 @@ def ranking_loss_fwd(
     grad = torch.empty(heads, 2 * edges, dtype=dtype, device=scores.device)
     partial = torch.empty(heads, blocks, 2, dtype=dtype, device=scores.device)
     loss, unit = grad.new_empty(heads), grad.new_empty(heads, width)
+
+    def number(x: float) -> Tensor:
+        return torch.full((), x, dtype=dtype, device=scores.device)
+
     tensors: list[Tensor] = []
     strides: list[int] = []
-    numbers: list[float | None] = []
+    known: list[float | None] = []  # what the kernel is compiled for; it takes any other number as data
     for value in values:
-        tensor = value.expand(heads, edges) if isinstance(value, Tensor) else scores
-        tensors.append(tensor)
-        strides += tensor.stride()
-        numbers.append(None if isinstance(value, Tensor) else float(value))
+        if not isinstance(value, Tensor) and value in (0.0, 1.0):
+            known.append(value)
+            tensors.append(scores)
+        else:
+            known.append(None)
+            tensors.append((value if isinstance(value, Tensor) else number(value)).expand(heads, edges))
+        strides += tensors[-1].stride()
     launch(
         ranking_loss_fwd_kernel, (blocks, heads), scores, ends, *tensors, grad, partial, edges, width,
-        scores.stride(0), scores.stride(1), *strides,
-        MARGIN=numbers[0], TARGET=numbers[1], WEIGHT=numbers[2], CENTER=center, BLOCK=block, MATHS=maths(scores),
+        scores.stride(0), scores.stride(1), *strides, number(center) if center else scores,
+        MARGIN=known[0], TARGET=known[1], WEIGHT=known[2], CENTER=center != 0, BLOCK=block, MATHS=maths(scores),
     )  # fmt: skip
     totals = loss if total is None else total.expand(heads)
     launch(

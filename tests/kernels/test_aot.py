@@ -1,30 +1,40 @@
-"""The rules of ahead-of-time compilation: what counts as a fault, and how the golden file is read."""
+"""Every Triton kernel compiles for sm_80 and sm_90 as the golden file says, and the tool that checks it sees faults.
+
+Run as a program this file builds kernels that have a known fault: in the tests' own process Triton may be interpreted.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from benchmarks.kernels import aot
 from benchmarks.kernels.aot_cases import CASES
+from rmfast.kernels.launch import launch, recording
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = {
-    "registers": 128, "stack": 0, "shared": 4096, "spills": 0, "hgmma": 8, "hmma": 0, "rows": 64, "seconds": 1.0,
+    "registers": 128, "stack": 0, "shared": 4096, "spills": 0, "hgmma": 8, "hmma": 0, "rows": 64, "widened": 0,
+    "tf32": 0, "seconds": 1.0,
 }  # fmt: skip
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """aot.py in a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "aot.py"), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+def run(*arguments: str, program: Path = ROOT / "benchmarks/kernels/aot.py") -> subprocess.CompletedProcess[str]:
+    """In a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, str(program), *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def variant(arch: int = 90, name: str = "kernel()") -> aot.Variant:
@@ -50,6 +60,8 @@ def built(**changed: Any) -> aot.Built:
         (90, {"hgmma": 0, "rows": 0}, None),
         (80, {"hgmma": 0, "hmma": 8}, None),
         (80, {"hgmma": 0}, "without HMMA"),
+        (90, {"widened": 1}, "1 of its matrix products are in fp32"),
+        (90, {"tf32": 1}, "1 of its matrix products are in tf32"),
     ],
 )
 def test_hard_rules(arch: int, changed: dict[str, Any], fault: str | None) -> None:
@@ -104,3 +116,96 @@ def test_refuses_the_interpreter() -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stderr
+
+
+@triton.jit
+def product_kernel(
+    a_ptr, b_ptr, out_ptr, steps, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    acc = tl.zeros((M, N), tl.float32)
+    for step in range(0, steps):
+        a = tl.load(a_ptr + m[:, None] * steps * K + step * K + k[None, :])
+        b = tl.load(b_ptr + (step * K + k[:, None]) * N + n[None, :])
+        if WIDE:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    tl.store(out_ptr + m[:, None] * N + n[None, :], acc)
+
+
+@triton.jit
+def outer_kernel(x_ptr, y_ptr, out_ptr, SIDE: tl.constexpr):
+    """The compiler makes this sum a matrix product."""
+    at = tl.arange(0, SIDE)
+    x = tl.load(x_ptr + at[:, None] * SIDE + at[None, :])
+    y = tl.load(y_ptr + at[:, None] * SIDE + at[None, :])
+    tl.store(out_ptr + at[:, None] * SIDE + at[None, :], tl.sum(x[:, :, None] * y[None, :, :], 1))
+
+
+@triton.jit
+def softmax_kernel(x_ptr, WIDTH: tl.constexpr):
+    at = tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + at)
+    p = tl.exp(x - tl.max(x, 0))
+    tl.store(x_ptr + at, p / tl.sum(p, 0))
+
+
+def product(m: int, n: int, k: int, warps: int, stages: int, wide: bool = False) -> None:
+    a, b, out = (torch.zeros(1, dtype=dtype) for dtype in (torch.bfloat16, torch.bfloat16, torch.float32))
+    launch(product_kernel, (1,), a, b, out, 16, M=m, N=n, K=k, WIDE=wide, num_warps=warps, num_stages=stages)
+
+
+def softmax(width: int) -> None:
+    launch(softmax_kernel, (1,), torch.zeros(1), WIDTH=width, num_warps=1)
+
+
+def outer(side: int) -> None:
+    launch(outer_kernel, (1,), *(torch.zeros(1) for _ in range(3)), SIDE=side, num_warps=4)
+
+
+# What is started, for which architecture, and the fault that it must be told of.
+BUILT: dict[str, tuple[int, Callable[[], None], str | None]] = {
+    "sound, sm_80": (80, lambda: product(64, 64, 32, 4, 2), None),
+    "sound, sm_90": (90, lambda: product(64, 64, 32, 4, 2), None),
+    "too few rows for HGMMA": (90, lambda: product(16, 64, 32, 4, 2), None),
+    "too few warps for HGMMA": (90, lambda: product(64, 64, 32, 2, 2), "multiplies bf16 matrices without HGMMA"),
+    "widened": (90, lambda: product(64, 16, 16, 4, 1, wide=True), "1 of its matrix products are in fp32"),
+    "a sum made a product": (80, lambda: outer(16), "1 of its matrix products are in tf32"),
+    "too many stages, sm_80": (80, lambda: product(128, 128, 128, 8, 4), "the device has 166912"),
+    "too many stages, sm_90": (90, lambda: product(128, 128, 128, 8, 5), "the device has 232448"),
+    "spills": (80, lambda: softmax(8192), "local loads and stores"),
+    "no power of two": (90, lambda: softmax(48), "does not compile"),
+}
+
+
+def build_faulty() -> dict[str, list[str]]:
+    found = {}
+    for name, (arch, start, _) in BUILT.items():
+        with recording((arch // 10, arch % 10)) as started:
+            start()
+        one = aot.variant("", arch, started[0])
+        found[name] = aot.hard_faults(one, aot.build_all([one], 1)[0])
+    return found
+
+
+def test_faults_of_built_kernels() -> None:
+    done = run(program=Path(__file__))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name, (_, _, fault) in BUILT.items():
+        assert len(found[name]) == (fault is not None), (name, found[name])
+        assert fault is None or fault in found[name][0], (name, found[name])
+
+
+@pytest.mark.slow
+def test_all_kernels() -> None:
+    done = run()
+    faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
+    assert done.returncode == 0, "\n".join([*faults, done.stderr])
+    # Of another Triton only the hard rules would have been held, and the golden file would be out of use unnoticed.
+    golden = json.loads(aot.GOLDEN.read_text(encoding="utf-8"))["triton"]
+    assert "all rules" in done.stdout or golden != triton.__version__
+
+
+if __name__ == "__main__":
+    print(json.dumps(build_faulty()))

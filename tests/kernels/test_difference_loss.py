@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels.meta import difference_loss
+from rmfast.kernels.meta.difference import reference
 from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, registered, run
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -42,21 +43,26 @@ def by_hand(scores: list[float], group: list[int], normaliser: str) -> tuple[flo
 
 
 @pytest.mark.parametrize("normaliser", ["k2", "pairs"])
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([-3.0, 0.0, 0.5, 0.75, 4.0]), st.sampled_from([0, 1, 7, 900])), max_size=12))
-def test_reference_against_pairs(normaliser: str, samples: list[tuple[float, int]]) -> None:
+@settings(max_examples=120, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([-3.0, 0.0, 0.5, 0.75, 4.0]), st.sampled_from([0, 1, 7, 900])), max_size=12),
+    st.sampled_from([1, 20, 1 << 20]),
+)
+def test_reference_against_pairs(normaliser: str, samples: list[tuple[float, int]], chunk: int) -> None:
     scores, group = [s for s, _ in samples], [g for _, g in samples]
     leaf = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
-    got = loss("reference", leaf, torch.tensor(group, dtype=torch.int64), normaliser)
-    (grad,) = torch.autograd.grad(got, leaf)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "PAIRS", chunk)
+        got = loss("reference", leaf, torch.tensor(group, dtype=torch.int64), normaliser)
+        (grad,) = torch.autograd.grad(got, leaf)
     value, slope = by_hand(scores, group, normaliser)
     assert got.item() == pytest.approx(value, abs=1e-14) and grad.tolist() == pytest.approx(slope, abs=1e-14)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("normaliser", ["k2", "pairs"])
-@settings(max_examples=4, deadline=None)
-@given(count=st.integers(0, 40), groups=st.sampled_from([1, 4, 60]), scale=st.sampled_from([0.01, 2.0, 1e4]))
+@settings(max_examples=12, deadline=None)
+@given(count=st.integers(0, 90), groups=st.sampled_from([1, 4, 60]), scale=st.sampled_from([0.01, 2.0, 1e4]))
 def test_values_and_gradients(dtype: torch.dtype, normaliser: str, count: int, groups: int, scale: float) -> None:
     group = torch.randint(groups, (count,), device=DEVICE) * 1000003
     inputs = [scored(count, dtype, scale), group]
@@ -114,6 +120,14 @@ def test_gradcheck_and_no_second_derivative() -> None:
     (grad,) = torch.autograd.grad(loss("triton", scores, group), scores, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(grad.sum(), scores)
+
+
+def test_chunks_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compile, and have a second derivative."""
+    monkeypatch.setattr(reference, "PAIRS", 20)
+    scores, group = scored(9, torch.float64), torch.arange(9, device=DEVICE) % 2
+    compiles(loss, [scores, group])
+    assert torch.autograd.gradgradcheck(lambda s: loss("reference", s, group), scores)
 
 
 def test_registration() -> None:

@@ -43,7 +43,7 @@ def packed(lengths: list[int], dtype: torch.dtype = torch.float32) -> list[Tenso
 
 
 @pytest.mark.parametrize("gamma, lam", [(0.97, 0.9), (1.0, 1.0), (1.0, 0.0), (0.0, 0.5)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(lengths=LENGTHS)
 def test_reference_against_the_recursion(gamma: float, lam: float, lengths: list[int]) -> None:
     inputs = packed(lengths, torch.float64)
@@ -52,7 +52,7 @@ def test_reference_against_the_recursion(gamma: float, lam: float, lengths: list
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS, gamma=st.sampled_from([1.0, 0.97]))
 def test_values(dtype: torch.dtype, lengths: list[int], gamma: float) -> None:
     assert_exact(partial(estimate, gamma=gamma), packed(lengths, dtype), truth=partial(by_hand, gamma=gamma))
@@ -82,8 +82,11 @@ def test_a_bad_reward_spoils_only_what_is_before_it_in_its_sequence() -> None:
 def test_strided_and_int32() -> None:
     rewards, values, lengths = packed([18, 4])
     assert_exact(
-        lambda impl, r, v, n: estimate(impl, r[::2], v.reshape(11, 2)[:, 1], n // 2),
+        lambda impl, r, v, n: estimate(impl, r[::2], v[:11], n // 2),
         [rewards, values, lengths.to(torch.int32)],
+    )
+    assert_exact(
+        lambda impl, r, v, n: estimate(impl, r[:11], v.reshape(11, 2)[:, 1], n // 2), [rewards, values, lengths]
     )
 
 
@@ -119,7 +122,9 @@ def test_lengths_that_the_host_did_not_check() -> None:
         ({"rewards": torch.zeros(1, 3)}, "rewards must be"),
         ({"values": torch.zeros(2)}, "values must be"),
         ({"lengths": torch.tensor([3.0])}, "int"),
-        ({"lengths": torch.tensor([1, 1])}, "sum to 3, got 2"),
+        ({"lengths": torch.tensor([1, 1])}, "lengths must sum to 3, got 2"),
+        ({"lengths": torch.tensor([2, 2], dtype=torch.int32)}, "lengths must sum to 3, got 4"),
+        ({"lengths": torch.tensor([], dtype=torch.int64)}, "lengths must sum to 3, got 0"),
         ({"lengths": torch.tensor([-1, 4])}, "negative"),
     ],
 )

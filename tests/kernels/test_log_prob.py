@@ -160,7 +160,7 @@ def test_finite_logits_below_any_start_of_a_running_maximum() -> None:
 
 
 def test_gradients_beside_logits_of_minus_infinity() -> None:
-    """The kernel's gradient of a logit of -inf is 0, as in the reference's."""
+    """The gradient of a logit of -inf is 0; that of a weight of one beside a hidden state of 1 is the same."""
     logits = torch.tensor([[0.5, -torch.inf, 1.0, -torch.inf]], device=DEVICE)
     p = logits.softmax(-1)
     entropy = -(p * p.log()).nansum(-1)
@@ -173,6 +173,10 @@ def test_gradients_beside_logits_of_minus_infinity() -> None:
         BLOCK=16, MATHS=kernels.maths(logits),
     )  # fmt: skip
     torch.testing.assert_close(logits, truth)
+    weight = torch.tensor([[0.5], [-torch.inf], [1.0], [-torch.inf]], device=DEVICE)
+    for module in (reference, kernels):
+        _, grad = module.linear_log_prob_bwd(one, 0.5 * one, one[:, None], weight, zero.long(), log_z, entropy, 1.0)
+        torch.testing.assert_close(grad, truth.T)
 
 
 def test_targets_that_are_no_rows() -> None:
@@ -222,7 +226,7 @@ def test_strided_inputs(impl: str) -> None:
         return value, entropy, *torch.autograd.grad(value.sum() + entropy.sum(), leaves)
 
     expected = grads(hidden.contiguous(), weight.contiguous(), target.contiguous())
-    torch.testing.assert_close(grads(hidden, weight, target.int()), expected)
+    torch.testing.assert_close(grads(hidden, weight, target.to(torch.int16)), expected)
 
 
 @pytest.mark.parametrize("use_kernels", [False, True])

@@ -1,5 +1,6 @@
 """The ranking loss's kernels against fp64: values, gradients, many edges on one score, weights of 0, bad indices."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels import ranking_loss
+from rmfast.kernels.launch import recording
 from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, registered, run
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -46,7 +48,7 @@ def by_hand(scores: Tensor, better: Tensor, worse: Tensor, *values: Tensor, cent
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     count=st.integers(0, 40),
     width=st.sampled_from([1, 2, 9, 30]),
@@ -75,6 +77,31 @@ def test_numbers_for_values(values: dict[str, float]) -> None:
     for dtype in (torch.float64, torch.float32):
         inputs = [scored(9, dtype=dtype), *edges(37, 9)]
         assert_exact(partial(loss, **values), inputs, grads=[torch.ones((), device=DEVICE)])
+
+
+def test_numbers_are_data_and_compile_no_new_kernel() -> None:
+    scores, ends = scored(2, 9), edges(37, 9)
+    options = []
+    for number in (0.25, 0.75):
+        with recording((9, 0)) as launches:
+            loss("triton", scores, *ends, margin=number, target=number, weight=number, center=number)
+        options.append([launch.options for launch in launches])
+        numbers = [x for launch in launches for x in launch.arguments if isinstance(x, float)]
+        assert not numbers
+    assert options[0] == options[1]
+
+
+def test_sums_of_many_blocks() -> None:
+    inputs = [scored(9), *edges(1100, 9), *[uniform(1100) for _ in range(3)]]
+    assert_exact(partial(loss, center=0.1), inputs, grads=[torch.ones((), device=DEVICE)])
+
+
+@pytest.mark.parametrize("d", [20.0, 40.0, 80.0])
+def test_small_losses_are_not_lost(d: float) -> None:
+    scores = torch.tensor([d, 0.0], device=DEVICE).requires_grad_()
+    ends = torch.tensor([0], device=DEVICE), torch.tensor([1], device=DEVICE)
+    got, grad = run(partial(loss, "triton"), [scores, *ends], [torch.ones((), device=DEVICE)])
+    assert [got.item(), grad[1].item()] == pytest.approx([math.exp(-d)] * 2, rel=1e-4)
 
 
 def test_totals_of_each_head() -> None:

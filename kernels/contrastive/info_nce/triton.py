@@ -164,12 +164,13 @@ def _tiles(x: Tensor, width: int, resident: bool) -> _Tiles:
         return _Tiles(16, 16, whole if resident else 16, {"num_warps": 8, "num_stages": 1})
     if x.dtype == torch.float32:
         if resident:
-            return _Tiles(64, 32, whole, {"num_warps": 8, "num_stages": 2})
+            return _Tiles(64, 16, whole, {"num_warps": 8, "num_stages": 2})
         return _Tiles(64, 64, 16, {"num_warps": 4, "num_stages": 2})
     if width % 16:  # rows that are not aligned take more registers
         return _Tiles(64, 64, whole if resident else min(64, whole), {"num_warps": 8, "num_stages": 2})
     if resident:
-        return _Tiles(128, 64, whole, {"num_warps": 8, "num_stages": 3})
+        # On sm_80 a third stage spills where the keys are not a multiple of 16.
+        return _Tiles(128, 64, whole, {"num_warps": 8, "num_stages": 3 if capability(x) >= (9, 0) else 2})
     return _Tiles(128, 128, min(64, whole), {"num_warps": 8, "num_stages": 3})
 
 

@@ -88,7 +88,8 @@ def score_head_bwd(
     grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     block = triton.next_power_of_2(heads)
     columns = min(triton.next_power_of_2(width), 256 if block <= 4 else 128)
-    tile = min(16, max(1, TILE // (block * columns)))
+    # With 16 rows the compiler would make the kernel's sum over heads a matrix product, and that in tf32.
+    tile = min(8, max(1, TILE // (block * columns)))
     across = triton.cdiv(width, columns)
     programs = min(max(1, PROGRAMS // across), triton.cdiv(count, tile))
     partial = torch.empty(programs, heads, width, dtype=rstd.dtype, device=hidden.device)

@@ -21,7 +21,7 @@ def _rotate(
 ):  # fmt: skip
     """The heads of tokens [N]: turned by cos, sin [N, C], or copied."""
     token = token[:, None, None]
-    head = tl.arange(0, BLOCK)[None, :, None]
+    head = tl.arange(0, BLOCK).to(tl.int64)[None, :, None]  # heads may lie a whole sequence apart
     column = tl.arange(0, cos.shape[1])[None, None, :]
     mask = (token < tokens) & (head < HEADS) & (column < HALF)  # [N, H, C]
     at = x_ptr + token * x_token + head * x_head + column
@@ -69,8 +69,8 @@ def _whole(x: Tensor) -> Tensor:
 def _launch(x: Heads, out: Heads, positions: Tensor, inv_freq: Tensor, scale: float, *, inverse: bool) -> None:
     """Turn q and k of x into out, and copy v; each [T, heads, D] of any strides."""
     q, k, v = (_whole(t) for t in x)
-    # Tables, because Triton's tl.sin and tl.cos become sin.approx and cos.approx on NVIDIA: their error grows with the
-    # angle, and the angles of late positions are large. A token's tables are small beside its heads.
+    # Tables, because tl.sin and tl.cos are software routines on NVIDIA: exact also for the large angles of late
+    # positions, but long, and through local memory there. A token's tables are small beside its heads.
     cos, sin = tables(positions, inv_freq, maths_dtype(q))
     half = q.shape[2] // 2
     columns = triton.next_power_of_2(max(half, 1))

@@ -57,7 +57,9 @@ def difference_loss(scores: Tensor, group: Tensor, *, normaliser: str = "k2", im
     Args:
         scores: [S]. group: int [S], the group of each sample: any numbers in any order.
         normaliser: "k2" as in the paper, or "pairs": 2 / (k (k - 1)), the mean over pairs.
-        impl: "auto", "triton" or "reference" (which holds tables of S x S). No second derivative through the kernels.
+        impl: "auto", "triton" or "reference". No second derivative through the kernels.
+
+    No table of all pairs is held: memory is linear in S. The reference walks all S^2 pairs, a chunk at a time.
 
     Returns:
         A scalar; fp32 (fp64 for fp64 scores). 0 where there are no samples.

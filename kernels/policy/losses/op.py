@@ -80,7 +80,8 @@ def policy_loss(
 ) -> Tensor:
     """PPO's clipped loss of the policy, mean over the mask. Differentiable in `log_prob`.
 
-    Per token max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_prob - old_log_prob).
+    Per token max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_prob - old_log_prob). Where both are
+    equal each gives half of its gradient, as in `torch.maximum`.
     Source: Schulman et al. 2017, equation 7; Secrets of RLHF Part I.
 
     Args:
@@ -117,8 +118,8 @@ def value_loss(
 ) -> Tensor:
     """PPO's clipped loss of the critic, mean over the mask. Differentiable in `value`.
 
-    Per token 0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2). Where both are equal the gradient is that
-    of the first. Source: Secrets of RLHF Part I and its code.
+    Per token 0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2). Where both are equal
+    each gives half of its gradient, as in `torch.maximum`. Source: Secrets of RLHF Part I and its code.
 
     Args:
         value, old_value, returns: [T].

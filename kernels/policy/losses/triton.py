@@ -10,6 +10,14 @@ from rmfast.kernels.launch import capability, launch, maths
 
 
 @triton.jit
+def free_grad(grad, free, clipped, inside):
+    """The gradient of max(free, clipped) from that of `free`, as `torch.maximum` has it: half where both are equal but
+    only one moves, which is outside of the clipped range."""
+    grad = tl.where((free == clipped) & (inside == 0), 0.5 * grad, grad)
+    return tl.where(free < clipped, 0.0, grad)
+
+
+@triton.jit
 def policy_loss_fwd_kernel(
     log_prob_ptr, old_ptr, advantage_ptr, mask_ptr, unit_ptr, partial_ptr, tokens,
     log_prob_stride, old_stride, advantage_stride, mask_stride,
@@ -26,9 +34,9 @@ def policy_loss_fwd_kernel(
     low, high = tl.full((BLOCK,), 1.0 - CLIP, MATHS), tl.full((BLOCK,), 1.0 + CLIP, MATHS)
     within = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
     free, clipped = -advantage * ratio, -advantage * within
-    held = free < clipped
-    tl.store(unit_ptr + token, tl.where(counts & (held == 0), free * weight, 0.0), inside)
-    loss = tl.where(counts, tl.where(held, clipped, free) * weight, 0.0)
+    unit = free_grad(free, free, clipped, within == ratio)
+    tl.store(unit_ptr + token, tl.where(counts, unit * weight, 0.0), inside)
+    loss = tl.where(counts, tl.where(free < clipped, clipped, free) * weight, 0.0)
     tl.store(partial_ptr + tl.program_id(0) * 2, tl.sum(loss, 0))
     tl.store(partial_ptr + tl.program_id(0) * 2 + 1, tl.sum(weight, 0))
 
@@ -51,11 +59,10 @@ def value_loss_fwd_kernel(
         old = tl.load(old_ptr + token * old_stride, counts, 0.0).to(MATHS)
         clip = tl.full((BLOCK,), CLIP, MATHS)
         low, high = old - clip, old + clip
-        within = tl.where(value < low, low, tl.where(value > high, high, value)) - returns
-        within = within + tl.where(low == low, 0.0, low)  # an old value of nan is not passed over
-        held = loss < within * within
-        unit = tl.where(held, 0.0, unit)
-        loss = tl.where(held, within * within, loss)
+        within = tl.where(value < low, low, tl.where(value > high, high, value))
+        clipped = (within - returns) * (within - returns)
+        unit = free_grad(unit, loss, clipped, within == value)
+        loss = tl.where(loss < clipped, clipped, loss) + tl.where(low == low, 0.0, low)  # an old value of nan is seen
     tl.store(unit_ptr + token, tl.where(counts, unit * weight, 0.0), inside)
     tl.store(partial_ptr + tl.program_id(0) * 2, tl.sum(tl.where(counts, 0.5 * loss * weight, 0.0), 0))
     tl.store(partial_ptr + tl.program_id(0) * 2 + 1, tl.sum(weight, 0))
