@@ -1,10 +1,15 @@
-"""The command `rmfast`: data report, eval, score, export. Training is `torchrun rmfast/train.py CONFIG.yaml`."""
+"""The command `rmfast`: data report, denoise; eval, score, export. Training: `torchrun rmfast/train.py CONFIG.yaml`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from rmfast.config import DenoiseConfig
+from rmfast.data.denoise import PRESETS
 from rmfast.errors import RunError, UserError
+
+RULES = ("mean", "median", "worst", "mean-k-std", "majority")  # of rmfast.evaluation.combine, which imports torch
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,19 +18,28 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="look at preference data")
-    report = data.add_subparsers(dest="what", required=True, metavar="WHAT").add_parser(
+    looks = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    report = looks.add_parser(
         "report", help="what a source holds: rows, bad rows by cause, lengths, shared prompts, identical pairs"
     )
     report.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name")
     report.add_argument("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
     report.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
     report.add_argument("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
+    _denoise(looks.add_parser("denoise", help="what treating edges by their strength does to the data"))
 
-    evaluate = commands.add_parser("eval", help="evaluate a reward model on a suite")
-    evaluate.add_argument("model", metavar="CKPT", help="Hugging Face folder, run folder or checkpoint")
+    evaluate = commands.add_parser("eval", help="evaluate a reward model, or several as one, on a suite")
+    evaluate.add_argument("models", nargs="+", metavar="CKPT", help="Hugging Face folder, run folder or checkpoint")
     evaluate.add_argument("--suite", choices=["pairwise"], default="pairwise", help="what is measured")
     evaluate.add_argument("--data", required=True, metavar="PATH", help="file, folder or datasets name")
     evaluate.add_argument("--out", metavar="FILE.json", help="where all figures go")
+    evaluate.add_argument(
+        "--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)"
+    )
+    evaluate.add_argument("--k", type=non_negative, help="of mean-k-std (default 1)")
+    evaluate.add_argument(
+        "--standardise", action="store_true", help="each member to mean 0 and std 1 on the data first"
+    )
     _scoring(evaluate)
 
     score = commands.add_parser("score", help="write the reward of every response; with several models, strengths too")
@@ -40,6 +54,20 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     export.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
     return root
+
+
+def _denoise(command: argparse.ArgumentParser) -> None:
+    command.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name, with strengths")
+    command.add_argument("--preset", "--data.denoise", choices=list(PRESETS), help="of Part II; default: baseline")
+    for name, field in DenoiseConfig.model_fields.items():
+        flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--denoise.{name}"))
+        count: Any = {"drop": 2, "smooth_slice": "+"}.get(name, 1)
+        command.add_argument(*flags, dest=f"denoise.{name}", nargs=count, metavar="VALUE", help=field.description)
+    command.add_argument(
+        "--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of a kind (2)"
+    )
+    command.add_argument("--out", metavar="FILE.jsonl", help="write the treated data: a row for each edge")
+    command.add_argument("--plot", metavar="FILE.png", help="write the histogram of strengths")
 
 
 def _scoring(command: argparse.ArgumentParser) -> None:
@@ -57,13 +85,27 @@ def positive(text: str) -> int:
     return value
 
 
+def non_negative(text: str) -> float:
+    """A finite number of at least 0, for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for the user's errors, 1 for a result that must not be used."""
     options = parser().parse_args(arguments)
     # After parsing: these import torch.
-    from rmfast.tasks import commands
+    from rmfast.tasks import commands, denoise
 
-    run = {"data": commands.report, "eval": commands.evaluate, "score": commands.score, "export": commands.export}
+    looks = {"report": commands.report, "denoise": denoise.preview}
+    run = {
+        "data": lambda o: looks[o.what](o),
+        "eval": commands.evaluate,
+        "score": commands.score,
+        "export": commands.export,
+    }
     try:
         run[options.command](options)
     except (UserError, RunError) as error:

@@ -5,7 +5,7 @@ It imports no torch, so that a misspelt key is answered at once.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from rmfast.data.denoise import Denoise, resolve
 from rmfast.errors import UserError
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
@@ -38,6 +39,20 @@ def _spelling(value: Any) -> Any:
 
 
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_spelling)]
+
+
+def _slice(value: Any) -> Any:
+    """Quantiles or the name of some edges."""
+    if value not in ("negative", "all", None) and not (isinstance(value, list | tuple) and len(value) == 2):
+        raise ValueError(f"is negative, all or two quantiles, got {value!r}")
+    return value
+
+
+EdgeSlice = Annotated[Literal["negative", "all"] | tuple[float, float] | None, BeforeValidator(_slice)]
+Preset = Annotated[
+    Literal["baseline", "margin", "flip", "flip_margin", "soft_margin"],
+    BeforeValidator(lambda v: "baseline" if v == "none" else v),
+]
 ScheduleName = Annotated[Literal["linear", "cosine", "inverse_sqrt", "constant"], BeforeValidator(_spelling)]
 
 
@@ -75,7 +90,9 @@ class ModelConfig(Section):
     from_scratch: bool = Field(False, description="take config and tokenizer from `path` and draw random weights")
     heads: int | None = Field(None, ge=1, le=1024, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on residual branches, in training")
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="on residual branches, in training; null: 0, with a contrastive term 0.05"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activations computed again, for memory"
     )
@@ -100,6 +117,7 @@ class DataConfig(Section):
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
     cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
+    denoise: Preset | None = Field(None, description="what is done to training edges by their strength (denoise.*)")
 
     @model_validator(mode="after")
     def _max_length_fits(self) -> "DataConfig":
@@ -107,6 +125,24 @@ class DataConfig(Section):
         if "max_length" in self.model_fields_set or self.tokens_per_pack >= self.max_length:
             return self
         return self.model_copy(update={"max_length": self.tokens_per_pack})
+
+
+class DenoiseConfig(Section):
+    """Options of `rmfast.data.denoise.Denoise`; null takes the preset's (data.denoise)."""
+
+    flip: float | None = Field(None, description="share of edges, weakest first, that swap sides where strength < 0")
+    drop: tuple[float, float] | None = Field(None, description="quantiles of strength to leave out: LOW HIGH")
+    drop_below: float | None = Field(None, description="strength (after the flip) below which edges are left out")
+    margin: Literal["none", "mean"] | None = Field(None, description="mean: margin = clip(scale * strength, min, max)")
+    margin_scale: float | None = Field(None, description="factor of the margin")
+    margin_min: float | None = Field(None, description="smallest margin; 0 clamps negative ones")
+    margin_max: float | None = Field(None, description="largest margin")
+    smooth: float | None = Field(None, description="alpha of label smoothing, up to 0.5; 0 for none")
+    smooth_slice: EdgeSlice = Field(
+        None, description="edges with new targets: negative (strength < 0), all, or quantiles LOW HIGH"
+    )
+    soft_temperature: float | None = Field(None, description="T of targets sigmoid(strength / T), in place of smooth")
+    weight_temperature: float | None = Field(None, description="T of a factor sigmoid(strength / T) on the weight")
 
 
 class OptimConfig(Section):
@@ -124,6 +160,28 @@ class OptimConfig(Section):
 class ObjectiveConfig(Section):
     center: float = Field(0.0, ge=0, description="coefficient of (s_better + s_worse)^2; TRL suggests 0.01")
     lm: float = Field(0.0, ge=0, description="weight of the LM loss on the chosen responses")
+    contrastive: Literal["none", "simcse", "swav"] = Field("none", description="term between two dropout views")
+    on: Literal["pair", "difference"] = Field("pair", description="its items: responses, or better - worse and back")
+    beta: float | None = Field(None, ge=0, description="its weight; null: simcse 1, swav 0.1 (pair), 0.5 (difference)")
+    views: Literal["pass", "response"] = Field(
+        "pass", description="second view: prompt and responses again, or the responses alone (cheaper)"
+    )
+    temperature: float | None = Field(None, gt=0, description="of its softmax; null: simcse 0.05, swav 0.1")
+    prototypes: int | None = Field(None, ge=2, le=2**20, description="swav; null: 50 (pair), 20 (difference)")
+    epsilon: float = Field(0.05, gt=0, description="swav: regularisation of its codes")
+    iterations: int = Field(3, ge=0, description="swav: Sinkhorn iterations")
+    queue: int = Field(0, ge=0, le=2**24, description="swav: earlier items that codes are made from too")
+    freeze_prototypes: int = Field(0, ge=0, description="swav: steps before prototypes are trained")
+
+
+class MetaConfig(Section):
+    data: Paths = Field((), description="task meta: prompts, each with k or more responses sampled from the policy")
+    k: int = Field(5, ge=2, le=1024, description="responses taken of each prompt, the first ones that differ")
+    prompts_per_step: int | None = Field(None, ge=1, description="prompts in a step; null: data.pairs_per_step")
+    eta: float = Field(5e-6, ge=0, description="step of the ascent on the difference loss J: eta times its gradient")
+    rho: float | None = Field(None, gt=0, description="in place of eta: length of the ascent, whatever the gradient's")
+    normaliser: Literal["k2", "pairs"] = Field("k2", description="of J: 2 / k^2 as in the paper, or mean over pairs")
+    check_every: int | None = Field(10, ge=1, description="steps between measuring J after the ascent; null: never")
 
 
 class EvalConfig(Section):
@@ -143,18 +201,61 @@ class ParallelConfig(Section):
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
 
 
+class EnsembleConfig(Section):
+    members: int = Field(10, ge=2, le=1024, description="reward models, each with a data order and a head of its own")
+    folds: int | None = Field(
+        None, ge=2, description="K: member m leaves fold m mod K out and judges it alone; null: in-sample, as the paper"
+    )
+    mode: Literal["full", "heads"] = Field(
+        "full", description="full: a reward run each; heads: heads alone, over one pass of the frozen trunk"
+    )
+    spread: Literal["turn", "ranks"] = Field(
+        "turn", description="all ranks on one member after another, or each rank on members of its own"
+    )
+
+
 class Config(Section):
     """One run."""
 
-    task: Literal["reward"] = Field("reward", description="what is trained")
+    task: Literal["reward", "ensemble", "meta"] = Field("reward", description="what is trained")
     run: RunConfig = RunConfig()
     model: ModelConfig
     data: DataConfig
+    denoise: DenoiseConfig = DenoiseConfig()
     optim: OptimConfig = OptimConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    meta: MetaConfig = MetaConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> "Config":
+        if self.task != "ensemble":
+            return self
+        ensemble, model, objective = self.ensemble, self.model, self.objective
+        if ensemble.folds and ensemble.folds > ensemble.members:
+            raise ValueError(
+                f"ensemble.folds ({ensemble.folds}) is above ensemble.members ({ensemble.members}): "
+                "no member would judge some folds"
+            )
+        if not self.data.shuffle:
+            raise ValueError("data.shuffle false gives all members of an ensemble one data order")
+        if ensemble.mode == "heads":
+            if model.top_layers or model.dropout or (model.heads or 1) > 1 or objective.lm:
+                raise ValueError(
+                    "ensemble.mode heads trains one head a member on a frozen trunk: it takes no model.top_layers "
+                    "above 0, model.heads above 1, model.dropout or objective.lm"
+                )
+            if objective.contrastive != "none":
+                raise ValueError("objective.contrastive trains nothing in ensemble.mode heads")
+            if ensemble.spread == "ranks" or self.parallel.cuda_graphs:
+                raise ValueError(
+                    "ensemble.mode heads trains all heads at once: it takes no ensemble.spread ranks and no "
+                    "parallel.cuda_graphs"
+                )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -172,13 +273,28 @@ class Config(Section):
                 raise ValueError("data.train_weights must be within 0 and 1,000,000, and one must be positive")
         if self.parallel.cuda_graphs and (self.parallel.data == "fsdp" or self.model.recompute != "none"):
             raise ValueError("parallel.cuda_graphs needs parallel.data ddp and model.recompute none")
+        contrastive = self.objective.contrastive != "none"
+        if contrastive and self.parallel.cuda_graphs:
+            raise ValueError("parallel.cuda_graphs runs no contrastive term (objective.contrastive)")
+        if contrastive and self.model.top_layers == 0:
+            raise ValueError("objective.contrastive trains nothing while model.top_layers is 0 (head only)")
+        if self.objective.contrastive != "swav" and (self.objective.queue or self.objective.freeze_prototypes):
+            raise ValueError("objective.queue and objective.freeze_prototypes belong to objective.contrastive swav")
         if self.parallel.cuda_graphs and self.model.attention == "flash":
             raise ValueError("parallel.cuda_graphs cannot repeat model.attention flash (it reads lengths)")
         if self.objective.lm and self.model.top_layers == 0:
             raise ValueError("objective.lm trains nothing while model.top_layers is 0 (head only)")
+        if self.task == "meta" and not self.meta.data:
+            raise ValueError("meta.data is missing: task meta needs prompts with sampled responses")
         if self.eval.every and not data.eval:
             raise ValueError("eval.every is set but data.eval is empty")
+        if self.treatment().active and self.task == "ensemble":
+            raise ValueError("data.denoise and denoise.* go by strengths, which task ensemble is there to make")
         return self
+
+    def treatment(self) -> Denoise:
+        """What is done to the training edges: the preset, with the denoise section's own values."""
+        return resolve(self.data.denoise, self.denoise.model_dump())
 
     def dump(self) -> dict[str, Any]:
         """Plain values, as YAML holds them."""
@@ -205,6 +321,28 @@ def load_config(arguments: Sequence[str]) -> Config:
         return Config.model_validate(_nest(values, origin))
     except ValidationError as error:
         raise UserError(_explain(error, origin)) from None
+
+
+class _DenoiseAlone(Section):
+    denoise: DenoiseConfig
+
+
+def read_denoise(preset: str | None, options: Mapping[str, Sequence[str]]) -> Denoise:
+    """A preset and the words that a command line gives for options of the denoise section.
+
+    Raises:
+        UserError: names the option that is wrong.
+    """
+    values = {
+        name: [_scalar(w) for w in words] if len(words) > 1 else _scalar(words[0]) for name, words in options.items()
+    }
+    try:
+        section = _DenoiseAlone.model_validate({"denoise": values}).denoise
+        return resolve(preset, section.model_dump())
+    except ValidationError as error:
+        raise UserError(_explain(error, {f"denoise.{name}": "command line" for name in values})) from None
+    except ValueError as error:
+        raise UserError(f"command line: {error}") from None
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:

@@ -66,6 +66,12 @@ def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
         ("data: {train_weights: [0]}", "data.train_weights", "one must be positive"),
         ("objective: {lm: 1}\nmodel: {top_layers: 0}", "objective.lm", "model.top_layers is 0"),
         ("eval: {every: 5}", "eval.every", "data.eval is empty"),
+        ("parallel: {cuda_graphs: true, data: fsdp}", "parallel.cuda_graphs", "parallel.data ddp"),
+        ("parallel: {cuda_graphs: true}\nmodel: {recompute: full}", "parallel.cuda_graphs", "recompute none"),
+        ("parallel: {cuda_graphs: true}\nmodel: {attention: flash}", "parallel.cuda_graphs", "reads lengths"),
+        ("parallel: {cuda_graphs: true}\nobjective: {contrastive: swav}", "parallel.cuda_graphs", "no contrastive"),
+        ("objective: {contrastive: simcse}\nmodel: {top_layers: 0}", "objective.contrastive", "trains nothing"),
+        ("objective: {contrastive: simcse, queue: 8}", "objective.queue", "belong to objective.contrastive swav"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_and_file(base: str, tmp_path: Path, text: str, key: str, hint: str) -> None:

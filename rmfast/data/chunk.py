@@ -1,7 +1,7 @@
 """Batches of rows -> the arrays of a token store, and the counts that its meta data keeps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.sources import Row
-from rmfast.data.tokenise import Encoded, encode
+from rmfast.data.tokenise import Encoded, distinct_samples, encode
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
@@ -44,21 +44,30 @@ class Chunk:
     files: list[tuple[str, int]]  # (label, groups), in order
     bad: list[tuple[str, BadRow]]  # ("file:row", why), in order
     double_bos: int
+    merged: int
     every_bos: bool
     max_id: int  # largest token id, -1 where there is none
     has_strings: bool
     has_messages: bool
 
 
-def encode_chunk(rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreTrainedTokenizerBase) -> Chunk:
-    """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are set aside, never raised."""
-    parsed = [_parsed(row) for _, _, row in rows]
+def encode_chunk(
+    rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreTrainedTokenizerBase, samples: int | None = None
+) -> Chunk:
+    """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are set aside, never raised.
+
+    Args:
+        samples: see `build_store`.
+    """
+    parsed = [_parsed(row, samples is None) for _, _, row in rows]
     encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
     files = {label: 0 for label, _, _ in rows}
     bad: list[tuple[str, BadRow]] = []
     groups: list[tuple[int, Example, Encoded]] = []
     for (label, number, _), example in zip(rows, parsed, strict=True):
         result = next(encoded) if isinstance(example, Example) else example
+        if samples is not None and isinstance(example, Example) and isinstance(result, Encoded):
+            example, result = replace(example, edges=()), distinct_samples(result, samples)
         if isinstance(example, BadRow) or isinstance(result, BadRow):
             bad.append((f"{label}:{number}", cast(BadRow, result)))
         else:
@@ -72,6 +81,7 @@ def encode_chunk(rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreT
         files=list(files.items()),
         bad=bad,
         double_bos=sum(encoded.double_bos for _, _, encoded in groups),
+        merged=sum(encoded.merged for _, _, encoded in groups),
         every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.ids),
         max_id=int(arrays["tokens"].max(initial=-1)),
         has_strings=any(isinstance(example.responses[0], str) and not example.is_messages for example in examples),
@@ -79,11 +89,11 @@ def encode_chunk(rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreT
     )
 
 
-def _parsed(row: dict[str, Any] | BadRow | Example) -> Example | BadRow:
+def _parsed(row: dict[str, Any] | BadRow | Example, require_edges: bool) -> Example | BadRow:
     if not isinstance(row, dict):
         return row
     try:
-        return parse_row(row)
+        return parse_row(row, require_edges=require_edges)
     except BadRow as bad:
         return bad
 
@@ -126,6 +136,7 @@ class Summary:
     bad: dict[str, int] = field(default_factory=dict)
     bad_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     double_bos: int = 0
+    merged: int = 0
     every_bos: bool = True
     max_id: int = -1
     has_strings: bool = False
@@ -147,6 +158,7 @@ class Summary:
         if self.first_bad and bad_rows == "error":
             raise UserError(self.first_bad)
         self.double_bos += chunk.double_bos
+        self.merged += chunk.merged
         self.every_bos &= chunk.every_bos
         self.max_id = max(self.max_id, chunk.max_id)
         self.has_strings |= chunk.has_strings
@@ -166,6 +178,7 @@ class Summary:
             "bad_examples": self.bad_examples,
             "first_bad": self.first_bad,
             "double_bos": self.double_bos,
+            "merged": self.merged,
             "tokenizer": fingerprint(tokenizer),
             "bos_id": tokenizer.bos_token_id if self.every_bos else None,
             "eos_id": tokenizer.eos_token_id,

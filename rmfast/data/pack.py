@@ -26,6 +26,7 @@ class Pack:
     layout: Tensor  # int32 [4, T]
     scored: Tensor  # int64 [S]
     is_response: Tensor  # bool [S]
+    group: Tensor  # int64 [S], 0 for the first prompt group's, 1 for the next one's, ...
     better: Tensor  # int64 [E]
     worse: Tensor  # int64 [E]
     margin: Tensor  # float32 [E]
@@ -60,6 +61,7 @@ def empty_pack() -> Pack:
         layout=prefix_layout([(1, ())]),
         scored=zero,
         is_response=zero.bool(),
+        group=zero,
         better=none,
         worse=none,
         margin=none.float(),
@@ -89,8 +91,9 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
     edges: dict[str, list[np.ndarray]] = {name: [] for name in ("better", "worse", "margin", "target", "weight")}
     lm_rows: list[np.ndarray] = []
     lm_targets: list[np.ndarray] = []
+    group_of: list[np.ndarray] = []
     start = offset = 0  # first token, first response of the group
-    for group in groups.tolist():
+    for number, group in enumerate(groups.tolist()):
         store, g, cut = table.stores[table.store[group]], int(table.index[group]), int(table.cut[group])
         begin, end = int(store.token_start[g]), int(store.token_start[g + 1])
         first, last = int(store.response_start[g]), int(store.response_start[g + 1])
@@ -108,17 +111,19 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         # A response without a suffix of its own ends where the shared prefix does.
         scored.append(np.where(suffixes > 0, ends, start + prefix) - 1)
         responses.append(np.arange(table.first_response[group], table.first_response[group + 1]))
-        low, high = int(store.edge_start[g]), int(store.edge_start[g + 1])
-        edges["better"].append(offset + store.better[low:high].astype(np.int64))
-        edges["worse"].append(offset + store.worse[low:high].astype(np.int64))
+        group_of.append(np.full(len(suffixes), number))
+        own = table.store_edges[table.store[group]]
+        low, high = int(own.start[g]), int(own.start[g + 1])
+        edges["better"].append(offset + own.better[low:high].astype(np.int64))
+        edges["worse"].append(offset + own.worse[low:high].astype(np.int64))
         for name in ("margin", "target", "weight"):
-            edges[name].append(getattr(store, name)[low:high])
+            edges[name].append(getattr(own, name)[low:high])
         if lm:
-            chosen = np.setdiff1d(store.better[low:high], store.worse[low:high])
+            chosen = np.setdiff1d(own.better[low:high], own.worse[low:high])
             for r in chosen.tolist():
                 # Token indices of the response's full sequence inside the pack.
-                own = np.arange(ends[r] - suffixes[r], ends[r])
-                sequence = np.concatenate((np.arange(start, start + prefix), own))
+                suffix = np.arange(ends[r] - suffixes[r], ends[r])
+                sequence = np.concatenate((np.arange(start, start + prefix), suffix))
                 answer = max(int(store.answer_start[first + r]) - cut, 1)
                 lm_rows.append(sequence[answer - 1 : -1])
                 lm_targets.append(stored[sequence[answer:] - start])
@@ -132,6 +137,7 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         layout=prefix_layout(shape),
         scored=ends_of_responses,
         is_response=torch.ones_like(ends_of_responses, dtype=torch.bool),
+        group=torch.from_numpy(np.concatenate(group_of)),
         **join,
         lm_rows=torch.from_numpy(np.concatenate(lm_rows or empty)),
         lm_targets=torch.from_numpy(np.concatenate(lm_targets or empty).astype(np.int64)),

@@ -21,7 +21,7 @@ def pad_pack(pack: Pack, tokens: int) -> Pack:
     """The pack with more tokens, scores, edges and LM targets behind its own.
 
     An added token is a group of its own, so that it costs attention nothing; added edges weigh 0, added scores are no
-    responses, added targets are -1.
+    responses and each a group of its own, added targets are -1.
 
     Args:
         tokens: T afterwards, at least the pack's. S, E and L are rounded up; the latter two to 0 or at least 16.
@@ -45,6 +45,7 @@ def pad_pack(pack: Pack, tokens: int) -> Pack:
         layout=torch.cat((pack.layout, layout), 1),
         scored=end(pack.scored, scores, 0),
         is_response=end(pack.is_response, scores, False),
+        group=torch.cat((pack.group, pack.group[-1] + 1 + torch.arange(scores))),
         better=end(pack.better, edges, 0),
         worse=end(pack.worse, edges, 0),
         margin=end(pack.margin, edges, 0),

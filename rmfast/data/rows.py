@@ -31,6 +31,8 @@ EMPTY = "empty"
 WRONG_ROLES = "wrong roles"
 NO_EDGE = "no edge"
 BAD_NUMBER = "bad number"
+TOO_FEW = "too few responses"
+IDENTICAL = "identical"
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

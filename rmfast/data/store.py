@@ -48,8 +48,8 @@ class TokenStore:
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
-    double_bos, tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the
-    largest token id), has_strings, has_messages.
+    double_bos, merged (identical samples), tokenizer (fingerprint), bos_id (if every sequence begins with it, else
+    None), eos_id, max_id (the largest token id), has_strings, has_messages.
     """
 
     tokens: np.ndarray  # int32 [sum of stored tokens]
@@ -121,6 +121,7 @@ def build_store(
     default_split: str = "train",
     workers: int | None = None,
     bad_rows: Literal["drop", "error"] = "drop",
+    samples: int | None = None,
 ) -> TokenStore:
     """Tokenise a source into `cache_dir`, or open what an earlier call left there.
 
@@ -131,11 +132,15 @@ def build_store(
         default_split: the split to take where the source has several and names none.
         workers: processes that tokenise (default: one per core); short sources are done in this one.
         bad_rows: drop and count rows that cannot be used, or stop at the first.
+        samples: groups without edges: of each row the first so many different responses. Rows with fewer responses, or
+            with none that differs from the others, cannot be used; responses that repeat one are counted as merged.
 
     Raises:
         UserError: nothing readable there, no usable row, or a bad row with `bad_rows="error"`.
     """
-    key = hashlib.sha256(f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}".encode()).hexdigest()
+    content = f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}"
+    content += "" if samples is None else f" {samples} samples"
+    key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
     if not folder.is_dir():
         try:
@@ -145,7 +150,7 @@ def build_store(
         except OSError as error:
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
-            _build(source, tokenizer, aside, default_split, workers, bad_rows)
+            _build(source, tokenizer, aside, default_split, workers, bad_rows, samples)
             _publish(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -162,6 +167,7 @@ def _build(
     default_split: str,
     workers: int | None,
     bad_rows: Literal["drop", "error"],
+    samples: int | None,
 ) -> None:
     """Stream the source into `folder`, in the rows' order whatever the number of processes."""
     rows = read_rows(source, default_split)
@@ -173,7 +179,7 @@ def _build(
     for name in STARTS:
         files[name].append(np.zeros(1, np.int64))
     summary = Summary()
-    for chunk in chunks(itertools.chain(head, rows), tokenizer, count):
+    for chunk in chunks(itertools.chain(head, rows), tokenizer, count, samples):
         summary.add(chunk, bad_rows)
         for name, array in chunk.arrays.items():
             if name in STARTS and len(array):
@@ -192,19 +198,23 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _serial(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Chunk]:
+def _serial(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None
+) -> Iterator[Chunk]:
     while batch := list(itertools.islice(rows, _BATCH)):
-        yield encode_chunk(batch, tokenizer)
+        yield encode_chunk(batch, tokenizer, samples)
 
 
-def _parallel(rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int) -> Iterator[Chunk]:
+def _parallel(
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None
+) -> Iterator[Chunk]:
     """The same chunks from `workers` processes, a few batches ahead of the reader."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,))
     pending: deque[Future[Chunk]] = deque()
     try:
         while True:
             while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
-                pending.append(pool.submit(_work, batch))
+                pending.append(pool.submit(_work, batch, samples))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -223,9 +233,9 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     _worker_tokenizer = tokenizer
 
 
-def _work(rows: list[Row]) -> Chunk:
+def _work(rows: list[Row], samples: int | None) -> Chunk:
     assert _worker_tokenizer is not None
-    return encode_chunk(rows, _worker_tokenizer)
+    return encode_chunk(rows, _worker_tokenizer, samples)
 
 
 class _ArrayFile:

@@ -1,11 +1,12 @@
 """The table of prompt groups that a run uses: their lengths, and where their tokens lie. No token is read for it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 
+from rmfast.data.denoise import Denoise, Treatment, treat
 from rmfast.data.store import TokenStore
 from rmfast.errors import UserError
 
@@ -13,8 +14,32 @@ OverLong = Literal["drop", "truncate", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class StoreEdges:
+    """The edges of a store's G groups as a run uses them: the store's own arrays, or treated ones in memory.
+
+    All arrays [E], as `TokenStore` describes them; group g's are those from `start[g]` to `start[g + 1]`.
+    """
+
+    start: np.ndarray  # int64 [G + 1]
+    better: np.ndarray
+    worse: np.ndarray
+    margin: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray
+    strength: np.ndarray
+    identical: np.ndarray
+
+
+def _own_edges(store: TokenStore) -> StoreEdges:
+    own = {f.name: getattr(store, f.name) for f in fields(StoreEdges) if f.name not in ("start", "strength")}
+    return StoreEdges(start=store.edge_start, strength=store.strength_mean, **own)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GroupTable:
     """G groups of one or several stores; all arrays int64 [G] unless said otherwise.
+
+    `store_edges` holds the edges of each store; all that reads edges reads these, never the store's.
 
     `cut` tokens are left out at the left of the prompt (after a BOS that every sequence begins with). `stored` counts
     the tokens that a pack holds, `sequences` those of all the group's sequences, prompt repeated. `lm` counts the
@@ -24,6 +49,7 @@ class GroupTable:
     """
 
     stores: tuple[TokenStore, ...]
+    store_edges: tuple[StoreEdges, ...]
     store: np.ndarray
     index: np.ndarray
     cut: np.ndarray
@@ -73,13 +99,29 @@ def _per_group(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return total[starts[1:]] - total[starts[:-1]]
 
 
-def chosen_responses(store: TokenStore) -> np.ndarray:
+def _chosen_responses(store: TokenStore, edges: StoreEdges) -> np.ndarray:
     """bool [R]: better in some edge and worse in none. The LM loss reads these."""
-    offset = np.repeat(store.response_start[:-1], np.diff(store.edge_start))
+    offset = np.repeat(store.response_start[:-1], np.diff(edges.start))
     chosen = np.zeros(len(store.suffix_length), dtype=bool)
-    chosen[offset + store.better] = True
-    chosen[offset + store.worse] = False
+    chosen[offset + edges.better] = True
+    chosen[offset + edges.worse] = False
     return chosen
+
+
+def _lengths(store: TokenStore, cut: np.ndarray) -> np.ndarray:
+    """Tokens of each sequence, int64 [R], after `cut` [G]."""
+    return np.repeat(store.prefix_length - cut, np.diff(store.response_start)) + store.suffix_length
+
+
+def _edge_columns(store: TokenStore, edges: StoreEdges, cut: np.ndarray) -> dict[str, np.ndarray]:
+    """The table's columns that depend on the edges, for all groups of a store."""
+    answer = store.answer_start - np.repeat(cut, np.diff(store.response_start))
+    predicted = np.maximum(_lengths(store, cut) - np.maximum(answer, 1), 0)
+    return {
+        "edges": np.diff(edges.start),
+        "lm": _per_group(np.where(_chosen_responses(store, edges), predicted, 0), store.response_start),
+        "weight": _per_group(edges.weight.astype(np.float64), edges.start),
+    }
 
 
 def _visible(store: TokenStore, prefix: np.ndarray) -> np.ndarray:
@@ -93,7 +135,6 @@ def _columns(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The table's columns for one store, and which groups are too long for it."""
     first = store.response_start[:-1]
-    responses = np.diff(store.response_start)
     prefix = store.prefix_length.astype(np.int64)
     suffixes = _per_group(store.suffix_length, store.response_start)
     longest = prefix + np.maximum.reduceat(store.suffix_length, first)
@@ -108,21 +149,21 @@ def _columns(
         room = np.maximum(np.minimum(prompt, shortest - 1), 0)
         too_long = excess > room if truncate else excess > 0
         cut = np.where(too_long, 0, excess) if truncate else cut
-    length = np.repeat(prefix - cut, responses) + store.suffix_length
-    predicted = length - np.maximum(store.answer_start - np.repeat(cut, responses), 1)
     columns = {
         "store": np.full(len(store), number),
         "index": np.arange(len(store)),
         "cut": cut,
         "stored": prefix - cut + suffixes,
-        "sequences": _per_group(length, store.response_start),
-        "edges": np.diff(store.edge_start),
-        "lm": _per_group(np.where(chosen_responses(store), np.maximum(predicted, 0), 0), store.response_start),
+        "sequences": _per_group(_lengths(store, cut), store.response_start),
         "visible": _visible(store, prefix - cut),
-        "weight": _per_group(store.weight.astype(np.float64), store.edge_start),
-        "responses": responses,
+        "responses": np.diff(store.response_start),
     }
-    return columns, too_long
+    return columns | _edge_columns(store, _own_edges(store), cut), too_long
+
+
+def _columns_of_a_table() -> list[str]:
+    """Those with one number for each group."""
+    return [f.name for f in fields(GroupTable) if f.name not in ("stores", "store_edges", "first_response")]
 
 
 def build_table(
@@ -165,10 +206,11 @@ def build_table(
         keep = usable & ~too_long & ~too_big
         truncated += int((columns["cut"][keep] > 0).sum())
         parts.append({name: column[keep] for name, column in columns.items()})
-    names = [f.name for f in fields(GroupTable) if f.name not in ("stores", "first_response")] + ["responses"]
+    names = [*_columns_of_a_table(), "responses"]
     joined = {name: np.concatenate([p[name] for p in parts]) if parts else np.empty(0, np.int64) for name in names}
     first = np.concatenate(([0], np.cumsum(joined.pop("responses")))).astype(np.int64)
-    table = GroupTable(stores=tuple(stores), first_response=first, **joined)
+    own = tuple(_own_edges(store) for store in stores)
+    table = GroupTable(stores=tuple(stores), store_edges=own, first_response=first, **joined)
     return table, dropped | {"truncated": truncated}
 
 
@@ -196,22 +238,82 @@ def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(total) + np.repeat(starts - (ends - counts), counts)
 
 
+def _edges_by_store(table: GroupTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(store, its rows of the table, the places of their edges in `store_edges`); a store's rows lie together."""
+    for number, edges in enumerate(table.store_edges):
+        rows = np.flatnonzero(table.store == number)
+        yield number, rows, _spans(edges.start[table.index[rows]], table.edges[rows])
+
+
 def table_edges(table: GroupTable) -> Edges:
     """The edges of all groups of a table, in its order."""
     columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(Edges)}
-    for number, store in enumerate(table.stores):
-        rows = np.flatnonzero(table.store == number)  # a store's groups lie together in a table
-        g = table.index[rows]
-        counts = table.edges[rows]
-        take = _spans(store.edge_start[g], counts)
+    for number, rows, take in _edges_by_store(table):
+        store, edges = table.stores[number], table.store_edges[number]
+        g, counts = table.index[rows], table.edges[rows]
         first = np.repeat(table.first_response[rows], counts)
-        columns["better"].append(first + store.better[take])
-        columns["worse"].append(first + store.worse[take])
+        columns["better"].append(first + edges.better[take])
+        columns["worse"].append(first + edges.worse[take])
         columns["group"].append(np.repeat(rows, counts))
         for name in ("margin", "target", "weight"):
-            columns[name].append(getattr(store, name)[take])
+            columns[name].append(getattr(edges, name)[take])
         responses = np.diff(store.response_start)[g]
         own = _spans(store.response_start[g], responses)
         prefix = np.repeat(store.prefix_length[g].astype(np.int64), responses)
         columns["length"].append(prefix + store.suffix_length[own] - store.answer_start[own])
     return Edges(**{name: np.concatenate(parts) for name, parts in columns.items()})
+
+
+def treat_table(table: GroupTable, options: Denoise) -> tuple[GroupTable, Treatment | None]:
+    """The table with its edges treated, and what became of each of them in the table's order.
+
+    The stores stay as they are. Groups that lose all their edges, but for those between identical responses, are left
+    out. Options that change nothing give the table itself and None.
+
+    Raises:
+        UserError: as `treat`.
+    """
+    if not options.active:
+        return table, None
+    takes = [take for _, _, take in _edges_by_store(table)]
+    columns = {
+        name: np.concatenate([getattr(e, name)[take] for e, take in zip(table.store_edges, takes, strict=True)])
+        for name in ("strength", "margin", "target", "weight", "identical")
+    }
+    treatment = treat(options, **columns)
+    return apply_treatment(table, treatment), treatment
+
+
+def apply_treatment(table: GroupTable, treatment: Treatment) -> GroupTable:
+    """The table with what `treat` made of its edges, which came in the table's order."""
+    store_edges: list[StoreEdges] = []
+    columns: dict[str, list[np.ndarray]] = {"edges": [], "lm": [], "weight": []}
+    useful: list[np.ndarray] = []
+    begin = 0
+    for number, rows, take in _edges_by_store(table):
+        store, old, g = table.stores[number], table.store_edges[number], table.index[rows]
+        kept = ~treatment.dropped[begin : begin + len(take)]
+        here = begin + np.flatnonzero(kept)
+        begin += len(take)
+        counts, cut = np.zeros(len(store), dtype=np.int64), np.zeros(len(store), dtype=np.int64)
+        counts[g] = _per_group(kept, np.concatenate(([0], np.cumsum(table.edges[rows]))))
+        cut[g] = table.cut[rows]
+        take, flipped = take[kept], treatment.flipped[here]
+        better, worse = old.better[take], old.worse[take]
+        new = StoreEdges(
+            start=np.concatenate(([0], np.cumsum(counts))),
+            better=np.where(flipped, worse, better),
+            worse=np.where(flipped, better, worse),
+            identical=old.identical[take],
+            **{name: getattr(treatment, name)[here] for name in ("margin", "target", "weight", "strength")},
+        )
+        store_edges.append(new)
+        for name, column in _edge_columns(store, new, cut).items():
+            columns[name].append(column[g])
+        useful.append(_per_group(~new.identical, new.start)[g] > 0)
+    changed = {name: np.concatenate(parts) for name, parts in columns.items()}
+    keep = np.concatenate(useful) | (changed["edges"] == table.edges)
+    responses = np.diff(table.first_response)[keep]
+    left = {name: changed.get(name, getattr(table, name))[keep] for name in _columns_of_a_table()}
+    first = np.concatenate(([0], np.cumsum(responses)))
+    return replace(table, store_edges=tuple(store_edges), first_response=first, **left)

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.rows import EMPTY, NOT_UTF8, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
+from rmfast.data.rows import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
 from rmfast.errors import UserError
 
 Ids = np.ndarray
@@ -30,12 +30,14 @@ class Encoded:
         answer_start: per response, how many of its leading tokens it shares with the tokenised prompt alone (the
             template's assistant header included). Without a separate prompt it is the common prefix.
         double_bos: sequences from which a second bos was taken.
+        merged: samples that were the same as an earlier one (see `distinct_samples`).
     """
 
     ids: tuple[Ids, ...]
     prefix: int
     answer_start: tuple[int, ...]
     double_bos: int = 0
+    merged: int = 0
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded | BadRow]:
@@ -63,6 +65,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
         draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft[0], draft[1], ids[draft[0].is_messages])
         for draft in drafts
     ]
+
+
+def distinct_samples(encoded: Encoded, k: int) -> Encoded | BadRow:
+    """The first k different sequences of an example with at least k, or why it has none; at least two must differ."""
+    count = len(encoded.ids)
+    if count < k:
+        return BadRow(TOO_FEW, f"{count} responses, and {k} are to be taken")
+    first = {ids.tobytes(): place for place, ids in reversed(list(enumerate(encoded.ids)))}
+    places = sorted(first.values())
+    if len(places) == 1:
+        return BadRow(IDENTICAL, f"all {count} responses are the same")
+    kept = places[:k]
+    ids = tuple(encoded.ids[place] for place in kept)
+    prefix = min(common_prefix(ids[0], other) for other in ids)
+    starts = tuple(encoded.answer_start[place] for place in kept)
+    return Encoded(ids, prefix, starts, encoded.double_bos, count - len(places))
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

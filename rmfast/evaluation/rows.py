@@ -1,5 +1,7 @@
 """Rows of a file, scored as they stand: none is dropped silently."""
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,6 +75,44 @@ def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:
             cause = row.error.split(":")[0]
             counts[cause] = counts.get(cause, 0) + 1
     return counts
+
+
+def scored_row(columns: dict[str, Any], example: Example, rewards: np.ndarray) -> dict[str, Any]:
+    """A row's columns, `rewards` (a list for each member) and, where it has edges, its strengths.
+
+    Args:
+        rewards: [members, N].
+    """
+    return columns | {"rewards": rewards.tolist()} | (strengths(example, rewards) if example.edges else {})
+
+
+def unscored_row(columns: dict[str, Any], error: str | None) -> dict[str, Any]:
+    """The columns of a row that could not be scored, and why."""
+    return columns | {"rewards": None, "error": error}
+
+
+def json_line(columns: dict[str, Any]) -> str:
+    """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
+    columns = _without_nan(columns)
+    line = json.dumps(columns, ensure_ascii=False, default=str)
+    # Half of a surrogate pair has no UTF-8: that row's text is escaped.
+    return line if line.isascii() or _encodes(line) else json.dumps(columns, default=str)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strengths(example: Example, rewards: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
-from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.objectives.reward import BatchTotals, Statistics
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,43 @@ ReadRows = Callable[[str, int, int], Tensor]
 """(name, first row, last row exclusive) -> those rows of a saved tensor; a scalar counts as one row."""
 
 
+class Objective(Protocol):
+    """What a pack adds to the global batch's loss. Equal ones hash alike."""
+
+    def __call__(
+        self, scores: Tensor, log_prob: Tensor | None, pack: Pack, totals: BatchTotals, /
+    ) -> tuple[Tensor, Statistics]:
+        """The pack's share of the loss, which carries gradients, and its detached statistics: `sums`, of which the
+        first is the loss, and `extrema`."""
+        ...
+
+
 class Engine(Protocol):
     """Runs steps. All ranks call the same methods in the same order."""
 
     device: torch.device
 
-    def forward_backward(self, packs: Sequence[Pack], objective: RewardObjective, totals: Totals) -> Statistics:
+    def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
         """Gradients of the global batch's loss, and its statistics over all ranks (on the device)."""
+        ...
+
+    def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+        """The statistics of `forward_backward`, with the dropout that it would draw, and no gradients."""
+        ...
+
+    def perturb(self, *, eta: float, rho: float | None = None) -> Tensor:
+        """Move the trained weights up the gradient g and drop it: theta' = theta + eta g (MetaRM's ascent, Part II,
+        algorithm 1), or, with rho, theta + rho g / |g| (ours). `restore` must come before `optimizer_step`.
+
+        Where g or the loss that it is of is not finite, the next `optimizer_step` is left out, whatever its own.
+
+        Returns:
+            |g| over all weights and ranks, a scalar on the device.
+        """
+        ...
+
+    def restore(self) -> None:
+        """The weights before `perturb`, to the bit; gradients stay as they are."""
         ...
 
     def optimizer_step(self, lr: float) -> Tensor:

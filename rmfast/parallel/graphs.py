@@ -21,6 +21,7 @@ WARM_UP = 3  # runs before recording, in which Triton compiles and libraries cho
 class TotalsOnDevice:
     """What sums over a global batch are divided by, as scalars that a graph reads."""
 
+    groups: Tensor
     weight: Tensor
     lm_tokens: Tensor
 
@@ -93,7 +94,7 @@ class _Graph:
     def __init__(self, graphs: PackGraphs, pack: Pack) -> None:
         buffer = graphs.gradients.buffer
         self._pack = replace(pack, **{name: t.to(buffer.device, copy=True) for name, t in pack.tensors().items()})
-        self._totals = TotalsOnDevice(torch.ones((), device=buffer.device), torch.ones((), device=buffer.device))
+        self._totals = TotalsOnDevice(*torch.ones(3, device=buffer.device).unbind())
         self._statistics: Statistics | None = None
 
         def run() -> None:
@@ -106,6 +107,7 @@ class _Graph:
     def run(self, pack: Pack, totals: BatchTotals) -> Statistics:
         for name, tensor in pack.tensors().items():
             getattr(self._pack, name).copy_(tensor, non_blocking=True)
+        self._totals.groups.fill_(totals.groups)
         self._totals.weight.fill_(totals.weight)
         self._totals.lm_tokens.fill_(totals.lm_tokens)
         self._replay()

@@ -61,9 +61,7 @@ class Optimizer:
         norm = self.gradient_norm()
         good = norm.isfinite() if valid is None else norm.isfinite() & valid
         clip = self.options.clip
-        grads = {
-            name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None and name in self.parts
-        }
+        grads = self.gradients()
         self.steps += good
         adamw_(
             [self.parts[name] for name in grads],
@@ -79,6 +77,10 @@ class Optimizer:
             skip=~good,
         )
         return norm
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Name -> this process's part of each gradient that is there; their order is the parameters'."""
+        return {name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None and name in self.parts}
 
     def zero_grad(self) -> None:
         """Drop the gradients."""

@@ -80,7 +80,7 @@ def all_plots(run: Run) -> list[Plot]:
         if edges.any():
             kept = Scores(scores.scores, scores.better[edges], scores.worse[edges], scores.lengths, scores.labels)
             plots += [each(kept, prefix, suffix) for each in (reward_plot, margin_plot, calibration_plot, length_plot)]
-    plots.append(speed_plot(run))
+    plots += [meta_plot(run), speed_plot(run)]
     return [plot for plot in plots if plot is not None]
 
 
@@ -295,6 +295,32 @@ def length_plot(scores: Scores, prefix: str = "", suffix: str = "") -> Plot | No
     trend = "Reward hardly depends on length" if abs(correlation) < 0.1 else trend
     title = f"{trend}: correlation {correlation:+.2f}{suffix}"
     return Plot(f"{prefix}length", title, "A steep median: the model may read length instead of content.", draw)
+
+
+def meta_plot(run: Run) -> Plot | None:
+    step, before = column(run.train, "step"), column(run.train, "difference_loss")
+    after, variance = column(run.train, "difference_loss_after"), column(run.train, "reward_difference_variance")
+    if not np.isfinite(before).any():
+        return None
+    span = _span(step)
+    rises = (after - before)[np.isfinite(after - before)]
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        _curve(upper, step, before, smooth(before, span), theme, f"J, {_training(span)}")
+        if rises.size:
+            upper.plot(step, after, "^", color=theme.second, markersize=4, label="after the ascent")
+        _headroom(upper)
+        upper.set_ylabel("Difference loss J")
+        upper.legend(loc="upper right", ncols=2)
+        _curve(lower, step, variance, smooth(variance, span), theme, "variance of reward differences")
+        lower.set_ylim(bottom=0)
+        _headroom(lower)
+        _step_axis(lower, "Logits squared")
+
+    title = f"Samples of a prompt: J {_last(before):.3f} at the end"
+    title += f", an ascent adds {rises.mean():.1e}" if rises.size else ""
+    return Plot("meta", title, "Below: how far apart the samples of one prompt score.", draw)
 
 
 def speed_plot(run: Run) -> Plot | None:

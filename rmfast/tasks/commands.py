@@ -1,11 +1,10 @@
 """What the commands of `rmfast` do."""
 
 import json
-import math
 import os
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,15 @@ import torch
 from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
 from rmfast.data.report import data_report
 from rmfast.data.store import build_store
+from rmfast.data.table import table_edges
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
+from rmfast.evaluation.combine import Rule, combined_metrics, standardise
 from rmfast.evaluation.reward_model import RewardModel, load, model_folder
-from rmfast.evaluation.rows import ReadRow, bad_rows, read_file, strengths, tokenisable
+from rmfast.evaluation.rows import ReadRow, bad_rows, json_line, read_file, scored_row, tokenisable, unscored_row
 from rmfast.evaluation.score import evaluate_table, score_table
 from rmfast.models.config import DTYPES
-from rmfast.report.summary import accuracy_line, verdict
+from rmfast.report.summary import accuracy_line, percent, verdict
 from rmfast.trainer.log import finite_or_null, say
 
 
@@ -37,77 +38,100 @@ def report(options: Namespace) -> None:
 
 def evaluate(options: Namespace) -> None:
     """rmfast eval --suite pairwise"""
+    paths = options.models
+    combining = len(paths) > 1 or options.combine is not None or options.standardise
+    if options.k is not None and options.combine != "mean-k-std":
+        raise UserError("--k belongs to --combine mean-k-std")
     out = _out_file(options.out, options.data) if options.out else None
-    _check_models([options.model], options)
-    rows = read_file(options.data, require_edges=True)
-    model = _load(options.model, options)
-    rows = tokenisable(rows, model.tokenizer)
-    table = model.table([row.example for row in rows if row.example])
-    metrics, _ = evaluate_table(model.score_packs, table, budget=model.tokens_per_pack)
+    _check_models(paths, options)
+    rows = _read_for(paths, options, require_edges=True)
+    result: dict[str, Any] = {"suite": "pairwise", "model": str(paths[0]), "data": options.data, "rows": len(rows)}
+    if combining:
+        figures, metrics = _combined(paths, rows, options)
+        result = {key: value for key, value in result.items() if key != "model"} | figures
+    else:
+        model = _load(paths[0], options)
+        table = model.table([row.example for row in rows if row.example])
+        metrics, _ = evaluate_table(model.score_packs, table, budget=model.tokens_per_pack)
     unusable = bad_rows(rows)
-    say(f"Accuracy on {options.data}: {accuracy_line(metrics)} on {metrics['edges']:,} pairs, {metrics['ties']} ties")
+    who = f" by {result['combine']} of {len(result['members'])} members" if combining else ""
+    say(
+        f"Accuracy on {options.data}{who}: {accuracy_line(metrics)} on {metrics['edges']:,} pairs, "
+        f"{metrics['ties']} ties"
+    )
     say(verdict(metrics))
     _say_unusable(rows, unusable)
     if out is not None:
-        result = {"suite": "pairwise", "model": str(options.model), "data": options.data, "rows": len(rows)}
         result |= {"rows_not_scored": sum(unusable.values()), "not_scored_by_cause": unusable}
         _write(out, json.dumps(result | finite_or_null(metrics), indent=1) + "\n")
         say(f"Figures: {out}")
+
+
+def _combined(
+    paths: Sequence[str], rows: Sequence[ReadRow], options: Namespace
+) -> tuple[dict[str, Any], dict[str, float | int | str]]:
+    """How the models, each of their heads a member, were combined, and their figures together."""
+    examples = [row.example for row in rows if row.example]
+    rewards: list[np.ndarray] = []
+    edges = None
+    for path in paths:  # one model is in memory at a time
+        model = _load(path, options)
+        table = model.table(examples)
+        rewards.extend(score_table(model.score_packs, table, budget=model.tokens_per_pack).T)
+        edges = edges or table_edges(table)  # lengths and weights are those of the first model's tokens
+    assert edges is not None
+    if len(rewards) == 1:
+        raise UserError(f"--combine, --standardise: {paths[0]} is one model with one head: there is nothing to combine")
+    members = np.stack(rewards)
+    if options.standardise:
+        members = standardise(members)
+    rule: Rule = options.combine or "mean"
+    k = 1.0 if options.k is None else options.k
+    alone = [combined_metrics(member[None], edges, "mean")["accuracy"] for member in members]
+    for number, accuracy in enumerate(alone):
+        say(f"Member {number}: accuracy {percent(float(accuracy))}")
+    figures = {"models": [str(path) for path in paths], "members": alone, "combine": rule}
+    figures |= {"k": k} if rule == "mean-k-std" else {}
+    return figures | {"standardised": options.standardise}, combined_metrics(members, edges, rule, k=k)
+
+
+def _read_for(paths: Sequence[str], options: Namespace, *, require_edges: bool) -> list[ReadRow]:
+    """The rows of --data; one that a model's tokenizer refuses is scored by none."""
+    rows = read_file(options.data, require_edges=require_edges)
+    for path in paths:
+        rows = tokenisable(rows, load_tokenizer(model_folder(path), options.chat_template))
+    return rows
 
 
 def score(options: Namespace) -> None:
     """rmfast score"""
     out = _out_file(options.out, options.data)
     _check_models(options.models, options)
-    rows = read_file(options.data, require_edges=False)
-    for path in options.models:  # a row that one model's tokenizer refuses is scored by none
-        rows = tokenisable(rows, load_tokenizer(model_folder(path), options.chat_template))
+    rows = _read_for(options.models, options, require_edges=False)
     examples = [row.example for row in rows if row.example]
-    members: list[list[np.ndarray]] = []
+    scores: list[list[np.ndarray]] = []
     for path in options.models:  # one model is in memory at a time
-        members.append([s.mean(1) for s in _load(path, options).score_examples(examples)])
-    rewards = iter(np.stack(member) for member in zip(*members, strict=True))  # each [members, N]
-    lines = [_json(_scored(row, rewards)) for row in rows if row.columns is not None]
+        scores.append(_load(path, options).score_examples(examples))
+    # Every head of every model is a member: each [members, N].
+    rewards = iter([np.concatenate(own, axis=1).T for own in zip(*scores, strict=True)])
+    lines = [json_line(_scored(row, rewards)) for row in rows if row.columns is not None]
     _write(out, "".join(f"{line}\n" for line in lines))
     unusable = bad_rows(rows)
-    say(f"{len(examples):,} rows scored by {len(options.models)} model(s): {out}")
+    heads = sum(own[0].shape[1] for own in scores)
+    many = f" ({heads} heads)" if heads > len(scores) else ""
+    say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
     _say_unusable(rows, unusable)
 
 
-def _json(columns: dict[str, Any]) -> str:
-    """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
-    columns = _without_nan(columns)
-    line = json.dumps(columns, ensure_ascii=False, default=str)
-    # Half of a surrogate pair has no UTF-8: that row's text is escaped.
-    return line if line.isascii() or _encodes(line) else json.dumps(columns, default=str)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scored(row: ReadRow, rewards: Any) -> dict[str, Any]:
+def _scored(row: ReadRow, rewards: Iterator[np.ndarray]) -> dict[str, Any]:
     """A row's columns with what the models say of it."""
     assert row.columns is not None
     if row.example is None:
-        return row.columns | {"rewards": None, "error": row.error}
+        return unscored_row(row.columns, row.error)
     mine = next(rewards)
     if len(mine) == 1:
         return row.columns | {"rewards": mine[0].tolist()}
-    extra = strengths(row.example, mine) if row.example.edges else {}
-    return row.columns | {"rewards": mine.tolist()} | extra
+    return scored_row(row.columns, row.example, mine)
 
 
 def export(options: Namespace) -> None:

@@ -11,17 +11,27 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
+from rmfast.data.denoise import Denoise
 from rmfast.data.store import TokenStore, build_store
-from rmfast.data.table import GroupTable, build_table
+from rmfast.data.table import GroupTable, build_table, treat_table
 from rmfast.errors import UserError
 from rmfast.parallel.world import World
 from rmfast.trainer.log import say
 
 
 def open_stores(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase, data: DataConfig, world: World, *, split: str
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    world: World,
+    *,
+    split: str,
+    samples: int | None = None,
 ) -> list[TokenStore]:
     """Tokenise the sources on one rank of each machine; the others open what it left.
+
+    Args:
+        samples: see `build_store`.
 
     Raises:
         UserError: on all ranks, if on one: none may be left waiting for the others.
@@ -30,6 +40,7 @@ def open_stores(
     def build() -> list[TokenStore]:
         cache = Path(data.cache).expanduser()
         options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
+        options["samples"] = samples
         return [build_store(source, tokenizer, cache, **options) for source in sources]
 
     stores: list[TokenStore] = []
@@ -47,11 +58,23 @@ def open_stores(
     return stores if world.local_rank == 0 else build()
 
 
-def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, what: str, world: World) -> GroupTable:
+def make_table(
+    stores: Sequence[TokenStore],
+    data: DataConfig,
+    vocabulary: int,
+    what: str,
+    world: World,
+    denoise: Denoise | None = None,
+    need_edges: bool = True,
+) -> GroupTable:
     """The usable groups, after saying on rank 0 what was left out and why.
 
+    Args:
+        denoise: how to treat the edges by their strength; for training data only.
+        need_edges: False for samples, among which nothing is preferred.
+
     Raises:
-        UserError: nothing usable is left, or ids that the model's embedding does not have.
+        UserError: nothing usable is left, ids that the model's embedding does not have, or strengths that are missing.
     """
     for store in stores:
         highest = store.meta["max_id"]
@@ -61,7 +84,11 @@ def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, 
                 "model.path's tokenizer and weights do not belong together"
             )
     table, dropped = build_table(
-        stores, max_length=data.max_length, tokens_per_pack=data.tokens_per_pack, over_long=data.over_long
+        stores,
+        max_length=data.max_length,
+        tokens_per_pack=data.tokens_per_pack,
+        over_long=data.over_long,
+        need_edges=need_edges,
     )
     bad: dict[str, int] = {}
     for store in stores:
@@ -77,15 +104,28 @@ def make_table(stores: Sequence[TokenStore], data: DataConfig, vocabulary: int, 
         raise UserError(f"{what} data: no usable row in {', '.join(s.meta['source'] for s in stores)}: {causes}")
     if world.main:
         saved = 1 - table.stored.sum() / table.sequences.sum()
+        parts = f"{table.edges.sum():,} preference edges" if need_edges else f"{table.first_response[-1]:,} samples"
         say(
-            f"{what}: {len(table):,} prompt groups, {table.edges.sum():,} preference edges, "
+            f"{what}: {len(table):,} prompt groups, {parts}, "
             f"{table.stored.sum():,} tokens ({saved:.0%} saved by sharing prompts)"
         )
         if causes:
             say(f"{what}: left out {causes} (details: rmfast data report)")
+        merged = sum(store.meta.get("merged", 0) for store in stores)
+        if merged:
+            say(f"{what}: merged {merged:,} samples that were the same as another of their prompt")
         if dropped["truncated"]:
             say(f"{what}: cut the prompts of {dropped['truncated']:,} groups from the left")
-    return table
+    return _treated(table, denoise, what, world) if denoise is not None else table
+
+
+def _treated(table: GroupTable, denoise: Denoise, what: str, world: World) -> GroupTable:
+    treated, treatment = treat_table(table, denoise)
+    if world.main and treatment is not None:
+        say(f"{what}: denoise ({denoise}): {treatment.summary()}")
+        if len(treated) < len(table):
+            say(f"{what}: left out {len(table) - len(treated):,} groups whose edges were all dropped")
+    return treated
 
 
 def group_counts(table: GroupTable) -> list[int]:
@@ -100,4 +140,8 @@ def data_key(table: GroupTable, data: DataConfig, seed: int) -> str:
         digest.update(store.meta["key"].encode())
     for column in (table.index, table.stored, table.sequences, table.weight):
         digest.update(np.ascontiguousarray(column).tobytes())
+    for store, edges in zip(table.stores, table.store_edges, strict=True):
+        if edges.better is not store.better:  # treated: what the store's key does not tell
+            for column in (edges.start, edges.better, edges.worse, edges.margin, edges.target, edges.weight):
+                digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

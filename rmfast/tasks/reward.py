@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model, write_tokenizer
 from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
 from rmfast.config import Config
-from rmfast.data.loader import StepLoader
+from rmfast.data.loader import Step, StepLoader
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable
@@ -28,7 +28,7 @@ from rmfast.kernels.common import use_triton
 from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import first_line, load_network, read_config
 from rmfast.models.reward import RewardNetwork
-from rmfast.objectives.reward import RewardObjective
+from rmfast.objectives.reward import Statistics
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
@@ -36,6 +36,7 @@ from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
 from rmfast.tasks.attention import choose_attention
+from rmfast.tasks.objectives import contrastive_objective, dropout, prototypes, reward_objective, training_data
 from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
 from rmfast.trainer.flops import peak_flops, step_flops
 from rmfast.trainer.log import RunLog, finite_or_null, say
@@ -49,27 +50,46 @@ def run(config: Config) -> None:
         UserError: before anything is written to the run folder.
         RunError: a run that cannot go on.
     """
+    world = open_world(config)
+    with world:
+        RewardRun(config, world, *open_inputs(config, world)).run()
+
+
+def open_world(config: Config, timeout_minutes: float | None = None) -> World:
+    """This run's processes, after what can be refused without them.
+
+    Args:
+        timeout_minutes: in place of the config's.
+    """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     if config.run.wandb and find_spec("wandb") is None:
         raise UserError("run.wandb: the package wandb is not installed: pip install wandb")
-    world = World(config.parallel.timeout_minutes)
+    world = World(timeout_minutes or config.parallel.timeout_minutes)
     try:
         use_triton("model.kernels", config.model.kernels, torch.empty(0, device=world.device))
     except ValueError as error:
         raise UserError(str(error)) from None
+    return world
+
+
+Inputs = tuple[PreTrainedConfig, PreTrainedTokenizerBase, GroupTable, dict[str, GroupTable]]
+"""Hugging Face config, tokenizer, training table, held-out tables by name."""
+
+
+def open_inputs(config: Config, world: World) -> Inputs:
+    """Model config, tokenizer and tables of a run, on all ranks."""
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
-    with world:
-        stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
-        held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
-        table = make_table(stores, config.data, vocabulary, "train", world)
-        evals = {
-            name: make_table([store], config.data, vocabulary, name, world)
-            for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
-        }
-        RewardRun(config, world, hf, tokenizer, table, evals).run()
+    stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
+    held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
+    table = make_table(stores, training_data(config), vocabulary, "train", world, config.treatment())
+    evals = {
+        name: make_table([store], config.data, vocabulary, name, world)
+        for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
+    }
+    return hf, tokenizer, table, evals
 
 
 def eval_names(sources: Sequence[str]) -> list[str]:
@@ -87,6 +107,15 @@ def total_steps(plan: StepPlan, epochs: float) -> int:
     return max(1, plan.first_step(whole) + math.ceil(rest))
 
 
+def step_plan(config: Config, table: GroupTable) -> tuple[StepPlan, int]:
+    """The global batches of a run over a table, and the number of its steps."""
+    data = config.data
+    weights = data.train_weights or (1.0,) * len(data.train)
+    counts = group_counts(table)
+    plan = StepPlan(counts, weights, groups_per_step=data.pairs_per_step, seed=config.run.seed, shuffle=data.shuffle)
+    return plan, config.run.max_steps or total_steps(plan, config.run.epochs)
+
+
 class RewardRun:
     """The parts of one run, and the order in which they work."""
 
@@ -101,18 +130,9 @@ class RewardRun:
     ) -> None:
         self.config, self.world, self.hf, self.tokenizer = config, world, hf, tokenizer
         self.table, self.evals = table, evals
-        self.folder = _run_folder(config.run.dir)
+        self.folder = run_folder(config.run.dir)
         self.dtype = DTYPES[config.model.dtype]
-        data = config.data
-        weights = data.train_weights or (1.0,) * len(data.train)
-        self.plan = StepPlan(
-            group_counts(table),
-            weights,
-            groups_per_step=data.pairs_per_step,
-            seed=config.run.seed,
-            shuffle=data.shuffle,
-        )
-        self.total = config.run.max_steps or total_steps(self.plan, config.run.epochs)
+        self.plan, self.total = step_plan(config, table)
         # Found out now rather than when the trained model is to be saved.
         self.pad = choose_pad_token(tokenizer, decoder_config(hf).vocabulary)
         network = self._network()
@@ -126,7 +146,12 @@ class RewardRun:
                 raise UserError("parallel.cuda_graphs: there is no GPU here")
             recorder = CudaRecorder(world.device)
         self.engine = NativeEngine(
-            network, world=world, options=options, data_parallel=config.parallel.data, recorder=recorder
+            network,
+            world=world,
+            options=options,
+            data_parallel=config.parallel.data,
+            recorder=recorder,
+            contrastive=contrastive_objective(config),
         )
         self.attention = ""
         self.log: RunLog | None = None
@@ -142,7 +167,7 @@ class RewardRun:
             from_scratch=model.from_scratch,
             lm=lm,
             dtype=self.dtype,
-            dropout=model.dropout,
+            dropout=dropout(self.config),
             recompute=model.recompute,
             impl=model.kernels,
         )
@@ -151,6 +176,9 @@ class RewardRun:
                 network.freeze(model.top_layers)
             except ValueError as error:
                 raise UserError(f"model.top_layers: {error}") from None
+        count = prototypes(self.config)
+        if count is not None:
+            network.add_prototypes(count, self.config.run.seed)
         return network
 
     def run(self) -> None:
@@ -206,19 +234,6 @@ class RewardRun:
 
     def _fit(self, progress: Progress) -> None:
         config, world = self.config, self.world
-        objective = RewardObjective(center=config.objective.center, lm=config.objective.lm, impl=config.model.kernels)
-        loader = StepLoader(
-            self.table,
-            self.plan,
-            first=progress.step,
-            last=self.total,
-            ranks=world.size,
-            rank=world.rank,
-            budget=config.data.tokens_per_pack,
-            lm=objective.lm > 0,
-            pin=world.device.type == "cuda",
-            fixed=config.parallel.cuda_graphs,
-        )
         optim = config.optim
         warmup = round(optim.warmup * self.total) if optim.warmup < 1 else round(optim.warmup)
         options = LoopOptions(
@@ -235,18 +250,50 @@ class RewardRun:
         peak = peak_flops(world.device, self.dtype)
         fit(
             self.engine,
-            loader,
-            lambda step: self.engine.forward_backward(step.packs, objective, step.totals),
+            self.loader(progress.step),
+            self.step_function(),
             options,
             progress,
             log=self.log,
             evaluate=self.evaluate,
             save=self.save,
-            flops=lambda step: step_flops(
-                self.decoder_config, step.totals, first_trained=self.first_trained, lm=objective.lm > 0
-            ),
+            flops=self.flops,
             peak=peak and peak * world.size,
-            lm=objective.lm > 0,
+            lm=config.objective.lm > 0,
+        )
+
+    def loader(self, first: int) -> StepLoader:
+        """This rank's share of the steps from `first` on."""
+        objective = self.config.objective
+        views = None if objective.contrastive == "none" else objective.views
+        return self.steps_of(self.table, self.plan, first, lm=objective.lm > 0, views=views)
+
+    def steps_of(self, table: GroupTable, plan: StepPlan, first: int, **options: Any) -> StepLoader:
+        """This rank's share of a plan's steps; options are the loader's."""
+        return StepLoader(
+            table,
+            plan,
+            first=first,
+            last=self.total,
+            ranks=self.world.size,
+            rank=self.world.rank,
+            budget=self.config.data.tokens_per_pack,
+            pin=self.world.device.type == "cuda",
+            fixed=self.config.parallel.cuda_graphs,
+            **options,
+        )
+
+    def step_function(self) -> Callable[[Step], Statistics]:
+        """What leaves the gradients of a step."""
+        objective = reward_objective(self.config)
+        return lambda step: self.engine.forward_backward(step.packs, objective, step.totals)
+
+    def flops(self, step: Step) -> float:
+        """Work of all that a step computes."""
+        lm = self.config.objective.lm > 0
+        return sum(
+            step_flops(self.decoder_config, part.totals, first_trained=self.first_trained, lm=lm and part is step)
+            for part in step.parts
         )
 
     def evaluate(self, step: int, final: bool = False) -> dict[str, Any]:
@@ -381,7 +428,12 @@ class RewardRun:
         )
 
 
-def _run_folder(name: str) -> Path:
+def run_folder(name: str) -> Path:
+    """The folder that run.dir means.
+
+    Raises:
+        UserError: it cannot be one.
+    """
     try:
         folder = Path(name).expanduser()
         folder.exists()

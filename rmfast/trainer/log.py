@@ -12,6 +12,7 @@ COLUMNS = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
     ("accuracy", "acc", "{:.3f}"),
     ("margin", "margin", "{:+.3f}"),
+    ("difference_loss", "J", "{:.4f}"),
     ("grad_norm", "grad", "{:.2f}"),
     ("learning_rate", "lr", "{:.1e}"),
     ("tokens_per_second", "tok/s", "{:,.0f}"),

@@ -83,8 +83,7 @@ def fit(
                 log.step(_shown(line) | (extra or {}), clock.left(line.values["step"]))
 
     for step in loader:
-        # Dropout of a step depends on seed, step and rank alone, so that a resumed run draws the same.
-        torch.manual_seed((options.seed * 1_000_003 + step.number) * 4096 + loader.rank)
+        seed_dropout(options.seed, step.number, loader.rank)
         statistics = forward_backward(step)
         lr = learning_rate(
             step.number,
@@ -96,8 +95,8 @@ def fit(
         )
         norm = engine.optimizer_step(lr)
         progress.step = done = step.number + 1
-        progress.num_tokens += step.totals.sequence_tokens
-        progress.num_computed_tokens += step.totals.stored_tokens
+        progress.num_tokens += sum(part.totals.sequence_tokens for part in step.parts)
+        progress.num_computed_tokens += sum(part.totals.stored_tokens for part in step.parts)
         extras = _figures(step, lr, progress, clock.tick(), flops(step), peak, engine.device)
         queue.push(step, statistics, norm, extras)
         drain(1)
@@ -109,6 +108,16 @@ def fit(
                 save(progress)
             clock.restart()
     drain(0)
+
+
+def seed_dropout(seed: int, step: int, rank: int, stream: Literal[0, 1] = 0) -> None:
+    """Dropout of a step depends on these alone, so that a resumed run draws the same; streams do not meet.
+
+    Args:
+        stream: 0 for preference pairs, 1 for MetaRM's prompts.
+    """
+    # torch's generator on the CPU takes the lowest 32 bits: streams must differ there.
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + 2048 * stream + rank)
 
 
 class _Clock:
@@ -137,6 +146,9 @@ def _figures(
     step: Step, lr: float, progress: Progress, seconds: float, flops: float, peak: float | None, device: torch.device
 ) -> dict[str, Any]:
     totals = step.totals
+    stored = sum(part.totals.stored_tokens for part in step.parts)
+    sequences = sum(part.totals.sequence_tokens for part in step.parts)
+    padding = sum(part.padding for part in step.parts)
     cuda = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) if cuda else _peak_memory()
     return {
@@ -145,12 +157,12 @@ def _figures(
         "num_computed_tokens": progress.num_computed_tokens,
         "pairs": totals.groups,
         "step_seconds": seconds,
-        "tokens_per_second": totals.stored_tokens / seconds,
+        "tokens_per_second": stored / seconds,
         "pairs_per_second": totals.groups / seconds,
         "tflops": flops / seconds / 1e12,
         "mfu": None if peak is None else flops / seconds / peak,
-        "padding_share": step.padding / (step.padding + totals.stored_tokens),
-        "prefix_saved_share": 1 - totals.stored_tokens / totals.sequence_tokens,
+        "padding_share": padding / (padding + stored),
+        "prefix_saved_share": 1 - stored / sequences,
         "memory_gib": memory / 2**30,
     }
 
@@ -174,10 +186,17 @@ def _finite(value: Any) -> bool:
 
 
 def _nonfinite(line: StepLine, loader: StepLoader) -> str:
-    rows = [loader.table.label(int(g)) for g in line.step.rows[:NAMED_ROWS]]
-    more = f" and {len(line.step.rows) - NAMED_ROWS} more" if len(line.step.rows) > NAMED_ROWS else ""
+    rows = _labels(line.step, loader)
+    if line.step.meta is not None and loader.meta is not None:
+        rows += f"; MetaRM's prompts: {_labels(line.step.meta, loader.meta)}"
     return (
         f"step {line.values['step']}: loss {line.values['loss']} and gradient norm {line.values['grad_norm']} are not "
-        f"both finite; the step changed nothing. Rows: {', '.join(rows)}{more}. Lower optim.lr, look at these rows, or "
+        f"both finite; the step changed nothing. Rows: {rows}. Lower optim.lr, look at these rows, or "
         "set optim.on_nonfinite to skip"
     )
+
+
+def _labels(step: Step, loader: StepLoader) -> str:
+    rows = [loader.table.label(int(g)) for g in step.rows[:NAMED_ROWS]]
+    more = f" and {len(step.rows) - NAMED_ROWS} more" if len(step.rows) > NAMED_ROWS else ""
+    return f"{', '.join(rows)}{more}"

@@ -140,6 +140,42 @@ def test_prototypes_stay_on_the_sphere_and_wait_while_frozen(folder: Path) -> No
         torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(6))
 
 
+@pytest.mark.parametrize("on", ["pair", "difference"])
+def test_a_pack_without_work_and_the_order_of_packs_change_nothing(folder: Path, on: str) -> None:
+    table = table_of(groups())
+    rows = np.arange(len(table))
+    results = []
+    for ranks, budget in ((1, 1000), (1, 40), (7, 1000)):
+        engine = engine_of(folder, term("swav", on, queue=14))
+        contrast = engine.contrast
+        assert contrast is not None
+        packs = [
+            pack
+            for rank in reversed(range(ranks))
+            for pack in rank_packs(table, rows, ranks=ranks, rank=rank, budget=budget, views="pass")[0]
+        ]
+        assert (ranks == 7) == any(not len(pack.responses) for pack in packs)
+        statistics = engine.forward_backward(packs, RewardObjective(), totals_of(table, rows, "pass"))
+        results.append((statistics.sums, contrast.queue.clone(), gradients(engine.network)))
+    for sums, queue, grads in results[1:]:
+        torch.testing.assert_close(sums, results[0][0])
+        torch.testing.assert_close(queue, results[0][1], rtol=1e-5, atol=1e-5)
+        assert_close_by_norm(grads, results[0][2], 2e-5)
+
+
+def test_features_that_are_not_finite_never_reach_the_queue(folder: Path) -> None:
+    engine = engine_of(folder, term("swav", "pair", queue=20))
+    contrast = engine.contrast
+    assert contrast is not None
+    step(engine, 1000, "pass")
+    before = contrast.queue.clone()
+    with torch.no_grad():
+        engine.network.norm.weight[0] = torch.nan
+    step(engine, 1000, "pass")
+    assert not engine.optimizer_step(1e-3).isfinite()
+    assert before.any() and torch.equal(contrast.queue, before)
+
+
 def test_the_queue_holds_the_newest_items_and_is_part_of_the_state(folder: Path) -> None:
     engine = engine_of(folder, term("swav", "difference", queue=14), dropout=0.1)
     contrast = engine.contrast

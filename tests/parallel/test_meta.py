@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedModel
 
 from rmfast.data.loader import Totals, rank_packs, totals_of
@@ -19,6 +21,7 @@ from rmfast.models.reward import RewardNetwork
 from rmfast.models.weights import hf_parts
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel import native
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
@@ -121,17 +124,17 @@ def test_the_step_is_algorithm_1(model: Path) -> None:
                 assert other is not None and (other - moved.grad).norm() > 1e-3 * other.norm(), "the ascent is seen"
 
         statistics = engine.forward_backward(*_with(packed(prompts), DifferenceObjective()))
-        assert statistics.sums[0].item() == pytest.approx(j.item(), rel=1e-12)
+        assert statistics.sums[0].item() == pytest.approx(j.item(), rel=1e-6)  # RoPE's angles are fp32 there
         engine.perturb(eta=ETA)
-        assert_close_by_norm(named(engine), weights_of_moved(there, engine), 1e-8)
+        assert_close_by_norm(named(engine), weights_of(there, engine.network), 1e-6)
         found = engine.forward_backward(*_with(packed(pairs), RewardObjective()))
         engine.restore()
-        assert found.sums[0].item() == pytest.approx(loss.item(), rel=1e-8)
-        assert_close_by_norm(gradients(engine.network), hf_gradients(theirs, engine.network), 1e-7)
+        assert found.sums[0].item() == pytest.approx(loss.item(), rel=1e-6)
+        assert_close_by_norm(gradients(engine.network), hf_gradients(theirs, engine.network), 1e-5)
         engine.optimizer_step(LR)
         adamw.step()
         adamw.zero_grad()
-        assert_close_by_norm(named(engine), weights_of(theirs, engine.network), 1e-6)
+        assert_close_by_norm(named(engine), weights_of(theirs, engine.network), 1e-5)
 
 
 def _with(batch: tuple[list[Pack], Totals], objective: Any) -> tuple[list[Pack], Any, Totals]:
@@ -140,10 +143,6 @@ def _with(batch: tuple[list[Pack], Totals], objective: Any) -> tuple[list[Pack],
 
 def named(engine: NativeEngine) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in engine.network.named_parameters()}
-
-
-def weights_of_moved(model: PreTrainedModel, engine: NativeEngine) -> dict[str, Tensor]:
-    return weights_of(model, engine.network)
 
 
 def j_and_ascent(engine: NativeEngine, budget: int = 128, **ascent: Any) -> tuple[float, float, float]:
@@ -175,9 +174,8 @@ def test_a_step_of_given_length(model: Path) -> None:
 def test_a_gradient_of_zero_moves_nothing(model: Path) -> None:
     engine = engine_of(model)
     weights = named(engine)
-    same = group_of(np.random.default_rng(0), 5, [3])
-    batch = _with(packed([Group(same.sequences * 2)]), DifferenceObjective())
-    assert engine.forward_backward(*batch).sums[0].item() == 0.25
+    batch = _with(packed([group_of(np.random.default_rng(0), 5, [3])]), DifferenceObjective())
+    assert engine.forward_backward(*batch).sums[0].item() == 0  # there is no pair
     assert engine.perturb(eta=1.0, rho=1.0).item() == 0
     assert all(torch.equal(p, weights[name]) for name, p in named(engine).items())
 
@@ -251,12 +249,34 @@ def test_a_gradient_of_j_that_is_not_finite_leaves_the_step_out(model: Path, val
     assert engine.optimizer_step(LR).isfinite() and engine.optimizer.steps == 1
 
 
+def test_weights_that_fsdp_gathered_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2 keeps what it gathered for a forward pass without a backward; the weights change under it."""
+    world = World()
+    world.size = 2  # so that the engine shards, over this process alone
+    monkeypatch.setattr(native, "init_device_mesh", lambda kind, shape: init_device_mesh(kind, (1,)))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = load_network(model, dtype=torch.float32)[0]
+        engine = NativeEngine(network, world=world, options=AdamWOptions(), data_parallel="fsdp")
+        batch = _with(packed(batches(0)[1]), DifferenceObjective())
+        before = engine.forward_backward(*batch).sums
+        assert torch.equal(engine.measure(*batch).sums, before)
+        engine.perturb(eta=ETA)
+        after = engine.measure(*batch).sums
+        engine.restore()
+        assert torch.equal(engine.measure(*batch).sums, before) and after[0] > before[0]
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
 def test_steps_from_a_recording(model: Path) -> None:
     def steps(recorder: ReplayOnTheCpu | None) -> tuple[list[float], dict[str, Tensor]]:
         engine = engine_of(model, dtype=torch.float32, impl="triton", recorder=recorder)
-        seen = []
-        for step in range(3):
-            pairs, prompts = (packed(groups, 48, fixed=True) for groups in batches(step))
+        g, seen = np.random.default_rng(0), []
+        for _ in range(2):
+            prompts = packed([group_of(g, 2, [2, 3, 1]), group_of(g, 1, [1, 3])], 8, fixed=True)
+            pairs = packed([group_of(g, 2, [1, 3], [(0, 1)])], 8, fixed=True)
             found = engine.forward_backward(*_with(prompts, DifferenceObjective(impl="triton")))
             engine.perturb(eta=ETA)
             loss = engine.forward_backward(*_with(pairs, RewardObjective(impl="triton")))
@@ -269,4 +289,4 @@ def test_steps_from_a_recording(model: Path) -> None:
     repeated, repeated_weights = steps(recorder)
     assert repeated == pytest.approx(fresh, rel=1e-5)
     assert_close_by_norm(repeated_weights, weights, 1e-5)
-    assert 2 <= recorder.recorded < recorder.replayed
+    assert recorder.recorded == 2 and recorder.replayed == 6

@@ -1,0 +1,71 @@
+"""MetaRM's objective: how far apart the rewards of each prompt's samples are."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rmfast.kernels import difference_loss
+from rmfast.objectives.reward import BatchTotals, Statistics
+
+SUMS = ("difference_loss", "reward_difference_variance")
+"""What `Statistics.sums` holds here: a pack's shares of two means over the global batch's prompts."""
+
+
+class SamplePack(Protocol):
+    """What the objective reads of a pack: the prompt group of each of the S scores, numbered from 0 in order."""
+
+    @property
+    def group(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceObjective:
+    """The difference loss J (Part II, equation 11), mean over the global batch's prompts. MetaRM raises it.
+
+    Args:
+        normaliser: "k2" as in the paper; "pairs" divides by k (k - 1) / 2, which makes J the mean over pairs.
+        impl: of the kernels.
+    """
+
+    normaliser: Literal["k2", "pairs"] = "k2"
+    impl: str = "auto"
+
+    def __call__(
+        self, scores: Tensor, log_prob: Tensor | None, pack: SamplePack, totals: BatchTotals
+    ) -> tuple[Tensor, Statistics]:
+        """The pack's share of the global batch's J.
+
+        Args:
+            scores: [S, M]; with M heads J is the mean over heads.
+            log_prob: not part of J; its gradient is 0, so that all ranks reduce the gradients of the same weights.
+            totals: of the global batch.
+
+        Returns:
+            J's share (a scalar that carries gradients) and detached statistics (see SUMS).
+        """
+        # Scores of no response are alone in their groups: they add 0, and count in the mean that is undone here.
+        groups = pack.group[-1] + 1
+        each = [difference_loss(s, pack.group, normaliser=self.normaliser, impl=self.impl) for s in scores.unbind(1)]
+        loss = torch.stack(each).mean() * groups / totals.groups
+        if log_prob is not None:
+            loss = loss + 0.0 * log_prob.sum()
+        variance = difference_variance(scores.detach().mean(1), pack.group) / totals.groups
+        sums = torch.stack((loss.detach(), variance.to(loss.dtype)))
+        return loss, Statistics(sums, sums.new_full((2,), -torch.inf))
+
+
+def difference_variance(rewards: Tensor, group: Tensor) -> Tensor:
+    """Variance of r_i - r_j over the ordered pairs i != j of each group's samples, summed over groups.
+
+    Differences come with both signs, so their mean is 0 and their variance the mean of (r_i - r_j)^2, which is twice
+    the unbiased variance of the group's rewards. A group of one adds 0.
+
+    Args:
+        rewards: [S]. group: int [S].
+    """
+    same = (group[:, None] == group).to(rewards.dtype)
+    size = same.sum(1)
+    deviation = rewards - same @ rewards / size
+    return (2 * deviation.square() / (size - 1).clamp(min=1)).sum()

@@ -1,0 +1,272 @@
+"""rmfast data denoise: what a treatment by strength does to the data, before anything is trained on it."""
+
+import math
+import os
+from argparse import Namespace
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmfast.config import read_denoise
+from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
+from rmfast.data.rows import BadRow, Example, Response, parse_row
+from rmfast.data.sources import read_rows
+from rmfast.errors import UserError
+from rmfast.evaluation.rows import json_line
+from rmfast.report.plots import render
+from rmfast.report.strength import strength_plot
+from rmfast.tasks.commands import _out_file
+from rmfast.trainer.log import say
+
+Labelled = tuple[str, dict[str, Any], Example]
+"""("file:row", columns, what they mean)"""
+
+COLUMNS = ("strength", "margin", "target", "weight")
+_TEXT = 110  # characters shown of a prompt or a response
+
+
+def preview(options: Namespace) -> None:
+    """rmfast data denoise"""
+    given = {name: words for name, words in vars(options).items() if name.startswith("denoise.") and words is not None}
+    wanted = read_denoise(options.preset, {name.removeprefix("denoise."): words for name, words in given.items()})
+    out, plot = (_target(path, options.sources) for path in (options.out, options.plot))
+    bad: Counter[str] = Counter()
+    count, arrays = _edges_of(_examples(options.sources, bad))
+    came = arrays["strength"]
+    treatment = treat(wanted, **arrays)
+    if plot is not None and not treatment.known.any():
+        raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
+    say(f"{', '.join(options.sources)}: {count:,} rows; denoise ({wanted}): {treatment.summary()}")
+    if bad:
+        say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in bad.items())} (rmfast data report)")
+    say("\n".join(["", *_by_tenth(came, treatment, arrays["weight"])]))
+    shown = _shown(came, treatment, options.examples)
+    found = dict(_examples_of(options.sources, arrays, treatment, shown))
+    for number in shown:
+        say("\n".join(["", *found[number]]))
+    if out is not None:
+        rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(options.sources, treatment))
+        say(f"\n{_write(out, rows):,} rows written, one for each edge: {out}")
+    if plot is not None:
+        _write(plot, iter([render(strength_plot(came, treatment))]))
+        say(f"\nHistogram: {plot}")
+
+
+def _target(path: str | None, sources: Sequence[str]) -> Path | None:
+    return [_out_file(path, source) for source in sources][0] if path is not None else None
+
+
+def _examples(sources: Sequence[str], bad: Counter[str]) -> Iterator[Labelled]:
+    """The usable rows; the others are counted by cause."""
+    for source in sources:
+        for file, number, row in read_rows(source, "train"):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                yield f"{file}:{number}", row, parse_row(row)
+            except BadRow as error:
+                bad[error.cause] += 1
+
+
+def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them."""
+    columns = {name: array("f") for name in COLUMNS}
+    identical = array("b")
+    rows = 0
+    for _, _, example in examples:
+        rows += 1
+        responses = example.responses
+        same = [responses[edge.better] == responses[edge.worse] for edge in example.edges]
+        shares = 1 if example.per_edge_weight else max(1, len(same) - sum(same))
+        for edge, is_same in zip(example.edges, same, strict=True):
+            columns["strength"].append(edge.strength_mean)
+            columns["margin"].append(edge.margin)
+            columns["target"].append(edge.target)
+            columns["weight"].append(0.0 if is_same else edge.weight / shares)
+            identical.append(is_same)
+    if not rows:
+        raise UserError("no usable row in the data; rmfast data report says why")
+    arrays = {name: np.frombuffer(column, dtype=np.float32) for name, column in columns.items()}
+    return rows, arrays | {"identical": np.frombuffer(identical, dtype=np.bool_)}
+
+
+def _by_tenth(came: np.ndarray, treatment: Treatment, weight: np.ndarray) -> list[str]:
+    """A line for each tenth of the edges by strength as it came, one for those without."""
+    head = f"{'tenth':>5} {'strength':>20} {'edges':>9} {'flipped':>9} {'dropped':>9} {'smoothed':>9}"
+    lines = [f"{head}  {'margin min / median / max':>27} {'target':>7} {'weight':>7}"]
+    tenths = [quantile_slice(came, treatment.known, (i / 10, (i + 1) / 10)) for i in range(10)]
+    named = [(str(i), mask) for i, mask in enumerate(tenths, start=1)] + [("none", np.isnan(came))]
+    for name, mask in named:
+        if not mask.any():
+            continue
+        low_high = "" if name == "none" else f"{came[mask].min():.4g} to {came[mask].max():.4g}"
+        counts = (mask, *(mask & part for part in (treatment.flipped, treatment.dropped, treatment.smoothed)))
+        kept = mask & ~treatment.dropped
+        factor = treatment.weight[kept & (weight > 0)] / weight[kept & (weight > 0)]
+        ends = f"{_mean(treatment.target[kept])} {_mean(factor)}"
+        numbers = " ".join(f"{part.sum():>9,}" for part in counts)
+        lines.append(f"{name:>5} {low_high:>20} {numbers}  {spread(treatment.margin[kept]):>27} {ends}")
+    return [*lines, "Margins and mean targets of the edges that stay; weight: mean factor on the data's own."]
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{values.mean():>7.3f}" if len(values) else f"{'-':>7}"
+
+
+def _shown(came: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]:
+    """Edges to show with what happened to them: of each kind those at both ends of strength."""
+    rest = treatment.kept & ~treatment.flipped & ~treatment.smoothed
+    kinds = {
+        "flipped": treatment.flipped,
+        "dropped": treatment.dropped,
+        "smoothed": treatment.smoothed & treatment.known,
+        "margin": rest & (treatment.options.margin != "none"),
+        "weight": rest & (treatment.options.weight_temperature is not None),
+    }
+    shown: dict[int, str] = {}
+    for kind, mask in kinds.items():
+        mask = mask.copy()
+        mask[list(shown)] = False
+        places = np.flatnonzero(mask)
+        places = places[np.argsort(came[places], kind="stable")]
+        some = min(count, len(places))
+        ends = [*places[: (some + 1) // 2], *places[len(places) - some // 2 :]]
+        shown |= {int(place): kind for place in ends}
+    return shown
+
+
+def _each_edge(sources: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
+    """Number of the edge, label and columns of its row, the example and the edge's place in it."""
+    number = 0
+    for label, row, example in _examples(sources, Counter()):
+        for place in range(len(example.edges)):
+            yield number, label, row, example, place
+            number += 1
+
+
+def _examples_of(
+    sources: Sequence[str], arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
+) -> Iterator[tuple[int, list[str]]]:
+    """Numbers of some edges, and the lines that show them; the data is read up to the last of them."""
+    missing = len(shown)
+    for number, label, _, example, place in _each_edge(sources) if missing else ():
+        if number not in shown:
+            continue
+        yield number, _before_and_after(f"{shown[number]}: {label}", example, place, number, arrays, treatment)
+        missing -= 1
+        if not missing:
+            return
+
+
+def _treated_rows(sources: Sequence[str], treatment: Treatment) -> Iterator[dict[str, Any]]:
+    for number, _, row, example, place in _each_edge(sources):
+        if not treatment.dropped[number]:
+            yield _treated_row(row, example, place, number, treatment)
+
+
+def _before_and_after(
+    title: str, example: Example, place: int, number: int, arrays: dict[str, np.ndarray], treatment: Treatment
+) -> list[str]:
+    edge = example.edges[place]
+    changes = [
+        f"{name} {_change(float(arrays[name][number]), float(getattr(treatment, name)[number]))}" for name in COLUMNS
+    ]
+    prompt, better, worse = _texts(example, edge.better, edge.worse)
+    flipped = treatment.flipped[number]
+    return [
+        f"{title}: {', '.join(changes)}",
+        f"  prompt                    {_clip(prompt, end=True)}",
+        f"  {'better before, worse now' if flipped else 'better':<25} {_clip(better)}",
+        f"  {'worse before, better now' if flipped else 'worse':<25} {_clip(worse)}",
+    ]
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:.4g}" if before == after or math.isnan(before) else f"{before:.4g} -> {after:.4g}"
+
+
+def _texts(example: Example, better: int, worse: int) -> tuple[str, str, str]:
+    """Prompt and both answers; what both responses begin with belongs to the prompt."""
+    first, second = (_text(example.responses[r]) for r in (better, worse))
+    common = len(os.path.commonprefix([first, second])) if example.prompt is None else 0
+    prompt = first[:common] if example.prompt is None else _text(example.prompt)
+    return prompt, first[common:], second[common:]
+
+
+def _text(response: Response) -> str:
+    if isinstance(response, str):
+        return response
+    turns = [f"{m['role']}: {m.get('content') or ''}" if isinstance(m, dict) else str(m) for m in response]
+    return " ".join(turns)
+
+
+def _clip(text: str, end: bool = False) -> str:
+    """One short line that any terminal can print."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    if len(line) <= _TEXT:
+        return line
+    return f"...{line[-_TEXT:]}" if end else f"{line[:_TEXT]}..."
+
+
+def _treated_row(
+    row: dict[str, Any], example: Example, place: int, number: int, treatment: Treatment
+) -> dict[str, Any]:
+    """A pair with the treated columns; the row's other columns stay.
+
+    Lists (rankings, one chosen over many) become a pair for each edge, which every trainer reads; its weight is the
+    edge's own, so that the pairs of a list weigh together what the list did.
+    """
+    edge, flipped = example.edges[place], treatment.flipped[number]
+    ends = (edge.worse, edge.better) if flipped else (edge.better, edge.worse)
+    if "responses" in row:
+        names, responses = ("chosen", "rejected"), row["responses"]
+        row = {name: value for name, value in row.items() if name not in ("responses", "edges", "ranks", "scores")}
+    else:
+        suffix = next((s for s in ("_ids", "_input_ids") if row.get(f"chosen{s}") is not None), "")
+        names = (f"chosen{suffix}", f"rejected{suffix}")
+        rejected = row[names[1]]
+        many = bool(rejected) and isinstance(rejected, list) and isinstance(rejected[0], str | list)
+        responses = [row[names[0]], *(rejected if many else [rejected])]
+    values: dict[str, Any] = {name: responses[r] for name, r in zip(names, ends, strict=True)}
+    # By way of text: the fewest digits that give the same float32.
+    values |= {name: float(str(getattr(treatment, name)[number])) for name in ("margin", "target", "weight")}
+    # What `rmfast score` left in the row goes by sides and edges too.
+    own = {"strength_mean": -edge.strength_mean if flipped else edge.strength_mean, "strength_std": edge.strength_std}
+    values |= {name: value for name, value in own.items() if name in row}
+    members = _members(row.get("rewards"), len(example.responses))
+    if members:
+        pairs = [[member[r] for r in ends] for member in members]
+        values["rewards"] = pairs if members is row["rewards"] else pairs[0]
+    if row.get("votes") is not None:
+        votes = row["votes"][place] if isinstance(row["votes"], list) else row["votes"]
+        turned = sum(better > worse for better, worse in pairs) if members and flipped else None
+        values["votes"] = turned if flipped else votes
+    return row | values
+
+
+def _members(rewards: Any, responses: int) -> list[list[float]]:
+    """Rewards of all responses by each model, as `rmfast score` writes them; none where it is something else."""
+    lists = rewards if isinstance(rewards, list) and all(isinstance(r, list) for r in rewards) else [rewards]
+    return lists if all(isinstance(member, list) and len(member) == responses for member in lists) else []
+
+
+def _write(path: Path, chunks: Iterator[bytes]) -> int:
+    """Write a file aside and rename it; how many chunks it holds. A pipe or a device is written to."""
+    real = path.is_file() or not path.exists()
+    aside = path.with_name(f".{path.name}.partial") if real else path
+    count = 0
+    try:
+        with aside.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                count += 1
+        if real:
+            os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    return count

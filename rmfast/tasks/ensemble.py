@@ -1,0 +1,123 @@
+"""task: ensemble. Trains M reward models and writes each preference's strength back to the data (Part II, 2.1)."""
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from rmfast.config import Config
+from rmfast.errors import UserError
+from rmfast.evaluation.score import score_table
+from rmfast.parallel.world import World
+from rmfast.tasks.folds import select
+from rmfast.tasks.heads import train_heads
+from rmfast.tasks.members import (
+    Ensemble,
+    all_or_none,
+    check_folder,
+    member_config,
+    open_folder,
+    read_scores,
+    write_scores,
+)
+from rmfast.tasks.reward import RewardRun, open_inputs, open_world, run_folder
+from rmfast.tasks.strength import finish
+from rmfast.trainer.log import say
+
+WEEK = 7 * 24 * 60.0
+"""Minutes that ranks wait where each has work of its own; one that dies is seen at once all the same."""
+
+
+def run(config: Config) -> None:
+    """Train the members and write strengths, as the config says. All ranks call it.
+
+    Raises:
+        UserError: before anything is written to the run folder.
+        RunError: a run that cannot go on.
+    """
+    together = config.ensemble.spread == "turn" and config.ensemble.mode == "full"
+    world = open_world(config, None if together else WEEK)
+    with world:
+        hf, tokenizer, table, evals = open_inputs(config, world)
+        ensemble = Ensemble(
+            config=config,
+            world=world,
+            hf=hf,
+            tokenizer=tokenizer,
+            table=table,
+            evals=evals,
+            folder=run_folder(config.run.dir),
+        )
+        for member in range(config.ensemble.folds or 0):
+            ensemble.trains_on(member)  # refuses folds that leave a member nothing
+        check_folder(ensemble)
+        if config.ensemble.mode == "heads":
+            train_heads(ensemble)
+        elif config.ensemble.spread == "turn":
+            for member in range(config.ensemble.members):
+                _train_member(ensemble, member, world)
+        else:
+            alone = World.alone(world)
+
+            def mine() -> None:
+                for member in range(world.rank, config.ensemble.members, world.size):
+                    _train_member(ensemble, member, alone)
+
+            all_or_none(world, mine)
+        all_or_none(world, lambda: finish(ensemble) if world.main else None)
+
+
+def _train_member(ensemble: Ensemble, member: int, world: World) -> None:
+    """A member's whole reward run, then its rewards; nothing where they are there already."""
+    config, members = ensemble.config, ensemble.config.ensemble.members
+    done = read_scores(ensemble, member) is not None
+    world.barrier()  # all ranks must have looked before rank 0 writes
+    if done:
+        if world.main:
+            say(f"member {member} of {members}: done before")
+        return
+    own = member_config(config, member, ensemble.path(member))
+    table = ensemble.table if ensemble.fold is None else select(ensemble.table, ensemble.trains_on(member))
+    reward = RewardRun(own, world, ensemble.hf, ensemble.tokenizer, table, ensemble.evals)
+    if ensemble.world.main:
+        open_folder(ensemble)
+    with _console(ensemble, member):
+        if world.main:
+            fold = "" if config.ensemble.folds is None else f", without fold {member % config.ensemble.folds}"
+            say(f"\nmember {member} of {members}: seed {own.run.seed}, {len(table):,} groups{fold}")
+        reward.run()
+        judged = select(ensemble.whole, np.flatnonzero(ensemble.judges(member)))
+        scores = score_table(reward.engine.score, judged, world, budget=config.data.tokens_per_pack).mean(1)
+        if world.main:
+            rewards = np.full(int(ensemble.whole.first_response[-1]), np.nan)
+            rewards[np.repeat(ensemble.judges(member), np.diff(ensemble.whole.first_response))] = scores
+            write_scores(ensemble, member, rewards, {name: _final_scores(reward, name) for name in ensemble.evals})
+            say(f"member {member} of {members}: {len(judged):,} groups judged")
+    world.barrier()
+    del reward  # before the next one takes its memory
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _final_scores(reward: RewardRun, name: str) -> np.ndarray:
+    with np.load(reward.folder / "eval" / f"{name}-final.npz", allow_pickle=False) as arrays:
+        return np.asarray(arrays["scores"])
+
+
+@contextlib.contextmanager
+def _console(ensemble: Ensemble, member: int) -> Iterator[None]:
+    """Lines of a member that another rank than 0 trains alone go to a file of its own."""
+    if ensemble.world.main or ensemble.config.ensemble.spread == "turn":
+        yield
+        return
+    path = ensemble.path(member) / "console.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run.dir: cannot write {path}: {error.strerror}") from None
+    with file, contextlib.redirect_stdout(file):
+        yield

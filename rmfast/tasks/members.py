@@ -1,0 +1,200 @@
+"""The members of an ensemble: what they share, what each sees and judges, and what the run folder keeps of them."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.config import Config
+from rmfast.data.table import GroupTable, build_table
+from rmfast.errors import RunError, UserError
+from rmfast.parallel.world import World
+from rmfast.tasks.folds import fold_of_groups
+from rmfast.tasks.prepare import data_key
+from rmfast.tasks.reward import move_aside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """What the members share. `table` is what is trained on; `whole` holds every group of the training sources, at full
+    length and with its own edges: it is what members judge."""
+
+    config: Config
+    world: World
+    hf: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    table: GroupTable
+    evals: dict[str, GroupTable]
+    folder: Path
+
+    @cached_property
+    def whole(self) -> GroupTable:
+        return build_table(self.table.stores, need_edges=False)[0]
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """Row of `whole` of each group of `table`, int64."""
+        offsets = np.concatenate(([0], np.cumsum([len(store) for store in self.table.stores])))
+        return offsets[self.table.store] + self.table.index
+
+    @cached_property
+    def fold(self) -> np.ndarray | None:
+        """Fold of each group of `whole`; None in-sample."""
+        folds = self.config.ensemble.folds
+        return None if folds is None else fold_of_groups(self.whole, folds, self.config.run.seed)
+
+    def trains_on(self, member: int) -> np.ndarray:
+        """Rows of `table` that a member sees.
+
+        Raises:
+            UserError: none.
+        """
+        if self.fold is None:
+            return np.arange(len(self.table))
+        rows = np.flatnonzero(self.fold[self.place] != member % (self.config.ensemble.folds or 1))
+        if not len(rows):
+            raise UserError(
+                "ensemble.folds: all usable rows are of one prompt, so that a member has none to learn from"
+            )
+        return rows
+
+    def judges(self, member: int) -> np.ndarray:
+        """bool [groups of `whole`]: what a member judges."""
+        if self.fold is None:
+            return np.ones(len(self.whole), dtype=bool)
+        return self.fold == member % (self.config.ensemble.folds or 1)
+
+    def path(self, member: int) -> Path:
+        return self.folder / "members" / f"{member:02d}"
+
+    @cached_property
+    def scores_key(self) -> str:
+        """Of what members have scored: other data, held-out ones too, are scored anew."""
+        tables = {"data": self.whole} | {f"eval:{name}": table for name, table in self.evals.items()}
+        parts = [
+            (name, [s.meta["key"] for s in table.stores], table.index.tobytes(), table.cut.tobytes())
+            for name, table in tables.items()
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def member_seed(seed: int, member: int) -> int:
+    """`run.seed` of a member: of its data order and head. Ensembles of other seeds share none of their members'."""
+    return int(np.random.SeedSequence((seed, member)).generate_state(1)[0]) >> 1
+
+
+def member_config(config: Config, member: int, folder: Path) -> Config:
+    """The config of a member's own reward run."""
+    run = config.run.model_copy(
+        update={"dir": str(folder), "seed": member_seed(config.run.seed, member), "resume": "auto"}
+    )
+    return config.model_copy(update={"task": "reward", "run": run})
+
+
+def all_or_none(world: World, work: Callable[[], None]) -> None:
+    """Do work that holds no collective. Where it fails on one rank, all raise: none may be left waiting."""
+    error: UserError | RunError | None = None
+    try:
+        work()
+    except (UserError, RunError) as raised:
+        error = raised
+        if not world.main:  # rank 0 prints its own
+            print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+    failed = world.sum_(torch.tensor(float(error is not None)))
+    if error is not None:
+        raise error
+    if failed:
+        raise RunError("another rank could not go on; its own line says why")
+
+
+def _settings(ensemble: Ensemble) -> dict[str, Any]:
+    """What a resumed ensemble must not change: finished members are not trained again."""
+    config = ensemble.config.dump()
+    kept = {"ensemble": ("folds", "mode"), "run": ("seed", "epochs", "max_steps"), "objective": ()}
+    kept |= {"model": ("path", "dtype", "from_scratch", "heads", "top_layers", "dropout"), "optim": ()}
+    values = {f"{s}.{key}": config[s][key] for s, keys in kept.items() for key in keys or config[s]}
+    values.pop("optim.on_nonfinite")
+    return values | {"data": data_key(ensemble.table, ensemble.config.data, ensemble.config.run.seed)}
+
+
+def check_folder(ensemble: Ensemble) -> None:
+    """Refuse a run folder that holds something else; move it aside if asked."""
+    folder, world = ensemble.folder, ensemble.world
+    file = folder / "ensemble.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    other_run = found is None and (folder / "checkpoints").is_dir()
+    world.barrier()  # all ranks must have looked before rank 0 moves anything
+    if ensemble.config.run.resume == "never":
+        if world.main and folder.is_dir() and any(folder.iterdir()):
+            move_aside(folder)
+        world.barrier()
+        return
+    advice = "set run.resume to never (moves it aside), or choose another run.dir"
+    if other_run:
+        raise UserError(f"run.dir: {folder} holds another run, no ensemble; {advice}")
+    if found is None:
+        return
+    for key, value in _settings(ensemble).items():
+        before = found["settings"].get(key)
+        if before == value:
+            continue
+        if key == "data":
+            raise UserError(f"{folder}: holds an ensemble on other data, order or seed; {advice}")
+        raise UserError(f"{folder}: this ensemble began with {key} {before}, now it is {value}; go back, {advice}")
+
+
+def open_folder(ensemble: Ensemble) -> None:
+    """Make the run folder, once nothing is left that could be refused; on rank 0."""
+    folder = ensemble.folder
+    if (folder / "ensemble.json").is_file() and (folder / "config.yaml").is_file():
+        (folder / "config.yaml").write_text(yaml.safe_dump(ensemble.config.dump(), sort_keys=False), encoding="utf-8")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir: cannot make the folder {folder}: {error.strerror}") from None
+    (folder / "config.yaml").write_text(yaml.safe_dump(ensemble.config.dump(), sort_keys=False), encoding="utf-8")
+    write_aside(folder / "ensemble.json", json.dumps({"settings": _settings(ensemble)}, indent=1) + "\n")
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_scores(ensemble: Ensemble, member: int) -> dict[str, np.ndarray] | None:
+    """What `write_scores` wrote of a member; None where it has not, or of other data."""
+    file = ensemble.path(member) / "scores.npz"
+    if not file.is_file():
+        return None
+    with np.load(file, allow_pickle=False) as arrays:
+        if str(arrays["key"]) != ensemble.scores_key:
+            return None
+        return {name: arrays[name] for name in arrays.files if name != "key"}
+
+
+def write_scores(ensemble: Ensemble, member: int, data: np.ndarray, evals: dict[str, np.ndarray]) -> None:
+    """Keep a member's rewards: with that it is done, and is not run again.
+
+    Args:
+        data: of every response of `ensemble.whole` [R]; nan where the member does not judge.
+        evals: of the held-out tables' responses, by name.
+    """
+    file = ensemble.path(member) / "scores.npz"
+    aside = file.with_name(".scores.partial.npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"key": np.array(ensemble.scores_key), "data": data}
+    np.savez_compressed(aside, allow_pickle=False, **arrays, **{f"eval:{n}": s for n, s in evals.items()})
+    os.replace(aside, file)

@@ -1,0 +1,198 @@
+"""What an ensemble leaves: the data with strengths, held-out figures of members and of rules, plots and last words."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.sources import read_rows
+from rmfast.data.table import Edges, GroupTable, table_edges
+from rmfast.data.tokenise import encode
+from rmfast.evaluation.combine import RULES, combined_metrics, mean_agreement, standardise
+from rmfast.evaluation.rows import json_line, scored_row, unscored_row
+from rmfast.report.ensemble import HeldOut, Strengths, write_plots
+from rmfast.report.summary import accuracy_line, percent
+from rmfast.tasks.members import Ensemble, read_scores, write_aside
+from rmfast.trainer.log import finite_or_null, say
+
+
+def finish(ensemble: Ensemble) -> None:
+    """Write data.jsonl, report/ and summary.json from what the members scored; on rank 0."""
+    members = range(ensemble.config.ensemble.members)
+    scores = []
+    for member in members:
+        kept = read_scores(ensemble, member)
+        assert kept is not None, f"member {member} has no scores"
+        scores.append(kept)
+    rewards = np.stack([s["data"] for s in scores])  # [M, R]
+    judges = np.stack([ensemble.judges(m) for m in members])  # [M, G]
+    folder = ensemble.folder
+    counts = write_data(folder / "data.jsonl", ensemble.whole, ensemble.tokenizer, rewards, judges, ensemble.fold)
+    edges = table_edges(ensemble.whole)
+    gaps = np.where(judges[:, edges.group], rewards[:, edges.better] - rewards[:, edges.worse], np.nan)
+    strengths = Strengths.of(gaps, judges[:, edges.group])
+    held_out = {
+        name: HeldOut.of(np.stack([s[f"eval:{name}"] for s in scores]), table_edges(table))
+        for name, table in ensemble.evals.items()
+    }
+    write_plots(folder / "report", strengths, held_out)
+    center = ensemble.config.objective.center
+    figures: dict[str, Any] = {
+        "members": len(scores),
+        "folds": ensemble.config.ensemble.folds,
+        "edges": strengths.mean.size,
+        "nonfinite": strengths.broken,
+        "negative_share": strengths.negative_share,
+        "mean_of_std": _mean(strengths.std),
+        "agreement": mean_agreement(gaps),
+        "eval": {name: held_out_figures(h.rewards, h.edges, center) for name, h in held_out.items()},
+    }
+    say("\n" + summary(ensemble, figures, counts))
+    write_aside(folder / "summary.json", json.dumps(_nulls(figures), indent=1) + "\n")
+
+
+def write_data(
+    path: Path,
+    whole: GroupTable,
+    tokenizer: PreTrainedTokenizerBase,
+    rewards: np.ndarray,
+    judges: np.ndarray,
+    fold: np.ndarray | None,
+) -> dict[str, int]:
+    """The rows of the training sources as they were read, with the columns of `rmfast score`.
+
+    With folds a row also says which members judged it (`members`) and its `fold`. Lines that are no rows are left out.
+
+    Args:
+        whole: all groups of the sources, in their order.
+        rewards: [M, R]. judges: bool [M, G]. fold: int [G], or None.
+
+    Returns:
+        Rows written, rows without rewards, and rows left out: "rows", "unscored", "unreadable".
+    """
+    counts = {"rows": 0, "unscored": 0, "unreadable": 0}
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        for columns, group in _rows(whole):
+            if columns is None:
+                counts["unreadable"] += 1
+                continue
+            counts["rows"] += 1
+            if group is None:
+                counts["unscored"] += 1
+                line = unscored_row(columns, _why(columns, tokenizer))
+            else:
+                first, last = whole.first_response[group], whole.first_response[group + 1]
+                mine = np.flatnonzero(judges[:, group])
+                line = scored_row(columns, parse_row(columns), rewards[mine, first:last])
+                if fold is not None:
+                    line |= {"members": mine.tolist(), "fold": int(fold[group])}
+            file.write(json_line(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    return counts
+
+
+def _rows(whole: GroupTable) -> Iterator[tuple[dict[str, Any] | None, int | None]]:
+    """Every row's columns (None where it is no object) and the row of `whole` that holds it (None where none does)."""
+    offset = 0
+    for store in whole.stores:
+        here = 0
+        for file, number, row in read_rows(store.meta["source"], "train"):
+            if isinstance(row, BadRow):
+                yield None, None
+                continue
+            found = here < len(store) and store.label(here) == f"{file}:{number}"
+            yield row, offset + here if found else None
+            here += found
+        assert here == len(store), f"{store.meta['source']} changed while it was read"
+        offset += len(store)
+
+
+def _why(columns: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """What keeps a row out of the training data."""
+    try:
+        found = encode(tokenizer, [parse_row(columns)])[0]
+    except BadRow as bad:
+        found = bad
+    assert isinstance(found, BadRow)
+    return f"{found.cause}: {found.detail}"
+
+
+def held_out_figures(rewards: np.ndarray, edges: Edges, center: float) -> dict[str, Any]:
+    """Accuracy of each member and of every rule, on rewards [M, R] as they are and standardised by member."""
+    scaled = standardise(rewards)
+    alone = [combined_metrics(r[None], edges, "mean", center=center)["accuracy"] for r in rewards]
+    rules: dict[str, Any] = {}
+    for rule in RULES:
+        rules[rule] = combined_metrics(rewards, edges, rule, center=center)
+        rules[f"{rule}, standardised"] = combined_metrics(scaled, edges, rule, center=center)
+    del rules["majority, standardised"]  # votes know no scale
+    gaps = rewards[:, edges.better] - rewards[:, edges.worse]
+    return {"members": alone, "agreement": mean_agreement(gaps), "rules": rules}
+
+
+def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int]) -> str:
+    """The console's last words on an ensemble."""
+    folds = figures["folds"]
+    how = "in-sample" if folds is None else f"out of sample, {folds} folds"
+    lines = [
+        f"Strength of {figures['edges']:,} preferences by {figures['members']} members ({how}): "
+        f"{percent(figures['negative_share'])} below 0, mean std {figures['mean_of_std']:.3g}, "
+        f"members agree on {percent(figures['agreement'])}"
+    ]
+    if figures["nonfinite"]:
+        lines.append(f"{figures['nonfinite']:,} strengths are not finite: a member is broken; see its summary.json")
+    if folds is not None and folds == figures["members"]:
+        lines.append("As many folds as members: one member judges each edge, and strength_std is 0 everywhere")
+    if folds is None:
+        lines.append("In-sample strengths lean to the given labels (members learnt them): ensemble.folds judges unseen")
+    for name, own in figures["eval"].items():
+        alone = np.array(own["members"])
+        mean = own["rules"]["mean"]
+        lines.append(
+            f"Accuracy on {name}: members {percent(alone.min())} to {percent(alone.max())}, mean of them "
+            f"{percent(float(alone.mean()))}; together {accuracy_line(mean)} on {mean['edges']:,} pairs"
+        )
+        lines.append(f"Combined by {rules_line(own['rules'])} (standardised by member: second)")
+    left_out = {"rows that training cannot use (no rewards)": counts["unscored"]}
+    left_out |= {"lines that are no rows (left out)": counts["unreadable"]}
+    causes = "; ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+    folder = ensemble.folder
+    lines += ["", f"Data     {folder / 'data.jsonl'} ({counts['rows']:,} rows{'; ' + causes if causes else ''})"]
+    lines.append(f"Members  {folder / 'members'}")
+    lines.append(f"Report   {folder / 'report'}")
+    words = [str(folder / "config.yaml"), "--task", "reward", "--data.train", str(folder / "data.jsonl")]
+    if ensemble.config.data.train_weights is not None:
+        words += ["--data.train_weights", "1"]
+    words += ["--data.denoise", "soft_margin", "--run.dir", f"{folder}-denoised"]
+    lines.append(f"Next     torchrun --standalone --nproc_per_node 1 rmfast/train.py {shlex.join(words)}")
+    return "\n".join(lines)
+
+
+def rules_line(rules: dict[str, Any]) -> str:
+    """Accuracy by each rule, as they are and standardised, in per cent: "mean 61.2 | 60.9, ..."."""
+    parts = []
+    for rule in RULES:
+        shares = [rules[key]["accuracy"] for key in (rule, f"{rule}, standardised") if key in rules]
+        parts.append(f"{rule} {' | '.join(f'{100 * share:.1f}' for share in shares)}")
+    return ", ".join(parts) + " %"
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _nulls(value: Any) -> Any:
+    """What is not a finite number becomes null, at any depth."""
+    if isinstance(value, dict):
+        return finite_or_null({key: _nulls(item) for key, item in value.items()})
+    return [_nulls(item) for item in value] if isinstance(value, list) else value
