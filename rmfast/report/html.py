@@ -29,6 +29,8 @@ METRICS = (
     ("edges", "Pairs", "count"),
     ("ties", "Ties (count as wrong)", "count"),
     ("nonfinite", "Scores that are not finite", "count"),
+    ("contrastive_loss", "Contrastive loss", "real"),
+    ("feature_overlap", "Cosine of better and worse features", "real"),
     ("difference_loss", "MetaRM: difference loss J", "real"),
     ("reward_difference_variance", "MetaRM: variance of reward differences", "real"),
     ("grad_norm", "Gradient norm", "real"),

@@ -80,7 +80,7 @@ def all_plots(run: Run) -> list[Plot]:
         if edges.any():
             kept = Scores(scores.scores, scores.better[edges], scores.worse[edges], scores.lengths, scores.labels)
             plots += [each(kept, prefix, suffix) for each in (reward_plot, margin_plot, calibration_plot, length_plot)]
-    plots += [meta_plot(run), speed_plot(run)]
+    plots += [contrast_plot(run), meta_plot(run), speed_plot(run)]
     return [plot for plot in plots if plot is not None]
 
 
@@ -295,6 +295,28 @@ def length_plot(scores: Scores, prefix: str = "", suffix: str = "") -> Plot | No
     trend = "Reward hardly depends on length" if abs(correlation) < 0.1 else trend
     title = f"{trend}: correlation {correlation:+.2f}{suffix}"
     return Plot(f"{prefix}length", title, "A steep median: the model may read length instead of content.", draw)
+
+
+def contrast_plot(run: Run) -> Plot | None:
+    step, loss = column(run.train, "step"), column(run.train, "contrastive_loss")
+    overlap, views = column(run.train, "feature_overlap"), column(run.train, "views_cosine")
+    if not np.isfinite(loss).any():
+        return None
+    span = _span(step)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        _curve(upper, step, loss, smooth(loss, span), theme, _training(span))
+        _headroom(upper)
+        upper.set_ylabel("Loss")
+        upper.legend(loc="upper right")
+        _curve(lower, step, overlap, smooth(overlap, span), theme, "better and worse")
+        lower.plot(step, smooth(views, span), "--", color=theme.second, label="two views")
+        _headroom(lower, 0.6)
+        _step_axis(lower, "Mean cosine")
+
+    title = f"Features of better and worse responses: cosine {_last(smooth(overlap, span)):.2f} at the end"
+    return Plot("contrast", title, "The term pulls views together and pushes different responses apart.", draw)
 
 
 def meta_plot(run: Run) -> Plot | None:

@@ -220,24 +220,17 @@ def _fit_and_export(
 ) -> None:
     """What rank 0 does alone: train the heads on the features, export, keep every member's rewards."""
     trainer = _trainer(ensemble, heads, HeadData(features=features, place=place, edges=table_edges(ensemble.table)))
-    log = _fit(ensemble, trainer)
-    try:
-        scores = head_scores(features, trainer.weight)
-        _export(ensemble, network, state | {HEAD: trainer.weight.cpu()}, scores)
-        parts: dict[str, np.ndarray] = {}
-        begin = 0
-        for name, table in tables.items():
-            end = begin + int(table.first_response[-1])
-            parts[name], begin = scores[:, begin:end], end
-        _evaluate(ensemble, trainer, parts, log)
-    finally:
-        log.close()
+    ends = np.cumsum([0, *(int(table.first_response[-1]) for table in tables.values())])
+    spans = {name: slice(int(a), int(b)) for name, a, b in zip(tables, ends[:-1], ends[1:], strict=True)}
+    _fit(ensemble, trainer, {name: features[spans[f"eval:{name}"]] for name in ensemble.evals})
+    scores = head_scores(features, trainer.weight)
+    _export(ensemble, network, state | {HEAD: trainer.weight.cpu()}, scores)
     write_report(ensemble.folder)
     responses = np.diff(ensemble.whole.first_response)
     for m in range(len(heads)):
         judged = np.repeat(ensemble.judges(m), responses)
-        evals = {name: parts[f"eval:{name}"][m] for name in ensemble.evals}
-        write_scores(ensemble, m, np.where(judged, parts["data"][m], np.nan), evals)
+        evals = {name: scores[m, spans[f"eval:{name}"]] for name in ensemble.evals}
+        write_scores(ensemble, m, np.where(judged, scores[m, spans["data"]], np.nan), evals)
 
 
 def _trainer(ensemble: Ensemble, heads: Tensor, data: HeadData) -> HeadTrainer:
@@ -261,8 +254,12 @@ def _trainer(ensemble: Ensemble, heads: Tensor, data: HeadData) -> HeadTrainer:
     return HeadTrainer(heads, members, data, options, ensemble.world.device)
 
 
-def _fit(ensemble: Ensemble, trainer: HeadTrainer) -> RunLog:
-    """Go on from the last saved step to the end."""
+def _fit(ensemble: Ensemble, trainer: HeadTrainer, held_out: dict[str, np.ndarray]) -> None:
+    """Go on from the last saved step to the end.
+
+    Args:
+        held_out: features of the held-out tables' responses, by name.
+    """
     config, run = ensemble.config, ensemble.config.run
     file = ensemble.folder / "heads.safetensors"
 
@@ -296,18 +293,23 @@ def _fit(ensemble: Ensemble, trainer: HeadTrainer) -> RunLog:
         seconds.append(values["step_seconds"])
         log.step(values, float(np.mean(seconds[-50:])) * (trainer.total - values["step"]))
 
+    def evaluate() -> None:
+        _evaluate(ensemble, trainer, held_out, log)
+
     try:
-        trainer.fit(line, save, config.checkpoint.every)
-    except BaseException:
+        if trainer.done == 0 and config.eval.at_start:
+            evaluate()
+        every = {"save_every": config.checkpoint.every, "eval_every": config.eval.every}
+        trainer.fit(line, save=save, evaluate=evaluate, **every)
+        evaluate()
+    finally:
         log.close()
-        raise
-    return log
 
 
-def _evaluate(ensemble: Ensemble, trainer: HeadTrainer, parts: dict[str, np.ndarray], log: RunLog) -> None:
+def _evaluate(ensemble: Ensemble, trainer: HeadTrainer, held_out: dict[str, np.ndarray], log: RunLog) -> None:
     """The mean over heads on the held-out data, as a reward run leaves it."""
     for name, table in ensemble.evals.items():
-        edges, scores = table_edges(table), parts[f"eval:{name}"]
+        edges, scores = table_edges(table), head_scores(held_out[name], trainer.weight)
         metrics = combined_metrics(scores, edges, "mean", center=ensemble.config.objective.center)
         log.evaluation(trainer.done, name, {f"eval_{key}": value for key, value in metrics.items()})
         labels = np.repeat([table.label(g) for g in range(len(table))], np.diff(table.first_response))

@@ -24,7 +24,7 @@ from rmfast.tasks.prepare import data_key
 from rmfast.tasks.reward import move_aside
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Ensemble:
     """What the members share. `table` is what is trained on; `whole` holds every group of the training sources, at full
     length and with its own edges: it is what members judge."""
@@ -131,39 +131,40 @@ def check_folder(ensemble: Ensemble) -> None:
     """Refuse a run folder that holds something else; move it aside if asked."""
     folder, world = ensemble.folder, ensemble.world
     file = folder / "ensemble.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    other_run = found is None and (folder / "checkpoints").is_dir()
+    advice = "set run.resume to never (moves it aside), or choose another run.dir"
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{file}: damaged; {advice}") from None
+    other_run = before is None and (folder / "checkpoints").is_dir()
     world.barrier()  # all ranks must have looked before rank 0 moves anything
     if ensemble.config.run.resume == "never":
         if world.main and folder.is_dir() and any(folder.iterdir()):
             move_aside(folder)
         world.barrier()
         return
-    advice = "set run.resume to never (moves it aside), or choose another run.dir"
     if other_run:
         raise UserError(f"run.dir: {folder} holds another run, no ensemble; {advice}")
-    if found is None:
+    if before is None:
         return
     for key, value in _settings(ensemble).items():
-        before = found["settings"].get(key)
-        if before == value:
+        if before.get(key) == value:
             continue
         if key == "data":
             raise UserError(f"{folder}: holds an ensemble on other data, order or seed; {advice}")
-        raise UserError(f"{folder}: this ensemble began with {key} {before}, now it is {value}; go back, {advice}")
+        raise UserError(
+            f"{folder}: this ensemble began with {key} {before.get(key)}, now it is {value}; go back, {advice}"
+        )
 
 
 def open_folder(ensemble: Ensemble) -> None:
     """Make the run folder, once nothing is left that could be refused; on rank 0."""
     folder = ensemble.folder
-    if (folder / "ensemble.json").is_file() and (folder / "config.yaml").is_file():
-        (folder / "config.yaml").write_text(yaml.safe_dump(ensemble.config.dump(), sort_keys=False), encoding="utf-8")
-        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"run.dir: cannot make the folder {folder}: {error.strerror}") from None
-    (folder / "config.yaml").write_text(yaml.safe_dump(ensemble.config.dump(), sort_keys=False), encoding="utf-8")
+    write_aside(folder / "config.yaml", yaml.safe_dump(ensemble.config.dump(), sort_keys=False))
     write_aside(folder / "ensemble.json", json.dumps({"settings": _settings(ensemble)}, indent=1) + "\n")
 
 

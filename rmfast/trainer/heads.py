@@ -194,13 +194,22 @@ class HeadTrainer:
         self.exp_avg_sq = torch.where(keep, exp_avg_sq, self.exp_avg_sq)
         self.steps = steps
 
-    def fit(self, log: Callable[[dict[str, Any]], None], save: Callable[[], None], every: int | None) -> None:
+    def fit(
+        self,
+        log: Callable[[dict[str, Any]], None],
+        *,
+        save: Callable[[], None],
+        save_every: int | None,
+        evaluate: Callable[[], None],
+        eval_every: int | None,
+    ) -> None:
         """The steps that are left.
 
         Figures are read from the device a step later, so that nothing waits for them.
 
         Args:
-            log: takes each step's metrics. save: is called after every `every` steps and after the last.
+            log: takes each step's metrics. save: is called after every `save_every` steps and after the last.
+            evaluate: is called after every `eval_every` steps but the last.
 
         Raises:
             RunError: a loss or gradient that is not finite, under on_nonfinite "stop"; it changed nothing.
@@ -216,10 +225,15 @@ class HeadTrainer:
             if pending is not None:
                 self._report(*pending, log)
             pending = figures, values
-            if every is not None and self.done % every == 0 and self.done < self.total:
+            evaluating, saving = (n is not None and self.done % n == 0 for n in (eval_every, save_every))
+            if (evaluating or saving) and self.done < self.total:
                 self._report(*pending, log)
                 pending = None
-                save()
+                if evaluating:
+                    evaluate()
+                if saving:
+                    save()
+                clock = time.perf_counter()
         if pending is not None:
             self._report(*pending, log)
             save()

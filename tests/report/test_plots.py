@@ -102,3 +102,33 @@ def test_margin_bins_keep_ties_with_the_wrong(run_dir):
     assert sum(height for middle, height in bars if middle < 0) == (margin <= 0).sum()
     assert sum(height for middle, height in bars if middle > 0) == (margin > 0).sum()
     assert len(bars) <= 2 * (BINS + 4)
+
+
+def test_a_contrastive_term_has_a_plot_of_its_own(run_dir):
+    run = read_run(run_dir)
+    assert "contrast" not in [plot.name for plot in all_plots(run)]
+    own = {"contrastive_loss": 2.0, "feature_overlap": 0.25, "views_cosine": 0.9}
+    plot = next(
+        plot for plot in all_plots(replace(run, train=tuple(row | own for row in run.train))) if plot.name == "contrast"
+    )
+    assert "cosine 0.25 at the end" in plot.title
+    image = pixels(render(plot))[..., :3]
+    assert (np.abs(image - 1).max(axis=-1) > 0.2).mean() > 0.01
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_metarm_has_a_plot_of_its_own(run_dir, measured):
+    run = read_run(run_dir)
+    assert "meta" not in [plot.name for plot in all_plots(run)]
+    rows = [
+        row
+        | {"difference_loss": 0.5 + row["step"] / 1000, "reward_difference_variance": 1.0 + row["step"]}
+        | ({"difference_loss_after": 0.502 + row["step"] / 1000} if measured and row["step"] % 10 == 1 else {})
+        for row in run.train
+    ]
+    for train in (rows, rows[:1]):
+        plot = next(plot for plot in all_plots(replace(run, train=tuple(train))) if plot.name == "meta")
+        assert f"J {train[-1]['difference_loss']:.3f} at the end" in plot.title
+        assert ("an ascent adds 2.0e-03" in plot.title) == measured
+        image = pixels(render(plot))[..., :3]
+        assert (np.abs(image - 1).max(axis=-1) > 0.2).mean() > 0.01

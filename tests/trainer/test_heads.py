@@ -1,0 +1,173 @@
+"""Heads trained together, against a plain torch loop for each of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rmfast.data.plan import StepPlan
+from rmfast.data.table import Edges, table_edges
+from rmfast.errors import RunError
+from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.schedule import learning_rate
+from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
+from tests.tiny import group_of, table_of
+
+WIDTH, GROUPS = 8, 23
+
+
+def data_of(seed: int = 0) -> HeadData:
+    """Groups of 2 to 4 responses with 1 to 3 edges, some of them treated; features lie shuffled among others."""
+    draw = np.random.default_rng(seed)
+    edges = [[(0, 1)], [(1, 0)], [(0, 1), (0, 2)], [(2, 3), (0, 1), (3, 1)]]
+    groups = [group_of(draw, 3, [2] * (2 + max(0, i % 4 - 1)), edges[i % 4]) for i in range(GROUPS)]
+    table = table_of(groups)
+    own = table_edges(table)
+    count = len(own.better)
+    own = Edges(
+        **{name: getattr(own, name) for name in ("better", "worse", "group", "length")},
+        margin=draw.normal(size=count).astype(np.float32),
+        target=draw.uniform(0.5, 1, count).astype(np.float32),
+        weight=draw.uniform(0, 2, count).astype(np.float32),
+    )
+    responses = int(table.first_response[-1])
+    features = draw.normal(size=(responses + 9, WIDTH)).astype(np.float32)
+    return HeadData(features=features, place=draw.permutation(responses + 9)[:responses], edges=own)
+
+
+def member(seed: int, groups: Sequence[int], epochs: int = 3) -> HeadMember:
+    plan = StepPlan([len(groups)], [1.0], groups_per_step=5, seed=seed)
+    return HeadMember(plan=plan, groups=np.array(groups), total=plan.first_step(epochs))
+
+
+def options(**more: Any) -> HeadOptions:
+    keys: dict[str, Any] = {
+        "lr": 0.05,
+        "schedule": "cosine",
+        "warmup": 0.2,
+        "floor": 0.1,
+        "adamw": AdamWOptions(betas=(0.8, 0.95), weight_decay=0.1, clip=0.3),
+        "center": 0.02,
+        "on_nonfinite": "stop",
+    }
+    return HeadOptions(**(keys | more))
+
+
+def heads(count: int) -> Tensor:
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def alone(data: HeadData, own: HeadMember, head: Tensor, o: HeadOptions) -> tuple[Tensor, list[float]]:
+    """The same steps of one head as anybody would write them in torch, in fp64."""
+    head = torch.nn.Parameter(head.double()[None].clone())
+    adamw = torch.optim.AdamW([head], betas=o.adamw.betas, eps=o.adamw.eps, weight_decay=o.adamw.weight_decay)
+    features = torch.from_numpy(data.features).double()[data.place]
+    e = {name: torch.from_numpy(np.asarray(getattr(data.edges, name))) for name in ("margin", "target", "weight")}
+    losses = []
+    for step in range(own.total):
+        groups = own.groups[own.plan.step(step)[1]]
+        mine = np.flatnonzero(np.isin(data.edges.group, groups))
+        better, worse = ((features @ head[0])[getattr(data.edges, side)[mine]] for side in ("better", "worse"))
+        gap = better - worse - e["margin"][mine].double()
+        edge = -F.logsigmoid(gap) + (1 - e["target"][mine].double()) * gap + o.center * (better + worse) ** 2
+        loss = (edge * e["weight"][mine].double()).sum() / e["weight"][mine].double().sum()
+        adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([head], o.adamw.clip)
+        rate = learning_rate(
+            step, peak=o.lr, schedule=o.schedule, warmup=round(o.warmup * own.total), total=own.total, floor=o.floor
+        )
+        adamw.param_groups[0]["lr"] = rate
+        adamw.step()
+        losses.append(float(loss.detach()))
+    return head.detach()[0], losses
+
+
+def fit(trainer: HeadTrainer, every: int | None = None, save: Any = lambda: None) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    trainer.fit(lines.append, save=save, save_every=every, evaluate=lambda: lines.append({}), eval_every=None)
+    return lines
+
+
+MEMBERS = [member(1, range(GROUPS)), member(2, range(0, GROUPS, 2)), member(3, range(5, GROUPS))]
+
+
+@pytest.mark.parametrize("number", range(len(MEMBERS)))
+def test_each_of_many_heads_is_as_trained_alone(number: int) -> None:
+    """Members of other sizes, orders and numbers of steps: the others must not show."""
+    data, o = data_of(), options()
+    trainer = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    lines = fit(trainer)
+    expected, losses = alone(data, MEMBERS[number], heads(3)[number], o)
+    moved = (expected - heads(3)[number]).norm()
+    assert moved > 0.1 and (trainer.weight[number] - expected).norm() < 1e-5 * moved
+    single = HeadTrainer(heads(3)[number : number + 1], [MEMBERS[number]], data, o, torch.device("cpu"))
+    own = fit(single)
+    assert [line["loss"] for line in own] == pytest.approx(losses, rel=1e-5)
+    assert (single.weight[0] - expected).norm() < 1e-5 * moved
+    assert len(lines) == max(m.total for m in MEMBERS) and len({m.total for m in MEMBERS}) == 3
+    assert lines[-1]["members"] == 1 and lines[0]["members"] == 3
+
+
+def test_no_clipping_and_no_decay_are_plain_adam() -> None:
+    data, o = data_of(3), options(adamw=AdamWOptions(clip=0.0), warmup=3.0, schedule="linear", center=0.0)
+    trainer = HeadTrainer(heads(1), MEMBERS[:1], data, o, torch.device("cpu"))
+    fit(trainer)
+    head = torch.nn.Parameter(heads(1)[0].double())
+    assert not torch.allclose(trainer.weight[0].double(), head)
+    no_clip = options(adamw=AdamWOptions(clip=1e9), warmup=3.0 / MEMBERS[0].total, schedule="linear", center=0.0)
+    expected, _ = alone(data, MEMBERS[0], heads(1)[0], no_clip)
+    assert (trainer.weight[0] - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_resume_is_bit_exact() -> None:
+    data, o = data_of(), options()
+    whole = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    lines = fit(whole)
+    saved: list[tuple[int, dict[str, Tensor]]] = []
+    first = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    fit(first, 4, lambda: saved.append((first.done, {k: t.clone() for k, t in first.state().items()})))
+    assert [done for done, _ in saved] == [4, 8, 12, 15]
+    again = HeadTrainer(torch.zeros(3, WIDTH), MEMBERS, data, o, torch.device("cpu"))
+    again.load_state(saved[1][1], saved[1][0])
+    rest = fit(again)
+    assert torch.equal(again.weight, whole.weight) and torch.equal(first.weight, whole.weight)
+    assert [line["loss"] for line in rest] == [line["loss"] for line in lines[8:]]
+
+
+def test_evaluations_come_between_steps() -> None:
+    trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu"))
+    calls: list[Any] = []
+    trainer.fit(
+        lambda line: calls.append(line["step"]),
+        save=lambda: calls.append("save"),
+        save_every=7,
+        evaluate=lambda: calls.append("eval"),
+        eval_every=5,
+    )
+    assert calls == [*range(1, 6), "eval", 6, 7, "save", 8, 9, 10, "eval", *range(11, 15), "save", 15, "save"]
+
+
+def test_a_broken_member_stops_the_run_or_stays_behind_alone() -> None:
+    data = data_of()
+    spoilt = heads(3)
+    spoilt[1, 0] = torch.inf
+    with pytest.raises(RunError, match=r"step 1: loss or gradient of member 1 is not finite"):
+        fit(HeadTrainer(spoilt, MEMBERS, data, options(), torch.device("cpu")))
+    trainer = HeadTrainer(spoilt, MEMBERS, data, options(on_nonfinite="skip"), torch.device("cpu"))
+    lines = fit(trainer)
+    clean = HeadTrainer(heads(3), MEMBERS, data, options(), torch.device("cpu"))
+    fit(clean)
+    assert torch.equal(trainer.weight[[0, 2]], clean.weight[[0, 2]]) and torch.equal(trainer.weight[1], spoilt[1])
+    assert all(line["skipped"] == [1] for line in lines[: MEMBERS[1].total]) and np.isfinite(lines[0]["loss"])
+
+
+def test_scores_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = np.random.default_rng(0).normal(size=(11, WIDTH)).astype(np.float32)
+    expected = features.astype(np.float64) @ heads(3).double().numpy().T
+    monkeypatch.setattr("rmfast.trainer.heads.CHUNK", 4)
+    assert head_scores(features, heads(3)) == pytest.approx(expected.T, abs=1e-5)
