@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lengths import draw_lengths
+from vs_trl import commit
 from vs_trl_inputs import prepare_model
 
 from rmfast.config import load_config
@@ -38,6 +39,13 @@ def write_rows(folder: Path, steps: int, pairs: int, prompts: int, samples: int)
             others = [ids(rejected if losers == 1 else chosen) for _ in range(losers)]
             rows.append({"prompt_ids": ids(prompt), "chosen_ids": ids(chosen), "rejected_ids": others})
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def cpu() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
 def measure(folder: Path, rounds: int, pairs: int, prompts: int, samples: int) -> dict[str, object]:
@@ -79,7 +87,7 @@ def measure(folder: Path, rounds: int, pairs: int, prompts: int, samples: int) -
     by_tokens = [(p + m) / p for p, m in tokens[1:]]
     return {
         "model": model,
-        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
+        "machine": {"device": cpu(), "threads": 1, "torch": torch.__version__, "commit": commit()},
         "pairs": pairs,
         "prompts": prompts,
         "samples": samples,

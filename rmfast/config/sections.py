@@ -1,30 +1,18 @@
-"""The config of a run: typed fields with their defaults, read from YAML files and the command line.
+"""Every key of a config: typed fields with their defaults, and which of them clash."""
 
-It imports no torch, so that a misspelt key is answered at once.
-"""
+from typing import Annotated, Any, Literal
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
-
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
 from rmfast.data.denoise import Denoise, resolve
-from rmfast.errors import UserError
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
@@ -299,193 +287,3 @@ class Config(Section):
     def dump(self) -> dict[str, Any]:
         """Plain values, as YAML holds them."""
         return self.model_dump(mode="json")
-
-
-def load_config(arguments: Sequence[str]) -> Config:
-    """The config that `CONFIG.yaml [MORE.yaml ...] [--section.key value ...]` means; later wins.
-
-    Raises:
-        UserError: names the key and the file (or the command line) that is wrong.
-    """
-    files, overrides = split_arguments(arguments)
-    if not files and not overrides:
-        raise UserError("no config given: rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]")
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for file in files:
-        for key, value in _flatten(_read_yaml(Path(file))):
-            values[key], origin[key] = value, file
-    for key, value in overrides:
-        values[key], origin[key] = value, "command line"
-    try:
-        return Config.model_validate(_nest(values, origin))
-    except ValidationError as error:
-        raise UserError(_explain(error, origin)) from None
-
-
-class _DenoiseAlone(Section):
-    denoise: DenoiseConfig
-
-
-def read_denoise(preset: str | None, options: Mapping[str, Sequence[str]]) -> Denoise:
-    """A preset and the words that a command line gives for options of the denoise section.
-
-    Raises:
-        UserError: names the option that is wrong.
-    """
-    values = {
-        name: [_scalar(w) for w in words] if len(words) > 1 else _scalar(words[0]) for name, words in options.items()
-    }
-    try:
-        section = _DenoiseAlone.model_validate({"denoise": values}).denoise
-        return resolve(preset, section.model_dump())
-    except ValidationError as error:
-        raise UserError(_explain(error, {f"denoise.{name}": "command line" for name in values})) from None
-    except ValueError as error:
-        raise UserError(f"command line: {error}") from None
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """YAML files, and (key, value) of each `--key value`, `--key=value` or `--key value value ...`."""
-    files: list[str] = []
-    overrides: list[tuple[str, list[str]]] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
-            if not all(key.split(".")):
-                raise UserError(f"command line: {argument} names no key")
-            overrides.append((key, [value] if equals else []))
-        elif overrides:
-            overrides[-1][1].append(argument)
-        else:
-            files.append(argument)
-    out = []
-    for key, words in overrides:
-        if not words:
-            raise UserError(f"command line: --{key} needs a value")
-        values = [_scalar(word) for word in words]
-        out.append((key, values[0] if len(values) == 1 else values))
-    return files, out
-
-
-def _scalar(word: str) -> Any:
-    try:
-        return yaml.safe_load(word)
-    except (yaml.YAMLError, ValueError):  # a ValueError: 2020-99-99 looks like a date
-        return word
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may stand once, and nothing holds itself."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, value in node.value:
-            if value is node:
-                raise yaml.constructor.ConstructorError(None, None, "a mapping that holds itself", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: the config is not UTF-8 text") from None
-    except RecursionError:
-        raise UserError(f"{path}: the config is nested too deeply") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{where}: not valid YAML: {problem}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of sections, not {type(values).__name__}")
-    return values
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    out: list[tuple[str, Any]] = []
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        out += _flatten(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
-    return out
-
-
-def _nest(values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
-    root: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        node = root
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{origin[key]}: {key}: {section} is not a section")
-        if isinstance(node.get(last), dict) and not isinstance(value, dict):
-            if value is None:  # `optim:` with nothing under it
-                continue
-            raise UserError(f"{origin[key]}: {key} is a section of keys, not a value")
-        node[last] = {} if value is None and last in Config.model_fields and not sections else value
-    return root
-
-
-def _explain(error: ValidationError, origin: dict[str, str]) -> str:
-    """One line for the first thing that is wrong."""
-    # A misspelt key comes first: where it was to be a required one, it explains what is missing.
-    first, *more = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    # Where lists are, pydantic adds the position; keys end at the field.
-    path = [str(part) for part in first["loc"] if isinstance(part, str)]
-    key = ".".join(path[:2])
-    if first["type"] == "missing" and key in Config.model_fields:  # a section: name what it needs
-        key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
-    # A clash of several keys has no place of its own: it stands where the first key that it names was set.
-    named = key or next((k for k in re.findall(r"\w+\.\w+", first["msg"]) if k in origin), "")
-    where = origin.get(named) or next((o for k, o in origin.items() if named and k.startswith(f"{named}.")), "config")
-    if first["type"] == "extra_forbidden":
-        close = get_close_matches(key, known_keys(), n=1, cutoff=0.6)
-        text = f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
-    elif first["type"] == "missing" and len(first["loc"]) > 2:
-        text = f"{key}: too few values, got {first['input']!r}"
-    elif first["type"] == "missing":
-        text = f"{key}: missing; set it in the file or with --{key}"
-    elif first["type"].startswith("model_"):
-        text = f"{key} is a section of keys, not a value"
-    elif first["type"] == "value_error":
-        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
-    else:
-        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
-    rest = f" (and {len(more)} more)" if more else ""
-    return f"{where}: {text}{rest}"
-
-
-def known_keys() -> list[str]:
-    """Every key, dotted."""
-    return [key for key, _ in _fields()]
-
-
-def _fields() -> list[tuple[str, FieldInfo]]:
-    out: list[tuple[str, FieldInfo]] = []
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            out += [(f"{name}.{key}", inner) for key, inner in section.model_fields.items()]
-        else:
-            out.append((name, field))
-    return out
-
-
-def config_help() -> str:
-    """All keys with types, defaults and meaning."""
-    lines = []
-    for key, field in _fields():
-        kind = str(field.annotation).replace("typing.", "") if get_args(field.annotation) else field.annotation.__name__  # type: ignore[union-attr]
-        kind = kind.replace("Literal", "").replace("NoneType", "null").replace("None", "null").replace("'", "")
-        default = "required" if field.is_required() else f"default {json.dumps(field.default)}"
-        lines.append(f"  --{key}  {kind}  ({default})\n      {field.description}")
-    return "\n".join(lines)

@@ -1,0 +1,6 @@
+"""The config of a run. It imports no torch, so that a misspelt key is answered at once."""
+
+from rmfast.config.load import config_help, known_keys, load_config, read_denoise
+from rmfast.config.sections import Config, DataConfig, DenoiseConfig
+
+__all__ = ["Config", "DataConfig", "DenoiseConfig", "config_help", "known_keys", "load_config", "read_denoise"]
