@@ -19,8 +19,9 @@ from vs_trl import commit
 from vs_trl_inputs import prepare_model
 
 from rmfast.config import load_config
+from rmfast.tasks.inputs import open_inputs, open_world
 from rmfast.tasks.meta import MetaRun
-from rmfast.tasks.reward import RewardRun, open_inputs, open_world
+from rmfast.tasks.reward import RewardRun
 
 IDS = (3, 4096)  # of the quickstart tokenizer, special ones left out
 

@@ -39,7 +39,7 @@ class DifferenceObjective:
 
         Args:
             scores: [S, M]; with M heads J is the mean over heads.
-            log_prob: not part of J; its gradient is 0, so that all ranks reduce the gradients of the same weights.
+            log_prob: not part of J.
             totals: of the global batch.
 
         Returns:
@@ -49,8 +49,6 @@ class DifferenceObjective:
         groups = pack.group[-1] + 1
         each = [difference_loss(s, pack.group, normaliser=self.normaliser, impl=self.impl) for s in scores.unbind(1)]
         loss = torch.stack(each).mean() * groups / totals.groups
-        if log_prob is not None:
-            loss = loss + 0.0 * log_prob.sum()
         variance = difference_variance(scores.detach().mean(1), pack.group) / totals.groups
         sums = torch.stack((loss.detach(), variance.to(loss.dtype)))
         return loss, Statistics(sums, sums.new_full((2,), -torch.inf))

@@ -132,10 +132,8 @@ class NativeEngine:
 
     def _run(self, pack: Pack, objective: Objective, totals: Totals) -> Statistics:
         def compute(pack: Pack, totals: BatchTotals) -> Statistics:
-            scores, log_prob, _, prototypes = self.module(pack)
-            loss, statistics = objective(scores, log_prob, pack, totals)
-            if prototypes is not None:  # an objective that does not read them: DDP waits for every weight's gradient
-                loss = loss + 0.0 * prototypes.sum()
+            outputs = self.module(pack)
+            loss, statistics = objective(outputs.scores, outputs.log_prob, pack, totals)
             if loss.requires_grad:
                 loss.backward()
             return statistics

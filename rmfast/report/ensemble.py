@@ -105,7 +105,7 @@ def mean_plot(strengths: Strengths) -> Plot | None:
         axes.set(xlabel="Strength: mean of r(better) - r(worse)", ylabel="Preferences")
         axes.legend(loc="upper left")
 
-    title = f"{percent(strengths.negative_share)} of {mean.size:,} preferences have strength below 0"
+    title = f"{percent(strengths.negative_share)} of {mean.size:,} preferences have strength below\u00a00"
     return Plot("strength", title, "Below zero the members together prefer the reply that the label rejects.", draw)
 
 

@@ -13,6 +13,7 @@ from rmfast.evaluation.score import score_table
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import select
 from rmfast.tasks.heads import train_heads
+from rmfast.tasks.inputs import open_inputs, open_world, run_folder
 from rmfast.tasks.members import (
     Ensemble,
     all_or_none,
@@ -22,7 +23,7 @@ from rmfast.tasks.members import (
     read_scores,
     write_scores,
 )
-from rmfast.tasks.reward import RewardRun, open_inputs, open_world, run_folder
+from rmfast.tasks.reward import RewardRun
 from rmfast.tasks.strength import finish
 from rmfast.trainer.log import say
 

@@ -29,8 +29,8 @@ from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.tasks.attention import choose_attention
 from rmfast.tasks.folds import select
+from rmfast.tasks.inputs import step_plan
 from rmfast.tasks.members import Ensemble, all_or_none, member_config, open_folder, read_scores, write_scores
-from rmfast.tasks.reward import step_plan
 from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
 from rmfast.trainer.log import RunLog, say
 

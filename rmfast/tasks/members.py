@@ -20,8 +20,8 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import RunError, UserError
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import fold_of_groups
+from rmfast.tasks.inputs import move_aside
 from rmfast.tasks.prepare import data_key
-from rmfast.tasks.reward import move_aside
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -19,8 +19,9 @@ from rmfast.models.config import decoder_config
 from rmfast.objectives.meta import SUMS, DifferenceObjective
 from rmfast.objectives.reward import Statistics
 from rmfast.parallel.world import World
+from rmfast.tasks.inputs import open_inputs, open_world
 from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
-from rmfast.tasks.reward import RewardRun, open_inputs, open_world
+from rmfast.tasks.reward import RewardRun
 from rmfast.trainer.log import say
 from rmfast.trainer.loop import Progress, seed_dropout
 

@@ -106,15 +106,6 @@ def test_parts_of_a_global_batch_add_up() -> None:
     assert not idle[1].sums.any()
 
 
-def test_log_probabilities_get_a_gradient_of_zero() -> None:
-    scores = made(4)
-    log_prob = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    loss, _ = DifferenceObjective()(scores, log_prob, samples(4), Totals(1))
-    assert torch.equal(loss, DifferenceObjective()(scores, None, samples(4), Totals(1))[0])
-    loss.backward()
-    assert log_prob.grad is not None and not log_prob.grad.any()
-
-
 def test_what_is_not_finite_shows() -> None:
     scores = made(5).detach().clone()
     scores[2] = torch.nan

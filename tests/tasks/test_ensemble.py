@@ -1,4 +1,4 @@
-"""The ensemble task whole: strengths from dumped rewards, folds that leak nothing, resume, ranks, and both modes."""
+"""The ensemble task whole: strengths from dumped rewards, members, folds that leak nothing, and what is refused."""
 
 import json
 import random
@@ -13,80 +13,36 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import rmfast.tasks.ensemble as task
-import rmfast.tasks.heads as heads_task
 from rmfast import cli
 from rmfast.tasks.folds import fold_of_groups
 from rmfast.tasks.members import member_seed
 from rmfast.train import main
 from rmfast.trainer.heads import HeadTrainer
-from tests.runs import Case, arguments, launch, read_lines, text, write_model, write_rows
+from tests.runs import arguments, read_lines, text, write_rows
+from tests.tasks.ensembles import BAD, LONG, MEMBERS, TWINS, command, no_plots, trained, write_inputs
 from tests.tiny import group_of, table_of
 
-MEMBERS = 3
 COLUMNS = ("strength_mean", "strength_std", "votes")
-RANKED = {"prompt": "the cat ran", "responses": [" home", " by the sea", " on a mat"], "id": "ranked"}
-TWINS = {"prompt": "the sea", "chosen": " a mat", "rejected": " a mat"}
-LONG = {"prompt": "the sea " * 20, "chosen": " a mat", "rejected": " a dog", "strength_mean": 7.5}
-BAD = {"prompt": "no answer", "chosen": " a mat"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ensemble")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl", 20, extra=[RANKED, TWINS, LONG, BAD])
-    with (folder / "rows.jsonl").open("a") as file:
-        file.write("{not json\n")
-    write_rows(folder / "eval.jsonl", 12, seed=1)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("ensemble"))
 
 
 @pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than all the rest of a tiny run; tests/report/test_ensemble.py makes them."""
-    for name in ("reward.write_report", "heads.write_report"):
-        monkeypatch.setattr(f"rmfast.tasks.{name}", lambda folder: None)
-    monkeypatch.setattr("rmfast.tasks.strength.write_plots", lambda *_: [])
-
-
-def command(folder: Path, run: str, **more: object) -> list[str]:
-    keys: dict[str, object] = {
-        "task": "ensemble",
-        "model__path": folder / "model",
-        "data__train": folder / "rows.jsonl",
-        "data__eval": folder / "eval.jsonl",
-        "data__cache": folder / "cache",
-        "data__pairs_per_step": 8,
-        "data__max_length": 40,
-        "data__tokens_per_pack": 96,
-        "run__dir": folder / run,
-        "run__tensorboard": False,
-        "run__epochs": 2,
-        "optim__lr": 1e-2,
-        "checkpoint__every": 2,
-        "ensemble__members": MEMBERS,
-        "parallel__timeout_minutes": 1,
-    }
-    return arguments(**(keys | more))
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def full(folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.reward.write_report", lambda _: None)
-        patch.setattr("rmfast.tasks.strength.write_plots", lambda *_: [])
-        assert main(command(folder, "full")) == 0
-    return folder / "full"
+    return trained(folder, "full")
 
 
 @pytest.fixture(scope="module")
 def heads(folder: Path) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.heads.write_report", lambda _: None)
-        patch.setattr("rmfast.tasks.strength.write_plots", lambda *_: [])
-        assert main(command(folder, "heads", ensemble__mode="heads")) == 0
-    return folder / "heads"
+    return trained(folder, "heads")
 
 
 def as_list(value: Any) -> list[Any]:
@@ -394,128 +350,6 @@ def test_strengths_find_planted_flips(folds: int | None, folder: Path) -> None:
     assert abs(auc(np.arange(160), flipped) - 0.5) < 0.2
 
 
-# --- resume
-
-
-@pytest.mark.slow
-def test_a_killed_ensemble_goes_on_bit_for_bit(folder: Path, full: Path) -> None:
-    run = command(folder, "killed")
-    kills = ["step:4", "step:9", "rename:2", "manifest:1", ""]
-    codes = launch(folder / "launch-1", [Case(f"killed {i}", run, kill) for i, kill in enumerate(kills)])
-    assert codes == {f"killed {i}": [-9] for i in range(4)} | {"killed 4": [0]}
-    # In member 0 after its first checkpoint, in member 1 after its second, and in member 2 twice before one is whole.
-    logs = [(folder / "launch-1" / f"killed {i}-0.log").read_text() for i in range(5)]
-    steps = [[line.split()[3] for line in log.splitlines() if line.startswith("resumed")] for log in logs]
-    assert steps == [[], ["2"], ["4"], [], []]
-    assert [log.count("done before") for log in logs] == [0, 0, 1, 2, 2]
-    assert (folder / "killed" / "data.jsonl").read_bytes() == (full / "data.jsonl").read_bytes()
-    assert (folder / "killed" / "summary.json").read_bytes() == (full / "summary.json").read_bytes()
-
-
-class Interrupted(BaseException):
-    """Not one of the errors that anything may catch."""
-
-
-def test_scores_that_were_not_kept_are_made_again(folder: Path, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The member is trained, its checkpoint says so, and only its rewards are missing."""
-    write, calls = task.write_scores, []
-
-    def once(ensemble: Any, member: int, *rest: Any) -> None:
-        calls.append(member)
-        if calls == [0, 1]:
-            raise Interrupted
-        write(ensemble, member, *rest)
-
-    monkeypatch.setattr(task, "write_scores", once)
-    with pytest.raises(Interrupted):
-        main(command(folder, "unscored"))
-    assert main(command(folder, "unscored")) == 0
-    assert calls == [0, 1, 1, 2]
-    assert (folder / "unscored" / "data.jsonl").read_bytes() == (full / "data.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize("after", [1, 3, 6])
-def test_interrupted_heads_go_on_bit_for_bit(
-    after: int, folder: Path, heads: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """After the trunk's pass; between two checkpoints; trained, but not exported."""
-    run = command(folder, f"stopped-{after}", ensemble__mode="heads")
-    step = HeadTrainer.step
-
-    def stops(self: HeadTrainer) -> Any:
-        if self.done == after:
-            raise Interrupted
-        return step(self)
-
-    monkeypatch.setattr(HeadTrainer, "step", stops)
-    if after == 6:
-        monkeypatch.setattr(heads_task, "_export", lambda *_: (_ for _ in ()).throw(Interrupted))
-    with pytest.raises(Interrupted):
-        main(run)
-    monkeypatch.undo()
-    monkeypatch.setattr("rmfast.tasks.heads.write_report", lambda _: None)
-    monkeypatch.setattr("rmfast.tasks.strength.write_plots", lambda *_: [])
-    capsys.readouterr()
-    assert main(run) == 0
-    printed = capsys.readouterr().out
-    assert "made before" in printed and ("resumed from step" in printed) == (after > 2)
-    assert (folder / f"stopped-{after}" / "data.jsonl").read_bytes() == (heads / "data.jsonl").read_bytes()
-    assert [line["step"] for line in read_lines(folder / f"stopped-{after}" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_finished_ensemble_is_not_trained_again_and_takes_more_members(
-    folder: Path, full: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = read_lines(full / "data.jsonl")
-    trained: list[int] = []
-    monkeypatch.setattr(task, "RewardRun", lambda *a: trained.append(1))
-    assert main(command(folder, "full")) == 0 and not trained
-    assert read_lines(full / "data.jsonl") == before
-    assert capsys.readouterr().out.count("done before") == MEMBERS
-    monkeypatch.undo()
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda _: None)
-    monkeypatch.setattr("rmfast.tasks.strength.write_plots", lambda *_: [])
-    shutil.copytree(full, folder / "more")
-    assert main(command(folder, "more", ensemble__members=4)) == 0
-    rows = read_lines(folder / "more" / "data.jsonl")
-    assert [row["rewards"][:3] for row in rows[:-1]] == [row["rewards"] for row in before[:-1]]
-    assert len(rows[0]["rewards"]) == 4 and len({tuple(own) for own in rows[0]["rewards"]}) == 4
-    # Other held-out data: the members are there, their rewards are made again.
-    assert main([*command(folder, "more"), "--data.eval", str(folder / "rows.jsonl")]) == 0
-    assert json.loads((folder / "more" / "summary.json").read_text())["eval"]["eval"]["rules"]["mean"]["edges"] == 23
-
-
-@pytest.mark.parametrize(
-    "more, line",
-    [
-        ({"optim__lr": 2e-2}, "began with optim.lr 0.01, now it is 0.02"),
-        ({"ensemble__folds": 2}, "began with ensemble.folds None, now it is 2"),
-        ({"ensemble__mode": "heads"}, "began with ensemble.mode full, now it is heads"),
-        ({"run__epochs": 3}, "began with run.epochs 2.0, now it is 3.0"),
-        ({"data__pairs_per_step": 4}, "other data, order or seed"),
-    ],
-)
-def test_a_finished_ensemble_refuses_other_settings(
-    more: dict[str, Any], line: str, folder: Path, full: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = (full / "ensemble.json").read_bytes()
-    assert main(command(folder, "full", **more)) == 2
-    error = capsys.readouterr().err
-    assert line in error and "run.resume" in error and (full / "ensemble.json").read_bytes() == before
-
-
-def test_the_folder_of_a_reward_run_is_refused_and_never_moves_it_aside(
-    folder: Path, full: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = folder / "other"
-    (other / "checkpoints").mkdir(parents=True)
-    assert main(command(folder, "other", ensemble__mode="heads")) == 2
-    assert "holds another run, no ensemble" in capsys.readouterr().err
-    assert main(command(folder, "other", ensemble__mode="heads", run__resume="never")) == 0
-    assert (folder / "other.1" / "checkpoints").is_dir() and not (other / "checkpoints").exists()
-    assert read_lines(other / "data.jsonl")
-
-
 # --- bad config
 
 
@@ -552,34 +386,3 @@ def test_a_broken_trunk_is_one_line(folder: Path, capsys: pytest.CaptureFixture[
     assert main(command(folder, "nan", model__path=folder / "broken", ensemble__mode="heads")) == 1
     responses = 20 * 2 + 3 + 2 + 2 + 12 * 2  # over-long ones and held-out ones too
     assert f"the trunk gives {responses} responses features that are not finite" in capsys.readouterr().err
-
-
-# --- ranks
-
-
-@pytest.mark.slow
-def test_two_ranks_against_one(folder: Path, full: Path, heads: Path) -> None:
-    (folder / "blocked" / "members").mkdir(parents=True)
-    (folder / "blocked" / "members" / "01").write_text("a file where a folder is to be")
-    cases = [
-        Case("turn", command(folder, "turn")),
-        Case("ranks", command(folder, "ranks", ensemble__spread="ranks")),
-        Case("heads", command(folder, "heads-2", ensemble__mode="heads")),
-        Case("heads fsdp", command(folder, "heads-fsdp", ensemble__mode="heads", parallel__data="fsdp")),
-        Case("blocked", command(folder, "blocked", ensemble__spread="ranks")),
-    ]
-    codes = launch(folder / "launch-2", cases, ranks=2)
-    logs = folder / "launch-2"
-    for case in cases[:-1]:
-        assert codes[case.name] == [0, 0], (logs / f"{case.name}-0.log").read_text()
-    # A member by itself on a rank is the member by itself.
-    assert (folder / "ranks" / "data.jsonl").read_bytes() == (full / "data.jsonl").read_bytes()
-    assert "member 1 of 3" in (folder / "ranks" / "members" / "01" / "console.log").read_text()
-    for name, truth in (("turn", full), ("heads-2", heads), ("heads-fsdp", heads)):
-        for mine, other in zip(read_lines(folder / name / "data.jsonl"), read_lines(truth / "data.jsonl"), strict=True):
-            for key in ("rewards", "strength_mean", "strength_std") if mine["rewards"] else ():
-                assert np.array(mine[key]) == pytest.approx(np.array(other[key]), abs=1e-4)
-    # One rank cannot go on: neither waits for the other.
-    assert codes["blocked"] == [1, 2]
-    assert "members/01" in (logs / "blocked-1.log").read_text()
-    assert "rmfast: another rank could not go on" in (logs / "blocked-0.log").read_text()

@@ -144,8 +144,13 @@ def test_without_an_ascent_it_is_the_reward_task(folder: Path) -> None:
 
 
 DRY: dict[str, dict[str, object]] = {
-    # Several packs a rank, of which one may hold no prompt; log-probabilities that J does not read.
-    "packs": {"meta__prompts_per_step": 3, "data__tokens_per_pack": 64, "objective__lm": 0.5},
+    # Several packs a rank, of which one may hold no prompt; log-probabilities and prototypes that J does not read.
+    "packs": {
+        "meta__prompts_per_step": 3,
+        "data__tokens_per_pack": 64,
+        "objective__lm": 0.5,
+        "objective__contrastive": "swav",
+    },
     # FSDP2 gives the single row of the head to the first rank: the other moves nothing, and has no prompt.
     "head": {"meta__prompts_per_step": 1, "model__top_layers": 0},
 }

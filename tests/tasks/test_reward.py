@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmfast.data.plan import StepPlan
-from rmfast.tasks.reward import eval_names, total_steps
+from rmfast.tasks.inputs import eval_names, total_steps
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
@@ -277,7 +277,7 @@ def test_a_loss_that_overflows_without_its_gradient_changes_nothing(folder: Path
 def test_wandb_that_is_not_installed_is_refused_before_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.find_spec", lambda name: None)
+    monkeypatch.setattr("rmfast.tasks.inputs.find_spec", lambda name: None)
     assert main(command(folder, "wandb", run__wandb=True)) == 2
     assert "rmfast: run.wandb: the package wandb is not installed" in capsys.readouterr().err
     assert not (folder / "wandb").exists()

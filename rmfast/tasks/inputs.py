@@ -1,0 +1,109 @@
+"""What every task begins with: processes, run folder, model config, tokenizer, tables and the plan of steps."""
+
+import math
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.config import Config
+from rmfast.data.plan import StepPlan
+from rmfast.data.table import GroupTable
+from rmfast.data.tokenizer import load_tokenizer
+from rmfast.errors import UserError
+from rmfast.kernels.common import use_triton
+from rmfast.models.config import decoder_config
+from rmfast.models.hf import first_line, read_config
+from rmfast.parallel.world import World
+from rmfast.tasks.objectives import training_data
+from rmfast.tasks.prepare import group_counts, make_table, open_stores
+from rmfast.trainer.log import say
+
+
+def open_world(config: Config, timeout_minutes: float | None = None) -> World:
+    """This run's processes, after what can be refused without them.
+
+    Args:
+        timeout_minutes: in place of the config's.
+    """
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    if config.run.wandb and find_spec("wandb") is None:
+        raise UserError("run.wandb: the package wandb is not installed: pip install wandb")
+    world = World(timeout_minutes or config.parallel.timeout_minutes)
+    try:
+        use_triton("model.kernels", config.model.kernels, torch.empty(0, device=world.device))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return world
+
+
+Inputs = tuple[PreTrainedConfig, PreTrainedTokenizerBase, GroupTable, dict[str, GroupTable]]
+"""Hugging Face config, tokenizer, training table, held-out tables by name."""
+
+
+def open_inputs(config: Config, world: World) -> Inputs:
+    """Model config, tokenizer and tables of a run, on all ranks."""
+    hf = read_config(config.model.path)
+    vocabulary = decoder_config(hf, config.model.path).vocabulary
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
+    held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
+    table = make_table(stores, training_data(config), vocabulary, "train", world, config.treatment())
+    evals = {
+        name: make_table([store], config.data, vocabulary, name, world)
+        for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
+    }
+    return hf, tokenizer, table, evals
+
+
+def eval_names(sources: Sequence[str]) -> list[str]:
+    """ "eval" for one held-out source; otherwise the file's name without its endings, numbered where two agree."""
+    if len(sources) == 1:
+        return ["eval"]
+    stems = [Path(source).name.split(".")[0] or "eval" for source in sources]
+    return [f"{s}-{stems[:i].count(s) + 1}" if stems.count(s) > 1 else s for i, s in enumerate(stems)]
+
+
+def total_steps(plan: StepPlan, epochs: float) -> int:
+    """Steps of that many epochs; a part of an epoch counts in whole steps."""
+    whole = math.floor(epochs)
+    rest = (epochs - whole) * (plan.first_step(whole + 1) - plan.first_step(whole))
+    return max(1, plan.first_step(whole) + math.ceil(rest))
+
+
+def step_plan(config: Config, table: GroupTable) -> tuple[StepPlan, int]:
+    """The global batches of a run over a table, and the number of its steps."""
+    data = config.data
+    weights = data.train_weights or (1.0,) * len(data.train)
+    counts = group_counts(table)
+    plan = StepPlan(counts, weights, groups_per_step=data.pairs_per_step, seed=config.run.seed, shuffle=data.shuffle)
+    return plan, config.run.max_steps or total_steps(plan, config.run.epochs)
+
+
+def run_folder(name: str) -> Path:
+    """The folder that run.dir means.
+
+    Raises:
+        UserError: it cannot be one.
+    """
+    try:
+        folder = Path(name).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a home that is not there
+        raise UserError(f"run.dir: {name[:80]} cannot be a folder: {first_line(error)}") from None
+    return folder
+
+
+def move_aside(folder: Path) -> Path:
+    """Rename a folder to the first free NAME.1, NAME.2, ..."""
+    number = 1
+    while folder.with_name(f"{folder.name}.{number}").exists():
+        number += 1
+    target = folder.with_name(f"{folder.name}.{number}")
+    os.replace(folder, target)
+    say(f"run.resume is never: the earlier run was moved to {target}")
+    return target
