@@ -22,7 +22,10 @@ TOP = 25
 GROUPS = {  # the first pattern that a device kernel's name matches
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",
     "attention": r"attention|flash|fmha",
-    "rmfast's other kernels": r"^(rms_norm|rope|split_rope|swiglu|score_head|ranking|log_prob|loss)\w*_kernel",
+    "rmfast's other kernels": (
+        r"^(rms_norm|rope|swiglu|score_head|linear_log_prob|ranking_loss|difference_loss|gae|policy_loss|value_loss"
+        r"|masked_mean|info_nce|normalize|sinkhorn|swapped)(_\w+)?_kernel"
+    ),
     "optimizer": r"adam|multi_tensor|foreach|lpnorm",
     "copies": r"^mem(cpy|set)|copy",
 }
@@ -60,6 +63,11 @@ def busy(spans: list[tuple[float, float]]) -> tuple[float, int]:
     return covered, stretches
 
 
+def group_of(kernel: str) -> str:
+    """The group of `GROUPS` that a device kernel's name belongs to."""
+    return next((g for g, pattern in GROUPS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other kernels")
+
+
 def breakdown(clock: ProfiledClock) -> dict[str, Any]:
     """Milliseconds of the profiled step by device kernel, and the device's idle time; by operator on a CPU."""
     span = 1e3 * (clock.wall[-1] - clock.wall[-2])
@@ -80,8 +88,7 @@ def breakdown(clock: ProfiledClock) -> dict[str, Any]:
             counts[average.key] += average.count
     groups: dict[str, float] = defaultdict(float)
     for name, milliseconds in spent.items() if clock.cuda else []:
-        found = next((g for g, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE)), "other kernels")
-        groups[found] += milliseconds
+        groups[group_of(name)] += milliseconds
     top = sorted(spent, key=lambda name: -spent[name])[:TOP]
     return {
         "kind": "device kernel" if clock.cuda else "operator",

@@ -178,7 +178,7 @@ def run_rmfast(job: Job) -> dict[str, Any]:
         fit(
             engine,
             TimedLoader(table, plan, first=0, last=job.steps, ranks=1, rank=0, budget=budget, pin=cuda),
-            RewardObjective(),
+            lambda step: engine.forward_backward(step.packs, RewardObjective(), step.totals),
             LoopOptions(
                 total=job.steps,
                 lr=job.lr,

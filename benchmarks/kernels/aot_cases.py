@@ -91,6 +91,7 @@ def prefix_attention() -> None:
     for dim in (128, 256):
         run(FP32, dim, False, 512, 30.0)
     run(FP32, 128, True)
+    run(FP32, 80, False)
 
 
 def score_head() -> None:

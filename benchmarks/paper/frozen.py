@@ -108,7 +108,7 @@ def train(features: np.ndarray, edges: Edges, members: Sequence[np.ndarray], see
         made.append(HeadMember(plan=plan, groups=rows, total=plan.first_step(EPOCHS)))
     data = HeadData(features=features, place=np.arange(len(features)), edges=edges)
     trainer = HeadTrainer(heads, made, data, OPTIONS, torch.device("cpu"))
-    trainer.fit(lambda values: None, lambda: None, None)
+    trainer.fit(lambda values: None, save=lambda: None, save_every=None, evaluate=lambda: None, eval_every=None)
     return trainer.weight
 
 

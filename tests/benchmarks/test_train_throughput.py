@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+import rmfast.kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,6 +74,29 @@ def test_idle_time_counts_overlapping_kernels_once(throughput: ModuleType) -> No
     worker = importlib.import_module("train_throughput_worker")
     assert worker.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2)
     assert worker.busy([]) == (0.0, 0)
+
+
+def test_every_kernel_of_the_package_has_its_group(throughput: ModuleType) -> None:
+    pytest.importorskip("triton")
+    worker = importlib.import_module("train_throughput_worker")
+    names = {
+        name
+        for info in pkgutil.walk_packages(rmfast.kernels.__path__, "rmfast.kernels.")
+        for name, value in vars(importlib.import_module(info.name)).items()
+        if name.endswith("_kernel") and hasattr(value, "fn")
+    }
+    assert len(names) > 25
+    for name in names:
+        own = "attention" if "attention" in name else "rmfast's other kernels"
+        assert worker.group_of(name) == own, name
+    for name, group in [
+        ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_NNT", "matrix products"),
+        ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>(flash::Flash_fwd_params)", "attention"),
+        ("void at::native::multi_tensor_apply_kernel<at::native::FusedAdamMathFunctor<float>>()", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::exp_kernel_cuda>()", "other kernels"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+    ]:
+        assert worker.group_of(name) == group, name
 
 
 @pytest.mark.parametrize("name", ["hh", "ultrafeedback", "long"])
