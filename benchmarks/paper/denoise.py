@@ -241,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "presets": presets(pairs, seeds, args.noise),
         "strongest": strongest(pairs, seeds, args.noise),
     }  # fmt: skip
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
     print(report(result))
     if args.plots:
         from benchmarks.paper.plots import draw

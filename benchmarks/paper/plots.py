@@ -73,7 +73,7 @@ def presets(result: dict[str, Any]) -> plt.Figure:
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axes.set_title(f"{labels} test labels")
     panels[0].set_ylabel("accuracy less baseline's")
-    panels[-1].legend(fontsize=8, frameon=False)
+    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 
