@@ -1,13 +1,20 @@
 """What every op shares: the choice of an implementation, checks, and the precision of the maths."""
 
+import functools
+import logging
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 IMPLEMENTATIONS = ("auto", "triton", "reference")
 
+_log = logging.getLogger("rmfast.kernels")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 HAS_TRITON = find_spec("triton") is not None
 # Triton reads the variable when it meets a kernel's definition, so it is set before rmfast is imported or not at all.
@@ -18,7 +25,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def use_triton(op: str, impl: str, tensor: Tensor, *, refusal: str | None = None, worth: bool = True) -> bool:
     """Whether an op runs its Triton kernels or its plain-torch reference.
 
-    "auto" takes the kernels for CUDA tensors, and the reference elsewhere (the interpreter must be asked for).
+    "auto" takes the kernels for CUDA tensors, and the reference elsewhere (the interpreter must be asked for). Where it
+    takes the reference on CUDA because of a `refusal`, the log says so, once for each op and reason.
 
     Args:
         op: name, for errors.
@@ -42,11 +50,40 @@ def use_triton(op: str, impl: str, tensor: Tensor, *, refusal: str | None = None
     if impl == "triton":
         check(missing is None, op, f"impl='triton' is not possible: {missing}")
         return True
-    return missing is None and worth and tensor.device.type == "cuda"
+    on_gpu = tensor.device.type == "cuda"
+    if on_gpu and HAS_TRITON and refusal is not None and not torch.compiler.is_compiling():
+        _warn_of_fallback(op, refusal)
+    return missing is None and worth and on_gpu
+
+
+@functools.cache
+def _warn_of_fallback(op: str, reason: str) -> None:
+    _log.warning("%s: plain torch instead of Triton kernels: %s", op, reason)
+
+
+def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run a function as if autocast were off on its tensors' device: an op chooses the dtypes of its own products.
+
+    The backward of a plain-torch reference is torch's own and runs later; torch asks to leave autocast before it.
+    """
+
+    @functools.wraps(function)
+    def wide(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        device = "cpu"
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                device = value.device.type
+                break
+        if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wide
 
 
 def describe(device: torch.device, impl: str = "auto") -> str:
-    """What `impl` means on a device, in words, for a run's log."""
+    """What `impl` means on a device, in words, for a run's log; `use_triton` logs the ops that differ."""
     if impl == "triton" or (impl == "auto" and device.type == "cuda" and HAS_TRITON):
         return "Triton kernels"
     return "plain torch" + (" (Triton is not installed)" if device.type == "cuda" and not HAS_TRITON else "")
@@ -56,6 +93,11 @@ def check(condition: bool, op: str, message: str) -> None:
     """Raise `ValueError("op: message")` unless the condition holds."""
     if not condition:
         raise ValueError(f"{op}: {message}")
+
+
+def is_index(*tensors: Tensor) -> bool:
+    """Whether all are int32 or int64, which index alike everywhere (bool and uint8 would be masks)."""
+    return all(t.dtype in (torch.int32, torch.int64) for t in tensors)
 
 
 def maths_dtype(*tensors: Tensor) -> torch.dtype:

@@ -125,8 +125,9 @@ def prefix_attention(
         q: [T, Hq, D], or [S, Hq, D] with `rows`.
         k, v: [T, Hkv, D]; Hkv divides Hq (grouped-query attention).
         layout: int32 [4, T] from `prefix_layout`.
-        rows: int [S], the tokens whose queries `q` holds, in any order; default all T of them.
-        scale: of the logits; default D ** -0.5.
+        rows: int [S], the tokens whose queries `q` holds, in any order; default all T of them. One outside 0..T-1 is an
+            error of the caller that the kernels do not see.
+        scale: of the logits, positive; default D ** -0.5.
         window: a query sees the `window` nearest keys, itself included, counted by position in its own sequence.
         softcap: logits become softcap * tanh(logits / softcap).
         impl: "auto", "triton", "flash" or "reference". "flash" is torch's own flash attention, called twice: CUDA, fp16
@@ -148,7 +149,11 @@ def prefix_attention(
     check(layout.shape == (4, len(k)), op, f"layout must be [4, {len(k)}], got {tuple(layout.shape)}")
     check(layout.dtype == torch.int32, op, f"layout must be int32, got {layout.dtype}")
     check(len(q) == len(k if rows is None else rows), op, "q must hold one query a token, or one a row of `rows`")
-    check(window is None or window > 0, op, f"window must be positive, got {window}")
+    check(q.shape[2] > 0 and q.is_floating_point(), op, "q, k, v must be floating point, with a head_dim above 0")
+    check(window is None or 0 < window < 2**31, op, f"window must be positive and below 2^31, got {window}")
+    check(scale is None or scale > 0, op, f"scale must be positive, got {scale}")
+    indices = rows is None or (rows.dim() == 1 and rows.dtype in (torch.int32, torch.int64))
+    check(indices, op, "rows must be one dimension of int32 or int64")
     check(softcap is None or softcap > 0, op, f"softcap must be positive, got {softcap}")
     scale = q.shape[2] ** -0.5 if scale is None else scale
     engines = (*IMPLEMENTATIONS, "flash")

@@ -35,18 +35,25 @@ NARROW: dict[Pass, tuple[tuple[int, Tile], ...]] = {
 }
 # fp32 is multiplied exactly, without tensor cores.
 FULL: dict[Pass, tuple[tuple[int, Tile], ...]] = {
-    "fwd": ((64, Tile(32, 32, 4, 1)), (128, Tile(32, 16, 8, 1)), (256, Tile(16, 16, 4, 1))),
+    "fwd": ((64, Tile(32, 32, 4, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
     "dq": ((64, Tile(32, 32, 8, 1)), (128, Tile(16, 16, 4, 2)), (256, Tile(16, 16, 4, 2))),
     "dkv": ((64, Tile(32, 32, 4, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
 }
 
 
-def tile(which: Pass, q: Tensor, rows: bool) -> Tile:
-    """The tile for q's dtype and head dimension; `rows`: q holds some tokens only, so fewer of them share a tile."""
+def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:
+    """The tile for q's dtype and head dimension.
+
+    Args:
+        rows: q holds some tokens only, so fewer of them share a tile.
+        capped: there is a softcap, whose tanh takes registers.
+    """
     if q.dtype == torch.float64:
         return Tile(16, 16, 4, 1)
     if capability(q) == (0, 0):
         return Tile(16, 32, 4, 1)
     table = FULL if q.dtype.itemsize == 4 else NARROW if q.shape[2] % 16 else HALF
     found = next(t for width, t in table[which] if q.shape[2] <= width)
+    if capped and which == "dkv" and found.keys == 64:
+        found = found._replace(keys=32)
     return found._replace(queries=16, warps=4) if rows else found

@@ -63,13 +63,13 @@ def logits(q, k, scale, SOFTCAP: tl.constexpr, MATHS: tl.constexpr, UP: tl.const
 
 @triton.jit
 def prefix_attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, layout_ptr, rows_ptr, queries, tokens, scale,
-    q_token, q_head, k_token, k_head, v_token, v_head,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, layout_ptr, rows_ptr, queries, tokens,
+    scale: tl.constexpr, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MATHS: tl.constexpr, UP: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * M + tl.arange(0, M)
     live = index < queries
     d = tl.arange(0, WIDTH)
@@ -110,13 +110,13 @@ def prefix_attention_fwd_kernel(
 
 @triton.jit
 def prefix_attention_dq_kernel(
-    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, layout_ptr, rows_ptr, queries, tokens, scale,
-    g_token, g_head, q_token, q_head, k_token, k_head, v_token, v_head,
+    grad_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, layout_ptr, rows_ptr, queries, tokens,
+    scale: tl.constexpr, g_token, g_head, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MATHS: tl.constexpr, UP: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * M + tl.arange(0, M)
     live = index < queries
     d = tl.arange(0, WIDTH)
@@ -158,12 +158,12 @@ def prefix_attention_dq_kernel(
 @triton.jit
 def prefix_attention_dkv_kernel(
     grad_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, layout_ptr, rows_ptr, span_ptr, queries, tokens,
-    scale, g_token, g_head, q_token, q_head, k_token, k_head, v_token, v_head,
+    scale: tl.constexpr, g_token, g_head, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, MATHS: tl.constexpr, UP: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    program, kv_head = tl.program_id(0), tl.program_id(1)
+    program, kv_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     key = program * N + tl.arange(0, N)
     here = key < tokens
     d = tl.arange(0, WIDTH)
@@ -257,7 +257,7 @@ def prefix_attention_fwd(
     queries, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, queries, dtype=maths_dtype(q), device=q.device)
-    t = tile("fwd", q, rows is not None)
+    t = tile("fwd", q, rows is not None, softcap is not None)
     launch(
         prefix_attention_fwd_kernel, (triton.cdiv(queries, t.queries), heads),
         q, k, v, out, lse, layout, layout if rows is None else rows, queries, layout.shape[1], scale,
@@ -288,13 +288,13 @@ def prefix_attention_bwd(
     delta = torch.empty_like(lse)
     row_list = layout if rows is None else rows
     strides = (*grad.stride()[:2], *q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
-    t = tile("dq", q, rows is not None)
+    t = tile("dq", q, rows is not None, softcap is not None)
     launch(
         prefix_attention_dq_kernel, (triton.cdiv(queries, t.queries), heads),
         grad, q, k, v, out, lse, delta, dq, layout, row_list, queries, tokens, scale, *strides,
         **_options(q, k, rows, window, softcap, t),
     )  # fmt: skip
-    t = tile("dkv", q, rows is not None)
+    t = tile("dkv", q, rows is not None, softcap is not None)
     spans = layout if rows is None else _spans(layout, rows, t.keys)
     launch(
         prefix_attention_dkv_kernel, (triton.cdiv(tokens, t.keys), kv_heads),

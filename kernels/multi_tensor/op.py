@@ -114,7 +114,10 @@ def adamw_(
     _check_lists(op, weights, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, copies=copies or weights)
     decays = [float(weight_decay)] * len(weights) if isinstance(weight_decay, int | float) else list(weight_decay)
     check(len(decays) == len(weights), op, f"weight_decay must be a number or {len(weights)} numbers")
-    check(step.numel() == 1, op, f"step must be a scalar, got {tuple(step.shape)}")
+    check(isinstance(step, Tensor) and step.numel() == 1, op, "step must be a scalar tensor")
+    if isinstance(lr, Tensor):
+        check(lr.numel() == 1, op, f"lr must be a number, got {tuple(lr.shape)}")
+        lr = lr.detach().reshape(())
     if not weights:
         return
     device = weights[0].device
@@ -162,6 +165,25 @@ def save(weights: Sequence[Tensor], out: Sequence[Tensor] | None = None) -> list
     return list(out)
 
 
+def _spans(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """The bytes from each tensor's first element to its last, by address."""
+    return [
+        (start, start + (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.element_size())
+        for t in tensors
+        if t.numel() and (start := t.data_ptr())
+    ]
+
+
+def _overlap(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Whether a tensor of `a` lies, even in part, where one of `b` does."""
+    end_a = end_b = 0
+    for start, end, first in sorted([(*span, True) for span in _spans(a)] + [(*span, False) for span in _spans(b)]):
+        if start < (end_b if first else end_a):
+            return True
+        end_a, end_b = (max(end_a, end), end_b) if first else (end_a, max(end_b, end))
+    return False
+
+
 @torch.no_grad()
 def perturb_(
     targets: Sequence[Tensor],
@@ -181,14 +203,15 @@ def perturb_(
         grads: fp32 or bf16. eta: a number, or a scalar on the device.
 
     Raises:
-        ValueError: lists that do not fit together, a target that is its own master, an implementation that cannot run.
+        ValueError: lists that do not fit together, targets that lie in masters' memory, or an implementation that
+            cannot run.
     """
     op = "perturb_"
     _check_lists(op, masters, targets=targets, grads=grads)
     own = any(t is m for t, m in zip(targets, masters, strict=True))
     if not torch.compiler.is_compiling():
-        own |= any(t.numel() and t.data_ptr() == m.data_ptr() for t, m in zip(targets, masters, strict=True))
-    check(not own, op, "a target is its own master and could not be restored: save() the weights first")
+        own |= _overlap(targets, masters)
+    check(not own, op, "a target lies in a master's memory and could not be restored: save() the weights first")
     if not masters:
         return
     device = masters[0].device

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, is_index, maths_dtype, use_triton
 from rmfast.kernels.ranking import reference
 
 
@@ -89,8 +89,8 @@ def ranking_loss(
         better, worse: int [E], indices into S.
         margin, target, weight: numbers, or [E] or [M, E]; target = P(better is better) in [0, 1]; weight default 1.
         center: coefficient of the centering term.
-        total_weight: what the weighted sum is divided by; default the sum of `weight`. A pack that holds part of a
-            global batch passes the global batch's sum, so that the packs' losses add up to the batch's.
+        total_weight: a number, or [M]: what the weighted sum is divided by; default the sum of `weight`. A pack that
+            holds part of a global batch passes the global batch's sum, so that the packs' losses add up to the batch's.
         impl: "auto", "triton" or "reference".
 
     An edge of weight 0 adds nothing, even where its scores are not finite. The kernels take an index outside of S as a
@@ -106,11 +106,15 @@ def ranking_loss(
     kernels = use_triton(op, impl, scores)
     check(scores.dim() in (1, 2), op, f"scores must be [S] or [M, S], got {tuple(scores.shape)}")
     check(better.dim() == 1 and better.shape == worse.shape, op, "better and worse must be int [E] of one length")
-    check(not better.is_floating_point() and not worse.is_floating_point(), op, "better and worse must be integers")
+    check(is_index(better, worse), op, "better and worse must be integers, int32 or int64")
     edges = (*scores.shape[:-1], len(better))
     for name, value in (("margin", margin), ("target", target), ("weight", weight)):
         fits = not isinstance(value, Tensor) or value.shape in ((), edges[-1:], edges)
         check(fits, op, f"{name} must be a number, [E] or [M, E]")
+    if isinstance(total_weight, Tensor):
+        one = total_weight.numel() == 1
+        check(one or total_weight.shape == edges[:-1], op, "total_weight must be a number or [M]")
+        total_weight = total_weight.reshape(()) if one else total_weight
     weight = 1.0 if weight is None else weight
     if kernels:
         total = None

@@ -142,6 +142,7 @@ def test_errors() -> None:
         ({"scores": torch.zeros(1, 2)}, "scores must be"),
         ({"group": group[:1]}, "group must be"),
         ({"group": group.float()}, "integers"),
+        ({"group": group.bool()}, "integers"),
         ({"normaliser": "k"}, "normaliser must be one of"),
     ]:
         with pytest.raises(ValueError, match=f"difference_loss: .*{message}"):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,16 @@ from rmfast.kernels.contrastive import info_nce
 from rmfast.kernels.contrastive.info_nce import op, reference
 from rmfast.kernels.contrastive.info_nce import triton as kernels
 from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
+from tests.kernels.harness import (
+    DEVICE,
+    assert_exact,
+    compiles,
+    equal,
+    far_apart,
+    registered,
+    shared_storages,
+    without_autocast_too,
+)
 from tests.tiny import Results
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -262,7 +272,7 @@ def test_the_matrix_never_exists(module: object, monkeypatch: pytest.MonkeyPatch
 
 def test_small_problems_are_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     worths = []
-    monkeypatch.setattr(op, "use_triton", lambda *_, worth: worths.append(worth) or False)
+    monkeypatch.setattr(op, "use_triton", lambda *_, worth, **__: worths.append(worth) or False)
     for rows in (2047, 2048):
         info_nce(torch.ones(rows, 1), torch.ones(2048, 1), temperature=1.0)
     assert worths == [False, True]
@@ -299,3 +309,34 @@ def test_errors(change: dict, message: str) -> None:
     arguments = {"queries": torch.zeros(2, 4), "keys": torch.zeros(3, 4), "temperature": 0.1} | change
     with pytest.raises(ValueError, match=f"info_nce: {message}"):
         info_nce(**arguments)
+
+
+def test_fp16_is_the_references() -> None:
+    queries, keys = normal(3, 5, dtype=torch.float16, scale=1e-3), normal(4, 5, dtype=torch.float16, scale=1e-3)
+    assert info_nce(queries, keys, temperature=0.1).isfinite()
+    with pytest.raises(ValueError, match="info_nce: impl='triton' is not possible: .* fp16"):
+        info_nce(queries, keys, temperature=0.1, impl="triton")
+
+
+def test_an_unknown_impl_is_refused_also_without_queries() -> None:
+    with pytest.raises(ValueError, match="impl must be one of"):
+        info_nce(torch.zeros(0, 4), torch.zeros(3, 4), temperature=0.1, impl="full")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("width", [40, 150])
+def test_autocast_changes_nothing(impl: str, width: int) -> None:
+    positive = torch.tensor([3, 0, 3], device=DEVICE)
+    without_autocast_too(partial(call(0.2), impl), [normal(3, width), normal(4, width), positive])
+
+
+@pytest.mark.parametrize("width", [16, 150])
+def test_rows_beyond_two_to_the_31_elements(width: int) -> None:
+    q, k = (normal(3, width, dtype=torch.bfloat16).detach() for _ in range(2))
+    positive, grad = torch.tensor([2, 0, 1], device=DEVICE), torch.ones((), device=DEVICE)
+    with shared_storages():
+        loss, *kept = kernels.info_nce_fwd(q, k, positive, 0.2)
+        want = kernels.info_nce_bwd(grad, q, k, positive, *kept, 0.2)
+        for a, b in ((far_apart(q), k), (q, far_apart(k))):
+            equal(kernels.info_nce_fwd(a, b, positive, 0.2), [loss, *kept])
+            equal(kernels.info_nce_bwd(grad, a, b, positive, *kept, 0.2), want)

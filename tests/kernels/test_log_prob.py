@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 from rmfast.kernels import linear_log_prob
 from rmfast.kernels.head.log_prob import products, reference
 from rmfast.kernels.head.log_prob import triton as kernels
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
+from rmfast.kernels.launch import launch, maths
+from tests.kernels.harness import (
+    DEVICE,
+    assert_exact,
+    compiles,
+    equal,
+    far_apart,
+    registered,
+    shared_storages,
+    without_autocast_too,
+)
 from tests.tiny import Results
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -244,7 +255,7 @@ def test_compilation() -> None:
     ("change", "message"),
     [
         ({"hidden": torch.zeros(4)}, "hidden must be"),
-        ({"weight": torch.zeros(5, 3)}, "widths differ"),
+        ({"weight": torch.zeros(5, 3)}, "hidden and weight differ in width"),
         ({"weight": torch.zeros(0, 4)}, "weight needs at least one row"),
         ({"weight": torch.zeros(5, 4).double()}, "dtypes differ"),
         ({"target": torch.zeros(3, dtype=torch.int64)}, "target must be"),
@@ -257,3 +268,31 @@ def test_errors(change: dict, message: str) -> None:
     arguments = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(5, 4), "target": torch.tensor([0, 1])} | change
     with pytest.raises(ValueError, match=f"linear_log_prob: {message}"):
         linear_log_prob(**arguments)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compilation_for_any_shape(impl: str) -> None:
+    torch._dynamo.reset()
+    graph = torch.compile(partial(linear_log_prob, impl=impl), fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (4, 7):
+        inputs = normal(rows, 8), normal(9, 8), torch.zeros(rows, dtype=torch.long, device=DEVICE)
+        torch.testing.assert_close(graph(*inputs), linear_log_prob(*inputs, impl=impl))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_changes_nothing(impl: str) -> None:
+    target = torch.tensor([3, 0, 6], device=DEVICE)
+    without_autocast_too(partial(call(), impl), [normal(3, 40), normal(7, 40), target])
+
+
+def test_a_row_of_logits_beyond_two_to_the_31_elements() -> None:
+    """A vocabulary as large as a step between far rows, of which one block is visited."""
+    logits, numbers = normal(3, kernels.BLOCK, dtype=torch.bfloat16).detach(), torch.rand(4, 3, device=DEVICE)
+    target, far = torch.tensor([1, 2, 3], device=DEVICE), far_apart(logits)
+    with shared_storages():
+        for t, vocabulary in ((logits, kernels.BLOCK), (far, far.stride(0))):
+            launch(
+                kernels.linear_log_prob_bwd_kernel, (3, 1), t, target, *numbers, vocabulary,
+                BLOCK=kernels.BLOCK, MATHS=maths(t),
+            )  # fmt: skip
+    equal([far], [logits])

@@ -151,7 +151,7 @@ def test_weights_that_are_their_own_masters() -> None:
     restore_(weights, saved, impl="reference")
     assert all(torch.equal(w, a) for w, a in zip(weights, again, strict=True))
     for own in (weights, [w.view(w.shape) for w in weights]):
-        with pytest.raises(ValueError, match="a target is its own master"):
+        with pytest.raises(ValueError, match="a target lies in a master.s memory"):
             perturb_(own, weights, grads, eta=0.7)
 
 
@@ -194,6 +194,31 @@ def test_bad_input_is_refused() -> None:
         adamw_(*lists, step=step, lr=0.1, weight_decay=[0.1])
     with pytest.raises(ValueError, match="impl must be one of auto, extension, fused, reference"):
         adamw_(*lists, step=step, lr=0.1, impl="triton")
+    with pytest.raises(ValueError, match="adamw_: step must be a scalar tensor"):
+        adamw_(*lists, step=1, lr=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"adamw_: lr must be a number, got \(2,\)"):
+        adamw_(*lists, step=step, lr=torch.ones(2))
+
+
+@pytest.mark.parametrize("impl", ["fused", "reference"])
+def test_a_rate_of_one_element(impl: str) -> None:
+    results = []
+    for lr in (torch.tensor(0.1), torch.tensor([0.1])):
+        torch.manual_seed(3)
+        lists = [tensors() for _ in range(3)]
+        adamw_(*lists, [t.square() for t in tensors()], step=torch.tensor(1.0), lr=lr, impl=impl)
+        results.append(lists[0])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_targets_in_the_memory_of_masters() -> None:
+    memory, grad = torch.zeros(10), torch.ones(4)
+    with pytest.raises(ValueError, match="perturb_: a target lies in a master.s memory"):
+        perturb_([memory[3:7]], [memory[:4]], [grad], eta=1.0)
+    with pytest.raises(ValueError, match="perturb_: a target lies in a master.s memory"):
+        perturb_([memory[:4], memory[4:8]], [torch.zeros(4), memory[2:6]], [grad, grad], eta=1.0)
+    perturb_([memory[4:8], memory[:0]], [memory[:4], memory[:0]], [grad, grad[:0]], eta=1.0)
+    assert memory.tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 2
 
 
 def test_without_a_build_the_extension_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmfast.kernels import add_rms_norm, rms_norm
 from rmfast.kernels.layers.norm import triton as norm_triton
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, run
+from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
 EPS = 1e-5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -104,3 +104,26 @@ def test_a_row_too_wide_for_a_program_is_the_references() -> None:
     assert rms_norm(x, weight, eps=EPS).shape == x.shape
     with pytest.raises(ValueError, match="rms_norm: impl='triton' is not possible: rows of 65537"):
         norm("triton", x, weight)
+
+
+def test_rows_beyond_two_to_the_31_elements() -> None:
+    x, residual, grad, grad_sum = (normal(3, 10, dtype=torch.bfloat16).detach() for _ in range(4))
+    weight, rstd = normal(10).detach(), torch.rand(3, device=DEVICE)
+    with shared_storages():
+        for place in (lambda t: (far_apart(t[0]), t[1]), lambda t: (t[0], far_apart(t[1]))):
+            equal(
+                norm_triton.rms_norm_fwd(*place((x, residual)), weight, EPS),
+                norm_triton.rms_norm_fwd(x, residual, weight, EPS),
+            )
+            got = norm_triton.rms_norm_bwd(*place((grad, grad_sum)), x, weight, rstd)
+            equal(got, norm_triton.rms_norm_bwd(grad, grad_sum, x, weight, rstd))
+        got = norm_triton.rms_norm_bwd(grad, grad_sum, far_apart(x), weight, rstd)
+        equal(got, norm_triton.rms_norm_bwd(grad, grad_sum, x, weight, rstd))
+
+
+@pytest.mark.parametrize("x", [torch.tensor(1.0), torch.ones(2, 3, dtype=torch.int64)], ids=["0-d", "int"])
+def test_what_is_no_row_is_refused(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="^rms_norm: x must be floating point"):
+        rms_norm(x, torch.ones(x.shape[-1:]), eps=EPS)
+    with pytest.raises(ValueError, match="^add_rms_norm: x must be floating point"):
+        add_rms_norm(x, x, torch.ones(x.shape[-1:]), eps=EPS)

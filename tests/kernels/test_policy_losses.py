@@ -200,3 +200,14 @@ def test_errors() -> None:
                 op(*inputs.values(), clip=0.2)
         with pytest.raises(ValueError, match="negative"):
             op(*[torch.zeros(3)] * 4, clip=-1.0)
+    with pytest.raises(ValueError, match="policy_loss: clip must be a number, got None"):
+        policy_loss(*[torch.zeros(3)] * 4, clip=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_second_derivative_is_refused(name: str) -> None:
+    first, *rest = tokens(20, torch.float64)
+    loss = call(OPS[name], "triton", first, *rest, masks(20, False))
+    (grad,) = torch.autograd.grad(loss, first, create_graph=True)
+    with pytest.raises(RuntimeError, match="clipped_loss_backward"):
+        torch.autograd.grad((grad * first).sum(), first)

@@ -75,6 +75,46 @@ def test_window_and_softcap(window: int, softcap: float | None) -> None:
     check(*make(RAGGED), window=window, **({} if softcap is None else {"softcap": softcap}))
 
 
+@pytest.mark.parametrize("softcap", [30.0, 1e4, 1e12])
+def test_a_cap_far_above_the_logits_changes_nothing(softcap: float) -> None:
+    tensors, layout = make([(9, [4, 6])], dtype=torch.float64)
+    check(tensors, layout, softcap=softcap)
+    capped, plain = (prefix_attention(*tensors, layout, impl="triton", **o) for o in ({"softcap": softcap}, {}))
+    torch.testing.assert_close(capped, plain, rtol=0, atol=100 / softcap**2 + 1e-12)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_heads_farther_apart_than_an_int32_counts(which: int) -> None:
+    tensors, layout = make([(2, [2, 1])], (3, 3), dim=16, dtype=torch.float16)
+    # Only the pages that are written take memory.
+    far = torch.empty(2**31 + 200, dtype=torch.float16, device=DEVICE).as_strided((5, 3, 16), (16, 2**30 + 16, 1))
+    far.copy_(tensors[which].detach())
+    grad = torch.randn(5, 3, 16, device=DEVICE).half()
+    results = []
+    for x in (tensors[which], far.requires_grad_()):
+        inputs = [*tensors[:which], x, *tensors[which + 1 :]]
+        out = prefix_attention(*inputs, layout, impl="triton")
+        results.append((out, *torch.autograd.grad(out, inputs, grad)))
+    for near, distant in zip(*results, strict=True):
+        assert torch.equal(near, distant)
+
+
+def test_what_is_refused() -> None:
+    (q, k, v), layout = make([(4, [2])])
+    for options, message in (
+        ({"scale": 0.0}, "scale must be positive"),
+        ({"window": 2**33}, "window must be positive and below 2\\^31"),
+        ({"rows": torch.zeros(6)}, "rows must be one dimension of int32 or int64"),
+        ({"rows": torch.zeros(6, dtype=torch.bool)}, "rows must be one dimension"),
+        ({"rows": torch.zeros(6, 1, dtype=torch.int64)}, "rows must be one dimension"),
+    ):
+        for impl in ("reference", "triton"):
+            with pytest.raises(ValueError, match=f"prefix_attention: {message}"):
+                prefix_attention(q, k, v, layout, impl=impl, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="head_dim above 0"):
+        prefix_attention(q[..., :0], k[..., :0], v[..., :0], layout)
+
+
 @pytest.mark.parametrize("dim", [1, 64, 80, 96, 128])
 def test_head_dimensions(dim: int) -> None:
     check(*make([(20, [17, 5])], dim=dim))

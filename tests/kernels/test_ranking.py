@@ -201,3 +201,24 @@ def test_errors(change: dict, message: str) -> None:
     arguments = {"scores": torch.zeros(2), "better": torch.tensor([0]), "worse": torch.tensor([1])} | change
     with pytest.raises(ValueError, match=f"ranking_loss: .*{message}"):
         ranking_loss(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16])
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_indices_are_int32_or_int64(impl: str, dtype: torch.dtype) -> None:
+    better, worse = torch.tensor([0], dtype=dtype), torch.tensor([1])
+    for ends in ((better, worse), (worse, better)):
+        with pytest.raises(ValueError, match="ranking_loss: better and worse must be integers"):
+            ranking_loss(torch.zeros(2), *ends, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_the_total_is_a_number_or_one_for_each_head(impl: str) -> None:
+    scores, better, worse = torch.randn(2, 4), torch.tensor([0, 1, 2]), torch.tensor([1, 2, 3])
+    for inputs in (scores, scores[0]):
+        whole = ranking_loss(inputs, better, worse, total_weight=6.0, impl=impl)
+        for total in (torch.tensor(6.0), torch.tensor([6.0]), torch.tensor([[6.0]])):
+            got = ranking_loss(inputs, better, worse, total_weight=total, impl=impl)
+            assert got.shape == whole.shape and torch.equal(got, whole)
+        with pytest.raises(ValueError, match="ranking_loss: total_weight must be"):
+            ranking_loss(inputs, better, worse, total_weight=torch.ones(3), impl=impl)

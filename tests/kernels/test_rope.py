@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rmfast.kernels import rope
 from rmfast.kernels.layers import split_rope
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, run
+from rmfast.kernels.layers.rope import triton as rope_triton
+from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 HALVES = [1, 3, 8, 40, 48]
@@ -63,7 +64,7 @@ def split_truth(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=10, deadline=None)
 @given(
-    tokens=st.integers(0, 20), heads=st.integers(0, 5), kv_heads=st.integers(0, 3), half=st.sampled_from(HALVES),
+    tokens=st.integers(0, 20), heads=st.integers(1, 5), kv_heads=st.integers(1, 3), half=st.sampled_from(HALVES),
     scale=st.sampled_from([1.0, 1.3]),
 )  # fmt: skip
 def test_values_and_gradients(
@@ -196,3 +197,32 @@ def test_errors() -> None:
             call()
     with pytest.raises(ValueError, match="rope: dtypes of q"):
         rope(torch.zeros(2, 2, 4), torch.zeros(2, 1, 4).double(), positions, inv_freq=inv_freq)
+    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 4}
+    for change, message in [
+        ({"positions": positions[:, None]}, r"positions must be int \[T\]"),
+        ({"positions": positions.float()}, r"positions must be int \[T\]"),
+        ({"heads": 0}, "heads and kv_heads must be positive"),
+        ({"heads": 6, "kv_heads": -1}, "heads and kv_heads must be positive"),
+        ({"head_dim": 0}, "head_dim must be even and positive"),
+    ]:
+        with pytest.raises(ValueError, match=f"split_rope: .*{message}"):
+            split_rope(**({"qkv": qkv, "positions": positions, "inv_freq": inv_freq} | sizes | change))
+    q, k = torch.zeros(2, 2, 4), torch.zeros(2, 1, 4)
+    for call, message in [
+        (lambda: rope(q, k, positions[:, None], inv_freq=inv_freq), r"positions must be int \[T\]"),
+        (lambda: rope(q[..., :0], k[..., :0], positions, inv_freq=inv_freq[:0]), "head_dim must be even and positive"),
+    ]:
+        with pytest.raises(ValueError, match=f"^rope: .*{message}"):
+            call()
+
+
+@pytest.mark.parametrize("dim", [0, 1], ids=["tokens", "heads"])
+def test_strides_beyond_two_to_the_31_elements(dim: int) -> None:
+    positions, inv_freq = places(3), frequencies(3)
+    q, k, v = (normal(3, 3, 6, dtype=torch.bfloat16).detach() for _ in range(3))
+    with shared_storages():
+        want = rope_triton.rope(q, k, positions, inv_freq, 1.0)
+        equal(rope_triton.rope(far_apart(q, dim), k, positions, inv_freq, 1.0), want)
+        equal(rope_triton.rope(q, far_apart(k, dim), positions, inv_freq, 1.0), want)
+        grad = rope_triton.split_rope_bwd(q, k, v, positions, inv_freq, 1.0)
+        equal([rope_triton.split_rope_bwd(q, k, far_apart(v, dim), positions, inv_freq, 1.0)], [grad])

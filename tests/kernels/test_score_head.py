@@ -12,7 +12,17 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rmfast.kernels import score_head
 from rmfast.kernels.head.score import triton as score_triton
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, run
+from tests.kernels.harness import (
+    DEVICE,
+    assert_exact,
+    compiles,
+    equal,
+    far_apart,
+    registered,
+    run,
+    shared_storages,
+    without_autocast_too,
+)
 
 EPS = 1e-5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -159,3 +169,17 @@ def test_what_the_kernels_cannot_take_is_the_references(heads: int, width: int, 
 def test_score_head_errors(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"score_head: {message}"):
         score_head(*(torch.zeros(shape) for shape in shapes), eps=EPS)
+
+
+def test_rows_beyond_two_to_the_31_elements() -> None:
+    hidden, norm, head = (normal(*s, dtype=torch.bfloat16).detach() for s in ((3, 10), (10,), (2, 10)))
+    with shared_storages():
+        scores, rstd = score_triton.score_head_fwd(hidden, norm, head, EPS)
+        equal(score_triton.score_head_fwd(far_apart(hidden), norm, head, EPS), (scores, rstd))
+        want = score_triton.score_head_bwd(scores, scores, hidden, norm, head, rstd)
+        equal(score_triton.score_head_bwd(scores, scores, far_apart(hidden), norm, head, rstd), want)
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_autocast_changes_nothing(impl: str) -> None:
+    without_autocast_too(partial(op, impl), [normal(5, 40), normal(40), normal(3, 40)], backward=impl == "triton")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels.contrastive import sinkhorn, swapped_prediction_loss
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
+from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, without_autocast_too
 from tests.kernels.test_sinkhorn import swav
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -199,6 +200,8 @@ def test_registration() -> None:
         ({"epsilon": -1.0}, "epsilon must be positive"),
         ({"iterations": -1}, "iterations must not be negative"),
         ({"codes": (torch.zeros(2, 5), torch.zeros(2, 4))}, "codes must be two of"),
+        ({"codes": (torch.zeros(2, 5),)}, "codes must be two of"),
+        ({"codes": (torch.zeros(2, 5),) * 3}, "codes must be two of"),
         ({"impl": "full"}, "impl must be one of"),
     ],
 )
@@ -206,3 +209,8 @@ def test_errors(change: dict, message: str) -> None:
     arguments = {"s": torch.zeros(2, 4), "t": torch.zeros(2, 4), "prototypes": torch.zeros(5, 4)} | OPTIONS | change
     with pytest.raises(ValueError, match=f"swapped_prediction_loss: {message}"):
         swapped_prediction_loss(**arguments)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_changes_nothing(impl: str) -> None:
+    without_autocast_too(partial(call(), impl), [normal(n, 40) for n in (4, 4, 5)], backward=impl == "triton")

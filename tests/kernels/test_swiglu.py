@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmfast.kernels import swiglu
 from rmfast.kernels.layers.swiglu import triton as swiglu_triton
-from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, run
+from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -89,3 +89,15 @@ def test_errors() -> None:
     for impl in ("triton", "reference"):
         with pytest.raises(ValueError, match="swiglu: the last dimension must be even, got 3"):
             swiglu(torch.zeros(2, 3), impl=impl)
+    for bad in (torch.tensor(1.0), torch.ones(2, 4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="^swiglu: gate_up must be floating point"):
+            swiglu(bad)
+
+
+def test_rows_beyond_two_to_the_31_elements() -> None:
+    gate_up, grad = normal(3, 10, dtype=torch.bfloat16), normal(3, 5, dtype=torch.bfloat16)
+    with shared_storages():
+        equal([swiglu_triton.swiglu_fwd(far_apart(gate_up))], [swiglu_triton.swiglu_fwd(gate_up)])
+        want = swiglu_triton.swiglu_bwd(grad, gate_up)
+        equal([swiglu_triton.swiglu_bwd(far_apart(grad), gate_up)], [want])
+        equal([swiglu_triton.swiglu_bwd(grad, far_apart(gate_up))], [want])

@@ -101,7 +101,7 @@ def step(network: RewardNetwork, groups: Sequence[Group], budget: int = 10_000, 
     network.zero_grad()
     total = 0.0
     for pack in packs_of(table, budget, lm=objective.lm > 0):
-        scores, log_prob = network(pack)
+        scores, log_prob, *_ = network(pack)
         loss, _ = objective(scores, log_prob, pack, totals)
         loss.backward()
         total += loss.item()
@@ -192,7 +192,7 @@ def test_a_pack_without_work_adds_zeros_for_every_weight(saved: Saved, tmp_path:
     network, _ = load_network(tmp_path, lm=True)
     totals = totals_of(table_of(lm_groups()), np.arange(3))
     pack = empty_pack()
-    loss, statistics = RewardObjective(center=0.1, lm=1.0)(*network.train()(pack), pack, totals)
+    loss, statistics = RewardObjective(center=0.1, lm=1.0)(*network.train()(pack)[:2], pack, totals)
     loss.backward()
     assert loss.item() == 0 and not statistics.sums.any() and statistics.extrema.tolist() == [-torch.inf, -torch.inf]
     # Other ranks wait for a gradient of each.

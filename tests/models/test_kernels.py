@@ -25,7 +25,7 @@ def test_the_network_on_kernels(tmp_path: Path, family: str, lm: bool, recompute
         network, _ = load_network(
             tmp_path / "model", lm=lm, recompute=recompute, impl=impl, dtype=torch.float64, weights_dtype=torch.float64
         )
-        scores, log_prob = network(pack)
+        scores, log_prob, *_ = network(pack)
         total = scores.square().sum() if log_prob is None else scores.square().sum() + log_prob.sum()
         total.backward()
         results.append((scores.detach(), gradients(network)))

@@ -87,7 +87,7 @@ def _tensors(out: Any) -> list[Tensor]:
 
 def backward(network: RewardNetwork, pack: Pack, totals: Any) -> tuple[Statistics, dict[str, Tensor]]:
     network.train().zero_grad()
-    loss, statistics = RewardObjective(center=0.01, lm=0.3)(*network(pack), pack, totals)
+    loss, statistics = RewardObjective(center=0.01, lm=0.3)(*network(pack)[:2], pack, totals)
     loss.backward()
     return statistics, gradients(network)
 

@@ -170,10 +170,15 @@ def test_two_ranks(folder: Path) -> None:
             Case(f"{mode} killed 1", killed),
         ]
         for name, more in DRY.items():
-            cases.append(Case(f"{mode} {name}", command(folder, f"{mode}-{name}", model__dropout=0.0, **keys, **more)))
+            cases.append(
+                Case(
+                    f"{mode} {name}",
+                    command(folder, f"{mode}-{name}", model__dropout=0.0, optim__lr=1e-3, **keys, **more),
+                )
+            )
     codes = launch(folder / "launch", cases, ranks=2)
     for name, more in DRY.items():
-        assert main(command(folder, f"{name}-1", model__dropout=0.0, **more)) == 0
+        assert main(command(folder, f"{name}-1", model__dropout=0.0, optim__lr=1e-3, **more)) == 0
     for mode in ("ddp", "fsdp"):
         for name in ("plain", "zero", "whole", "killed 1", *DRY):
             assert codes[f"{mode} {name}"] == [0, 0], (folder / "launch" / f"{mode} {name}-0.log").read_text()
@@ -196,7 +201,7 @@ def compare_to_rounding(many: Path, one: Path) -> None:
         assert ours["num_tokens"] == theirs["num_tokens"]
     weights = final_weights(one)
     for name, weight in final_weights(many).items():
-        assert (weight - weights[name]).abs().max() <= 1e-4 * weights[name].abs().max(), name
+        assert (weight - weights[name]).abs().max() <= 5e-5 * weights[name].abs().max(), name
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.info_nce import reference
 
 WORTH = 1 << 22  # similarities; with fewer, plain torch is as fast
@@ -21,6 +21,7 @@ def _maths(kernels: bool) -> Any:
 
 
 @custom_op("rmfast::info_nce", mutates_args=())
+@without_autocast
 def _info_nce(
     queries: Tensor, keys: Tensor, positive: Tensor, temperature: float, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -39,6 +40,7 @@ def _(
 
 
 @custom_op("rmfast::info_nce_backward", mutates_args=())
+@without_autocast
 def _info_nce_backward(
     grad: Tensor,
     queries: Tensor,
@@ -82,6 +84,7 @@ def _grad(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
 _info_nce.register_autograd(_grad, setup_context=_setup)
 
 
+@without_autocast
 def info_nce(
     queries: Tensor, keys: Tensor, *, temperature: float, positive: Tensor | None = None, impl: str = "auto"
 ) -> Tensor:
@@ -96,7 +99,7 @@ def info_nce(
         temperature: > 0.
         positive: int [N], each query's own key in 0..N'-1; default 0..N-1, which needs N <= N'. One outside is an index
             error in the reference and makes the loss NaN in the kernels.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton" (not for fp16) or "reference". No second derivative in either.
 
     Returns:
         A scalar, fp32 (fp64 for fp64 input). 0 where there are no queries.
@@ -109,14 +112,16 @@ def info_nce(
     check(queries.shape[1] > 0, op, "vectors need at least one element")
     check(queries.shape[1] == keys.shape[1], op, f"widths differ: {queries.shape[1]} and {keys.shape[1]}")
     check(queries.dtype == keys.dtype, op, f"dtypes differ: {queries.dtype} and {keys.dtype}")
-    check(temperature > 0, op, f"temperature must be positive, got {temperature}")
+    check(temperature > 0, op, "temperature must be positive")
     check(len(keys) > 0 or len(queries) == 0, op, f"{len(queries)} queries and no keys")
     if positive is None:
         check(len(queries) <= len(keys), op, f"{len(queries)} queries, {len(keys)} keys: positive must be given")
         positive = torch.arange(len(queries), device=queries.device)
     check(positive.shape == queries.shape[:1], op, f"positive must be [{len(queries)}], got {tuple(positive.shape)}")
     check(not positive.is_floating_point(), op, f"positive must be integers, got {positive.dtype}")
+    # The kernels' chunks of gradients are in the vectors' dtype, before the division by short lengths: beyond fp16.
+    refusal = "gradients of short vectors overflow in fp16" if queries.dtype == torch.float16 else None
+    kernels = use_triton(op, impl, queries, refusal=refusal, worth=len(queries) * len(keys) >= WORTH)
     if len(queries) == 0:
         return queries.sum(dtype=maths_dtype(queries)) + keys[:0].sum(dtype=maths_dtype(keys))
-    kernels = use_triton(op, impl, queries, worth=len(queries) * len(keys) >= WORTH)
     return _info_nce(queries, keys, positive.long(), temperature, kernels)[0] / len(queries)

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.sinkhorn import reference
 
 
 @custom_op("rmfast::sinkhorn", mutates_args=())
+@without_autocast
 def _sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     from rmfast.kernels.contrastive.sinkhorn import triton
 
@@ -20,6 +21,7 @@ def _(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     return scores.new_empty(scores.shape, dtype=maths_dtype(scores))
 
 
+@without_autocast
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, impl: str = "auto") -> Tensor:
     """Codes of a batch: exp(scores / epsilon) spread evenly over the prototypes by SwAV's iterations. No gradient.
 
@@ -40,7 +42,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int, impl: str = "au
     """
     op = "sinkhorn"
     check(scores.dim() == 2 and scores.shape[1] > 0, op, f"scores must be [B, K], got {tuple(scores.shape)}")
-    check(epsilon > 0, op, f"epsilon must be positive, got {epsilon}")
+    check(epsilon > 0, op, "epsilon must be positive")
     check(iterations >= 0, op, f"iterations must not be negative, got {iterations}")
     scores = scores.detach()
     if use_triton(op, impl, scores):

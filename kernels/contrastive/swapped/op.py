@@ -3,11 +3,12 @@
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.swapped import reference
 
 
 @custom_op("rmfast::swapped_prediction_loss", mutates_args=())
+@without_autocast
 def _swapped(
     s: Tensor,
     t: Tensor,
@@ -41,6 +42,7 @@ def _(
 
 
 @custom_op("rmfast::swapped_prediction_loss_backward", mutates_args=())
+@without_autocast
 def _swapped_backward(
     grad: Tensor, s: Tensor, t: Tensor, prototypes: Tensor, scores: Tensor, vectors: Tensor, centres: Tensor,
     length: Tensor,
@@ -70,6 +72,7 @@ def _grad(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
 _swapped.register_autograd(_grad, setup_context=_setup)
 
 
+@without_autocast
 def swapped_prediction_loss(
     s: Tensor,
     t: Tensor,
@@ -107,13 +110,13 @@ def swapped_prediction_loss(
     fits = prototypes.dim() == 2 and len(prototypes) > 0 and prototypes.shape[1] == s.shape[1] > 0
     check(fits, op, f"prototypes must be [K, {s.shape[1]}], got {tuple(prototypes.shape)}")
     check(s.dtype == t.dtype == prototypes.dtype, op, f"dtypes differ: {s.dtype}, {t.dtype}, {prototypes.dtype}")
-    check(temperature > 0, op, f"temperature must be positive, got {temperature}")
-    check(epsilon > 0, op, f"epsilon must be positive, got {epsilon}")
+    check(temperature > 0, op, "temperature must be positive")
+    check(epsilon > 0, op, "epsilon must be positive")
     check(iterations >= 0, op, f"iterations must not be negative, got {iterations}")
     dtype = maths_dtype(s)
     if codes is not None:
         shape = (len(s), len(prototypes))
-        check(all(q.shape == shape for q in codes), op, f"codes must be two of {shape}")
+        check(len(codes) == 2 and all(q.shape == shape for q in codes), op, f"codes must be two of {shape}")
         codes = codes[0].detach().to(dtype), codes[1].detach().to(dtype)
     if use_triton(op, impl, s):
         total = _swapped(s, t, prototypes, *(codes or (None, None)), temperature, epsilon, iterations)[0]

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.head.log_prob import reference
 
 
@@ -18,6 +18,7 @@ def _maths(kernels: bool) -> Any:
 
 
 @custom_op("rmfast::linear_log_prob", mutates_args=())
+@without_autocast
 def _linear_log_prob(
     hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,6 +34,7 @@ def _(
 
 
 @custom_op("rmfast::linear_log_prob_backward", mutates_args=())
+@without_autocast
 def _linear_log_prob_backward(
     grad_log_prob: Tensor,
     grad_entropy: Tensor,
@@ -79,6 +81,7 @@ def _grad(ctx, grad_log_prob: Tensor, grad_entropy: Tensor, _: Tensor):  # type:
 _linear_log_prob.register_autograd(_grad, setup_context=_setup)
 
 
+@without_autocast
 def linear_log_prob(
     hidden: Tensor, weight: Tensor, target: Tensor, *, temperature: float = 1.0, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -91,7 +94,7 @@ def linear_log_prob(
         weight: [V, d], hidden's dtype.
         target: int [N], in 0..V-1. One outside is an index error in the reference and NaN in the kernels.
         temperature: > 0.
-        impl: "auto", "triton" or "reference".
+        impl: "auto", "triton" or "reference". No second derivative in either.
 
     Returns:
         Log-probability [N] and entropy [N], in nats, fp32 (fp64 for fp64 input).
@@ -102,11 +105,11 @@ def linear_log_prob(
     op = "linear_log_prob"
     check(hidden.dim() == 2 and weight.dim() == 2, op, "hidden must be [N, d] and weight [V, d]")
     check(len(weight) > 0, op, "weight needs at least one row")
-    check(hidden.shape[1] == weight.shape[1], op, f"widths differ: {hidden.shape[1]} and {weight.shape[1]}")
+    check(hidden.shape[1] == weight.shape[1], op, "hidden and weight differ in width")
     check(hidden.dtype == weight.dtype, op, f"dtypes differ: {hidden.dtype} and {weight.dtype}")
-    check(target.shape == hidden.shape[:1], op, f"target must be [{len(hidden)}], got {tuple(target.shape)}")
+    check(target.shape == hidden.shape[:1], op, "target must be [N], one for each row of hidden")
     check(not target.is_floating_point(), op, f"target must be integers, got {target.dtype}")
-    check(temperature > 0, op, f"temperature must be positive, got {temperature}")
+    check(temperature > 0, op, "temperature must be positive")
     kernels = use_triton(op, impl, hidden)
     log_prob, entropy, _ = _linear_log_prob(hidden, weight, target.long(), temperature, kernels)
     return log_prob, entropy

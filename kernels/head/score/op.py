@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.head.score import reference
 
 MAX_WIDTH = 65536  # a row lives in one program's registers
@@ -11,6 +11,7 @@ MAX_HEADS = 16
 
 
 @custom_op("rmfast::score_head", mutates_args=())
+@without_autocast
 def _score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     from rmfast.kernels.head.score import triton
 
@@ -24,6 +25,7 @@ def _(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> t
 
 
 @custom_op("rmfast::score_head_backward", mutates_args=())
+@without_autocast
 def _score_head_backward(
     grad: Tensor, scores: Tensor, hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +62,7 @@ def _refusal(width: int, heads: int) -> str | None:
     return None if 1 <= width <= MAX_WIDTH else f"rows of {width}, not 1 to {MAX_WIDTH}"
 
 
+@without_autocast
 def score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, *, eps: float, impl: str = "auto") -> Tensor:
     """RMSNorm, then M linear heads without bias. Differentiable in all three tensors.
 

@@ -6,7 +6,9 @@ from torch.library import custom_op
 from rmfast.kernels.common import check, maths_dtype, use_triton
 from rmfast.kernels.layers.norm import reference
 
-MAX_WIDTH = 8192  # a row lives in one program's registers; above, its backward spills
+# A row lives in one program's registers. Above, the backward spills; above 4096 already at widths that are no multiple
+# of 16.
+MAX_WIDTH = 8192
 
 
 @custom_op("rmfast::rms_norm", mutates_args=())
@@ -57,6 +59,11 @@ def _too_wide(x: Tensor) -> str | None:
     return f"rows of {x.shape[-1]} are wider than {MAX_WIDTH}" if x.shape[-1] > MAX_WIDTH else None
 
 
+def _check(op: str, x: Tensor, weight: Tensor) -> None:
+    check(x.dim() > 0 and x.is_floating_point(), op, f"x must be floating point [..., d], got {x.dtype} of {x.dim()}-d")
+    check(weight.shape == x.shape[-1:], op, f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+
+
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, impl: str = "auto") -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension. Differentiable.
 
@@ -67,9 +74,9 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, impl: str = "auto") -> Te
         x's shape and dtype.
 
     Raises:
-        ValueError: weight is not [d].
+        ValueError: x is no floating-point tensor [..., d], or weight is not [d].
     """
-    check(weight.shape == x.shape[-1:], "rms_norm", f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    _check("rms_norm", x, weight)
     if use_triton("rms_norm", impl, x, refusal=_too_wide(x)):
         return _rms_norm(x, None, weight, eps)[0]
     dtype = maths_dtype(x)
@@ -88,11 +95,11 @@ def add_rms_norm(
         (normed, sum), both of x's shape and dtype; the norm is taken of the sum as it is returned.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes or dtypes that do not fit together.
     """
     check(x.shape == residual.shape, "add_rms_norm", f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}")
     check(x.dtype == residual.dtype, "add_rms_norm", f"dtypes differ: {x.dtype}, {residual.dtype}")
-    check(weight.shape == x.shape[-1:], "add_rms_norm", f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    _check("add_rms_norm", x, weight)
     if use_triton("add_rms_norm", impl, x, refusal=_too_wide(x)):
         normed, total, _ = _rms_norm(x, residual, weight, eps)
         return normed, total

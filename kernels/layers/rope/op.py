@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, is_index, maths_dtype, use_triton
 from rmfast.kernels.layers.rope import reference
 
 
@@ -106,10 +106,11 @@ def rope(
         ValueError: shapes or dtypes that do not fit together.
     """
     check(q.dim() == 3 and k.dim() == 3, "rope", "q and k must be [tokens, heads, head_dim]")
+    check(positions.dim() == 1 and is_index(positions), "rope", "positions must be int [T]")
     check(len(q) == len(k) == len(positions), "rope", "q, k and positions must be of one length")
     check(q.shape[2] == k.shape[2], "rope", f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
     check(q.dtype == k.dtype, "rope", f"dtypes of q ({q.dtype}) and k ({k.dtype}) differ")
-    check(q.shape[2] % 2 == 0, "rope", f"head_dim must be even, got {q.shape[2]}")
+    check(q.shape[2] > 0 and q.shape[2] % 2 == 0, "rope", f"head_dim must be even and positive, got {q.shape[2]}")
     check(inv_freq.shape == (q.shape[2] // 2,), "rope", f"inv_freq must be [{q.shape[2] // 2}]")
     if use_triton("rope", impl, q):
         return _rope(q, k, positions, inv_freq, scale)
@@ -146,9 +147,11 @@ def split_rope(
         ValueError: shapes that do not fit together.
     """
     op, width = "split_rope", (heads + 2 * kv_heads) * head_dim
+    check(heads > 0 and kv_heads > 0, op, f"heads and kv_heads must be positive, got {heads} and {kv_heads}")
+    check(head_dim > 0 and head_dim % 2 == 0, op, f"head_dim must be even and positive, got {head_dim}")
     check(qkv.dim() == 2 and qkv.shape[1] == width, op, f"qkv must be [T, {width}], got {tuple(qkv.shape)}")
+    check(positions.dim() == 1 and is_index(positions), op, "positions must be int [T]")
     check(positions.shape == qkv.shape[:1], op, "qkv and positions must be of one length")
-    check(head_dim % 2 == 0, op, f"head_dim must be even, got {head_dim}")
     check(inv_freq.shape == (head_dim // 2,), op, f"inv_freq must be [{head_dim // 2}]")
     if use_triton(op, impl, qkv):
         return _split_rope(qkv, positions, heads, kv_heads, head_dim, inv_freq, scale)

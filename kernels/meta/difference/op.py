@@ -70,7 +70,7 @@ def difference_loss(scores: Tensor, group: Tensor, *, normaliser: str = "k2", im
     op = "difference_loss"
     check(scores.dim() == 1, op, f"scores must be [S], got {tuple(scores.shape)}")
     check(group.shape == scores.shape, op, f"group must be [{len(scores)}], got {tuple(group.shape)}")
-    check(not group.is_floating_point(), op, "group must be integers")
+    check(not group.is_floating_point() and group.dtype != torch.bool, op, "group must be integers")
     check(normaliser in NORMALISERS, op, f"normaliser must be one of {', '.join(NORMALISERS)}, got {normaliser!r}")
     pairs = normaliser == "pairs"
     if use_triton(op, impl, scores):

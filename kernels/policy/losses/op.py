@@ -26,26 +26,25 @@ def _(
     return number, x.new_empty(x.shape, dtype=dtype), torch.empty_like(number)
 
 
-# An op of its own, so that a second derivative is refused and not silently 0.
+# An op that takes x and has no derivative, so that a second one is refused and not silently 0.
 @custom_op("rmfast::clipped_loss_backward", mutates_args=())
-def _clipped_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-    return (unit * (grad * inverse)).to(dtype)
+def _clipped_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, x: Tensor) -> Tensor:
+    return (unit * (grad * inverse)).to(x.dtype)
 
 
 @_clipped_loss_backward.register_fake
-def _(grad: Tensor, unit: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-    return unit.new_empty(unit.shape, dtype=dtype)
+def _(grad: Tensor, unit: Tensor, inverse: Tensor, x: Tensor) -> Tensor:
+    return unit.new_empty(unit.shape, dtype=x.dtype)
 
 
 def _clipped_loss_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     _, unit, inverse = output
-    ctx.dtype = inputs[1].dtype
     ctx.mark_non_differentiable(unit, inverse)
-    ctx.save_for_backward(unit, inverse)
+    ctx.save_for_backward(unit, inverse, inputs[1])
 
 
 def _clipped_loss_grad(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
-    return None, _clipped_loss_backward(grad, *ctx.saved_tensors, ctx.dtype), *[None] * 5
+    return None, _clipped_loss_backward(grad, *ctx.saved_tensors), *[None] * 5
 
 
 _clipped_loss.register_autograd(_clipped_loss_grad, setup_context=_clipped_loss_setup)
@@ -98,6 +97,7 @@ def policy_loss(
         ValueError: shapes that do not fit together, or a negative clip.
     """
     op = "policy_loss"
+    check(clip is not None, op, "clip must be a number, got None")
     tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantage": advantage, "mask": mask}
     (old, goal, weights), total = _prepared(op, tensors, clip, total)
     if use_triton(op, impl, log_prob):
