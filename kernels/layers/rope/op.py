@@ -106,7 +106,8 @@ def rope(
         ValueError: shapes or dtypes that do not fit together.
     """
     check(q.dim() == 3 and k.dim() == 3, "rope", "q and k must be [tokens, heads, head_dim]")
-    check(positions.dim() == 1 and is_index(positions), "rope", "positions must be int [T]")
+    whole = is_index(positions) or not positions.numel()  # an empty tensor is a float one unless told otherwise
+    check(positions.dim() == 1 and whole, "rope", "positions must be int [T]")
     check(len(q) == len(k) == len(positions), "rope", "q, k and positions must be of one length")
     check(q.shape[2] == k.shape[2], "rope", f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
     check(q.dtype == k.dtype, "rope", f"dtypes of q ({q.dtype}) and k ({k.dtype}) differ")
