@@ -1,0 +1,43 @@
+"""Times the planner of steps and packs on millions of prompt groups: is it ever what a run waits for?
+
+python benchmarks/plan_packs.py [--groups N]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from rmfast.data.plan import StepPlan, plan_packs
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """CPU time of a call."""
+    start = time.process_time()
+    run()
+    return (time.process_time() - start) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=4_000_000, help="(default: %(default)s)")
+    count = parser.parse_args().groups
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.2, 0.6, size=count), 20, 4000).astype(np.int64)
+    plan = StepPlan([count], (1.0,), groups_per_step=128, seed=0)
+    print(f"first step of an epoch of {count:,} groups: {milliseconds(lambda: plan.step(0)):.0f} ms")
+    steps = min(200, count // 128 - 1)
+
+    def every() -> None:
+        for step in range(1, steps + 1):
+            plan_packs(lengths[plan.step(step)[1]], ranks=8, budget=16384)
+
+    print(f"a later step of 128 groups, laid into packs over 8 ranks: {milliseconds(every) / steps:.2f} ms")
+    many = lengths[:4096]
+    print(
+        f"a step of 4,096 groups over 64 ranks: {milliseconds(lambda: plan_packs(many, ranks=64, budget=16384)):.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
