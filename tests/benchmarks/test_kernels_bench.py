@@ -24,9 +24,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.kernels import baselines, contenders, registry, run, timing, verify
 
-    return SimpleNamespace(
-        baselines=baselines, contenders=contenders, registry=registry, run=run, timing=timing, verify=verify
-    )
+    modules = (baselines, contenders, registry, run, timing, verify)
+    return SimpleNamespace(**{module.__name__.rsplit(".", 1)[-1]: module for module in modules})
 
 
 @pytest.fixture
