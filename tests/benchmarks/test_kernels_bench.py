@@ -64,7 +64,7 @@ def test_every_op_runs_and_its_figures_add_up(
 
 def test_compile_and_another_revision_take_turns(bench: Run) -> None:
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
-        pytest.skip("no git checkout")
+        pytest.skip("needs git and a checkout by it")
     before = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
     result = bench("--op", "swiglu", "--against", "compile", "--base", "HEAD", "--rounds", "1")
     rows = {(row["contender"], row["pass"]): row for row in result["results"]}

@@ -132,7 +132,9 @@ def test_bad_input_is_one_line_and_code_2(
     assert error.startswith("error: ") and message in error and "\n" not in error
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_cuda_is_refused_where_there_is_none(throughput: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_is_refused_where_there_is_none(
+    throughput: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert throughput.main(["--device", "cuda"]) == 2
     assert "torch finds no CUDA device" in capsys.readouterr().err

@@ -86,6 +86,11 @@ def _split_rope_grad(ctx, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor):  # ty
 _split_rope.register_autograd(_split_rope_grad, setup_context=_split_rope_setup)
 
 
+def _check_positions(op: str, positions: Tensor) -> None:
+    whole = is_index(positions) or not positions.numel()  # an empty tensor is a float one unless told otherwise
+    check(positions.dim() == 1 and whole, op, "positions must be int [T]")
+
+
 def rope(
     q: Tensor, k: Tensor, positions: Tensor, *, inv_freq: Tensor, scale: float = 1.0, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
@@ -106,8 +111,7 @@ def rope(
         ValueError: shapes or dtypes that do not fit together.
     """
     check(q.dim() == 3 and k.dim() == 3, "rope", "q and k must be [tokens, heads, head_dim]")
-    whole = is_index(positions) or not positions.numel()  # an empty tensor is a float one unless told otherwise
-    check(positions.dim() == 1 and whole, "rope", "positions must be int [T]")
+    _check_positions("rope", positions)
     check(len(q) == len(k) == len(positions), "rope", "q, k and positions must be of one length")
     check(q.shape[2] == k.shape[2], "rope", f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
     check(q.dtype == k.dtype, "rope", f"dtypes of q ({q.dtype}) and k ({k.dtype}) differ")
@@ -151,7 +155,7 @@ def split_rope(
     check(heads > 0 and kv_heads > 0, op, f"heads and kv_heads must be positive, got {heads} and {kv_heads}")
     check(head_dim > 0 and head_dim % 2 == 0, op, f"head_dim must be even and positive, got {head_dim}")
     check(qkv.dim() == 2 and qkv.shape[1] == width, op, f"qkv must be [T, {width}], got {tuple(qkv.shape)}")
-    check(positions.dim() == 1 and is_index(positions), op, "positions must be int [T]")
+    _check_positions(op, positions)
     check(positions.shape == qkv.shape[:1], op, "qkv and positions must be of one length")
     check(inv_freq.shape == (head_dim // 2,), op, f"inv_freq must be [{head_dim // 2}]")
     if use_triton(op, impl, qkv):
