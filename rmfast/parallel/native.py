@@ -213,6 +213,9 @@ class NativeEngine(Stepping):
             if isinstance(module, FSDPModule):
                 module.reshard()
 
+    def _stepped(self) -> None:
+        """DDP's weights are whole, and FSDP2 gathers its own anew."""
+
     def _drop_gradients(self) -> None:
         if self.gradients is None:
             self.optimizer.zero_grad()

@@ -1,5 +1,7 @@
 """What engines do alike with gradients and weights: MetaRM's ascent and the way back, and the optimizer's step."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from rmfast.kernels.multi_tensor import perturb_, restore_, save
 from rmfast.parallel.optimizer import Optimizer, local
 
 
-class Stepping:
+class Stepping(ABC):
     """A part of an engine. The optimizer's `parts` are the weights that this process updates."""
 
     optimizer: Optimizer
@@ -18,16 +20,21 @@ class Stepping:
         self._saved: list[Tensor] = []  # their copies
         self._sound: Tensor | None = None  # whether the gradient of the last perturb was finite
 
+    @abstractmethod
     def _weights_changed(self) -> None:
         """Bring the new weights to whoever computes with them."""
-        raise NotImplementedError
 
+    @abstractmethod
+    def _stepped(self) -> None:
+        """After the optimizer has changed this process's part of the weights."""
+
+    @abstractmethod
     def _drop_gradients(self) -> None:
-        raise NotImplementedError
+        """Forget the gradients of the last forward_backward."""
 
+    @abstractmethod
     def _prototypes(self) -> Tensor | None:
         """This process's SwAV prototypes."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def perturb(self, *, eta: float, rho: float | None = None) -> Tensor:
@@ -66,9 +73,6 @@ class Stepping:
         if prototypes is not None:
             self._normalise(local(prototypes))
         return norm
-
-    def _stepped(self) -> None:
-        """After the optimizer has changed this process's part of the weights."""
 
     @torch.no_grad()
     def _normalise(self, prototypes: Tensor) -> None:

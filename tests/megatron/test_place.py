@@ -120,11 +120,11 @@ def test_a_layout_without_its_package_says_what_to_install(
     assert not (folder / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_machine_without_a_gpu_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(groups, "_installed", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(run_of(folder)) == 2
     assert "parallel.engine megatron needs GPUs" in capsys.readouterr().err
     assert not (folder / "run").exists()

@@ -65,5 +65,6 @@ class RangeOptimizer(Optimizer):
 
     @torch.no_grad()
     def zero_grad(self) -> None:
-        """Gradients live in megatron-core's buffers, which the engine clears."""
-        raise NotImplementedError
+        """Clear the gradients, which live in megatron-core's buffers."""
+        for parameter in self.parameters.values():
+            vars(parameter)["main_grad"].zero_()
