@@ -77,7 +77,9 @@ class NativeEngine(Stepping):
             elif world.size > 1:
                 # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
                 # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
-                self.module = DistributedDataParallel(network, find_unused_parameters=True)
+                self.module = DistributedDataParallel(
+                    network, find_unused_parameters=True, gradient_as_bucket_view=True
+                )
                 self.module.register_comm_hook(None, _sum_hook)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
 
@@ -96,7 +98,8 @@ class NativeEngine(Stepping):
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, which 1.0 would ask for
 
     def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
-        """See `Engine`. Gradients of all packs are reduced once, with the last one."""
+        """See `Engine`. DDP reduces gradients once, with the last pack; FSDP2 each pack's, for to wait would keep
+        fp32 gradients of all weights on every rank."""
         self.module.train()
         term: FeatureGradients | None = None
         if self.contrast is not None and isinstance(objective, RewardObjective):
@@ -187,15 +190,10 @@ class NativeEngine(Stepping):
             torch.set_rng_state(state)
         return torch.get_rng_state()
 
-    @contextlib.contextmanager
-    def _reduce_gradients(self, now: bool):  # type: ignore[no-untyped-def]
+    def _reduce_gradients(self, now: bool) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.module, DistributedDataParallel) and not now:
-            with self.module.no_sync():
-                yield
-            return
-        if isinstance(self.network, FSDPModule):
-            self.network.set_requires_gradient_sync(now)
-        yield
+            return self.module.no_sync()
+        return contextlib.nullcontext()
 
     @torch.no_grad()
     def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:

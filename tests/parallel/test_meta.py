@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from rmfast.data.loader import Totals, rank_packs, totals_of
@@ -284,23 +286,41 @@ def test_a_gradient_of_j_that_is_not_finite_leaves_the_step_out(model: Path, val
     assert engine.optimizer_step(LR).isfinite() and engine.optimizer.steps == 1
 
 
-def test_weights_that_fsdp_gathered_are_not_kept(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FSDP2 keeps what it gathered for a forward pass without a backward; the weights change under it."""
+@pytest.fixture
+def sharded(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeEngine]:
+    """An engine that shards, over this process alone."""
     world = World()
-    world.size = 2  # so that the engine shards, over this process alone
+    world.size = 2
     monkeypatch.setattr(native, "init_device_mesh", lambda kind, shape: init_device_mesh(kind, (1,)))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         network = load_network(model, dtype=torch.bfloat16)[0]
-        engine = NativeEngine(network, world=world, options=AdamWOptions(), data_parallel="fsdp")
-        batch = _with(packed(batches(0)[1]), DifferenceObjective())
-        before = engine.forward_backward(*batch).sums
-        engine.perturb(eta=ETA)
-        after = engine.measure(*batch).sums
-        engine.restore()
-        assert torch.equal(engine.measure(*batch).sums, before) and after[0] > before[0]
+        yield NativeEngine(network, world=world, options=AdamWOptions(), data_parallel="fsdp")
     finally:
         dist.destroy_process_group()
+
+
+def test_weights_that_fsdp_gathered_are_not_kept(sharded: NativeEngine) -> None:
+    """FSDP2 keeps what it gathered for a forward pass without a backward; the weights change under it."""
+    batch = _with(packed(batches(0)[1]), DifferenceObjective())
+    before = sharded.forward_backward(*batch).sums
+    sharded.perturb(eta=ETA)
+    after = sharded.measure(*batch).sums
+    sharded.restore()
+    assert torch.equal(sharded.measure(*batch).sums, before) and after[0] > before[0]
+
+
+def test_fsdp_keeps_no_whole_gradients_from_pack_to_pack(sharded: NativeEngine) -> None:
+    packs, objective, totals = _with(packed(batches(0)[0], 16), RewardObjective())
+    held = []
+
+    def look(*arguments: Any) -> Any:
+        groups = [m._get_fsdp_state()._fsdp_param_group for m in sharded.network.modules() if isinstance(m, FSDPModule)]
+        held.append(sum(p.unsharded_accumulated_grad is not None for group in groups for p in group.fsdp_params))
+        return objective(*arguments)
+
+    sharded.forward_backward(packs, look, totals)
+    assert len(held) == len(packs) > 2 and not any(held)
 
 
 @pytest.mark.slow
