@@ -12,6 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of another rank: gloo has no error class of its own."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 class World:
     """Rank, size and device of this process; collectives do nothing in a world of one.
 

@@ -20,7 +20,7 @@ from rmfast.config import Config
 from rmfast.data.files import write_text, written_aside
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, RunError, UserError
-from rmfast.parallel.world import World
+from rmfast.parallel.world import World, lost
 from rmfast.tasks.folds import fold_of_groups
 from rmfast.tasks.inputs import move_aside
 from rmfast.tasks.prepare import data_key
@@ -130,19 +130,20 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
     """
     error: UserError | RunError | Interrupted | None = None
     try:
-        work()
-    except (UserError, RunError, Interrupted) as raised:
-        error = raised
-        if not world.main and (part is None or part.main):  # rank 0 prints its own
-            print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-        if part is not None and part.size > 1 and not isinstance(error, Interrupted):
+        try:
+            work()
+        except (UserError, RunError, Interrupted) as raised:
+            error = raised
+            if not world.main and (part is None or part.main):  # rank 0 prints its own
+                print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            if part is not None and part.size > 1 and not isinstance(error, Interrupted):
+                raise
+        failed = float(isinstance(error, UserError | RunError))
+        failures, stops = world.sum_(torch.tensor([failed, float(isinstance(error, Interrupted))])).tolist()
+    except RuntimeError as end:
+        if not lost(end):
             raise
-    failed = float(isinstance(error, UserError | RunError))
-    counts = torch.tensor([failed, float(isinstance(error, Interrupted))])
-    try:
-        failures, stops = world.sum_(counts).tolist()
-    except RuntimeError:  # the connection's own words, of which there are many
-        raise RunError("another rank has ended before its work was done; its own line says why, if it had any") from None
+        raise RunError("another rank has ended, or does not answer; its own line says why, if it had any") from None
     if failed and error is not None:
         raise error
     if failures:
