@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rmfast.errors import RunError
+from rmfast.parallel.world import World
+from rmfast.tasks.members import all_or_none
 from rmfast.train import main
 from tests.runs import Case, final_weights, launch, read_lines
 from tests.tasks.ensembles import MEMBERS, command, write_inputs
@@ -102,6 +105,30 @@ def test_a_group_that_cannot_go_on_says_so_once(folder: Path, codes: dict[str, l
     lines = [line for rank in range(4) for line in log(folder, "blocked", rank).splitlines() if "rmfast:" in line]
     (own,) = (line for line in lines if "rank 2" in line)
     assert "members/01" in own and sum("another rank" in line for line in lines) == 1 and len(lines) == 2
+
+
+def test_a_rank_whose_group_may_wait_for_it_leaves_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the export of the group's first rank fails: the others are in their next collective."""
+
+    def fails() -> None:
+        raise RunError("no export")
+
+    everyone, group, met = World(), World(), []
+    everyone.rank, everyone.size, group.size = 2, 4, 2
+    monkeypatch.setattr(World, "sum_", lambda self, tensor: met.append(self) or tensor)
+    with pytest.raises(RunError, match="no export"):
+        all_or_none(everyone, fails, group)
+    assert not met and capsys.readouterr().err == "rmfast: rank 2: no export\n"
+    with pytest.raises(RunError, match="no export"):
+        all_or_none(everyone, fails, World())  # by itself: the others are waited for
+    assert met == [everyone]
+    capsys.readouterr()
+    group.rank = 1
+    with pytest.raises(RunError, match="no export"):
+        all_or_none(everyone, fails, group)
+    assert not capsys.readouterr().err, "its group's first rank says it"
 
 
 @pytest.mark.parametrize(
