@@ -28,6 +28,8 @@ def codes(folder: Path) -> dict[str, list[int]]:
     """Jobs of two ranks and of four, and their exit codes: three members, which two groups share unequally, or two."""
     (folder / "blocked" / "members").mkdir(parents=True)
     (folder / "blocked" / "members" / "01").write_text("a file where a folder is to be")
+    (folder / "file").mkdir()
+    (folder / "file" / "stop").touch()
     killed = command(folder, "killed", **SHORT, **PAIRS, **FSDP, checkpoint__every=1)
     two = SHORT | {"ensemble__members": 2}
     return launch(
@@ -41,6 +43,7 @@ def codes(folder: Path) -> dict[str, list[int]]:
             Case("killed 2", killed),
             Case("moved 0", command(folder, "moved", **two, **PAIRS), "signal:2"),
             Case("moved 1", command(folder, "moved", **two)),
+            Case("file", command(folder, "file", **two, **PAIRS)),
             Case("blocked", command(folder, "blocked", **two, **PAIRS)),
         ],
         ranks=4,
@@ -97,6 +100,14 @@ def test_groups_stop_together_and_all_ranks_go_on_in_turn(folder: Path, codes: d
     for mine, other in zip(*(read_lines(folder / name / "data.jsonl") for name in ("moved", "ddp")), strict=True):
         first = other["rewards"] and pytest.approx(np.array(other["rewards"][:2]), abs=1e-4)
         assert mine["rewards"] == first or np.array(mine["rewards"]) == first
+
+
+@pytest.mark.slow
+def test_each_group_looks_for_the_file(folder: Path, codes: dict[str, list[int]]) -> None:
+    run = folder / "file"
+    assert codes["file"] == [0] * 4 and f"stopped by {run / 'stop'}" in log(folder, "file")
+    assert (run / "requeue").exists() and not (run / "stop").exists() and not list(run.rglob("scores.npz"))
+    assert all((run / "members" / member / "checkpoints" / "step-2").is_dir() for member in ("00", "01"))
 
 
 @pytest.mark.slow
