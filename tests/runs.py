@@ -1,7 +1,7 @@
 """Tiny training runs for tests: a model folder, rows, and processes that really start, share work and die.
 
-As a script, under python or torchrun, it runs the cases of a JSON file one after another, each in a fork of this
-process: every case has processes of its own, and the imports are paid once.
+As a script it runs the cases of a JSON file one after another, each rank in a fork of this process: every case has
+processes of its own, with the variables that torchrun would set, and the imports are paid once.
 """
 
 import json
@@ -90,33 +90,37 @@ def final_weights(run: Path) -> dict[str, Tensor]:
 class Case:
     """One run. `kill` says where SIGKILL strikes: "step:K", in the process's K-th step; "manifest:K" and "rename:K",
     before the K-th checkpoint gets its manifest or its name (on the rank that writes). "step:K@R": on rank R alone.
-    "signal:K" is no kill: SIGUSR1 reaches the last rank alone, in its K-th step."""
+    "signal:K" is no kill: SIGUSR1 reaches the last rank alone, in its K-th step. `ranks`: of the job, where it is not
+    the launch's number."""
 
     name: str
     arguments: list[str]
     kill: str = ""
     port: int = 0
+    ranks: int = 0
 
 
 def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, list[int]]:
-    """Run cases in order at a number of ranks (1: plain python); each case's exit codes by rank, -9 for SIGKILL.
+    """Run cases in order at a number of ranks (1: a plain process); each case's exit codes by rank, -9 for SIGKILL.
 
     What a rank printed is in folder/NAME-RANK.log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ported = [replace(case, port=port) for case, port in zip(cases, free_ports(len(cases)), strict=True)]
-    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in ported]), encoding="utf-8")
-    start = [sys.executable] if ranks == 1 else torchrun(ranks)
+    placed = [
+        replace(case, port=port, ranks=case.ranks or ranks)
+        for case, port in zip(cases, free_ports(len(cases)), strict=True)
+    ]
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in placed]), encoding="utf-8")
     done = subprocess.run(
-        [*start, __file__, str(folder)], capture_output=True, text=True, timeout=300, env=environment()
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=300, env=environment()
     )
     assert done.returncode == 0, done.stderr
-    by_rank = [json.loads((folder / f"codes-{rank}.json").read_text()) for rank in range(ranks)]
-    for rank, codes in enumerate(by_rank):
-        for case, code in zip(cases, codes, strict=True):
+    codes: dict[str, list[int]] = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
+    for case in cases:
+        for rank, code in enumerate(codes[case.name]):
             # A rank whose peer is killed may end in whatever the connection says.
             assert code != TRACEBACK or case.kill, (folder / f"{case.name}-{rank}.log").read_text(encoding="utf-8")
-    return {case.name: [codes[i] for codes in by_rank] for i, case in enumerate(cases)}
+    return codes
 
 
 def free_ports(count: int) -> list[int]:
@@ -144,26 +148,31 @@ def environment() -> dict[str, str]:
 def _run_all(folder: Path) -> None:
     import rmfast.tasks.reward  # noqa: F401  (before the forks)
 
-    rank = os.environ.get("RANK", "0")
     cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
     if any("megatron" in case.arguments for case in cases):
         runpy.run_path(str(ROOT / "tests" / "megatron" / "standin.py"))["install"]()
         import rmfast.parallel.megatron.engine  # noqa: F401
-    codes = [_fork(case, folder / f"{case.name}-{rank}.log") for case in cases]
-    (folder / f"codes-{rank}.json").write_text(json.dumps(codes), encoding="utf-8")
+    codes = {}
+    for case in cases:
+        ranks = [_fork(case, rank, folder / f"{case.name}-{rank}.log") for rank in range(case.ranks)]
+        codes[case.name] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
+    (folder / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
-def _fork(case: Case, log: Path) -> int:
+def _fork(case: Case, rank: int, log: Path) -> int:
+    """Start a rank; its process id."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = TRACEBACK
     try:
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        if "RANK" in os.environ:  # a meeting point of the case's own
-            os.environ |= {"MASTER_PORT": str(case.port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        if case.ranks > 1:  # a meeting point of the case's own
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "LOCAL_WORLD_SIZE": case.ranks}
+            os.environ |= {name: str(value) for name, value in own.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(case.port)}
         _set_trap(case.kill)
         from rmfast.train import main
 

@@ -225,7 +225,10 @@ class EnsembleConfig(Section):
         "full", description="full: a reward run each; heads: heads alone, over one pass of the frozen trunk"
     )
     spread: Literal["turn", "ranks"] = Field(
-        "turn", description="all ranks on one member after another, or each rank on members of its own"
+        "turn", description="all ranks on one member after another, or groups of ranks on members of their own"
+    )
+    ranks_per_member: int | None = Field(
+        None, ge=1, description="spread ranks: size of a group; null: 1, for megatron parallel.tensor x pipeline"
     )
     part: Annotated[int, Field(ge=0)] | Literal["vote"] | None = Field(
         None, description="for jobs that share run.dir: train this member alone, or vote over all; null: everything"
@@ -270,6 +273,10 @@ class Config(Section):
                 raise ValueError("ensemble.part needs ensemble.mode full and ensemble.spread turn")
             if self.run.resume == "never":
                 raise ValueError("run.resume never would move away what jobs of other members (ensemble.part) are at")
+        if ensemble.ranks_per_member and ensemble.spread == "turn":
+            raise ValueError(
+                "ensemble.ranks_per_member belongs to ensemble.spread ranks; under turn all ranks share each member"
+            )
         if (model.heads or 1) > 1:
             raise ValueError(
                 f"model.heads ({model.heads}) above 1: a member of an ensemble has one head; leave model.heads out "
@@ -377,9 +384,20 @@ class Config(Section):
             raise ValueError(
                 "model.top_layers leaves stages of parallel.pipeline nothing to train; use parallel.tensor"
             )
-        if self.task == "ensemble" and (self.ensemble.mode == "heads" or self.ensemble.spread == "ranks"):
-            raise ValueError("parallel.engine megatron runs ensemble.mode full with ensemble.spread turn alone")
+        if self.task == "ensemble":
+            if self.ensemble.mode == "heads":
+                raise ValueError("parallel.engine megatron runs ensemble.mode full alone")
+            if self.ranks_per_member % (own.tensor * own.pipeline):
+                raise ValueError(
+                    f"ensemble.ranks_per_member ({self.ranks_per_member}) is no multiple of parallel.tensor "
+                    f"{own.tensor} x parallel.pipeline {own.pipeline}, which hold one model"
+                )
         return self
+
+    @property
+    def ranks_per_member(self) -> int:
+        """Ranks of each group under `ensemble.spread: ranks`."""
+        return self.ensemble.ranks_per_member or self.parallel.tensor * self.parallel.pipeline
 
     def treatment(self) -> Denoise:
         """What is done to the training edges: the preset, with the denoise section's own values."""

@@ -1,14 +1,20 @@
 """The processes of a run, as torchrun started them."""
 
+import contextlib
 import gc
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of another rank: gloo has no error class of its own."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
 class World:
@@ -24,7 +30,7 @@ class World:
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
         self._timeout = timedelta(minutes=timeout_minutes)
-        self._group: dist.ProcessGroup | None = None  # None: all
+        self._group: dist.ProcessGroup | None = None  # None: not open, or without one
         self._main: bool | None = None  # None: rank 0
 
     @classmethod
@@ -42,6 +48,35 @@ class World:
         out.rank, out.size, out.device = 0, 1, world.device
         return out
 
+    @contextlib.contextmanager
+    def part(self, size: int, timeout_minutes: float) -> Iterator["World"]:
+        """Consecutive ranks as a world of their own, this one among them; all ranks of the whole world call it.
+
+        Inside, the part's process group is torch's default one. What names no group (DDP, FSDP, megatron-core, the
+        making of further groups) then sees the part as it would see a job of that size: no rank of another part takes
+        part in it or waits for it. Worlds that were there before still reach all their own ranks.
+
+        Args:
+            size: ranks of each part; it divides this world's. timeout_minutes: of a part's ranks for each other.
+        """
+        if self.size == 1:
+            yield self
+            return
+        # NCCL splits communicators, in which every rank of the whole must take part, in one order: no
+        # use_local_synchronization.
+        timeout = timedelta(minutes=timeout_minutes)
+        starts = range(0, self.size, size)
+        groups = [dist.new_group(list(range(start, start + size)), timeout=timeout) for start in starts]
+        own = World.within(self, groups[self.rank // size])
+        own._main, own._timeout = None, timeout
+        del groups  # who destroys a group must hold the last reference to it
+        before = dist.group.WORLD
+        dist.group.WORLD = own._group
+        try:
+            yield own
+        finally:
+            dist.group.WORLD, own._group = before, None
+
     def __enter__(self) -> "World":
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -49,6 +84,7 @@ class World:
             device_id = self.device if self.device.type == "cuda" else None
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=self._timeout, device_id=device_id)
+            self._group = dist.group.WORLD
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -60,6 +96,7 @@ class World:
             traceback.clear_frames(error.__traceback__)
             error = error.__context__
         gc.collect()
+        self._group = None
         dist.destroy_process_group()
 
     @property
@@ -85,12 +122,12 @@ class World:
         return tensor
 
     def subgroup(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        """A new group of some ranks; all ranks of the world call it."""
+        """A new group of some ranks. All ranks of the world call it; those of a part, inside it."""
         return dist.new_group(list(ranks), timeout=self._timeout)
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The process group of these ranks; None for all."""
+        """The process group of these ranks; None in a world of one that has none."""
         return self._group
 
     def gather(self, tensor: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from rmfast.tasks.members import (
     Ensemble,
     all_or_none,
     check_folder,
+    check_ranks,
     member_config,
     open_folder,
     read_scores,
@@ -42,6 +43,8 @@ def run(config: Config) -> None:
     """
     together = config.ensemble.spread == "turn" and config.ensemble.mode == "full"
     world = open_world(config, None if together else WEEK)
+    if config.ensemble.spread == "ranks":
+        check_ranks(config, world.size, "torchrun's --nproc_per_node x --nnodes")
     with world:
         hf, tokenizer, table, evals = open_inputs(config, world)
         count = 0 if config.model.from_scratch else stored_heads(config.model.path)
@@ -82,13 +85,28 @@ def _train(ensemble: Ensemble, stop: StopRequest) -> None:
         for member in range(config.members) if config.part is None else (int(config.part),):
             _train_member(ensemble, member, world, stop)
     else:
-        alone, own = World.alone(world), stop.alone()
+        size = ensemble.config.ranks_per_member
+        if world.main and 1 < size < world.size:
+            say(f"members in {world.size // size} groups of {size} ranks")
+        with _part(ensemble, size) as part:
+            own = stop.within(part)
 
-        def mine() -> None:
-            for member in range(world.rank, config.members, world.size):
-                _train_member(ensemble, member, alone, own)
+            def mine() -> None:
+                for member in range(world.rank // size, config.members, world.size // size):
+                    _train_member(ensemble, member, part, own)
 
-        all_or_none(world, mine)
+            all_or_none(world, mine, part)
+
+
+@contextlib.contextmanager
+def _part(ensemble: Ensemble, size: int) -> Iterator[World]:
+    """This rank's group, a world of its own."""
+    world, parallel = ensemble.world, ensemble.config.parallel
+    if size == 1 and parallel.engine == "native":  # which then needs no process group, of which there would be many
+        yield World.alone(world)
+        return
+    with world.part(size, parallel.timeout_minutes) as part:
+        yield part
 
 
 def _say_guessed(ensemble: Ensemble) -> None:
@@ -105,7 +123,7 @@ def _say_guessed(ensemble: Ensemble) -> None:
 def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest) -> None:
     """A member's whole reward run, then its rewards; nothing where they are there already."""
     config, members = ensemble.config, ensemble.config.ensemble.members
-    done = read_scores(ensemble, member) is not None
+    done = read_scores(ensemble, member, world) is not None
     world.barrier()  # all ranks must have looked before rank 0 writes
     if done:
         if world.main:
@@ -116,7 +134,7 @@ def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopReque
     reward = RewardRun(own, world, ensemble.hf, ensemble.tokenizer, table, ensemble.evals)
     if ensemble.world.main:
         open_folder(ensemble)
-    with _console(ensemble, member):
+    with _console(ensemble, member, world):
         if world.main:
             fold = "" if config.ensemble.folds is None else f", without fold {member % config.ensemble.folds}"
             say(f"\nmember {member} of {members}: seed {own.run.seed}, {len(table):,} groups{fold}")
@@ -142,9 +160,9 @@ def _final_scores(reward: RewardRun, name: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _console(ensemble: Ensemble, member: int) -> Iterator[None]:
-    """Lines of a member that another rank than 0 trains alone go to a file of its own."""
-    if ensemble.world.main or ensemble.config.ensemble.spread == "turn":
+def _console(ensemble: Ensemble, member: int, world: World) -> Iterator[None]:
+    """Lines of a member that ranks without rank 0 train go to a file of its own."""
+    if ensemble.world.rank < world.size:
         yield
         return
     path = ensemble.path(member) / "console.log"

@@ -9,6 +9,7 @@ from pathlib import Path
 from rmfast.config import Config, load_config
 from rmfast.errors import RunError, UserError
 from rmfast.launch.slurm import Job, check, members, once, point, train, wrapped
+from rmfast.tasks.members import check_ranks
 from rmfast.tasks.options import out_file
 from rmfast.trainer.log import say
 
@@ -23,6 +24,8 @@ def slurm(options: Namespace) -> None:
     check(job)
     if config.run.resume == "never":
         raise UserError("run.resume: a job that is queued again goes on from its checkpoint; never would start anew")
+    if config.task == "ensemble" and config.ensemble.spread == "ranks":
+        check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
     out = out_file(options.out or f"{job.name}.sbatch", config.run.dir)
     made_by = f"rmfast {shlex.join(options.words)}"
     if options.array is not None:

@@ -20,7 +20,7 @@ from rmfast.config import Config
 from rmfast.data.files import write_text, written_aside
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, RunError, UserError
-from rmfast.parallel.world import World
+from rmfast.parallel.world import World, lost
 from rmfast.tasks.folds import fold_of_groups
 from rmfast.tasks.inputs import move_aside
 from rmfast.tasks.prepare import data_key
@@ -104,17 +104,46 @@ def member_config(config: Config, member: int, folder: Path) -> Config:
     return config.model_copy(update={"task": "reward", "run": run})
 
 
-def all_or_none(world: World, work: Callable[[], None]) -> None:
-    """Do work that holds no collective. Where it fails on one rank, all raise: none may be left waiting."""
+def check_ranks(config: Config, ranks: int, set_by: str) -> None:
+    """Whether a number of ranks makes whole groups under `ensemble.spread: ranks`.
+
+    Args:
+        set_by: options that say how many ranks there are.
+
+    Raises:
+        UserError: it does not.
+    """
+    size = config.ranks_per_member
+    if ranks % size:
+        origin = " (parallel.tensor x parallel.pipeline)" if config.ensemble.ranks_per_member is None else ""
+        raise UserError(
+            f"ensemble.ranks_per_member {size}{origin} does not divide the {ranks} ranks of this run ({set_by})"
+        )
+
+
+def all_or_none(world: World, work: Callable[[], None], part: World | None = None) -> None:
+    """Do work that holds no collective of all ranks. Where it fails on one, all raise: none may be left waiting.
+
+    Args:
+        part: ranks that do the work together, if it is not each by itself. Where it fails on one of these, the others
+            may be waiting for it in the midst of it: it leaves at once, and its going ends them all.
+    """
     error: UserError | RunError | Interrupted | None = None
     try:
-        work()
-    except (UserError, RunError, Interrupted) as raised:
-        error = raised
-        if not world.main:  # rank 0 prints its own
-            print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-    failed = float(isinstance(error, UserError | RunError))
-    failures, stops = world.sum_(torch.tensor([failed, float(isinstance(error, Interrupted))])).tolist()
+        try:
+            work()
+        except (UserError, RunError, Interrupted) as raised:
+            error = raised
+            if not world.main and (part is None or part.main):  # rank 0 prints its own
+                print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+            if part is not None and part.size > 1 and not isinstance(error, Interrupted):
+                raise
+        failed = float(isinstance(error, UserError | RunError))
+        failures, stops = world.sum_(torch.tensor([failed, float(isinstance(error, Interrupted))])).tolist()
+    except RuntimeError as end:
+        if not lost(end):
+            raise
+        raise RunError("another rank has ended, or does not answer; its own line says why, if it had any") from None
     if failed and error is not None:
         raise error
     if failures:
@@ -176,8 +205,12 @@ def open_folder(ensemble: Ensemble) -> None:
     write_text(folder / "ensemble.json", json.dumps({"settings": _settings(ensemble)}, indent=1) + "\n")
 
 
-def read_scores(ensemble: Ensemble, member: int) -> dict[str, np.ndarray] | None:
-    """What `write_scores` wrote of a member; None where it has not, of other data, or where it cannot be read."""
+def read_scores(ensemble: Ensemble, member: int, world: World | None = None) -> dict[str, np.ndarray] | None:
+    """What `write_scores` wrote of a member; None where it has not, of other data, or where it cannot be read.
+
+    Args:
+        world: the ranks that read it together, if not all.
+    """
     file = ensemble.path(member) / "scores.npz"
     if not file.is_file():
         return None
@@ -187,7 +220,7 @@ def read_scores(ensemble: Ensemble, member: int) -> dict[str, np.ndarray] | None
                 return None
             return {name: arrays[name] for name in arrays.files if name != "key"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        if ensemble.world.main or ensemble.config.ensemble.spread == "ranks":
+        if (world or ensemble.world).main:
             say(f"{file}: damaged; made again")
         return None
 

@@ -36,9 +36,13 @@ class StopRequest:
         self._looked = -POLL
         self._pending: tuple[Tensor, dist.Work] | None = None
 
+    def within(self, world: World) -> "StopRequest":
+        """For some of the ranks, which step without the others; their first one looks for them."""
+        return StopRequest(self.folder, world, self.signals)
+
     def alone(self) -> "StopRequest":
         """For a rank that steps without the others, and looks for itself."""
-        return StopRequest(self.folder, World.alone(self.world), self.signals)
+        return self.within(World.alone(self.world))
 
     def asked(self) -> bool:
         """Whether to end after the step that was just done; every rank calls it after every step.
@@ -50,7 +54,7 @@ class StopRequest:
         if self.world.size == 1:
             return heard
         before, flag = self._pending, torch.tensor(float(heard))
-        self._pending = flag, dist.all_reduce(flag, async_op=True)
+        self._pending = flag, dist.all_reduce(flag, group=self.world.group, async_op=True)
         if before is None:
             return False
         before[1].wait()

@@ -93,6 +93,9 @@ def test_times_that_are_none(time: str) -> None:
     assert seconds("UNLIMITED") is None
 
 
+GROUPS = ("--ensemble.spread", "ranks", "--ensemble.ranks_per_member", "4")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -102,6 +105,10 @@ def test_times_that_are_none(time: str) -> None:
         (["--time", "60", "--run.resume", "never"], "run.resume:"),
         (["--time", "60", "--run.dirr", "x"], "run.dirr: unknown key; did you mean run.dir?"),
         (["--time", "60", "--array"], "--array trains each member of an ensemble"),
+        (
+            [*["--time", "60", "--nodes", "2", "--gpus-per-node", "3", "--task", "ensemble"], *GROUPS],
+            "ensemble.ranks_per_member 4 does not divide the 6 ranks of this run (--nodes x --gpus-per-node)",
+        ),
         (["--time", "60", "--out", "/no/such/folder/x.sbatch"], "there is no folder /no/such/folder"),
     ],
 )

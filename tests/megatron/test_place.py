@@ -100,8 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"parallel__sequence": True}, "parallel.sequence shares tokens among parallel.tensor ranks"),
         ({"parallel__virtual": 2}, "parallel.virtual divides the layers of parallel.pipeline ranks"),
         ({"parallel__pipeline": 2, "model__top_layers": 1}, "model.top_layers leaves stages of parallel.pipeline"),
-        ({"task": "ensemble", "ensemble__mode": "heads"}, "ensemble.mode full with ensemble.spread turn"),
-        ({"task": "ensemble", "ensemble__spread": "ranks"}, "ensemble.mode full with ensemble.spread turn"),
+        ({"task": "ensemble", "ensemble__mode": "heads"}, "megatron runs ensemble.mode full alone"),
     ],
 )
 def test_keys_that_clash(folder: Path, capsys: pytest.CaptureFixture[str], keys: dict[str, object], hint: str) -> None:
