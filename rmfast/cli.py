@@ -4,6 +4,8 @@ Training: `torchrun rmfast/train.py CONFIG.yaml`.
 """
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -191,10 +193,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         run[options.command](options)
+        sys.stdout.flush()  # a pipe that nobody reads shows here rather than at the interpreter's exit
     except (UserError, RunError) as error:
         print(f"rmfast: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + 13  # as a shell says of a program that SIGPIPE has ended
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output's reader is gone, as `head` is after its lines; what is still unprinted goes nowhere
+    then, or Python would complain of it at its end."""
+    out = sys.stdout.fileno()
+    look = select.poll()
+    look.register(out, 0)
+    if not look.poll(0):  # an error or a hang-up
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 if __name__ == "__main__":

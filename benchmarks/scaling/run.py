@@ -108,7 +108,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | Non
         run.engine.network.decoder.attend_with(attention)
         recorder = Recorder()
         run.log = recorder  # type: ignore[assignment]
-        run._fit(Progress(), None)
+        run.train(Progress())
         lines = recorder.lines[WARM_UP:]
         seconds = [line["step_seconds"] for line in lines]
         total = [line["tokens_per_second"] * line["step_seconds"] for line in lines]
