@@ -75,7 +75,12 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take")
     plan.add_argument("config", nargs="+", metavar="CONFIG", help="as torchrun rmfast/train.py takes it, keys included")
     plan.add_argument("--gpus", type=positive, required=True, help="how many")
-    plan.add_argument("--gpu", choices=["h100", "h200", "a100"], default="h100", help="of which kind (default h100)")
+    plan.add_argument(
+        "--gpu",
+        default="h100",
+        metavar="KIND",
+        help="h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured",
+    )
     plan.add_argument("--tokens-per-group", type=positive, help="of a prompt group (default: measured on data.train)")
     plan.add_argument("--show", type=positive, default=8, help="layouts shown (default 8)")
     plan.add_argument("--out", metavar="FILE.json", help="all layouts with all terms")
