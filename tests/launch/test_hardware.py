@@ -40,7 +40,7 @@ def test_a_name_is_a_data_sheet_and_a_file_is_read(tmp_path: Path) -> None:
         (RATES | {"nvlink": "fast"}, "nvlink must be a positive number, got 'fast'"),
         (RATES | {"node": True}, "node must be a positive number, got True"),
         (RATES | {"node": 2.5}, "node must be a whole number, got 2.5"),
-        (json.dumps(RATES)[:-1] + ', "node": NaN}', "node must be a positive number, got nan"),
+        (json.dumps(RATES)[:-1] + ', "node": Infinity}', "node must be a positive number, got inf"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, values: object, line: str) -> None:
