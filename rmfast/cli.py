@@ -4,6 +4,8 @@ Training: `torchrun rmfast/train.py CONFIG.yaml`.
 """
 
 import argparse
+import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +75,12 @@ def parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take")
     plan.add_argument("config", nargs="+", metavar="CONFIG", help="as torchrun rmfast/train.py takes it, keys included")
     plan.add_argument("--gpus", type=positive, required=True, help="how many")
-    plan.add_argument("--gpu", choices=["h100", "h200", "a100"], default="h100", help="of which kind (default h100)")
+    plan.add_argument(
+        "--gpu",
+        default="h100",
+        metavar="KIND",
+        help="h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured",
+    )
     plan.add_argument("--tokens-per-group", type=positive, help="of a prompt group (default: measured on data.train)")
     plan.add_argument("--show", type=positive, default=8, help="layouts shown (default 8)")
     plan.add_argument("--out", metavar="FILE.json", help="all layouts with all terms")
@@ -191,10 +198,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         run[options.command](options)
+        sys.stdout.flush()  # a pipe that nobody reads shows here rather than at the interpreter's exit
     except (UserError, RunError) as error:
         print(f"rmfast: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 128 + 13  # as a shell says of a program that SIGPIPE has ended
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output's reader is gone, as `head` is after its lines; what is still unprinted goes nowhere
+    then, or Python would complain of it at its end."""
+    out = sys.stdout.fileno()
+    look = select.poll()
+    look.register(out, 0)
+    if not look.poll(0):  # an error or a hang-up
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Tiny models of every family, prompt groups of token ids, and what Hugging Face computes of them one by one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -243,22 +244,73 @@ class Results(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.largest = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._storages: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self.largest = max(self.largest, tensor.numel())
             storage = tensor.untyped_storage()
-            self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            self._storages[storage._cdata] = StorageWeakRef(storage)
         return result
 
     def alive(self, besides: Iterable[Tensor] = ()) -> int:
         """Bytes of storages that appeared in results and were not freed, but for those of given tensors."""
-        known = {tensor.untyped_storage()._cdata for tensor in besides}
-        held = (size for key, (weak, size) in self._storages.items() if key not in known and not weak.expired())
-        return sum(held)
+        known, held = {tensor.untyped_storage()._cdata for tensor in besides}, 0
+        for key, weak in list(self._storages.items()):
+            storage = torch.UntypedStorage._new_with_weak_ptr(weak.cdata)
+            if storage is None:
+                del self._storages[key]
+            elif key not in known:
+                held += storage.nbytes()  # as it is now: FSDP2 empties storages without freeing them
+        return held
+
+
+class Peak(Results):
+    """Also the most bytes that were alive after any operation. Kernels are launched with a GPU's choices, but not run:
+    values are garbage, sizes are not.
+
+    Args:
+        besides: tensors that do not count.
+    """
+
+    def __init__(self, besides: Iterable[Tensor] = ()) -> None:
+        from rmfast.kernels.launch import recording  # which imports Triton
+
+        super().__init__()
+        self.besides, self.peak = list(besides), 0
+        self.unseen = False
+        self._paper = recording((9, 0))
+
+    def __enter__(self) -> Self:
+        self._launches = self._paper.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._paper.__exit__(*error)
+
+    def looking_away(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """A function as it is, but what it makes does not count: gloo scatters sums by way of copies, NCCL does not."""
+
+        def within(*arguments: Any, **options: Any) -> Any:
+            self.unseen, before = True, self.unseen
+            try:
+                return run(*arguments, **options)
+            finally:
+                self.unseen = before
+
+        return within
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.unseen:
+            return func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        self._launches.clear()  # they hold tensors
+        self.peak = max(self.peak, self.alive(self.besides))
+        return result
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+    # A DTensor is a name for its local part, which shows by itself.
+    return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and not isinstance(leaf, DTensor))

@@ -15,70 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+from inputs import Recorder, open_run, stepping_alone  # noqa: E402
 from lengths import DISTRIBUTIONS, draw_lengths  # noqa: E402
 
 from rmfast.config import Config, load_config  # noqa: E402
-from rmfast.data.store import TokenStore  # noqa: E402
-from rmfast.data.table import GroupTable, build_table  # noqa: E402
-from rmfast.data.tokenizer import load_tokenizer  # noqa: E402
 from rmfast.errors import UserError  # noqa: E402
-from rmfast.models.config import decoder_config  # noqa: E402
-from rmfast.models.hf import read_config  # noqa: E402
-from rmfast.tasks.attention import choose_attention  # noqa: E402
 from rmfast.tasks.inputs import open_world  # noqa: E402
-from rmfast.tasks.reward import RewardRun  # noqa: E402
 from rmfast.trainer.loop import Progress  # noqa: E402
 
 WARM_UP = 2  # steps that are not counted
-
-
-class Recorder:
-    """In place of the run's log: the lines of all steps."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def step(self, values: dict[str, Any], seconds_left: float) -> None:
-        self.lines.append(values)
-
-
-def random_table(lengths: np.ndarray, vocabulary: int, config: Config, seed: int) -> GroupTable:
-    """Pairs of random ids with lengths [G, 3] of prompt, chosen and rejected response; the first is the better one."""
-    groups = len(lengths)
-    draw = np.random.default_rng(seed)
-    tokens = draw.integers(0, vocabulary, int(lengths.sum()), dtype=np.int32)
-    starts = np.concatenate(([0], np.cumsum(lengths.sum(1))))
-    # The responses' first tokens differ, so that the prompt is the common prefix.
-    first = starts[:-1] + lengths[:, 0]
-    tokens[first + lengths[:, 1]] = (tokens[first] + 1) % vocabulary
-    ones = np.ones(groups, np.float32)
-    store = TokenStore(
-        tokens=tokens,
-        token_start=starts.astype(np.int64),
-        prefix_length=lengths[:, 0].astype(np.int32),
-        response_start=np.arange(0, 2 * groups + 1, 2, dtype=np.int64),
-        suffix_length=lengths[:, 1:].reshape(-1).astype(np.int32),
-        answer_start=np.repeat(lengths[:, 0], 2).astype(np.int32),
-        edge_start=np.arange(groups + 1, dtype=np.int64),
-        better=np.zeros(groups, np.int32),
-        worse=np.ones(groups, np.int32),
-        margin=0 * ones,
-        target=ones,
-        weight=ones,
-        strength_mean=np.nan * ones,
-        strength_std=np.nan * ones,
-        identical=np.zeros(groups, np.bool_),
-        row=np.arange(1, groups + 1),
-        prompt=np.arange(groups, dtype=np.uint64),
-        meta={"source": "random", "files": [["random", 0]], "bos_id": None, "bad": {}, "key": "random"},
-    )
-    limits = {"max_length": config.data.max_length, "tokens_per_pack": config.data.tokens_per_pack}
-    return build_table([store], over_long="truncate", **limits)[0]
 
 
 def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -90,25 +40,12 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | Non
     world = open_world(config)
     with world:
         groups = options.groups_per_rank * world.size if options.mode == "weak" else config.data.pairs_per_step
-        config = config.model_copy(
-            update={
-                "task": "reward",
-                "run": config.run.model_copy(update={"max_steps": options.steps + WARM_UP}),
-                "data": config.data.model_copy(update={"pairs_per_step": groups, "train_weights": None}),
-                "eval": config.eval.model_copy(update={"suites": (), "every": None, "suites_every": None}),
-                "checkpoint": config.checkpoint.model_copy(update={"every": None}),
-            }
-        )
-        hf = read_config(config.model.path)
+        config = stepping_alone(config, groups=groups, steps=options.steps + WARM_UP)
         lengths = draw_lengths(options.lengths, groups * (options.steps + WARM_UP), config.run.seed)
-        table = random_table(lengths, decoder_config(hf).vocabulary, config, config.run.seed)
-        tokenizer = load_tokenizer(config.model.path, None)
-        run = RewardRun(config, world, hf, tokenizer, table, {})
-        attention = choose_attention(config, run.decoder_config, table, run.plan, world, None)
-        run.engine.network.decoder.attend_with(attention)
+        run = open_run(config, world, lengths)
         recorder = Recorder()
         run.log = recorder  # type: ignore[assignment]
-        run._fit(Progress(), None)
+        run.train(Progress())
         lines = recorder.lines[WARM_UP:]
         seconds = [line["step_seconds"] for line in lines]
         total = [line["tokens_per_second"] * line["step_seconds"] for line in lines]
@@ -127,7 +64,7 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | Non
             "seconds": seconds,
             "tokens": total,
             "model": Path(config.model.path).name,
-            "weights": sum(p.numel() for p in run.engine.network.parameters()),
+            "weights": run.engine.parameter_counts()[0],
             "dtype": config.model.dtype,
             "recompute": config.model.recompute,
             "lengths": options.lengths,

@@ -1,6 +1,7 @@
 """What a step costs one GPU under a layout: bytes of memory and seconds. docs/plan.md derives every term.
 
-Sizes: d width, q heads x head_dim, k kv_heads x head_dim, f ffn, T tokens of a pack, b bytes of an activation.
+Sizes: d width, q heads x head_dim, k kv_heads x head_dim, f ffn, T tokens of a pack, b bytes of an activation (2 under
+bfloat16, 4 under float32).
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,6 @@ from rmfast.models.recompute import Recompute
 
 Engine = Literal["ddp", "fsdp", "megatron"]
 
-MATRIX_EFFICIENCY = 0.6  # of the peak, that large products reach
-LINK_EFFICIENCY = 0.8  # of a link's data sheet
 RESERVE = 2e9  # bytes: CUDA context, NCCL buffers, fragmentation
 
 
@@ -26,6 +25,7 @@ class Workload:
         tokens: computed tokens, prompts once. responses: scored tokens. pack: tokens of a pack.
         visible: pairs of a query and a key that it sees, over all tokens.
         every_token: whether the last layer's output is read at all tokens, for an LM loss.
+        activation: bytes of one, 2 or 4. Weights, gradients and moments are fp32 in any case.
     """
 
     tokens: int
@@ -33,6 +33,7 @@ class Workload:
     pack: int
     visible: int
     every_token: bool = False
+    activation: int = 2
 
 
 @dataclass(frozen=True)
@@ -64,94 +65,125 @@ def _largest_stage(config: DecoderConfig, layout: Layout) -> float:
     return (layers * config.layer_parameters + config.vocabulary * config.width) / layout.tensor
 
 
-def saved_bytes(config: DecoderConfig, recompute: Recompute, *, tensor: int = 1, sequence: bool = False) -> float:
-    """Bytes that one layer keeps of one token for its backward, at 2 bytes an activation.
+def saved_bytes(
+    config: DecoderConfig, recompute: Recompute, *, tensor: int = 1, sequence: bool = False, activation: int = 2
+) -> float:
+    """Bytes that one layer keeps of one token for its backward.
 
     none: both norms' inputs and outputs (4 d), q, k, v and what attention gives (2 q + 2 k), gate and up (2 f), and
     their product (f). selective: what products and attention gave (2 d + 2 q + 2 k + 2 f; the last one is the next
     layer's input), and the residual (d). full: the layer's input, branch and residual (2 d). Attention's log-sum-exps
     take 4 bytes a head, norms 4 bytes a row. Norms of q and k keep their inputs. Under tensor parallelism q, k
-    and f are a rank's share, d too where sequence parallelism cuts it.
+    and f are a rank's share, d too where sequence parallelism cuts it, but for what products gave: a rank's part of
+    their sum is there for all tokens.
     """
     d = config.width / (tensor if sequence else 1)
     q, k, f = (n / tensor for n in (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.ffn))
     heads = config.heads / tensor
     if recompute == "full":
-        return 2 * 2 * d
+        return activation * 2 * d
     if recompute == "selective":
-        return 2 * (3 * d + 2 * q + 2 * k + 2 * f) + 4 * heads
-    normed = 2 * (q + k) + 4 * (heads + config.kv_heads / tensor) if config.qk_norm else 0.0
-    return 2 * (4 * d + 2 * q + 2 * k + 3 * f) + 4 * heads + 8 + normed
+        return activation * (2 * config.width + d + 2 * q + 2 * k + 2 * f) + 4 * heads
+    normed = activation * (q + k) + 4 * (heads + config.kv_heads / tensor) if config.qk_norm else 0.0
+    return activation * (4 * d + 2 * q + 2 * k + 3 * f) + 4 * heads + 8 + normed
 
 
 def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, float]:
     """Bytes of the fullest GPU, by what takes them.
 
-    ddp: fp32 weights, gradients and two moments, and the bf16 copies that the graph keeps (recomputation makes them
-    again, a layer at a time). fsdp: the same but the copies by ranks, and two layers gathered. megatron: a rank's part
-    of all that, the moments divided by data ranks.
+    ddp: fp32 weights, gradients and two moments, torch's buckets (a second set of gradients), and the bf16 copies that
+    the graph keeps (recomputation makes them again, a layer at a time). fsdp: weights and moments by ranks, two layers
+    and the embedding gathered; gradients by ranks too, but whole between packs. megatron: a rank's part of the model,
+    the moments divided by data ranks, copies for every pack in flight.
     """
-    weights = _largest_stage(config, layout)
-    layer = config.layer_parameters
+    b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
+    packs = ceil(load.tokens / layout.data / load.pack)
+    weights, layer = _largest_stage(config, layout), config.layer_parameters / layout.tensor
+    table = config.vocabulary * config.width / layout.tensor
+    layers = ceil(config.layers / layout.pipeline)
+    flying = 1.0
+    if layout.pipeline > 1:  # 1F1B: the first stage holds as many packs as there are stages, and somewhat more in turns
+        turns = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual) if layout.virtual > 1 else 1.0
+        flying = min(packs, layout.pipeline) * turns
+    cast = b if b < 4 else 0  # fp32 weights are read as they are
+    copies = cast * layer * (layers * flying if layout.recompute == "none" else 1)
     if layout.engine == "ddp":
-        state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
-        state["copies"] = 2 * (weights if layout.recompute == "none" else layer)
+        state = {"weights": 4 * weights, "gradients": 4 * weights * (1 + (layout.data > 1)), "optimizer": 8 * weights}
     elif layout.engine == "fsdp":
-        own = parameters(config) / layout.data
-        state = {"weights": 4 * own, "gradients": 4 * own, "optimizer": 8 * own}
-        state["copies"] = 2 * 2 * layer + 4 * layer + 2 * config.vocabulary * config.width
+        whole = parameters(config)
+        own = whole / layout.data
+        state = {"weights": 4 * own, "gradients": 4 * (whole if packs > 1 else own + layer), "optimizer": 8 * own}
+        copies = b * (2 * layer + table)
     else:
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights / layout.data}
-        state["copies"] = 2 * (weights if layout.recompute == "none" else layer / layout.tensor)
-    tokens = min(load.pack, max(1, load.tokens // layout.data))
     # The last layer keeps next to nothing where it computes scored tokens only (it is not the fullest stage's).
     trimmed = layout.pipeline == 1 and not load.every_token
-    layers = ceil(config.layers / layout.pipeline) - trimmed
-    kept = layers * tokens * saved_bytes(config, layout.recompute, tensor=layout.tensor, sequence=layout.sequence)
-    if layout.pipeline > 1:  # 1F1B: the first stage holds as many packs as there are stages, and somewhat more in turns
-        packs = ceil(load.tokens / layout.data / load.pack)
-        turns = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual) if layout.virtual > 1 else 1.0
-        kept *= min(packs, layout.pipeline) * turns
-    # One layer's backward: its activations where they are made again, gradients of gate, up, their product and two
-    # hidden states, and the largest matrix's gradient in bf16 and fp32.
-    working = tokens * 2 * (3 * config.ffn / layout.tensor + 2 * config.width)
-    working += (2 + 4) * 2 * config.ffn * config.width / layout.tensor
-    if layout.recompute != "none":
-        working += tokens * saved_bytes(config, "none", tensor=layout.tensor, sequence=layout.sequence)
-    return state | {"activations": kept, "working": working, "reserve": RESERVE}
+    shared = {"tensor": layout.tensor, "sequence": layout.sequence, "activation": b}
+    d = config.width / (layout.tensor if layout.sequence else 1)
+    # A run's first layer has no residual yet; its input is no product's result.
+    start = {"none": 0, "selective": b * d, "full": -b * d}[layout.recompute] * layout.virtual
+    kept = tokens * flying * ((layers - trimmed) * saved_bytes(config, layout.recompute, **shared) + start)
+    # A layer's backward at its widest: two hidden states' gradients, and those of gate and up (the product's takes the
+    # product's place), or later that of the largest matrix, as it is computed and in fp32, when the MLP keeps no more.
+    f = config.ffn / layout.tensor
+    working = tokens * b * 2 * d
+    working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 - cast) * f * config.width)
+    if layout.recompute != "none":  # the layer's own activations, those that are made again
+        again = saved_bytes(config, "none", **shared)
+        working += tokens * (
+            again if layout.recompute == "full" else again - saved_bytes(config, "selective", **shared)
+        )
+    if layout.sequence:
+        working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
+    # At the end of a pack's backward, when it keeps nothing any more: the embedding's gradient.
+    last = (4 + (cast if layout.engine == "fsdp" else 0)) * table + 4 * tokens * d
+    working = max(working, last - (kept + (0 if layout.engine == "fsdp" else copies)) / flying)
+    return state | {"copies": copies, "activations": kept, "working": working, "reserve": RESERVE}
 
 
-def seconds(config: DecoderConfig, layout: Layout, load: Workload, gpu: Gpu) -> dict[str, float]:
-    """Seconds of a step, by what takes them; nothing is taken to overlap but gradients with the last backward."""
-    rank_tokens = load.tokens / layout.data
+def seconds(
+    config: DecoderConfig, layout: Layout, load: Workload, gpu: Gpu, *, overlap: bool = True
+) -> dict[str, float]:
+    """Seconds of a step, by what takes them; nothing is taken to overlap but gradients with the last backward.
+
+    Args:
+        overlap: whether that is; CPU time, where a machine's links are its processors, hides nothing.
+    """
+    rank_tokens, b = load.tokens / layout.data, load.activation
     matrices = 2 * config.layers * config.layer_parameters * load.tokens
     attention = 4 * config.layers * config.heads * config.head_dim * load.visible
     passes = 4 if layout.recompute == "full" else 3
-    compute = passes * (matrices + attention) / layout.world / (gpu.matrix * MATRIX_EFFICIENCY)
-    if layout.recompute != "none":  # norms (read 2 d, write 2 d, twice), RoPE and SwiGLU move their bytes again
-        q, k = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        moved = 2 * (8 * config.width + 2 * (q + 2 * k) + 3 * config.ffn)
-        compute += moved * config.layers * load.tokens / layout.world / gpu.bandwidth
+    rate = (gpu.matrix if b == 2 else gpu.single) * gpu.matrix_share
+    compute = passes * (matrices + attention) / layout.world / rate
+    # Norms (read 2 d, write 2 d, twice), RoPE and SwiGLU move bytes; their backward twice as many.
+    q, k = config.heads * config.head_dim / layout.tensor, config.kv_heads * config.head_dim / layout.tensor
+    d, f = config.width / (layout.tensor if layout.sequence else 1), config.ffn / layout.tensor
+    moved = b * (8 * d + 2 * (q + 2 * k) + 3 * f) * rank_tokens * config.layers / layout.pipeline
+    elementwise = (3 if layout.recompute == "none" else 4) * moved / gpu.bandwidth
 
     def link(ranks: int, stride: int = 1) -> float:
         inside = ranks * stride <= gpu.node
-        return (gpu.nvlink if inside else gpu.network) * LINK_EFFICIENCY
+        return (gpu.nvlink if inside else gpu.network) * gpu.link_share
 
     # Two all-reduces forward and two backward a layer (each is a reduce-scatter and a gather under sequence parallel).
     ring = 2 * (layout.tensor - 1) / layout.tensor
-    boundary = 2 * rank_tokens * config.width  # bytes of the hidden states
+    boundary = b * rank_tokens * config.width  # bytes of the hidden states
     tensor = 4 * (passes / 3) * config.layers / layout.pipeline * boundary * ring / link(layout.tensor)
     packs = max(1, ceil(rank_tokens / load.pack))
     hops = 0 if layout.pipeline == 1 else 2 * layout.virtual * boundary
     pipe = hops / (1 if not layout.sequence else layout.tensor) / link(layout.pipeline, layout.tensor * layout.data)
-    bubble = (compute + tensor) * (layout.pipeline - 1) / (layout.virtual * packs)
+    bubble = (compute + elementwise + tensor) * (layout.pipeline - 1) / (layout.virtual * packs)
     own = _largest_stage(config, layout)
     share = (layout.data - 1) / layout.data
-    sent = {"ddp": 4 + 4, "fsdp": 4 + 2 * 2 * packs, "megatron": 4 + 4}[layout.engine] * own * share
-    data = sent / link(layout.data, layout.tensor)
-    hidden = 0.0 if layout.engine == "megatron" else min(data, compute / 3 / packs)
+    # Gradients once a step (megatron scatters them); weights: megatron gathers them after the step, fsdp twice a pack.
+    sent = {"ddp": 8.0, "fsdp": 4.0, "megatron": 4.0}[layout.engine] * own * share
+    gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * own * share
+    reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
+    # Up to a third of the last pack's compute hides gradients, and the weights that fsdp fetches ahead.
+    fetched = data if layout.engine == "fsdp" else 0.0
+    hidden = min(reduced + fetched, (compute + elementwise) / 3 / packs) if overlap else 0.0
     updated = own / (1 if layout.engine == "ddp" else layout.data)
     return {
-        "compute": compute, "tensor": tensor, "pipeline": pipe, "bubble": bubble, "data": data - hidden,
-        "optimizer": 28 * updated / gpu.bandwidth,
+        "compute": compute, "elementwise": elementwise, "tensor": tensor, "pipeline": pipe, "bubble": bubble,
+        "data": reduced - hidden + data, "optimizer": 28 * updated / gpu.bandwidth,
     }  # fmt: skip

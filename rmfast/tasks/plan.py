@@ -14,9 +14,9 @@ from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.launch.cost import Workload, parameters
-from rmfast.launch.hardware import GPUS
+from rmfast.launch.hardware import GPUS, find_gpu
 from rmfast.launch.layouts import Plan, plans
-from rmfast.models.config import decoder_config
+from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import read_config
 from rmfast.trainer.log import say
 
@@ -28,28 +28,31 @@ def plan(options: Namespace) -> None:
     """rmfast plan"""
     if options.gpus < 1:
         raise UserError("--gpus must be at least 1")
+    gpu = find_gpu(options.gpu)
     config = load_config([*options.config, *options.more])
     shape = decoder_config(read_config(config.model.path), config.model.path)
     load = workload(config, options.tokens_per_group)
-    gpu = GPUS[options.gpu]
     fit, rest = plans(shape, options.gpus, gpu, load)
     say(
         f"{config.model.path}: {parameters(shape) / 1e9:.2f} B weights; a step of {config.data.pairs_per_step} groups, "
-        f"{load.tokens:,} tokens in packs of {load.pack:,}; {options.gpus} x {options.gpu} of {gpu.memory / 1e9:.0f} GB"
+        f"{load.tokens:,} tokens in packs of {load.pack:,}; {config.model.dtype}, {options.gpus} x {options.gpu} of "
+        f"{gpu.memory / 1e9:.0f} GB"
     )
     if not fit:
         say(f"No layout fits. The smallest takes {rest[0].memory / 1e9:.0f} GB a GPU ({keys(rest[0])}): more GPUs.")
     else:
         say("\n" + table(fit[: options.show]))
         say(f"\nThe first one as keys of a config: {keys(fit[0])}")
+        rates = "shares of the data sheets" if options.gpu in GPUS else f"the rates of {options.gpu}"
         say(
-            f"{len(fit)} layouts fit, {len(rest)} do not. Memory is counted tensor by tensor; times assume "
-            "shares of the data sheets and were not measured on GPUs (docs/plan.md): trust their order more than them."
+            f"{len(fit)} layouts fit, {len(rest)} do not. Memory is counted tensor by tensor; times assume {rates} "
+            "and were not measured on GPUs (docs/plan.md): trust their order more than them."
         )
     if options.out:
         rows = [describe(p) for p in (*fit, *rest)]
         with open(options.out, "w", encoding="utf-8") as file:
-            json.dump({"gpu": options.gpu, "gpus": options.gpus, "workload": vars(load), "plans": rows}, file, indent=1)
+            about = {"gpu": options.gpu, "hardware": vars(gpu), "gpus": options.gpus, "workload": vars(load)}
+            json.dump(about | {"plans": rows}, file, indent=1)
 
 
 def workload(config: Config, tokens_per_group: int | None) -> Workload:
@@ -69,7 +72,8 @@ def workload(config: Config, tokens_per_group: int | None) -> Workload:
             raise UserError(f"{error}; or give --tokens-per-group") from None
         tokens, responses, visible = (int(data.pairs_per_step * float(np.mean(x))) for x in (stored, count, seen))
     pack, lm = min(data.tokens_per_pack, tokens), config.objective.lm > 0
-    return Workload(tokens=tokens, responses=responses, pack=pack, visible=visible, every_token=lm)
+    width = DTYPES[config.model.dtype].itemsize
+    return Workload(tokens, responses, pack, visible, every_token=lm, activation=width)
 
 
 def _sample(config: Config) -> tuple[list[int], list[int], list[int]]:
@@ -128,6 +132,7 @@ def table(made: list[Plan]) -> str:
         "activations",
         "step s",
         "compute",
+        "norms",
         "TP",
         "PP",
         "bubble",
@@ -142,7 +147,7 @@ def table(made: list[Plan]) -> str:
             [
                 x.engine, str(x.tensor), stages, str(x.data), x.recompute, f"{one.memory / 1e9:.1f}",
                 f"{(one.bytes['activations'] + one.bytes['working']) / 1e9:.1f}", f"{one.step:.3f}",
-                *(f"{s[name]:.3f}" for name in ("compute", "tensor", "pipeline", "bubble", "data", "optimizer")),
+                *(f"{value:.3f}" for value in s.values()),
             ]
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]

@@ -118,7 +118,7 @@ class RewardRun:
             if progress.step == 0 and config.eval.at_start:
                 self.evaluate(0)
             if progress.step < self.total:
-                self._fit(progress, stop)
+                self.train(progress, stop)
                 self.save(progress)
                 if stop is not None and stop.asked_now():
                     raise stop.interrupted(f"the last step, {self.total},")
@@ -141,7 +141,13 @@ class RewardRun:
         if progress.step:
             say(f"resumed from step {progress.step} in {self.folder}")
 
-    def _fit(self, progress: Progress, stop: StopRequest | None) -> None:
+    def train(self, progress: Progress, stop: StopRequest | None = None) -> None:
+        """Take the steps that are left after `progress`, and no more: no evaluation at the end, no export, no report.
+
+        Raises:
+            Interrupted: `stop` said so; a checkpoint was saved.
+            RunError: a loss or gradient that is not finite, where the config says to stop.
+        """
         config, world = self.config, self.world
         optim = config.optim
         warmup = round(optim.warmup * self.total) if optim.warmup < 1 else round(optim.warmup)

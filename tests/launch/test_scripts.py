@@ -167,6 +167,7 @@ def run(
     restarts: int = 0,
     nodes: int = 1,
     patience: str = "/bin/sleep 0.01",
+    excluded: str = "(null)",
 ) -> subprocess.CompletedProcess[str]:
     """Run a script; `srun` and `sinfo` are bash. What srun was called with, and what was queued again, is in files."""
     false = folder / "false"
@@ -174,7 +175,11 @@ def run(
     programs = {
         "srun": f'printf "%s\\n" "$@" > {folder}/srun.called\n{srun}',
         "sinfo": sinfo,
-        "scontrol": f'[ "$1" = show ] && {{ echo n1; echo n2; }} || echo "$@" >> {folder}/scontrol.called',
+        "scontrol": f"""case "$*" in
+            *"show job"*) echo "JobId=7 ReqNodeList=n9 ExcNodeList={excluded} NodeList=n1" ;;
+            show*) echo n1; echo n2 ;;
+            *) echo "$@" >> {folder}/scontrol.called ;;
+        esac""",
         "sleep": patience,
         "scancel": f'echo "$@" >> {folder}/scancel.called',
     }
@@ -182,6 +187,7 @@ def run(
         (false / name).write_text(f"#!/bin/bash\n{text}\n")
         (false / name).chmod(0o755)
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": f"n[1-{nodes}]"}
+    slurm["SLURM_JOB_PARTITION"] = "low"
     again = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     environment = {"PATH": f"{false}:{os.environ['PATH']}"} | slurm | again
     return subprocess.run(
@@ -211,6 +217,41 @@ def test_a_failing_run_whose_node_died_is(config: Path, tmp_path: Path) -> None:
     looks = f'echo >> {tmp_path}/looks; [ $(wc -l < {tmp_path}/looks) -lt 3 ] || echo "n2 is idle*: Not responding"'
     done = run(rendered(config), tmp_path, srun="exit 3", sinfo=looks, nodes=2)
     assert queued_again(tmp_path) and "n2 is idle*: Not responding" in done.stdout
+
+
+def nodes_of(*names: str, dead: str) -> str:
+    """What sinfo says: of the partition's nodes, and of those that are looked after."""
+    return f'case "$*" in *partition=low*) printf "%s\\n" {" ".join(names)} ;; *) {dead} ;; esac'
+
+
+def test_a_node_that_died_is_left_out(config: Path, tmp_path: Path) -> None:
+    """Beside what the user leaves out, and after the requeue: Slurm refuses it of a job that runs."""
+    sinfo = nodes_of("n1", "n2", "n2", "n20", dead='echo "n2 is down*: Not responding"')
+    done = run(rendered(config), tmp_path, srun="exit 3", sinfo=sinfo, nodes=2, excluded="n[7-8]")
+    called = (tmp_path / "scontrol.called").read_text()
+    assert called == "requeue 7\nupdate JobId=7 ExcNodeList=n[7-8],n2\n", done.stdout + done.stderr
+    assert "leaves out n[7-8],n2" in done.stdout
+
+
+def test_it_is_not_where_too_few_would_remain(config: Path, tmp_path: Path) -> None:
+    sinfo = nodes_of("n1", "n2", dead='echo "n2 is down*: Not responding"')
+    done = run(rendered(config), tmp_path, srun="exit 3", sinfo=sinfo, nodes=2)
+    assert (tmp_path / "scontrol.called").read_text() == "requeue 7\n"
+    assert "only 1 nodes would remain: n2" in done.stderr
+
+
+def test_nodes_that_died_before_are_left_out_when_the_script_next_queues_the_job(config: Path, tmp_path: Path) -> None:
+    """Slurm itself queued it after the first death, and then the script could not."""
+    script, asked = rendered(config), "trap '' USR1; kill -USR1 $PPID; /bin/sleep 0.2; touch run/requeue"
+    three = ("n1", "n2", "n3", "n4")
+    run(script, tmp_path, srun="mkdir -p run/checkpoints/step-0; kill -KILL $PPID", sinfo=nodes_of(*three, dead="true"))
+    died = nodes_of(*three, dead='echo "n2 is down: Node unexpectedly rebooted"')
+    run(script, tmp_path, srun="mkdir -p run/checkpoints/step-1; kill -KILL $PPID", sinfo=died, restarts=1)
+    again = nodes_of(*three, dead='echo "n4 is drained: bad"')
+    for restarts, sinfo in ((2, again), (3, nodes_of(*three, dead="true"))):  # n2 is well again, then n4
+        run(script, tmp_path, srun=f"mkdir -p run/checkpoints/step-{restarts}; {asked}", sinfo=sinfo, restarts=restarts)
+        assert (tmp_path / "scontrol.called").read_text() == "requeue 7\nupdate JobId=7 ExcNodeList=n2,n4\n"
+        (tmp_path / "scontrol.called").unlink()
 
 
 def test_well_nodes_are_not_taken_for_dead(config: Path, tmp_path: Path) -> None:

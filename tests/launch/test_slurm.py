@@ -195,22 +195,28 @@ def test_preempted_by_a_job_that_goes_before(cluster: MiniSlurm, folder: Path) -
     assert "queued again, at" in log
 
 
-def test_a_dead_node_is_named_and_the_job_goes_on_elsewhere(cluster: MiniSlurm, folder: Path) -> None:
+def test_a_dead_node_is_named_and_left_out_and_the_job_goes_on_elsewhere(cluster: MiniSlurm, folder: Path) -> None:
+    """Slurm queues the job while the node is down; when the script next does, the node is well again, and shunned."""
     run = folder / "dead"
     job = cluster.sbatch(stand_in(folder, "dead", total=80), folder=folder)
+    log = folder / f"dead-{job}.log"
     cluster.until(lambda: reached(run) > 3, 60, "checkpoints")
     node = cluster.show(job)["NodeList"]
     cluster.cut_power(node)
     saved = reached(run)
     try:
-        shown = cluster.wait(job, "COMPLETED", 150)
+        cluster.until(lambda: starts(log) == 2, 120, "start 2")
+        other = cluster.show(job)["NodeList"]
     finally:
         cluster.revive(node)
-    said = (folder / f"dead-{job}.log").read_text()
-    assert shown["Restarts"] == "1" and shown["NodeList"] != node and reached(run) == 80, said
+    ask(cluster, job)
+    shown = cluster.wait(job, "COMPLETED", 120)
+    said = log.read_text()
+    assert shown["Restarts"] == "2" and other != node and reached(run) == 80, said
     # "mixed*": Slurm's star is for a node that does not answer, before and after it is called down.
     assert re.search(rf"start 2: of the nodes before, {node} is (down|\w+\*)", said), said
     assert saved < 80
+    assert shown["ExcNodeList"] == node and shown["NodeList"] == other and f"leaves out {node}" in said, said
 
 
 def test_peers_that_fail_first_wait_for_slurm_to_see_the_dead_node(cluster: MiniSlurm, folder: Path) -> None:

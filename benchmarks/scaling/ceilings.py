@@ -1,0 +1,153 @@
+"""What this machine's products, memory and links reach, as a file for `rmfast plan --gpu FILE.json`.
+
+    torchrun --standalone --nproc_per_node 2 benchmarks/scaling/ceilings.py --out FILE.json [--width 4096 --ffn 14336]
+
+GPUs: wall time, NCCL; on several nodes also the network. A CPU: CPU time of one process, gloo: on a shared machine
+nothing else means anything, and a link's rate is then what its copies cost rather than how long they take.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rmfast.parallel.world import World
+
+ROUNDS = 5
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, by what is measured on this device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def median_seconds(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
+    """Of one call, after one that does not count."""
+    run()
+    found = []
+    for _ in range(rounds):
+        before = clock(device)
+        run()
+        found.append(clock(device) - before)
+    return statistics.median(found)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, tokens: int, sizes: list[tuple[int, int]]) -> float:
+    """FLOP/s of the three products that each linear layer [inputs, outputs] takes in a step."""
+    operands = [
+        [torch.randn(*s, device=device, dtype=dtype) for s in ((tokens, i), (o, i), (tokens, o))] for i, o in sizes
+    ]
+
+    def run() -> None:
+        for x, weight, grad in operands:
+            x @ weight.T, grad @ weight, grad.T @ x
+
+    return 6 * tokens * sum(i * o for i, o in sizes) / median_seconds(run, device)
+
+
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes a second that a copy reads and writes."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / median_seconds(lambda: target.copy_(source), device)
+
+
+def reduce_rate(world: World, group: Any, ranks: int, size: int) -> float:
+    """Bytes a second that each rank sends in an all-reduce of fp32; all ranks get the slowest one's."""
+    buffer = torch.zeros(size // 4, device=world.device)
+    took = median_seconds(lambda: dist.all_reduce(buffer, group=group), world.device)
+    slowest = torch.tensor(took, dtype=torch.float64)
+    world.max_(slowest)
+    return 2 * (ranks - 1) / ranks * size / float(slowest)
+
+
+def send_rate(world: World, size: int) -> float:
+    """Bytes a second from rank 0 to rank 1 and back."""
+    buffer = torch.zeros(size // 4, device=world.device)
+
+    def run() -> None:
+        for sender in (0, 1):
+            if world.rank == sender:
+                dist.send(buffer, 1 - sender)
+            elif world.rank == 1 - sender:
+                dist.recv(buffer, sender)
+
+    took = median_seconds(run, world.device)
+    slowest = torch.tensor(took, dtype=torch.float64)
+    world.max_(slowest)
+    return 2 * size / float(slowest)
+
+
+def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> dict[str, Any]:
+    """A file's values. All ranks call it, with the process group open.
+
+    Args:
+        width, ffn, tokens: of the products. size: bytes of a copy and of what travels.
+    """
+    device, local = world.device, int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    sizes = [(width, width), (width, 2 * ffn), (ffn, width)]
+    cuda = device.type == "cuda"
+    single = matrix_rate(device, torch.float32, tokens, sizes)
+    # A CPU without bf16 units would take minutes, and no run would compute so.
+    matrix = matrix_rate(device, torch.bfloat16, tokens, sizes) if cuda else single
+    own = bandwidth(device, size)
+    inside = network = own  # one rank alone has no links: they are never read
+    about: dict[str, Any] = {"clock": "wall" if cuda else "cpu of one process", "sizes": [width, ffn, tokens, size]}
+    if world.size > 1:
+        nodes = [list(range(start, start + local)) for start in range(0, world.size, local)]
+        groups = [world.subgroup(ranks) for ranks in nodes]
+        if local > 1:
+            inside = reduce_rate(world, groups[world.rank // local], local, size)
+        network = reduce_rate(world, None, world.size, size) if len(nodes) > 1 else inside
+        about["send_and_receive"] = send_rate(world, size)
+    memory = torch.cuda.get_device_properties(device).total_memory if cuda else _host_memory() / local
+    about |= {"device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()}
+    about |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "ranks": world.size}
+    rates = {"memory": memory, "matrix": matrix, "single": single, "bandwidth": own}
+    links = {"nvlink": inside, "network": network, "node": local, "matrix_share": 1.0, "link_share": 1.0}
+    return rates | links | {"about": about}
+
+
+def _host_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    parser.add_argument(
+        "--width", type=int, default=4096 if cuda else 512, help="of the products (default %(default)s)"
+    )
+    parser.add_argument("--ffn", type=int, default=14336 if cuda else 1536, help="(default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=16384 if cuda else 512, help="(default %(default)s)")
+    parser.add_argument("--size", type=int, default=2**30 if cuda else 2**26, help="bytes copied (default %(default)s)")
+    options = parser.parse_args(arguments)
+    sizes = {name: getattr(options, name) for name in ("width", "ffn", "tokens", "size")}
+    with World() as world:
+        found = ceilings(world, **sizes)
+    if world.main:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"{options.out}: {found['single'] / 1e9:,.1f} GFLOP/s in fp32, {found['matrix'] / 1e9:,.1f} in bf16, ",
+            end="",
+        )
+        print(f"{found['bandwidth'] / 1e9:,.2f} GB/s of memory, {found['nvlink'] / 1e9:,.2f} GB/s within a node")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,218 @@
+"""What rmfast plan says of a rank's memory, beside what torch holds: one training step of every case, on every rank.
+
+    python benchmarks/scaling/memory.py [--case NAME ...] [--out FILE.json]
+
+Starts torchrun by itself. Without a GPU, kernels run in Triton's interpreter, megatron-core on the tests' stand-in for
+torch.cuda, and every tensor that an operation makes is counted until it is freed. On GPUs torch's allocator counts.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
+
+from inputs import open_run, stepping_alone  # noqa: E402
+
+from rmfast.config import load_config  # noqa: E402
+from rmfast.launch.cost import Layout, Workload, memory  # noqa: E402
+from rmfast.launch.layouts import Plan  # noqa: E402
+from rmfast.models.config import decoder_config  # noqa: E402
+from rmfast.parallel.optimizer import local  # noqa: E402
+from rmfast.parallel.world import World  # noqa: E402
+from rmfast.tasks.inputs import open_world  # noqa: E402
+from rmfast.tasks.plan import keys  # noqa: E402
+from tests.megatron.standin import install  # noqa: E402
+from tests.tiny import Peak  # noqa: E402
+
+SHAPES: dict[str, dict[str, int]] = {  # every size another
+    "table": {  # an embedding whose gradient shows, and packs that are long beside the width
+        "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    },
+    "matrix": {  # matrices whose gradients show
+        "vocab_size": 4096, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64,
+    },
+}  # fmt: skip
+GROUP = (32, 16, 16)  # tokens of a prompt and its two responses
+GROUPS = {"table": 8, "matrix": 5}  # of a pack
+PACKS = {"table": 4, "matrix": 3}  # of a data rank in a step
+
+LAYOUTS = {
+    "native": Layout("ddp", 1),
+    "ddp2": Layout("ddp", 2),
+    "fsdp2": Layout("fsdp", 2),
+    "dp2": Layout("megatron", 2),
+    "tp2": Layout("megatron", 1, tensor=2),
+    "tp2 sp": Layout("megatron", 1, tensor=2, sequence=True),
+    "pp2": Layout("megatron", 1, pipeline=2),
+    "pp2 interleaved": Layout("megatron", 1, pipeline=2, virtual=2),
+    "tp2 pp2 sp": Layout("megatron", 1, tensor=2, pipeline=2, sequence=True),
+    "tp2 dp2": Layout("megatron", 2, tensor=2),
+}
+CASES = {
+    f"{shape} {name} {recompute}": (shape, replace(layout, recompute=recompute))
+    for shape in SHAPES
+    for name, layout in LAYOUTS.items()
+    for recompute in ("none", "selective", "full")
+}
+
+
+def write_model(folder: Path, sizes: dict[str, int]) -> None:
+    """A model folder with the quickstart's tokenizer and no weights, which runs draw."""
+    shutil.copytree(ROOT / "configs" / "quickstart" / "decoder", folder)
+    llama(sizes).save_pretrained(folder)
+
+
+def llama(sizes: dict[str, int]) -> LlamaConfig:
+    return LlamaConfig(**sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0, architectures=["LlamaForCausalLM"])
+
+
+def workload(shape: str, layout: Layout) -> Workload:
+    pack, packs = GROUPS[shape] * sum(GROUP), PACKS[shape] * layout.data
+    return Workload(tokens=pack * packs, responses=2 * GROUPS[shape] * packs, pack=pack, visible=1)
+
+
+def measured(shape: str, layout: Layout, folder: Path, world: World) -> dict[str, float]:
+    """Bytes on this rank: weights, gradients and moments, and what a step needs beside them."""
+    cuda = world.device.type == "cuda"
+    load = workload(shape, layout)
+    words = ["--data.train", "random", "--model.path", str(folder), "--model.from_scratch", "true"]
+    words += ["--model.dtype", "bfloat16", "--model.kernels", "triton", "--data.tokens_per_pack", str(load.pack)]
+    words += keys(Plan(layout, {}, {})).split() if layout.world > 1 or layout.recompute != "none" else []
+    groups = load.tokens // sum(GROUP)
+    config = stepping_alone(load_config(words), groups=groups, steps=2)
+    run = open_run(config, world, np.tile(GROUP, (2 * groups, 1)))
+    engine, step = run.engine, run.step_function()
+    first, second = run.loader(0)
+    assert len(first.packs) == len(second.packs) == PACKS[shape], len(first.packs)
+    buckets: list[torch.Tensor] = []  # of torch's DDP, which makes them out of sight
+    reduce = dist.all_reduce
+
+    def watched(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if layout.engine == "ddp" and tensor.numel() > 1000:
+            buckets.append(tensor)
+        return reduce(tensor, *arguments, **options)
+
+    with mock.patch.object(dist, "all_reduce", watched), contextlib.nullcontext() if cuda else Peak():
+        step(first)
+    optimizer = engine.optimizer
+    optimizer.zero_grad()
+    kept = {"weights": list(optimizer.parameters.values()), "buckets": buckets}
+    kept["gradients"] = list(optimizer.gradients().values())  # where they have a place of their own between steps
+    kept["optimizer"] = [t for moments in optimizer.state().values() for t in moments.values()]
+    out = {name: float(bytes_of(tensors)) for name, tensors in kept.items()}
+    if cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(second)
+        return out | {"step": float(torch.cuda.max_memory_allocated() - before)}
+    with contextlib.ExitStack() as stack:
+        peak = stack.enter_context(Peak([t for tensors in kept.values() for t in tensors]))
+        if layout.engine == "megatron":
+            from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup as Buckets
+
+            for name in ("start_grad_sync", "finish_grad_sync"):
+                stack.enter_context(mock.patch.object(Buckets, name, peak.looking_away(getattr(Buckets, name))))
+        step(second)
+    return out | {"step": float(peak.peak)}
+
+
+def bytes_of(tensors: list[Any]) -> int:
+    """Of this process's storages, each counted once."""
+    found = {local(t).untyped_storage()._cdata: local(t).untyped_storage().nbytes() for t in tensors}
+    return sum(found.values())
+
+
+def worker(names: list[str], folder: Path, out: Path) -> None:
+    """Every case on as many ranks as there are."""
+    install()  # nothing where there is CUDA
+    world = open_world(load_config(["--model.path", str(folder / "table"), "--data.train", "x", "--run.threads", "1"]))
+    with world:
+        for name in names:
+            found = json.dumps(measured(*CASES[name], folder / CASES[name][0], world))
+            (out / f"{name}-{world.rank}.json").write_text(found, encoding="utf-8")
+
+
+def run_cases(names: list[str]) -> dict[str, list[dict[str, float]]]:
+    """What each rank measured, by case. Cases of as many ranks share their processes."""
+    found: dict[str, list[dict[str, float]]] = {}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    if torch.cuda.is_available():
+        del environment["TRITON_INTERPRET"]
+    with tempfile.TemporaryDirectory() as base:
+        for shape, sizes in SHAPES.items():
+            write_model(Path(base) / shape, sizes)
+        for ranks in sorted({CASES[name][1].world for name in names}):
+            own = [name for name in names if CASES[name][1].world == ranks]
+            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            words = [*start, str(HERE / "memory.py"), "--worker", base, "--case", *own]
+            subprocess.run(words, check=True, env=environment)
+            for name in own:
+                found[name] = [json.loads((Path(base) / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
+    return found
+
+
+def compare(name: str, ranks: list[dict[str, float]]) -> dict[str, Any]:
+    """The fullest rank beside the plan, which is for it."""
+    shape, layout = CASES[name]
+    said = memory(decoder_config(llama(SHAPES[shape])), layout, workload(shape, layout))
+    del said["reserve"]
+    fullest = max(ranks, key=lambda rank: sum(rank.values()))
+    total = sum(fullest.values())
+    return {
+        "layout": asdict(layout),
+        "planned": said,
+        "measured": ranks,
+        "total": total,
+        "ratio": sum(said.values()) / total,
+        "step_ratio": step_of(said, fullest) / fullest["step"],
+    }
+
+
+def step_of(said: dict[str, float], fullest: dict[str, float]) -> float:
+    """What a plan counts beside what lies there before the step."""
+    names = ["copies", "activations", "working"]
+    own = 0.0 if fullest["gradients"] else said["gradients"] - fullest["buckets"]
+    return own + sum(said[name] for name in names)
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        worker(options.case, options.worker, options.worker)
+        return 0
+    found = {name: compare(name, ranks) for name, ranks in run_cases(options.case).items()}
+    print("| case | planned MB | measured | ratio | beside what lies there before the step |\n|---|---|---|---|---|")
+    for name, one in found.items():
+        print(f"| {name} | {sum(one['planned'].values()) / 1e6:.2f} | {one['total'] / 1e6:.2f} | ", end="")
+        print(f"{one['ratio']:.3f} | {one['step_ratio']:.3f} |")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
