@@ -85,6 +85,11 @@ class RewardNetwork(nn.Module):
         log_prob = self.decoder.factory.log_prob(normed, table.weight, pack.lm_targets.clamp(min=0), impl)
         return Outputs(scores, log_prob, features, prototypes)
 
+    def beside_scores(self) -> list[nn.Parameter]:
+        """Weights that scores do not depend on: they have no gradient where a loss reads nothing else."""
+        table = [] if self.lm_head is None else list(self.lm_head.parameters())
+        return table if self.prototypes is None else [*table, self.prototypes]
+
     @torch.no_grad()
     def add_prototypes(self, count: int, seed: int) -> None:
         """Random directions [count, d] to cluster features by (SwAV); trained, and never part of an exported model."""

@@ -31,6 +31,9 @@ def install(put: Callable[[Any, str, Any], None] = setattr) -> None:
         return
     from megatron.core.pipeline_parallel import schedules
 
+    from rmfast.parallel.megatron import reduction
+
     put(torch.cuda, "current_device", lambda: torch.device("cpu"))
     put(torch.cuda, "synchronize", lambda device=None: None)
     put(schedules, "torch", _CpuTorch())
+    put(reduction, "BUCKET", 5000)  # elements, so that a tiny model has several buckets

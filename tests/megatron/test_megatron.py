@@ -22,9 +22,9 @@ from rmfast.models.hf import read_config
 from rmfast.models.reward import Outputs
 from rmfast.models.weights import to_hf
 from rmfast.train import main
-from tests.megatron.grid import OBJECTIVES, PAIRS, STEPS, assert_same_run, cases, command
+from tests.megatron.grid import OBJECTIVES, PAIRS, STEPS, assert_same_run, command, launch_pairs
 from tests.megatron.standin import install
-from tests.runs import DECODER, ROOT, Case, final_weights, launch, read_lines, text, write_model, write_rows
+from tests.runs import DECODER, ROOT, Case, final_weights, read_lines, text, write_model, write_rows
 from tests.tiny import save_hf_model
 
 pytest.importorskip("megatron.core")
@@ -92,7 +92,7 @@ def two(native: Path) -> dict[str, list[int]]:
         Case("trip tied", command(folder, "lm", "trip tied", "pp2 interleaved", **UNCHANGED)),
         Case("members", command(folder, "center", "members", "tp2 sp", **MEMBERS)),
     ]
-    return launch(folder / "launch-2", [*cases(folder, 2), *more], ranks=2)
+    return launch_pairs(folder, 2, more)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def four(native: Path, two: dict[str, list[int]]) -> dict[str, list[int]]:
         Case("trip odd", command(folder, "plain", "trip odd", "tp2 pp2 sp", **UNCHANGED)),
         Case("trip qwen3", command(folder, "center", "trip qwen3", "tp2 pp2 sp", **UNCHANGED)),
     ]
-    return launch(folder / "launch-4", [*cases(folder, 4), *more], ranks=4)
+    return launch_pairs(folder, 4, more)
 
 
 @pytest.mark.parametrize(("layout", "objective"), PAIRS)
@@ -154,7 +154,8 @@ def test_a_killed_run_resumes_bit_for_bit(native: Path, two: dict[str, list[int]
 def test_a_rank_that_dies_ends_the_pipeline_and_the_run_goes_on(native: Path, four: dict[str, list[int]]) -> None:
     assert four["dying 0"][3] == -9 and 0 not in four["dying 0"]
     assert four["dying 1"] == [0, 0, 0, 0]
-    assert "resumed from step 2" in (native / "launch-4" / "dying 1-0.log").read_text()
+    (log,) = native.glob("launch-4-*/dying 1-0.log")
+    assert "resumed from step 2" in log.read_text()
     assert_same_run(native / "dying", native / "lm native")
 
 
