@@ -103,16 +103,11 @@ class RewardNetwork(nn.Module):
         Raises:
             ValueError: there are not that many layers.
         """
-        layers = self.config.layers
-        if not 0 <= top_layers <= layers:
-            raise ValueError(f"top_layers must be within 0 and the model's {layers} layers, got {top_layers}")
-        self.decoder.first_trained = layers - top_layers
         self.requires_grad_(False)
+        self.decoder.freeze(top_layers)
         self.head.requires_grad_(True)
         if top_layers:
             self.norm.requires_grad_(True)
-        for i, layer in zip(self.decoder.held, self.decoder.layers, strict=True):
-            layer.requires_grad_(i >= self.decoder.first_trained)
 
 
 @torch.no_grad()

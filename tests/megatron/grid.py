@@ -30,6 +30,7 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "plain": {"model__path": "odd", "data__eval": "eval.jsonl"},
     "center": {"model__path": "qwen3", "objective__center": 0.01, "optim__weight_decay": 0.1},
     "frozen": {"model__top_layers": 2, "model__heads": 2, "data__tokens_per_pack": 90},
+    "top": {"model__top_layers": 1, "objective__center": 0.01, "data__tokens_per_pack": 90},
     "lm": {"model__path": "tied", "objective__lm": 0.5, "data__tokens_per_pack": 64},
     "simcse": {"objective__contrastive": "simcse", "objective__temperature": 0.5, "data__tokens_per_pack": 120},
     "swav": {
@@ -55,9 +56,11 @@ COVER = [
     ("tp2 sp", "meta"),
     ("pp2", "lm"),
     ("pp2", "swav"),
+    ("pp2", "top"),
     ("pp2 interleaved", "simcse"),
     ("pp2 interleaved", "lm"),
     ("pp2 interleaved", "meta"),
+    ("pp2 interleaved", "top"),
     ("dp2", "center"),
     ("dp2", "meta"),
     ("dp2", "frozen"),
@@ -65,10 +68,11 @@ COVER = [
     ("tp2 pp2 sp", "lm"),
     ("tp2 pp2", "meta"),
     ("pp2 dp2", "lm"),
+    ("pp2 dp2", "frozen"),
     ("tp2 dp2", "simcse"),
     ("tp2 dp2", "swav"),
 ]
-ALL = [(x, o) for x in LAYOUTS for o in OBJECTIVES if not (o == "frozen" and "pp2" in x)]
+ALL = [(x, o) for x in LAYOUTS for o in OBJECTIVES]
 PAIRS = ALL if WHOLE else COVER
 
 

@@ -87,6 +87,7 @@ class MegatronEngine(Stepping):
         self._schedule = get_forward_backward_func(groups.layout.pipeline, virtual)
         pipelined = groups.layout.pipeline > 1
         self._neighbours = P2PCommunicator(groups.pipeline.group, self.config) if pipelined else None
+        self._trained = self._trained_names()
         # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
         self._figures: dict[tuple[Objective, bool], tuple[int, list[str]]] = {}
 
@@ -98,6 +99,15 @@ class MegatronEngine(Stepping):
             weight = tag(stage.shared_embedding_or_output_weight(), "shared_embedding")
             if not stage.pre_process:
                 tag(weight, "copy_of_embedding")
+
+    def _trained_names(self) -> set[str]:
+        """Weights that some stage trains."""
+        own = {name for name, p in self.parameters.items() if p.requires_grad}
+        if self.groups.pipeline.size == 1:
+            return own
+        stages: list[set[str]] = [own] * self.groups.pipeline.size
+        dist.all_gather_object(stages, own, group=self.groups.pipeline.group)
+        return set().union(*stages)
 
     def _finalize(self, chunks: list[nn.Module], _tokens: Tensor | None, **options: Any) -> None:
         """Sum gradients over ranks; nothing divides them, for each pack's loss is its share of the global mean."""
@@ -114,10 +124,7 @@ class MegatronEngine(Stepping):
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         whole = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        if self.groups.layout.pipeline > 1 or all(p.requires_grad for p in self.parameters.values()):
-            return whole, whole
-        trained = (self.shapes[n] for n, p in self.parameters.items() if p.requires_grad and n in self.shapes)
-        return whole, sum(int(np.prod(shape)) for shape in trained)
+        return whole, sum(int(np.prod(shape)) for name, shape in self.shapes.items() if name in self._trained)
 
     def _inputs(self, packs: Sequence[Pack]) -> list[Pack]:
         """Packs on the device, as many and as long as the layout asks for."""
