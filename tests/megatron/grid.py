@@ -20,6 +20,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "pp2": (2, {"parallel__pipeline": 2}),
     "pp2 interleaved": (2, {"parallel__pipeline": 2, "parallel__virtual": 2}),
     "dp2": (2, {}),
+    "dp4": (4, {}),
     "tp2 pp2": (4, {"parallel__tensor": 2, "parallel__pipeline": 2}),
     "pp2 dp2": (4, {"parallel__pipeline": 2}),
     "tp2 pp2 sp": (4, {"parallel__tensor": 2, "parallel__pipeline": 2, "parallel__sequence": True}),
@@ -43,6 +44,15 @@ OBJECTIVES: dict[str, dict[str, object]] = {
         "data__tokens_per_pack": 80,
     },
     "meta": {"task": "meta", "meta__eta": 0.01, "meta__k": 3, "meta__check_every": 2, "data__tokens_per_pack": 100},
+    "meta swav": {  # the difference loss leaves the LM head and the prototypes out
+        "task": "meta",
+        "meta__eta": 0.01,
+        "meta__k": 3,
+        "objective__contrastive": "swav",
+        "objective__prototypes": 8,
+        "objective__lm": 0.1,
+        "data__tokens_per_pack": 100,
+    },
 }
 
 COVER = [
@@ -63,6 +73,7 @@ COVER = [
     ("pp2 interleaved", "top"),
     ("dp2", "center"),
     ("dp2", "meta"),
+    ("dp2", "meta swav"),
     ("dp2", "frozen"),
     ("tp2 pp2 sp", "swav"),
     ("tp2 pp2 sp", "lm"),
@@ -106,7 +117,7 @@ def launch_pairs(folder: Path, ranks: int, more: Sequence[Case]) -> dict[str, li
     """Run the pairs of layouts and objectives for a number of ranks, then other cases; see `launch`."""
     pairs = [Case(f"{o} {x}", command(folder, o, f"{o} {x}", x)) for x, o in PAIRS if LAYOUTS[x][0] == ranks]
     every = [*pairs, *more]
-    size = 7 if WHOLE else len(every)  # a launch may take minutes, not an hour
+    size = 7 if WHOLE else 14  # a launch ends after five minutes, also where others use the machine
     codes = {}
     for start in range(0, len(every), size):
         codes |= launch(folder / f"launch-{ranks}-{start}", every[start : start + size], ranks=ranks)

@@ -42,7 +42,7 @@ class _NoGradientBefore(torch.autograd.Function):
         return result.view_as(result)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (before,) = ctx.saved_tensors
         return gradient, torch.zeros_like(before)
 
@@ -168,7 +168,8 @@ def megatron_config(config: DecoderConfig, groups: Groups, dtype: torch.dtype) -
         variable_seq_lengths=pipelined,
         moe_token_dispatcher_type="alltoall",  # which variable lengths ask for, also of a model without experts
         calculate_per_token_loss=True,  # a loss is a share of the global batch's: nothing divides it again
-        deallocate_pipeline_outputs=pipelined,
+        # The interleaved schedule frees a stage's output while it may still be on its way.
+        deallocate_pipeline_outputs=pipelined and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         gradient_accumulation_fusion=False,
