@@ -229,7 +229,7 @@ def test_dropout_is_one_process_s_where_tensor_ranks_hold_the_same(native: Path,
 
     def counted(self: DecoderLayer, *args: Any) -> Any:
         nonlocal layers
-        layers += 1
+        layers += self.training  # not when the exported model is checked
         return layer(self, *args)
 
     def watched(self: MegatronEngine, packs: list[Pack], use: Use, **options: Any) -> None:
