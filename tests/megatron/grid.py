@@ -117,7 +117,7 @@ def launch_pairs(folder: Path, ranks: int, more: Sequence[Case]) -> dict[str, li
     """Run the pairs of layouts and objectives for a number of ranks, then other cases; see `launch`."""
     pairs = [Case(f"{o} {x}", command(folder, o, f"{o} {x}", x)) for x, o in PAIRS if LAYOUTS[x][0] == ranks]
     every = [*pairs, *more]
-    size = 7 if WHOLE else 14  # a launch ends after five minutes, also where others use the machine
+    size = 7 if WHOLE else 21  # a launch ends after five minutes, also where others use the machine
     codes = {}
     for start in range(0, len(every), size):
         codes |= launch(folder / f"launch-{ranks}-{start}", every[start : start + size], ranks=ranks)
