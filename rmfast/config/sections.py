@@ -380,10 +380,6 @@ class Config(Section):
             raise ValueError("parallel.sequence shares tokens among parallel.tensor ranks, of which there is one")
         if own.virtual > 1 and own.pipeline == 1:
             raise ValueError("parallel.virtual divides the layers of parallel.pipeline ranks, of which there is one")
-        if own.pipeline > 1 and self.model.top_layers is not None:
-            raise ValueError(
-                "model.top_layers leaves stages of parallel.pipeline nothing to train; use parallel.tensor"
-            )
         if self.task == "ensemble":
             if self.ensemble.mode == "heads":
                 raise ValueError("parallel.engine megatron runs ensemble.mode full alone")

@@ -137,6 +137,20 @@ class Decoder(nn.Module):
         for i in self.held:
             self.layers.add_module(str(i), DecoderLayer(config, i, self.factory, dropout, impl))
 
+    def freeze(self, top_layers: int) -> None:
+        """Train only the model's top layers, as far as they are held.
+
+        Raises:
+            ValueError: there are not that many layers.
+        """
+        layers = self.config.layers
+        if not 0 <= top_layers <= layers:
+            raise ValueError(f"top_layers must be within 0 and the model's {layers} layers, got {top_layers}")
+        self.first_trained = layers - top_layers
+        self.requires_grad_(False)
+        for i, layer in zip(self.held, self.layers, strict=True):
+            layer.requires_grad_(i >= self.first_trained)
+
     def attend_with(self, impl: str) -> None:
         """Another `impl` of attention over whole packs, in layers without a window: also "flash"."""
         self.attention_impl = impl

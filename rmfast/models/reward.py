@@ -85,6 +85,11 @@ class RewardNetwork(nn.Module):
         log_prob = self.decoder.factory.log_prob(normed, table.weight, pack.lm_targets.clamp(min=0), impl)
         return Outputs(scores, log_prob, features, prototypes)
 
+    def beside_scores(self) -> list[nn.Parameter]:
+        """Weights that scores do not depend on: they have no gradient where a loss reads nothing else."""
+        table = [] if self.lm_head is None else list(self.lm_head.parameters())
+        return table if self.prototypes is None else [*table, self.prototypes]
+
     @torch.no_grad()
     def add_prototypes(self, count: int, seed: int) -> None:
         """Random directions [count, d] to cluster features by (SwAV); trained, and never part of an exported model."""
@@ -98,16 +103,11 @@ class RewardNetwork(nn.Module):
         Raises:
             ValueError: there are not that many layers.
         """
-        layers = self.config.layers
-        if not 0 <= top_layers <= layers:
-            raise ValueError(f"top_layers must be within 0 and the model's {layers} layers, got {top_layers}")
-        self.decoder.first_trained = layers - top_layers
         self.requires_grad_(False)
+        self.decoder.freeze(top_layers)
         self.head.requires_grad_(True)
         if top_layers:
             self.norm.requires_grad_(True)
-        for i, layer in zip(self.decoder.held, self.decoder.layers, strict=True):
-            layer.requires_grad_(i >= self.decoder.first_trained)
 
 
 @torch.no_grad()

@@ -21,6 +21,17 @@ class _CpuTorch:
         return torch.zeros(*size, device="cpu" if device == "cuda" else device, **options)
 
 
+def _poisoned(release: Callable[..., None]) -> Callable[..., None]:
+    """A pipeline's outputs are spoiled as they are freed, so that a message that still reads them tells."""
+
+    def deallocate(out: torch.Tensor | None, deallocate_pipeline_outputs: bool = False) -> None:
+        if out is not None and deallocate_pipeline_outputs:
+            out.data.fill_(torch.nan)
+        release(out, deallocate_pipeline_outputs)
+
+    return deallocate
+
+
 def install(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """Let megatron-core find a CPU where it looks for a GPU.
 
@@ -31,6 +42,10 @@ def install(put: Callable[[Any, str, Any], None] = setattr) -> None:
         return
     from megatron.core.pipeline_parallel import schedules
 
+    from rmfast.parallel.megatron import reduction
+
     put(torch.cuda, "current_device", lambda: torch.device("cpu"))
     put(torch.cuda, "synchronize", lambda device=None: None)
     put(schedules, "torch", _CpuTorch())
+    put(schedules, "deallocate_output_tensor", _poisoned(schedules.deallocate_output_tensor))
+    put(reduction, "BUCKET", 5000)  # elements, so that a tiny model has several buckets

@@ -18,13 +18,14 @@ from torch import Tensor
 from rmfast.checkpoint.store import list_checkpoints, read_weights
 from rmfast.data.pack import Pack
 from rmfast.models.config import decoder_config
+from rmfast.models.decoder import DecoderLayer
 from rmfast.models.hf import read_config
 from rmfast.models.reward import Outputs
 from rmfast.models.weights import to_hf
 from rmfast.train import main
-from tests.megatron.grid import OBJECTIVES, PAIRS, STEPS, assert_same_run, cases, command
+from tests.megatron.grid import OBJECTIVES, PAIRS, STEPS, assert_same_run, command, launch_pairs, weights_apart
 from tests.megatron.standin import install
-from tests.runs import DECODER, ROOT, Case, final_weights, launch, read_lines, text, write_model, write_rows
+from tests.runs import DECODER, ROOT, Case, final_weights, read_lines, text, write_model, write_rows
 from tests.tiny import save_hf_model
 
 pytest.importorskip("megatron.core")
@@ -35,6 +36,15 @@ Use = Callable[[int, Outputs], Tensor]
 DROPOUT: dict[str, object] = {"model__dropout": 0.2, "model__recompute": "full", "run__max_steps": 3}
 OVERFLOW: dict[str, object] = {"data__train": "overflow.jsonl", "optim__on_nonfinite": "skip", "run__max_steps": 1}
 UNCHANGED: dict[str, object] = {"optim__warmup": 1, "run__max_steps": 1}  # the first step of a rise has rate 0
+KILLED = {"tp2 sp": ("swav", "whole tp2 sp"), "dp2": ("meta swav", "meta swav dp2")}  # and the run that goes through
+# The fp32 runs without recomputation, "lm tp2 sp" and "lm pp2", are pairs of the grid.
+BF16: dict[str, object] = {"model__dtype": "bfloat16", "run__max_steps": 3}
+THRIFTY: dict[str, dict[str, object]] = {
+    "selective": {"model__recompute": "selective", "run__max_steps": 3},
+    "full": {"model__recompute": "full", "run__max_steps": 3},
+    "bf16": BF16,
+    "bf16 full": BF16 | {"model__recompute": "full"},
+}
 MEMBERS: dict[str, object] = {"task": "ensemble", "ensemble__members": 2, "run__max_steps": 2}
 
 
@@ -78,21 +88,29 @@ def two(native: Path) -> dict[str, list[int]]:
     """Cases on two ranks, and runs that others go on with; exit codes."""
     folder = native
     run_here(command(folder, "lm", "chain lm", run__max_steps=1))
-    killed = command(folder, "swav", "killed", "tp2 sp", checkpoint__every=2)
+    killed = {x: command(folder, o, f"killed {x}", x, checkpoint__every=2) for x, (o, _) in KILLED.items()}
     more = [
         Case("chain lm 1", command(folder, "lm", "chain lm", "pp2 interleaved", run__max_steps=2)),
         Case("chain lm 2", command(folder, "lm", "chain lm", "dp2", run__max_steps=3)),
         Case("chain swav 0", command(folder, "swav", "chain swav", "tp2 sp", run__max_steps=2)),
-        Case("whole", command(folder, "swav", "whole", "tp2 sp")),
-        Case("killed 0", killed, "step:4"),
-        Case("killed 1", killed, "manifest:1"),
-        Case("killed 2", killed),
+        Case("chain center 0", command(folder, "center", "chain center", "dp2", run__max_steps=2)),
+        Case("whole tp2 sp", command(folder, "swav", "whole tp2 sp", "tp2 sp")),
+        Case("killed tp2 sp 0", killed["tp2 sp"], "step:4"),
+        Case("killed tp2 sp 1", killed["tp2 sp"], "manifest:1"),
+        Case("killed tp2 sp 2", killed["tp2 sp"]),
+        Case("killed dp2 0", killed["dp2"], "step:4"),
+        Case("killed dp2 1", killed["dp2"]),
+        *(
+            Case(f"{how} {x}", command(folder, "lm", f"{how} {x}", x, **keys))
+            for how, keys in THRIFTY.items()
+            for x in ("tp2 sp", "pp2")
+        ),
         Case("dropout tp2", command(folder, "simcse", "dropout tp2", "tp2", **DROPOUT)),
         Case("overflow", command(folder, "center", "overflow", "pp2", **OVERFLOW)),
         Case("trip tied", command(folder, "lm", "trip tied", "pp2 interleaved", **UNCHANGED)),
         Case("members", command(folder, "center", "members", "tp2 sp", **MEMBERS)),
     ]
-    return launch(folder / "launch-2", [*cases(folder, 2), *more], ranks=2)
+    return launch_pairs(folder, 2, more)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +121,18 @@ def four(native: Path, two: dict[str, list[int]]) -> dict[str, list[int]]:
     more = [
         Case("chain lm 3", command(folder, "lm", "chain lm", "tp2 dp2", run__max_steps=4)),
         Case("chain swav 1", command(folder, "swav", "chain swav", "tp2 pp2 sp", run__max_steps=3)),
+        Case("chain center 1", command(folder, "center", "chain center", "dp4", run__max_steps=4)),
         Case("dying 0", dying, "step:4@3"),
         Case("dying 1", dying),
         Case("trip odd", command(folder, "plain", "trip odd", "tp2 pp2 sp", **UNCHANGED)),
         Case("trip qwen3", command(folder, "center", "trip qwen3", "tp2 pp2 sp", **UNCHANGED)),
     ]
-    return launch(folder / "launch-4", [*cases(folder, 4), *more], ranks=4)
+    return launch_pairs(folder, 4, more)
+
+
+def assert_same_bits(lines: list[dict[str, Any]], truth: list[dict[str, Any]]) -> None:
+    for key in ("step", "loss", "grad_norm", "margin"):
+        assert [line[key] for line in lines] == [line[key] for line in truth], key
 
 
 @pytest.mark.parametrize(("layout", "objective"), PAIRS)
@@ -142,19 +166,56 @@ def test_a_checkpoint_holds_every_weight_once(
     assert ("prototypes" in saved) == ("lm_head.weight" in saved) == name.startswith("swav")
 
 
-def test_a_killed_run_resumes_bit_for_bit(native: Path, two: dict[str, list[int]]) -> None:
-    assert two["killed 0"] == [-9, -9] and two["killed 1"][0] == -9 and two["killed 2"] == [0, 0]
-    lines, truth = (read_lines(native / name / "metrics.jsonl") for name in ("killed", "whole"))
-    for key in ("step", "loss", "grad_norm", "margin"):
-        assert [line[key] for line in lines] == [line[key] for line in truth], key
-    ours, theirs = final_weights(native / "killed"), final_weights(native / "whole")
+@pytest.mark.parametrize("layout", list(KILLED))
+def test_a_killed_run_resumes_bit_for_bit(native: Path, two: dict[str, list[int]], layout: str) -> None:
+    codes = [found for name, found in two.items() if name.startswith(f"killed {layout}")]
+    assert codes[0] == [-9, -9] and codes[-1] == [0, 0] and all(found[0] == -9 for found in codes[:-1])
+    killed, whole = native / f"killed {layout}", native / KILLED[layout][1]
+    assert_same_bits(read_lines(killed / "metrics.jsonl"), read_lines(whole / "metrics.jsonl"))
+    ours, theirs = final_weights(killed), final_weights(whole)
     assert all(torch.equal(ours[name], weight) for name, weight in theirs.items())
+
+
+def test_a_resumed_run_has_the_optimizer_of_other_data_ranks(native: Path, four: dict[str, list[int]]) -> None:
+    """Two data ranks, then four, then one."""
+    assert not any(four["chain center 1"])
+    run_here(command(native, "center", "chain center"))
+    assert_same_run(native / "chain center", native / "center native")
+
+
+@pytest.mark.parametrize("layout", ["tp2 sp", "pp2"])
+@pytest.mark.parametrize(("how", "plain"), [("selective", "lm"), ("full", "lm"), ("bf16 full", "bf16")])
+def test_recomputation_changes_no_bit(
+    native: Path, two: dict[str, list[int]], how: str, plain: str, layout: str
+) -> None:
+    assert not any(two[f"{how} {layout}"] + two[f"{plain} {layout}"])
+    lines, truth = (read_lines(native / f"{name} {layout}" / "metrics.jsonl")[:3] for name in (how, plain))
+    assert_same_bits(lines, truth)
+
+
+def test_bf16_is_one_process_s(native: Path, two: dict[str, list[int]]) -> None:
+    """Stages change no bit of it. Tensor ranks round sums of their own: their runs are as near to it as bf16 allows,
+    and nearer than fp32's."""
+    run_here(command(native, "lm", "bf16 native", **BF16))
+    truth = read_lines(native / "bf16 native" / "metrics.jsonl")
+    pp2, tp2 = (read_lines(native / f"bf16 {x}" / "metrics.jsonl") for x in ("pp2", "tp2 sp"))
+    assert_same_bits(pp2, truth)
+    assert weights_apart(native / "bf16 pp2", native / "bf16 native")["all"] == 0
+
+    fp32 = read_lines(native / "lm native" / "metrics.jsonl")[0]["loss"]
+    first = truth[0]["loss"]
+    assert abs(tp2[0]["loss"] - first) < 2e-3 < 4e-3 < abs(fp32 - first)
+    for ours, theirs in zip(tp2, truth, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-2)
+    assert weights_apart(native / "bf16 tp2 sp", native / "bf16 native")["all"] < 1.5e-3
 
 
 def test_a_rank_that_dies_ends_the_pipeline_and_the_run_goes_on(native: Path, four: dict[str, list[int]]) -> None:
     assert four["dying 0"][3] == -9 and 0 not in four["dying 0"]
     assert four["dying 1"] == [0, 0, 0, 0]
-    assert "resumed from step 2" in (native / "launch-4" / "dying 1-0.log").read_text()
+    (log,) = native.glob("launch-4-*/dying 1-0.log")
+    assert "resumed from step 2" in log.read_text()
     assert_same_run(native / "dying", native / "lm native")
 
 
@@ -163,7 +224,13 @@ def test_dropout_is_one_process_s_where_tensor_ranks_hold_the_same(native: Path,
     features: list[list[Tensor]] = []
     from rmfast.parallel.megatron.engine import MegatronEngine
 
-    run = MegatronEngine._run
+    run, layer = MegatronEngine._run, DecoderLayer.forward
+    layers = 0
+
+    def counted(self: DecoderLayer, *args: Any) -> Any:
+        nonlocal layers
+        layers += self.training  # not when the exported model is checked
+        return layer(self, *args)
 
     def watched(self: MegatronEngine, packs: list[Pack], use: Use, **options: Any) -> None:
         features.append([])
@@ -177,15 +244,36 @@ def test_dropout_is_one_process_s_where_tensor_ranks_hold_the_same(native: Path,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MegatronEngine, "_run", watched)
+        patch.setattr(DecoderLayer, "forward", counted)
         run_here(command(native, "simcse", "dropout one", "dp2", **DROPOUT))
     passes = [found for found in features if found]
     assert len(passes) == 6 and all(len(found) > 1 for found in passes)
+    # Four layers; each pack is computed without gradients, with them, and again in the backward.
+    assert layers == 4 * (sum(map(len, passes[::2])) + 2 * sum(map(len, passes[1::2])))
     for first, second in zip(passes[::2], passes[1::2], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
         half = len(first[0]) // 2
         assert not torch.allclose(first[0][:half], first[0][half:], atol=1e-2), "the views differ"
     assert not any(two["dropout tp2"])
     assert_same_run(native / "dropout tp2", native / "dropout one")
+
+
+def test_buckets_are_reduced_under_the_last_backward(native: Path) -> None:
+    """Also in MetaRM's first half, which leaves weights out, and after passes without a backward."""
+    from rmfast.parallel.megatron.reduction import Reduction
+
+    begun: list[tuple[int, int]] = []
+    begin_all = Reduction.begin_all
+
+    def watched(self: Reduction) -> None:
+        begun.append((self._begun, len(self._buckets)))
+        begin_all(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reduction, "begin_all", watched)
+        run_here(command(native, "meta swav", "watched", "dp2", run__max_steps=2))
+    assert len(begun) == 4  # two backward passes a step
+    assert all(before == buckets > 4 for before, buckets in begun)
 
 
 def test_a_step_that_is_not_finite_changes_no_stage(native: Path, two: dict[str, list[int]]) -> None:

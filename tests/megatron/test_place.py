@@ -99,7 +99,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"parallel__cuda_graphs": True}, "parallel.cuda_graphs belongs to parallel.engine native"),
         ({"parallel__sequence": True}, "parallel.sequence shares tokens among parallel.tensor ranks"),
         ({"parallel__virtual": 2}, "parallel.virtual divides the layers of parallel.pipeline ranks"),
-        ({"parallel__pipeline": 2, "model__top_layers": 1}, "model.top_layers leaves stages of parallel.pipeline"),
         ({"task": "ensemble", "ensemble__mode": "heads"}, "megatron runs ensemble.mode full alone"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from rmfast.parallel.engine import Objective, ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import sum_head_norms, tag
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
+from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
 from rmfast.parallel.megatron.stage import Stage
 from rmfast.parallel.megatron.weights import gather_weights, load_weights, state_of
 from rmfast.parallel.optimizer import AdamWOptions
@@ -70,8 +71,7 @@ class MegatronEngine(Stepping):
             if contrastive is not None:
                 self.contrast = Contrast(contrastive, self.decoder_config.width, self.data)
         self._tag_copies()
-        settings = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-        self.config = self.stages[0].config
+        self.config, settings = self.stages[0].config, reduction_settings()
         self.chunks = [
             DistributedDataParallel(
                 self.config, settings, stage, disable_bucketing=i > 0, pg_collection=groups.collection
@@ -79,6 +79,7 @@ class MegatronEngine(Stepping):
             for i, stage in enumerate(self.stages)
         ]
         self.config.finalize_model_grads_func = self._finalize
+        self.reductions = [Reduction(chunk) for chunk in self.chunks]
         self.parameters = {name: p for stage in self.stages for name, p in stage.weights().items()}
         load_weights(self, rows)
         self.optimizer = RangeOptimizer(self.chunks, self.parameters, options, groups)
@@ -86,6 +87,7 @@ class MegatronEngine(Stepping):
         self._schedule = get_forward_backward_func(groups.layout.pipeline, virtual)
         pipelined = groups.layout.pipeline > 1
         self._neighbours = P2PCommunicator(groups.pipeline.group, self.config) if pipelined else None
+        self._trained = self._trained_names()
         # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
         self._figures: dict[tuple[Objective, bool], tuple[int, list[str]]] = {}
 
@@ -98,8 +100,19 @@ class MegatronEngine(Stepping):
             if not stage.pre_process:
                 tag(weight, "copy_of_embedding")
 
+    def _trained_names(self) -> set[str]:
+        """Weights that some stage trains."""
+        own = {name for name, p in self.parameters.items() if p.requires_grad}
+        if self.groups.pipeline.size == 1:
+            return own
+        stages: list[set[str]] = [own] * self.groups.pipeline.size
+        dist.all_gather_object(stages, own, group=self.groups.pipeline.group)
+        return set().union(*stages)
+
     def _finalize(self, chunks: list[nn.Module], _tokens: Tensor | None, **options: Any) -> None:
         """Sum gradients over ranks; nothing divides them, for each pack's loss is its share of the global mean."""
+        for reduction in self.reductions:
+            reduction.begin_all()
         finalize_model_grads(chunks, None, **options)
         sum_head_norms(chunks, self.groups.tensor)
 
@@ -111,10 +124,7 @@ class MegatronEngine(Stepping):
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         whole = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        if self.groups.layout.pipeline > 1 or all(p.requires_grad for p in self.parameters.values()):
-            return whole, whole
-        trained = (self.shapes[n] for n, p in self.parameters.items() if p.requires_grad and n in self.shapes)
-        return whole, sum(int(np.prod(shape)) for shape in trained)
+        return whole, sum(int(np.prod(shape)) for name, shape in self.shapes.items() if name in self._trained)
 
     def _inputs(self, packs: Sequence[Pack]) -> list[Pack]:
         """Packs on the device, as many and as long as the layout asks for."""
@@ -153,6 +163,7 @@ class MegatronEngine(Stepping):
 
         iterators = [iter(list(enumerate(packs))) for _ in self.chunks]
         single = len(self.chunks) == 1
+        self._schedule_reductions(backward)
         with torch.set_grad_enabled(backward):
             self._schedule(
                 forward_step_func=forward,
@@ -166,6 +177,16 @@ class MegatronEngine(Stepping):
                 pg_collection=self.groups.collection,
             )
 
+    def _schedule_reductions(self, backward: bool) -> None:
+        """What the schedules call around the last pack's backward. Stages of a pipeline begin at the same time, as
+        megatron-core has it (align_grad_reduce): what they send slows their work, and one would wait for the other."""
+        quiet: list[Any] = [reduction.no_sync for reduction in self.reductions]
+        begin: list[Any] = [reduction.begin_all for reduction in self.reductions]
+        single, pipelined = len(quiet) == 1, self.groups.layout.pipeline > 1
+        # The schedules enter `no_sync` without a backward too, and one of them never leaves it then.
+        self.config.no_sync_func = (quiet[0] if single else quiet) if backward else None
+        self.config.grad_sync_func = (begin[0] if single else begin) if backward and pipelined else None
+
     def _seed(self, seed: int, number: int, stage: Stage) -> None:
         """Dropout of a pack in a stage depends on these alone, whatever order the schedule runs them in. Tensor ranks
         draw the same masks for what all of them hold, and their own for their parts of a shared stream."""
@@ -177,7 +198,10 @@ class MegatronEngine(Stepping):
         """See `Engine`. Every stage builds the packs by itself: only residual streams travel between them."""
         self._drop_gradients()
         seed, inputs = self._draw(), self._inputs(packs)
-        contrastive = self.contrastive is not None and isinstance(objective, RewardObjective)
+        ranking = isinstance(objective, RewardObjective)
+        contrastive = self.contrastive is not None and ranking
+        for reduction in self.reductions:
+            reduction.reset(() if ranking or self.end is None else self.end.beside_scores())
         features: dict[int, Tensor] = {}
         term: FeatureGradients | None = None
         if contrastive and len(inputs) > 1:
@@ -204,7 +228,7 @@ class MegatronEngine(Stepping):
             term = term or self._term({0: outputs.features}, packs, inputs)
             if number < len(packs):
                 loss = loss + (outputs.features * term.packs[number]).sum()
-            if outputs.prototypes is not None and term.prototypes is not None and number == 0:
+            if outputs.prototypes is not None and term.prototypes is not None and number == len(inputs) - 1:
                 loss = loss + (outputs.prototypes * term.prototypes).sum()
             return loss
 

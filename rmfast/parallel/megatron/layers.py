@@ -72,7 +72,8 @@ class TensorParallel:
         """The sum of all ranks' [T, d], as a residual stream."""
         if self.sequence:
             return reduce_scatter_to_sequence_parallel_region(parts, group=self.group)
-        return reduce_from_tensor_model_parallel_region(parts, group=self.group)
+        # The sum is made in place, and recomputation may have kept the part: it would be summed again.
+        return reduce_from_tensor_model_parallel_region(parts.clone(), group=self.group)
 
     def fill(self, rows: Tensor) -> Tensor:
         return F.pad(rows, (0, -len(rows) % self.ranks)) if self.sequence else rows

@@ -27,6 +27,25 @@ class Trunk(nn.Module):
     def forward(self, pack: Pack, before: Tensor | None = None) -> Tensor:
         return self.decoder(pack.tokens, pack.positions, pack.layout, pack.scored, before)
 
+    def freeze(self, top_layers: int) -> None:
+        """See `RewardNetwork.freeze`."""
+        self.decoder.freeze(top_layers)
+
+
+class _NoGradientBefore(torch.autograd.Function):
+    """A result that does not depend on `before`, with a gradient of 0 for it: schedules send a gradient to the stage
+    before whether or not that one needs it."""
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, before: Tensor) -> Tensor:
+        ctx.save_for_backward(before)
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (before,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(before)
+
 
 class Stage(nn.Module):
     """A part of a reward network, with what the schedules read of it.
@@ -65,8 +84,11 @@ class Stage(nn.Module):
         """The heads' outputs, or the residual stream [T, 1, d] for the next stage."""
         before, self._before = self._before, None
         out = self.network(pack, None if self.pre_process else before)
-        if self.post_process:
-            return out
+        decoder = self.network.decoder
+        cut = before is not None and before.requires_grad and decoder.held[0] < decoder.first_trained
+        if isinstance(out, Outputs):
+            return out._replace(scores=_NoGradientBefore.apply(out.scores, before)) if cut else out
+        out = _NoGradientBefore.apply(out, before) if cut else out
         return make_viewless_tensor(out[:, None], requires_grad=out.requires_grad, keep_graph=True)
 
     def weights(self) -> dict[str, nn.Parameter]:
@@ -110,12 +132,11 @@ def build_stages(
             vars(parameter).update(own_tags)
         for layer in decoder.layers:
             layer.inv_freq = torch.tensor(config.rope, device=device)
-        if isinstance(network, RewardNetwork):
-            if top_layers is not None:
-                network.freeze(top_layers)
-            if prototypes is not None:
-                network.add_prototypes(*prototypes)
-                network.to(device)
+        if top_layers is not None:
+            network.freeze(top_layers)
+        if isinstance(network, RewardNetwork) and prototypes is not None:
+            network.add_prototypes(*prototypes)
+            network.to(device)
         stage = Stage(
             network,
             own,
@@ -147,7 +168,8 @@ def megatron_config(config: DecoderConfig, groups: Groups, dtype: torch.dtype) -
         variable_seq_lengths=pipelined,
         moe_token_dispatcher_type="alltoall",  # which variable lengths ask for, also of a model without experts
         calculate_per_token_loss=True,  # a loss is a share of the global batch's: nothing divides it again
-        deallocate_pipeline_outputs=pipelined,
+        # The interleaved schedule frees a stage's output while it may still be on its way.
+        deallocate_pipeline_outputs=pipelined and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         gradient_accumulation_fusion=False,
