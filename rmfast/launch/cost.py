@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+from rmfast.launch.bubble import bubble
 from rmfast.launch.hardware import Gpu
 from rmfast.models.config import DecoderConfig
 from rmfast.models.recompute import Recompute
@@ -91,10 +92,9 @@ def saved_bytes(
 def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, float]:
     """Bytes of the fullest GPU, by what takes them.
 
-    ddp: fp32 weights, gradients and two moments, torch's buckets (a second set of gradients), and the bf16 copies that
-    the graph keeps (recomputation makes them again, a layer at a time). fsdp: weights and moments by ranks, two layers
-    and the embedding gathered; gradients by ranks too, but whole between packs. megatron: a rank's part of the model,
-    the moments divided by data ranks, copies for every pack in flight.
+    ddp: fp32 weights, gradients and two moments, and the bf16 copies that the graph keeps (recomputation makes them
+    again, a layer at a time). fsdp: all of that by ranks, two layers and the embedding gathered, a layer's gradients
+    whole. megatron: a rank's part of the model, the moments divided by data ranks, copies for every pack in flight.
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
     packs = ceil(load.tokens / layout.data / load.pack)
@@ -108,31 +108,30 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     cast = b if b < 4 else 0  # fp32 weights are read as they are
     copies = cast * layer * (layers * flying if layout.recompute == "none" else 1)
     if layout.engine == "ddp":
-        state = {"weights": 4 * weights, "gradients": 4 * weights * (1 + (layout.data > 1)), "optimizer": 8 * weights}
+        state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
     elif layout.engine == "fsdp":
-        whole = parameters(config)
-        own = whole / layout.data
-        state = {"weights": 4 * own, "gradients": 4 * (whole if packs > 1 else own + layer), "optimizer": 8 * own}
+        own = parameters(config) / layout.data
+        state = {"weights": 4 * own, "gradients": 4 * (own + layer), "optimizer": 8 * own}
         copies = b * (2 * layer + table)
     else:
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights / layout.data}
     # The last layer keeps next to nothing where it computes scored tokens only (it is not the fullest stage's).
     trimmed = layout.pipeline == 1 and not load.every_token
-    shared = {"tensor": layout.tensor, "sequence": layout.sequence, "activation": b}
+
+    def saved(recompute: Recompute) -> float:
+        return saved_bytes(config, recompute, tensor=layout.tensor, sequence=layout.sequence, activation=b)
+
     d = config.width / (layout.tensor if layout.sequence else 1)
     # A run's first layer has no residual yet; its input is no product's result.
     start = {"none": 0, "selective": b * d, "full": -b * d}[layout.recompute] * layout.virtual
-    kept = tokens * flying * ((layers - trimmed) * saved_bytes(config, layout.recompute, **shared) + start)
+    kept = tokens * flying * ((layers - trimmed) * saved(layout.recompute) + start)
     # A layer's backward at its widest: two hidden states' gradients, and those of gate and up (the product's takes the
     # product's place), or later that of the largest matrix, as it is computed and in fp32, when the MLP keeps no more.
     f = config.ffn / layout.tensor
     working = tokens * b * 2 * d
     working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 - cast) * f * config.width)
     if layout.recompute != "none":  # the layer's own activations, those that are made again
-        again = saved_bytes(config, "none", **shared)
-        working += tokens * (
-            again if layout.recompute == "full" else again - saved_bytes(config, "selective", **shared)
-        )
+        working += tokens * (saved("none") - (saved("selective") if layout.recompute == "selective" else 0))
     if layout.sequence:
         working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
     # At the end of a pack's backward, when it keeps nothing any more: the embedding's gradient.
@@ -165,25 +164,29 @@ def seconds(
         inside = ranks * stride <= gpu.node
         return (gpu.nvlink if inside else gpu.network) * gpu.link_share
 
-    # Two all-reduces forward and two backward a layer (each is a reduce-scatter and a gather under sequence parallel).
+    # Two all-reduces forward and two backward a layer (each is a reduce-scatter and a gather under sequence parallel,
+    # whose backward gathers both products' inputs again). Recomputation repeats the first one, and both gathers.
+    sums = 4 + layout.sequence + (layout.recompute != "none") * (1.5 if layout.sequence else 1)
     ring = 2 * (layout.tensor - 1) / layout.tensor
     boundary = b * rank_tokens * config.width  # bytes of the hidden states
-    tensor = 4 * (passes / 3) * config.layers / layout.pipeline * boundary * ring / link(layout.tensor)
+    tensor = sums * config.layers / layout.pipeline * boundary * ring / link(layout.tensor)
     packs = max(1, ceil(rank_tokens / load.pack))
     hops = 0 if layout.pipeline == 1 else 2 * layout.virtual * boundary
     pipe = hops / (1 if not layout.sequence else layout.tensor) / link(layout.pipeline, layout.tensor * layout.data)
-    bubble = (compute + elementwise + tensor) * (layout.pipeline - 1) / (layout.virtual * packs)
+    waits = bubble(layout.pipeline, layout.virtual, packs) * (compute + elementwise + tensor) / packs
     own = _largest_stage(config, layout)
     share = (layout.data - 1) / layout.data
-    # Gradients once a step (megatron scatters them); weights: megatron gathers them after the step, fsdp twice a pack.
-    sent = {"ddp": 8.0, "fsdp": 4.0, "megatron": 4.0}[layout.engine] * own * share
+    # Gradients: summed once a step (ddp), scattered once (megatron) or with every pack (fsdp). Weights: gathered after
+    # the step (megatron) or twice a pack (fsdp).
+    sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * own * share
     gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * own * share
     reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
-    # Up to a third of the last pack's compute hides gradients, and the weights that fsdp fetches ahead.
-    fetched = data if layout.engine == "fsdp" else 0.0
-    hidden = min(reduced + fetched, (compute + elementwise) / 3 / packs) if overlap else 0.0
+    # Up to a third of the last pack's compute hides gradients; under fsdp of every pack's, and weights fetched ahead.
+    room = (compute + elementwise) / 3
+    hides = min(reduced + data, room) if layout.engine == "fsdp" else min(reduced, room / packs)
+    hidden = hides if overlap else 0.0
     updated = own / (1 if layout.engine == "ddp" else layout.data)
     return {
-        "compute": compute, "elementwise": elementwise, "tensor": tensor, "pipeline": pipe, "bubble": bubble,
+        "compute": compute, "elementwise": elementwise, "tensor": tensor, "pipeline": pipe, "bubble": waits,
         "data": reduced - hidden + data, "optimizer": 28 * updated / gpu.bandwidth,
     }  # fmt: skip

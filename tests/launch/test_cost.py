@@ -12,6 +12,7 @@ import torch
 
 from rmfast.cli import main
 from rmfast.data.pack import Pack
+from rmfast.launch.bubble import _play, bubble
 from rmfast.launch.cost import RESERVE, Layout, Workload, memory, parameters, saved_bytes, seconds
 from rmfast.launch.hardware import GPUS
 from rmfast.launch.layouts import layouts, plans
@@ -141,18 +142,16 @@ def test_ranks_hold_what_the_plan_says(tmp_path: Path) -> None:
 
 
 def test_what_several_packs_hold() -> None:
-    """DDP's buckets; FSDP2's whole gradients between packs; a copy of the weights for each pack in flight."""
+    """A copy of the weights for each pack in flight; no engine holds a second set of gradients."""
     config = shape("llama3-8b")
     load = Workload(tokens=131072, responses=256, pack=4096, visible=1)
-    alone, many = (memory(config, Layout("ddp", data), load)["gradients"] for data in (1, 8))
-    assert many == 2 * alone
-    single = replace(load, tokens=4096 * 8)
-    assert memory(config, Layout("fsdp", 8), load)["gradients"] == 4 * parameters(config)
-    assert memory(config, Layout("fsdp", 8), single)["gradients"] < 4 * parameters(config) / 6
     one, two = (memory(config, Layout("megatron", 1, 1, stages), load)["copies"] for stages in (1, 2))
     assert one == two == 2 * 32 * config.layer_parameters, "half the layers, twice the packs"
     kept = memory(config, Layout("megatron", 1, 1, 2, recompute="full"), load)["copies"]
     assert kept == 2 * config.layer_parameters
+    alone, many = (memory(config, Layout("ddp", data), load)["gradients"] for data in (1, 8))
+    assert alone == many
+    assert memory(config, Layout("fsdp", 8), load)["gradients"] < 4 * parameters(config) / 6
 
 
 def test_fp32_runs_cast_nothing_and_keep_twice_as_much() -> None:
@@ -211,7 +210,7 @@ def test_compute_is_the_maths_over_the_peak() -> None:
 
 def test_a_bubble_shrinks_with_packs_and_turns() -> None:
     config = shape("llama3-8b")
-    few, many = load_of(config, 512), load_of(config, 4096)
+    few, many = (replace(load_of(config, groups), pack=400 * 32) for groups in (512, 4096))  # 16 and 128 packs
     plain, turned = (Layout("megatron", 1, 1, 4, virtual) for virtual in (1, 4))
     assert seconds(config, Layout("megatron", 4), few, H100)["bubble"] == 0
 
@@ -220,6 +219,20 @@ def test_a_bubble_shrinks_with_packs_and_turns() -> None:
         return took["bubble"] / took["compute"]
 
     assert share(plain, few) > share(plain, many) > 0 and share(turned, few) == pytest.approx(share(plain, few) / 4)
+
+
+@pytest.mark.parametrize(("stages", "turns"), [(2, 2), (4, 4), (8, 2)])
+def test_turns_gain_nothing_without_packs(stages: int, turns: int) -> None:
+    """megatron-core's schedule, played: full rounds of packs give the formula; one pack visits all stages in turn."""
+    assert bubble(stages, turns, 1) == pytest.approx(stages - 1)
+    for rounds in (1, 2, 5):
+        packs = rounds * stages
+        assert (
+            _play(stages, turns, packs) - packs == pytest.approx((stages - 1) / turns) == bubble(stages, turns, packs)
+        )
+        assert bubble(stages, turns, packs + 1) > bubble(stages, turns, packs)
+    assert bubble(stages, turns, 9 * stages + 1) == pytest.approx(_play(stages, turns, 9 * stages + 1) - 9 * stages - 1)
+    assert bubble(stages, 1, 3) == stages - 1 and bubble(1, 1, 3) == 0
 
 
 def test_gradients_hide_behind_the_last_backward_and_gathered_weights_do_not() -> None:

@@ -25,6 +25,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "pp2 dp2": (4, {"parallel__pipeline": 2}),
     "tp2 pp2 sp": (4, {"parallel__tensor": 2, "parallel__pipeline": 2, "parallel__sequence": True}),
     "tp2 dp2": (4, {"parallel__tensor": 2}),
+    "tp2 dp2 sp": (4, {"parallel__tensor": 2, "parallel__sequence": True}),
+    "pp4": (4, {"parallel__pipeline": 4}),
+    "pp2 dp2 interleaved": (4, {"parallel__pipeline": 2, "parallel__virtual": 2}),
 }
 
 OBJECTIVES: dict[str, dict[str, object]] = {

@@ -37,14 +37,19 @@ DROPOUT: dict[str, object] = {"model__dropout": 0.2, "model__recompute": "full",
 OVERFLOW: dict[str, object] = {"data__train": "overflow.jsonl", "optim__on_nonfinite": "skip", "run__max_steps": 1}
 UNCHANGED: dict[str, object] = {"optim__warmup": 1, "run__max_steps": 1}  # the first step of a rise has rate 0
 KILLED = {"tp2 sp": ("swav", "whole tp2 sp"), "dp2": ("meta swav", "meta swav dp2")}  # and the run that goes through
-# The fp32 runs without recomputation, "lm tp2 sp" and "lm pp2", are pairs of the grid.
-BF16: dict[str, object] = {"model__dtype": "bfloat16", "run__max_steps": 3}
-THRIFTY: dict[str, dict[str, object]] = {
+KEYS: dict[str, dict[str, object]] = {
     "selective": {"model__recompute": "selective", "run__max_steps": 3},
     "full": {"model__recompute": "full", "run__max_steps": 3},
-    "bf16": BF16,
-    "bf16 full": BF16 | {"model__recompute": "full"},
+    "bf16": {"model__dtype": "bfloat16", "run__max_steps": 3},
 }
+KEYS["bf16 full"] = KEYS["bf16"] | KEYS["full"]
+BF16 = [("bf16", "lm", "tp2 sp"), ("bf16", "lm", "pp2")]
+RECOMPUTED = [  # what they repeat, "OBJECTIVE LAYOUT", is a pair of the grid, or of BF16
+    ("selective", "center", "tp2"),
+    ("selective", "lm", "tp2 sp"),
+    ("full", "lm", "pp2"),
+    ("bf16 full", "lm", "tp2 sp"),
+]
 MEMBERS: dict[str, object] = {"task": "ensemble", "ensemble__members": 2, "run__max_steps": 2}
 
 
@@ -100,11 +105,7 @@ def two(native: Path) -> dict[str, list[int]]:
         Case("killed tp2 sp 2", killed["tp2 sp"]),
         Case("killed dp2 0", killed["dp2"], "step:4"),
         Case("killed dp2 1", killed["dp2"]),
-        *(
-            Case(f"{how} {x}", command(folder, "lm", f"{how} {x}", x, **keys))
-            for how, keys in THRIFTY.items()
-            for x in ("tp2 sp", "pp2")
-        ),
+        *(Case(f"{how} {x}", command(folder, o, f"{how} {x}", x, **KEYS[how])) for how, o, x in [*RECOMPUTED, *BF16]),
         Case("dropout tp2", command(folder, "simcse", "dropout tp2", "tp2", **DROPOUT)),
         Case("overflow", command(folder, "center", "overflow", "pp2", **OVERFLOW)),
         Case("trip tied", command(folder, "lm", "trip tied", "pp2 interleaved", **UNCHANGED)),
@@ -183,11 +184,11 @@ def test_a_resumed_run_has_the_optimizer_of_other_data_ranks(native: Path, four:
     assert_same_run(native / "chain center", native / "center native")
 
 
-@pytest.mark.parametrize("layout", ["tp2 sp", "pp2"])
-@pytest.mark.parametrize(("how", "plain"), [("selective", "lm"), ("full", "lm"), ("bf16 full", "bf16")])
+@pytest.mark.parametrize(("how", "objective", "layout"), RECOMPUTED)
 def test_recomputation_changes_no_bit(
-    native: Path, two: dict[str, list[int]], how: str, plain: str, layout: str
+    native: Path, two: dict[str, list[int]], how: str, objective: str, layout: str
 ) -> None:
+    plain = "bf16" if how.startswith("bf16") else objective
     assert not any(two[f"{how} {layout}"] + two[f"{plain} {layout}"])
     lines, truth = (read_lines(native / f"{name} {layout}" / "metrics.jsonl")[:3] for name in (how, plain))
     assert_same_bits(lines, truth)
@@ -196,7 +197,7 @@ def test_recomputation_changes_no_bit(
 def test_bf16_is_one_process_s(native: Path, two: dict[str, list[int]]) -> None:
     """Stages change no bit of it. Tensor ranks round sums of their own: their runs are as near to it as bf16 allows,
     and nearer than fp32's."""
-    run_here(command(native, "lm", "bf16 native", **BF16))
+    run_here(command(native, "lm", "bf16 native", **KEYS["bf16"]))
     truth = read_lines(native / "bf16 native" / "metrics.jsonl")
     pp2, tp2 = (read_lines(native / f"bf16 {x}" / "metrics.jsonl") for x in ("pp2", "tp2 sp"))
     assert_same_bits(pp2, truth)
