@@ -46,9 +46,9 @@ def evaluate(call: Call, models: list[Path], suite: str, data: Path) -> dict[str
     out = models[0] / f"{suite}-{data.stem}.json"
     call.python("rmfast.cli", "eval", *models, "--suite", suite, "--data", data, "--out", out)
     result = json.loads(out.read_text(encoding="utf-8"))
-    figures = {key: value for key, value in result["figures"].items() if isinstance(value, int | float | str)}
+    figures = {key: value for key, value in result.items() if isinstance(value, int | float) or key == "baseline"}
     cells = [cell for cell in result["cells"] if len(cell["path"]) <= 1]
-    kept = ("headline", "rows", "rows_not_scored", "not_scored_by_cause")
+    kept = ("headline", "not_scored_by_cause")
     return {key: result[key] for key in kept} | {"figures": figures, "cells": cells}
 
 
