@@ -20,6 +20,7 @@ if not __package__:  # run as a file: the repository's root instead of this fold
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.gpu.stages.kernels import joined
+from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +174,24 @@ def gpu_real(stage: Result) -> str:
             shown = ", ".join(f"{key} {value:.3f}" for key, value in found["headline"].items())
             interval = f"{own['accuracy_low']:.3f} to {own['accuracy_high']:.3f}"
             body.append([name, test, shown, interval, simple])
-    return rows("run | test rows | accuracy | 95 % interval of all edges | simple rules", body)
+    out = rows("run | test rows | accuracy | 95 % interval of all edges | simple rules", body)
+    for name, result in done(stage).items():
+        if "negative" in result:
+            below, tenths = f"{100 * result['negative']:.1f} %", ", ".join(f"{x:.2f}" for x in result["deciles"])
+            out += f"\n\n{name}: out-of-sample strengths of {result['pairs']:,} pairs, {below} below 0; least, tenths, "
+            out += f"most: {tenths}."
+    return out
+
+
+def gpu_paper(stage: Result) -> str:
+    """The paper's experiments, means over seeds with 95 % intervals."""
+    found = paper(stage)
+    if found is None:
+        return "None is done."
+    from benchmarks.paper.common import report
+    from benchmarks.paper.moving import SHOWN
+
+    return f"```\n{report(found, SHOWN)}\n```"
 
 
 def gpu_suite(stage: Result) -> str:
@@ -187,10 +205,10 @@ def gpu_suite(stage: Result) -> str:
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "gpu-modes": gpu_modes,
     "gpu-breakdown": gpu_breakdown, "gpu-kernels": gpu_kernels, "gpu-tiles": gpu_tiles, "gpu-real": gpu_real,
-    "gpu-suite": gpu_suite,
+    "gpu-paper": gpu_paper, "gpu-suite": gpu_suite,
 }  # fmt: skip
 SECTIONS = {"suite": ("gpu-suite",), "kernels": ("gpu-kernels",), "tiles": ("gpu-tiles",),
-            "steps": ("gpu-steps", "gpu-modes", "gpu-breakdown"), "real": ("gpu-real",)}  # fmt: skip
+            "steps": ("gpu-steps", "gpu-modes", "gpu-breakdown"), "real": ("gpu-real", "gpu-paper")}  # fmt: skip
 
 
 def filled(text: str, results: Path) -> str:
@@ -204,7 +222,7 @@ def filled(text: str, results: Path) -> str:
     return BLOCK.sub(table, text)
 
 
-def gpu_page(folder: Path, plots: list[Path]) -> str:
+def gpu_page(folder: Path, plots: dict[str, list[Path]]) -> str:
     """The page of a folder of the harness's results."""
     lines = ["# Measured on a GPU", ""]
     for stage, kinds in SECTIONS.items():
@@ -218,7 +236,7 @@ def gpu_page(folder: Path, plots: list[Path]) -> str:
         lines += [f"## {stage}", f"[{stage}.json]({stage}.json): {first['device']}, {versions}; commit {commits}.", ""]
         for kind in kinds:
             lines += [f"<!-- table: {kind} {stage}.json -->", "<!-- end of table -->", ""]
-        lines += [f"![{path.stem}](plots/{path.name})\n" for path in plots if path.stem.startswith(stage)]
+        lines += [f"![{path.stem}](plots/{path.name})\n" for path in plots.get(stage, [])]
     return filled("\n".join(lines).rstrip() + "\n", folder)
 
 

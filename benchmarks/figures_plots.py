@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.gpu.stages.kernels import joined
+from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
 from benchmarks.kernels import plots as kernel_plots
 
@@ -117,9 +118,9 @@ def steps(stage: dict[str, Any], folder: Path) -> Path | None:
     bars(right, memory, "{:.1f}")
     right.set_yticks([])
     right.set_xlabel("peak memory, GiB")
-    right.legend(*left.get_legend_handles_labels(), fontsize=8, frameon=False, loc="lower right")
     first = next(iter(stage["parts"].values()))
     top.suptitle(f"{first['device']}, torch {first['versions']['torch']}", fontsize=10)
+    top.legend(*left.get_legend_handles_labels(), fontsize=8, frameon=False, ncols=3, loc="outside lower center")
     panels = low.subplots(-(-count // 3), min(count, 3), squeeze=False)
     for axes, (name, result) in zip(panels.flat, done.items(), strict=False):
         worst = max(result["largest_loss_difference"].values(), default=0.0)
@@ -130,20 +131,27 @@ def steps(stage: dict[str, Any], folder: Path) -> Path | None:
     return save(figure, folder / "steps.png")
 
 
-def gpu(folder: Path, plots: Path) -> list[Path]:
-    """What a folder of the harness's results gives: roofline and bars of kernels, steps, losses of real runs."""
-    made = []
+def gpu(folder: Path, plots: Path) -> dict[str, list[Path]]:
+    """What a folder of the harness's results gives, by stage: roofline and bars of kernels, steps, real runs."""
+    made: dict[str, list[Path]] = {"kernels": [], "steps": [], "real": []}
     if (folder / "kernels.json").is_file():
         whole = joined(read(folder / "kernels.json")["parts"])
         if whole is not None and whole["results"]:
             plots.mkdir(parents=True, exist_ok=True)
             for name in ("roofline", "ratios"):
                 getattr(kernel_plots, name)(whole, plots / f"kernels_{name}.png")
-                made.append(plots / f"kernels_{name}.png")
+                made["kernels"].append(plots / f"kernels_{name}.png")
     if (folder / "steps.json").is_file() and (path := steps(read(folder / "steps.json"), plots)):
-        made.append(path)
-    if (folder / "real.json").is_file() and (path := real(read(folder / "real.json"), plots)):
-        made.append(path)
+        made["steps"].append(path)
+    if (folder / "real.json").is_file():
+        stage = read(folder / "real.json")
+        if path := real(stage, plots):
+            made["real"].append(path)
+        if (found := paper(stage)) is not None:
+            from benchmarks.paper import moving_plots
+
+            moving_plots.draw(found, plots)
+            made["real"] += sorted(plots.glob("moving_*.png"))
     return made
 
 

@@ -40,7 +40,7 @@ class Table(Generic[T]):
 
     def find(self, capability: tuple[int, int], *kinds: str, size: int) -> T:
         """The tile of that line."""
-        asked = (*capability, *kinds, size)
+        asked: Key = (*capability, *kinds, size)
         if asked not in self._found:
             self._found[asked] = self.lines[self.key(capability, *kinds, size=size)]
         return self._found[asked]

@@ -147,6 +147,18 @@ def parts(settings: Settings) -> list[Part]:
     ]
 
 
+def paper(stage: dict[str, Any]) -> dict[str, Any] | None:
+    """The experiments of all seeds as one result of benchmarks/paper/moving.py; None where none is done."""
+    found = [record["result"] for name, record in stage["parts"].items()
+             if name.startswith("moving") and record["status"] == "done"]  # fmt: skip
+    if not found:
+        return None
+    out = found[0] | {"seeds": [seed for result in found for seed in result["seeds"]]}
+    for name in [name for name, value in out.items() if isinstance(value, list) and name != "seeds"]:
+        out[name] = [row for result in found for row in result[name]]
+    return out
+
+
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
     """Test accuracies with their intervals, and the ensemble's strengths."""
     out = []
