@@ -123,6 +123,8 @@ def commit(given: str | None) -> str:
     """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it."""
     if given:
         return given
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 

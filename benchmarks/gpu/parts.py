@@ -84,7 +84,7 @@ class Call:
         except subprocess.TimeoutExpired as over:
             raise Cut from over
         finally:
-            self.stop()
+            self._end(process)
         text = output.decode(errors="replace")
         self.written.append(f"$ {' '.join(map(str, command))}\n{text}")
         if process.returncode:
@@ -97,14 +97,18 @@ class Call:
         start = [program] if program.endswith(".py") else ["-m", program]
         return self.run(sys.executable, *start, *arguments, **environment)
 
-    def stop(self) -> None:
-        """End what still runs, with all that it started."""
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """End a command, if it still runs, with all that it started."""
         with self._lock:
-            for process in self._running:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-            self._running.clear()
+            self._running.discard(process)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def stop(self) -> None:
+        """End all commands that still run."""
+        for process in list(self._running):
+            self._end(process)
 
     def folder(self, name: str) -> Path:
         """A folder of that name in scratch."""

@@ -31,6 +31,7 @@ class Runner:
         self.end = start + budget
         self.workers = workers
         self.calls: set[Call] = set()
+        self.stopped = False
 
     def run(self, plan: Sequence[Part]) -> list[Part]:
         """Run parts; those that are left for another call."""
@@ -57,7 +58,7 @@ class Runner:
     def one(self, part: Part) -> None:
         """Run a part and keep what comes out."""
         begin = time.monotonic()
-        if begin + self.expected(part) > self.end:  # it waited for others
+        if self.stopped or begin + self.expected(part) > self.end:  # it waited for others
             return
         call = Call(self.settings, self.end + GRACE)
         self.calls.add(call)
@@ -73,6 +74,8 @@ class Runner:
             record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         finally:
             self.calls.discard(call)
+        if self.stopped and record["status"] != "done":  # that is no try of the part's
+            return
         seconds = time.monotonic() - begin
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.results.record(part.stage, part.name, seconds=round(seconds, 2), when=when, **self.origin, **record)
@@ -83,7 +86,8 @@ class Runner:
             print("  " + "\n  ".join(record["error"].strip().splitlines()[-6:]), flush=True)
 
     def stop(self) -> None:
-        """End all commands that run."""
+        """Start no part any more, and end all commands that run."""
+        self.stopped = True
         for call in list(self.calls):
             call.stop()
 

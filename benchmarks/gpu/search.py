@@ -81,11 +81,17 @@ def timed(target: Target, tiles: list[Any], arch: int, device: torch.device) -> 
     return found | {place: median(spent) for place, spent in rounds.items()}
 
 
-def search(target: Target, arch: int, device: torch.device, *, most: int | None, processes: int) -> dict[str, Any]:
-    """All that was tried for one line; `winner` is None where the table should stay as it is."""
+def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
+    """The tile that holds, and at most so many others."""
     held = target.table[2].find((arch // 10, arch % 10), *target.kinds, size=target.size)
-    tiles = [held, *(tile for tile in target.candidates if tile != held)][: None if most is None else most + 1]
-    rows = compiled(target, tiles, arch, processes)
+    return [held, *(tile for tile in target.candidates if tile != held)][: None if most is None else most + 1]
+
+
+def search(
+    target: Target, tiles: list[Any], rows: list[dict[str, Any]], arch: int, device: torch.device
+) -> dict[str, Any]:
+    """All that was tried for one line, `rows` as `compiled` gives them; `winner` is None where the table should stay as
+    it is."""
     fit = [place for place, row in enumerate(rows) if not row["faults"]]
     if device.type == "cuda":
         times = timed(target, [tiles[place] for place in fit], arch, device)
@@ -115,10 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
     add("--json", type=Path, required=True)
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
-    found = [
-        search(everything[name], args.arch, device, most=args.most, processes=args.processes)
-        for name in args.target or everything
-    ]
+    # All compiling first: it forks, which a process that has used the device should not.
+    made = []
+    for name in args.target or everything:
+        tiles = tiles_of(everything[name], args.arch, args.most)
+        made.append((everything[name], tiles, compiled(everything[name], tiles, args.arch, args.processes)))
+    found = [search(target, tiles, rows, args.arch, device) for target, tiles, rows in made]
     result = about(device) | {"arch": args.arch, "limits": limits(device, small=device.type != "cuda"), "lines": found}
     args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for line in found:

@@ -65,8 +65,7 @@ def attention_calls(which: str, dim: int, device: torch.device, small: bool) -> 
     calls: list[Thunk] = []
     for lengths in ("tiny",) if small else ("hh", "long"):
         layout = prefix_layout(draw_groups(lengths, 96 if small else 16384)).to(device)
-        count, heads, kv_heads = layout.shape[1], 4 if small else 32, 2 if small else 8
-        q, k, v = (normal(device, count, n, dim) for n in (heads, kv_heads, kv_heads))
+        q, k, v = (normal(device, layout.shape[1], heads, dim) for heads in (32, 8, 8))
         options = (layout, None, dim**-0.5, None, None)
         forward = partial(attention.prefix_attention_fwd, q, k, v, *options)
         if which == "fwd":

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def about(device: torch.device) -> dict[str, Any]:
     """Device, versions, commit and whether files differ from it."""
 
     def git(*arguments: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def test_failures_are_kept_with_their_words_and_the_others_go_on(tmp_path: Path)
     assert records["breaks"]["tries"] == MOST_TRIES and "the disk is full" in records["breaks"]["error"]
     assert "KeyError" in records["mistake"]["error"] and settled(records["mistake"])
     assert "the disk is full" in (tmp_path / "out" / "log.txt").read_text() or records["breaks"]["error"]
+    own.stop()  # from outside, as SIGTERM does: what is ended then is no try, and nothing is started any more
+    assert own.run([part("late", breaks)])[0].name == "late" and "late" not in own.results.stage("real")
     own.results.forget("real", "breaks")
     assert "breaks" not in own.results.stage("real")
 
@@ -212,6 +215,11 @@ def test_commands_leave_nothing_running_and_know_no_interpreter(
     assert not status.is_file() or "zombie" in status.read_text()
     with pytest.raises(Cut):
         call.run(sys.executable, "-c", "")
+    both = Call(settings(tmp_path), time.monotonic() + 9.0)
+    with ThreadPoolExecutor(2) as pool:  # a command that ends leaves the others alone
+        slow = pool.submit(both.run, "sh", "-c", "sleep 1; echo end")
+        both.run("sh", "-c", "true")
+        assert slow.result() == "end\n"
     with pytest.raises(Failed, match="code 3"):
         Call(settings(tmp_path), time.monotonic() + 9.0).run(sys.executable, "-c", "raise SystemExit(3)")
 
@@ -288,19 +296,17 @@ def test_a_winner_must_be_clearly_faster_and_free_of_faults(monkeypatch: pytest.
     target = next(t for t in targets.targets() if t.name == "sinkhorn rows")
     spent: dict[int, float] = {}
 
-    def compiled(_: Any, tiles: list[Any], *__: Any) -> list[dict[str, Any]]:
-        return [{"tile": t._asdict(), "faults": ["spills"] if i == 1 else []} for i, t in enumerate(tiles)]
-
-    monkeypatch.setattr(search, "compiled", compiled)
+    tiles = search.tiles_of(target, 90, 3)
     monkeypatch.setattr(search, "timed", lambda *_: spent)
     card = torch.device("cuda")
 
     def winner(**times: float) -> Any:
         spent.clear()
         spent.update({int(name[1:]): value for name, value in times.items()})
-        return search.search(target, 90, card, most=3, processes=1)["winner"]
+        rows = [{"tile": t._asdict(), "faults": ["spills"] if i == 1 else []} for i, t in enumerate(tiles)]
+        return search.search(target, tiles, rows, 90, card)["winner"]
 
-    found = [row["tile"] for row in search.search(target, 90, card, most=3, processes=1)["tried"]]
+    found = [tile._asdict() for tile in tiles]
     assert winner(t0=1.0, t1=0.99, t2=1.2) is None  # within the noise
     assert winner(t0=1.0, t1=0.9, t2=0.8) == found[3]  # place 1 is refused: the third that is timed is the fourth tile
     assert winner(t1=0.9) == found[2]  # the tile that holds does not run there

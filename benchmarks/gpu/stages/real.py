@@ -5,6 +5,7 @@ They time nothing that is reported, so they run side by side.
 
 import json
 import math
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -26,18 +27,29 @@ _lock = threading.Lock()
 
 
 def train(call: Call, name: str, data: Ready, pairs: Path, held_out: Path, seed: int, **keys: Any) -> Path:
-    """The public training command; the run's folder. A run that was cut off goes on."""
+    """The public training command; the run's folder. A run that was cut off goes on, one that is done stays."""
     run = call.folder("real") / name
+    note = run / "trained"
+    if note.is_file():
+        return run
     tiny = call.settings.tiny
     own = {
         "run.dir": run, "run.seed": seed, "run.tensorboard": "false", "model.path": data.model, "data.train": pairs,
         "data.eval": held_out,
     }  # fmt: skip
-    every = {"data.max_length": 512 if tiny else 1024, "checkpoint.every": 1000, "eval.every": 1000}
+    every = {
+        "data.max_length": 512 if tiny else 1024,
+        "checkpoint.every": 200,
+        "checkpoint.keep": 1,
+        "eval.every": 1000,
+    }
     words = [
         word for key, value in (every | own | keys | (TINY if tiny else RECIPE)).items() for word in (f"--{key}", value)
     ]
     call.python("rmfast/train.py", "configs/smollm2_hh.yaml", *words)
+    for folder in run.rglob("checkpoints"):  # large, and not needed once the model is there
+        shutil.rmtree(folder)
+    note.touch()
     return run
 
 
@@ -82,7 +94,7 @@ def reward(which: str, seed: int, call: Call) -> dict[str, Any]:
 def ensemble(call: Call) -> dict[str, Any]:
     """Ten members, out of sample: the strengths of HH's pairs, and what the members are worth together."""
     data = prepare(call)
-    keys = {"task": "ensemble", "ensemble.members": 10, "ensemble.folds": 5, "checkpoint.keep": 1, "run.epochs": 2,
+    keys = {"task": "ensemble", "ensemble.members": 10, "ensemble.folds": 5, "run.epochs": 2,
             "data.pairs_per_step": 32}  # fmt: skip
     run = train(call, "ensemble", data, data.hh_train, data.hh_test, 0, **keys)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
