@@ -9,7 +9,7 @@ from benchmarks.gpu.parts import ROOT, Call, Part, Settings
 
 LEFT_OUT = ("tests/kernels/test_aot.py",)  # compiles without a GPU, in CI
 MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py")
-LONG = {"test_prefix_attention.py": 150.0, "test_flash_attention.py": 100.0}
+LONG = {"test_prefix_attention.py": 120.0, "test_flash_attention.py": 80.0}
 
 
 def files() -> list[str]:
@@ -29,7 +29,7 @@ def run(file: str, call: Call) -> dict[str, Any]:
 def parts(settings: Settings) -> list[Part]:
     """A part for each file; two small ones at the tiny size."""
     chosen = ["tests/kernels/test_memory.py", "tests/kernels/test_common.py"] if settings.tiny else files()
-    seconds = (lambda name: 5.0) if settings.tiny else (lambda name: LONG.get(Path(name).name, 60.0))
+    seconds = (lambda name: 5.0) if settings.tiny else (lambda name: LONG.get(Path(name).name, 40.0))
     return [
         Part("suite", Path(f).stem, seconds(f), partial(run, f), shared=not settings.tiny, needs=("tests",))
         for f in chosen
