@@ -28,7 +28,7 @@ def run(file: str, call: Call) -> dict[str, Any]:
 
 def parts(settings: Settings) -> list[Part]:
     """A part for each file; two small ones at the tiny size."""
-    chosen = ["tests/kernels/test_memory.py", "tests/kernels/test_common.py"] if settings.tiny else files()
+    chosen = ["tests/kernels/test_tables.py", "tests/kernels/test_common.py"] if settings.tiny else files()
     seconds = (lambda name: 5.0) if settings.tiny else (lambda name: LONG.get(Path(name).name, 40.0))
     return [
         Part("suite", Path(f).stem, seconds(f), partial(run, f), shared=not settings.tiny, needs=("tests",))
