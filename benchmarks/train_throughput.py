@@ -4,12 +4,15 @@
 
 Each mode trains the same weights on the same pairs of each step with the same optimizer, in a fresh interpreter; the
 modes take turns, and the first step is left out. Pairs have random tokens and the lengths of a named distribution, or
-come from `--data FILE`. bf16 with fp32 weights on a GPU, fp32 on a CPU.
+come from `--data FILE`. bf16 with fp32 weights on a GPU, fp32 on a CPU. The device's copy and matrix product are timed
+before and after.
 
 modes   trl         its defaults: padded micro-batches in random order, gradient checkpointing
+        trl-no-checkpointing    the same without checkpointing
         trl-tuned   no checkpointing, and each step's pairs sorted by length before they are cut into micro-batches
         trl-liger   trl-tuned with Liger's kernels (GPU)
-        hf-packed   transformers' model over packs without padding, every sequence whole: no prefix is shared
+        hf-packed   transformers' model over packs without padding, every sequence whole: no prefix is shared (what
+                    OpenRLHF and ms-swift do where packing is asked for)
         rmfast      the defaults of `task: reward`
 """
 
@@ -31,7 +34,7 @@ import torch
 import vs_trl_inputs
 from lengths import DISTRIBUTIONS, draw_lengths
 from train_throughput_worker import Mode
-from vs_trl import commit, machine, print_curves, print_table, summarise
+from vs_trl import machine, print_curves, print_table, summarise
 from vs_trl_inputs import SMOLLM2, open_table, prepare_model, prepare_rows
 from vs_trl_worker import Job
 
@@ -129,10 +132,11 @@ def same_pairs(results: dict[str, list[dict[str, Any]]], pairs: int) -> list[Any
 
 def print_throughput(table: dict[str, dict[str, Any]]) -> None:
     """Tokens are those of the steps' sequences, prompts repeated: the same number of them for every mode."""
-    print(f"\n{'':<22}{'tokens/s':>13}{'TFLOP/s':>13}{'MFU':>13}")
+    print(f"\n{'':<22}{'tokens/s':>13}{'TFLOP/s':>13}{'MFU':>13}{'of a product':>14}")
     for mode, row in table.items():
         mfu = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        print(f"{mode:<22}{row['tokens_per_second']:>13,.0f}{row['tflops']:>13.3f}{mfu:>13}")
+        share = f"{row['share_of_product']:.1%}"
+        print(f"{mode:<22}{row['tokens_per_second']:>13,.0f}{row['tflops']:>13.3f}{mfu:>13}{share:>14}")
 
 
 def print_breakdown(mode: str, profile: dict[str, Any]) -> None:
@@ -193,6 +197,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def limits_here(device: str) -> dict[str, Any]:
+    """What the device does now: bytes/s of a copy, FLOP/s of a matrix product (small ones on a CPU)."""
+    root = str(Path(__file__).resolve().parents[1])
+    if root not in sys.path:
+        sys.path.append(root)  # last: a package of Hugging Face's is called kernels too
+    from benchmarks.kernels.run import limits
+
+    place = torch.device(device)
+    found = limits(place, small=device == "cpu")
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the modes' processes need the memory
+    return found
+
+
 def unavailable(mode: str, device: str) -> str | None:
     """Why a mode cannot run here, or None."""
     if mode.startswith("trl") and importlib.util.find_spec("trl") is None:
@@ -236,7 +254,7 @@ def prepare(args: argparse.Namespace, scratch: Path) -> tuple[str, dict[str, Any
 
 def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Run all modes and print what came out; everything that was measured."""
-    about = machine(args.device) if importlib.util.find_spec("trl") else {"device": args.device, "commit": commit()}
+    about = machine(args.device)
     fallback = 2048 if args.data else DISTRIBUTIONS[args.lengths].longest
     args.max_length = args.max_length or fallback
     name, data, means = prepare(args, scratch)
@@ -253,21 +271,28 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     )
     sorted_rows = replace(plain, rows=str(scratch / "sorted.jsonl"))
     jobs = {mode: sorted_rows if mode in ("trl-tuned", "trl-liger") else plain for mode in MODES}
+    ceilings = [limits_here(args.device)]
     results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in args.modes}
     for number in range(args.rounds):
         for mode in args.modes:
             results[mode].append(run_mode(mode, jobs[mode], scratch))
             wall = fmean(results[mode][-1]["wall_seconds"][1:])
             print(f"round {number + 1}/{args.rounds}  {mode:<22} {wall:.3f} s/step", flush=True)
+    ceilings.append(limits_here(args.device))
     same_pairs(results, args.pairs_per_step)
     differences = print_curves({mode: runs[0]["loss"] for mode, runs in results.items()})
+    product = max(each["matmul"] for each in ceilings)
     peak = peak_flops(torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32)
     table: dict[str, dict[str, Any]] = {}
     for mode, runs in results.items():
         row: dict[str, Any] = summarise(runs, pairs=args.pairs_per_step, sequence_tokens=means["sequence_tokens"])
         rate = means["flops"] / row["wall_seconds"]
         row["tokens_per_second"] = means["sequence_tokens"] / row["wall_seconds"]
-        table[mode] = row | {"tflops": rate / 1e12, "mfu": None if peak is None else rate / peak}
+        table[mode] = row | {
+            "tflops": rate / 1e12,
+            "mfu": None if peak is None else rate / peak,
+            "share_of_product": rate / product,
+        }
     print_table(table)
     print_throughput(table)
     profiles = {}
@@ -283,6 +308,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "data": data,
         "step": means,
         "summary": table,
+        "limits": ceilings,
         "largest_loss_difference": differences,
         "breakdown": profiles,
         "rounds": results,

@@ -17,7 +17,7 @@ import torch
 import vs_trl_worker
 from vs_trl_worker import Clock, Job, peak_bytes, run_rmfast, run_trl
 
-Mode = Literal["trl", "trl-tuned", "trl-liger", "hf-packed", "rmfast"]
+Mode = Literal["trl", "trl-no-checkpointing", "trl-tuned", "trl-liger", "hf-packed", "rmfast"]
 TOP = 25
 GROUPS = {  # the first pattern that a device kernel's name matches
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",

@@ -10,6 +10,7 @@ GPU in bf16 with fp32 weights.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -116,11 +117,14 @@ def machine(device: str) -> dict[str, Any]:
         name = next(
             (x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), name
         )
-    packages = ("torch", "transformers", "trl", "accelerate", "rmfast")
+    versions = {}
+    for package in ("torch", "triton", "transformers", "trl", "liger_kernel", "accelerate", "rmfast"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "device": name,
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": versions,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def about(device: torch.device) -> dict[str, Any]:
     """Device, versions, commit and whether files differ from it."""
 
     def git(*arguments: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
@@ -222,7 +225,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
                 skip(name, "", f"not reported, its tests fail: {why}")
                 continue
             for size, options in op.sizes.items():
-                if (size == "tiny") != (args.size == "tiny"):
+                if (size == "tiny") != (args.size == "tiny") or (args.only and size not in args.only):
                     continue
                 torch.manual_seed(SEED)
                 problem = op.build(device, dtype, **options)
@@ -246,6 +249,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     cuda = torch.cuda.is_available()
     add("--op", nargs="+", choices=list(OPS), metavar="NAME", help=f"only these: {', '.join(OPS)}")
     add("--size", choices=("tiny", "real"), default="real" if cuda else "tiny", help="(default here: %(default)s)")
+    add("--only", nargs="+", metavar="NAME", help="of the sizes only these: '16384x2048', 'hh D=64', ... (registry.py)")
     add("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu", help="(default here: %(default)s)")
     add("--against", nargs="*", help="only these beside plain torch: rmfast, compile, liger, flex, ... (default: all)")
     add("--base", metavar="GITREF", help="also time rmfast as of this revision, in turns with this one")

@@ -1,10 +1,12 @@
 """No figures of an op whose own tests fail: they run first, on the device that is measured."""
 
+import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +30,9 @@ def fingerprint() -> str:
 
 
 def cache_file() -> Path:
+    """Where passes are remembered: the file RMFAST_VERIFIED, if it is set."""
+    if given := os.environ.get("RMFAST_VERIFIED"):
+        return Path(given)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "rmfast" / "verified.json"
 
@@ -45,20 +50,31 @@ def run_tests(test: str) -> str | None:
     return lines[0] if lines else (done.stdout + done.stderr).strip().splitlines()[-1]
 
 
-def fault(test: str) -> str | None:
-    """Why an op with this test file may not be reported, or None. Passes are remembered until anything changes."""
-    path = cache_file()
+def passed() -> list[str]:
+    """Test files that passed with everything as it is now."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    passed = known.get(fingerprint(), [])
-    if test in passed:
+    return known.get(fingerprint(), [])
+
+
+def remember(test: str) -> None:
+    """Note that a test file passed; also while others do."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (Path(tempfile.gettempdir()) / "rmfast-verified.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({fingerprint(): sorted({*passed(), test})}), encoding="utf-8")
+        aside.replace(path)
+
+
+def fault(test: str) -> str | None:
+    """Why an op with this test file may not be reported, or None. Passes are remembered until anything changes."""
+    if test in passed():
         return None
     found = run_tests(test)
     if found is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps({fingerprint(): sorted({*passed, test})}), encoding="utf-8")
-        aside.replace(path)
+        remember(test)
     return found

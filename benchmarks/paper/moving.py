@@ -40,7 +40,7 @@ from rmfast.tasks.heads import Trunk
 from rmfast.tasks.objectives import DROPOUT
 
 NOISE = (0.1, 0.2, 0.3, 0.4)
-SIZES = (1, 3)  # in-sample ensembles; out of sample each edge has one judge
+SIZES = (1, 3)  # in-sample ensembles, where --sizes names no others; out of sample each edge has one judge
 READ = (1, 3)  # epochs after which members are read
 PRESET_READ = (1, 3)
 DECILE_EPOCHS, STRONGEST_READ = 5, (1, 2, 4, 8, 16)
@@ -53,13 +53,15 @@ ASCENTS: dict[str, dict[str, float] | None] = {
 
 @dataclass(frozen=True)
 class Lab:
-    """The data, where what is done is kept, the planted share where there is one, and a recipe's learning rate."""
+    """The data, where what is done is kept, the planted share where there is one, a recipe's learning rate, and the
+    sizes of in-sample ensembles."""
 
     data: Data
     keep: Path
     noise: float
     noises: tuple[float, ...]
     lr: float
+    sizes: tuple[int, ...] = SIZES
 
     def steps(self, of: GroupTable, epochs: Sequence[int]) -> dict[int, int]:
         """Number of a step -> the epoch that it ends."""
@@ -83,7 +85,7 @@ def member_strengths(lab: Lab, noise: float, folds: bool, seed: int) -> np.ndarr
         return np.load(file)
     data = lab.data
     noisy = turned(data.train, planted(len(data.train), noise, seed))
-    out = np.full((len(READ), FOLDS if folds else max(SIZES), len(noisy)), np.nan)
+    out = np.full((len(READ), FOLDS if folds else max(lab.sizes), len(noisy)), np.nan)
     for m in range(out.shape[1]):
         judged = data.fold == m if folds else np.ones(len(noisy), dtype=bool)
         own = select(noisy, np.flatnonzero(~judged)) if folds else noisy
@@ -112,7 +114,7 @@ def detection(lab: Lab, seed: int) -> Rows:
         for way, folds in (("in-sample", False), (f"{FOLDS}-fold", True)):
             found = member_strengths(lab, noise, folds, seed)
             for e, epoch in enumerate(READ):
-                for members in (1,) if folds else SIZES:
+                for members in (1,) if folds else lab.sizes:
                     mean = np.nanmean(found[e] if folds else found[e, :members], 0)
                     rows.append({"noise": noise, "strength": way, "epoch": epoch, "members": members,
                                  "auc": auc(-mean, flipped), "negative": float((mean < 0).mean())})  # fmt: skip
@@ -198,7 +200,8 @@ def overlap(engine: NativeEngine, of: GroupTable) -> float:
     """Mean cosine of the features of better and worse; the engine is spent by it."""
     trunk = Trunk(engine.network).eval()
     packs, _ = rank_packs(of, np.arange(len(of)), ranks=1, rank=0, budget=BUDGET)
-    cosines = sum(float(feature_overlap(trunk(pack).scores, pack)) for pack in packs)
+    own = [pack.to(engine.device) for pack in packs]
+    cosines = sum(float(feature_overlap(trunk(pack).scores, pack)) for pack in own)
     return cosines / int((table_edges(of).weight > 0).sum())
 
 
@@ -247,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--other", required=True, help="answers of many models against a baseline's: other pairs, held-out samples")
     add("--samples", required=True, help="the same of other instructions: MetaRM's samples")
     add("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="(default: all)")
-    add("--layers", type=int, default=1, help="on top, that are trained (default: %(default)s)")
+    add("--layers", type=int, default=1, help="on top, that are trained; 0: all (default: %(default)s)")
     add("--limit", type=int, default=1472, help="pairs drawn at most (default: %(default)s)")
     add("--prompts", type=int, default=60, help="of --other; half as many of --samples (default: %(default)s)")
     add("--max-length", type=int, default=384, help="longer prompts are cut on the left (default: %(default)s)")
@@ -255,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--noise", type=float, default=0.3, help="planted share but for detection (default: %(default)s)")
     add("--noises", type=float, nargs="+", default=NOISE, help="planted shares for detection (default: %(default)s)")
     add("--lr", type=float, default=3e-4, help="peak learning rate (default: %(default)s)")
+    add("--sizes", type=int, nargs="+", default=SIZES, help="of in-sample ensembles (default: %(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
     add("--keep", type=Path, default=Path("runs/paper/moving"), help="hidden states and rows (default: %(default)s)")
     add("--json", type=Path, required=True, help="where all rows go")
@@ -266,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.model, args.data, args.other, args.samples, layers=args.layers, limit=args.limit, prompts=args.prompts,
         max_length=args.max_length, tokens=args.tokens, folder=args.keep,
     )  # fmt: skip
-    lab = Lab(data, args.keep, args.noise, tuple(args.noises), args.lr)
+    lab = Lab(data, args.keep, args.noise, tuple(args.noises), args.lr, tuple(args.sizes))
     result: dict[str, Any] = {
         **origin(args.model, args.data), "other": Path(args.other).name, "samples": Path(args.samples).name,
         "layers": args.layers, "lr": args.lr, "noise": args.noise, "seeds": args.seeds,

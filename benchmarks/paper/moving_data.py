@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.paper.frozen import draw_pairs, held_out
-from benchmarks.paper.top_layers import Kept, Top, join, keep, split
+from benchmarks.paper.top_layers import Kept, Top, everything, join, keep, split
 from rmfast.data.rows import Edge, Example
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
@@ -53,7 +54,8 @@ def read_data(
 
     Args:
         other, samples: preference pairs of many models' answers against one baseline's, of different instructions.
-        layers: on top, to be trained. limit: of the pairs. prompts: of `other`; `samples` has half as many.
+        layers: on top, to be trained; 0: all, with the embedding, and no states are kept.
+        limit: of the pairs. prompts: of `other`; `samples` has half as many.
         max_length: tokens of a pair's longer side; prompts are cut to it. The others may have a third more.
         tokens: of a whole pair, its prompt once; longer ones are left out.
     """
@@ -68,6 +70,8 @@ def read_data(
         return split(load_network(model, new_heads=True)[0], layers)[0]
 
     def kept(name: str, of: GroupTable) -> Kept:
+        if not layers:
+            return Kept(of, torch.zeros(0, width))
         return keep(lower, of, folder / f"{name}-{layers}.npy", width)
 
     def answers(source: str, edges: bool) -> GroupTable:
@@ -81,8 +85,9 @@ def read_data(
         kept("samples", answers(samples, False)),
     )
     states, (both, far, free) = join(parts)
+    network = load_network(model, new_heads=True)[0]
     return Data(
-        top=split(load_network(model, new_heads=True)[0], layers)[1],
+        top=split(network, layers)[1] if layers else everything(network),
         states=states,
         train=select(both, np.flatnonzero(~of_test)),
         test=select(both, np.flatnonzero(of_test)),

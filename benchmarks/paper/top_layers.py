@@ -48,16 +48,23 @@ class Kept:
 
 @dataclass(frozen=True)
 class Top:
-    """The top layers as they begin: their own decoder's sizes, and all weights but the embedding's and the head's."""
+    """The top layers as they begin: their own decoder's sizes, and all weights but the embedding's and the head's.
+
+    `whole`: they are all layers, with the embedding, and read tokens; there are no kept states then. On a GPU they
+    compute in bf16.
+    """
 
     config: DecoderConfig
     weights: dict[str, Tensor]
+    whole: bool = False
 
     def network(
         self, states: Tensor, *, seed: int, dropout: float = 0.0, prototypes: int | None = None
     ) -> RewardNetwork:
         """A network of its own, with a head drawn from `seed`, over some kept states."""
-        network = RewardNetwork(Decoder(self.config, dropout=dropout, factory=_FromStates(states)))
+        factory = None if self.whole else _FromStates(states)
+        dtype = torch.bfloat16 if World().device.type == "cuda" else torch.float32
+        network = RewardNetwork(Decoder(self.config, dtype=dtype, dropout=dropout, factory=factory))
         absent = network.load_state_dict(self.weights, strict=False)
         assert absent.missing_keys == [HEAD] and not absent.unexpected_keys
         initialise(network, seed, {HEAD})
@@ -71,7 +78,8 @@ class _States(nn.Module):
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
-        self.states = states
+        self.register_buffer("states", states, persistent=False)
+        self.states: Tensor
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         return self.states[tokens].to(dtype)
@@ -83,6 +91,12 @@ class _FromStates(NativeLayers):
 
     def embedding(self, vocabulary: int, width: int) -> Any:
         return _States(self.states)
+
+
+def everything(network: RewardNetwork) -> Top:
+    """All layers of a network, and the embedding."""
+    weights = {name: value.detach().clone() for name, value in network.state_dict().items() if name != HEAD}
+    return Top(network.config, weights, whole=True)
 
 
 def split(network: RewardNetwork, layers: int) -> tuple[Decoder, Top]:
@@ -133,13 +147,15 @@ def keep(lower: Callable[[], Decoder], table: GroupTable, file: Path, width: int
     mode = "r+" if done else "w+"
     states = np.lib.format.open_memmap(file, mode=mode, dtype=np.float32, shape=None if done else shape)
     assert states.shape == shape, f"{file} was made from other data"
-    decoder = lower() if done < len(table) else None
+    device = World().device
+    decoder = lower().to(device) if done < len(table) else None
     for begin in range(done, len(table), CHUNK):
         groups = np.arange(begin, min(begin + CHUNK, len(table)))
         for pack in rank_packs(table, groups, ranks=1, rank=0, budget=BUDGET)[0]:
             assert decoder is not None
-            hidden = decoder(pack.tokens, pack.positions, pack.layout, torch.arange(len(pack.tokens)))
-            states[build_pack(numbers, pack.groups).tokens.numpy()] = hidden.float().numpy()
+            own = pack.to(device)
+            hidden = decoder(own.tokens, own.positions, own.layout, torch.arange(len(own.tokens), device=device))
+            states[build_pack(numbers, pack.groups).tokens.numpy()] = hidden.float().cpu().numpy()
         states.flush()
         note.write_text(str(groups[-1] + 1), encoding="utf-8")
         print(f"{file.name}: {groups[-1] + 1:,} of {len(table):,} prompts", flush=True)

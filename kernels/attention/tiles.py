@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rmfast.kernels.launch import capability
+from rmfast.kernels.tables import Table
 
 
 class Tile(NamedTuple):
@@ -19,26 +20,41 @@ class Tile(NamedTuple):
 
 Pass = Literal["fwd", "dq", "dkv"]
 
-# bf16 and fp16, by the largest head dimension that a line is for. Compiled without spills for sm_80 and sm_90, also in
-# the form for `rows`; more keys or queries a step spill, above all on sm_80 and with a window and a softcap.
-HALF: dict[Pass, tuple[tuple[int, Tile], ...]] = {
-    "fwd": ((64, Tile(64, 64, 4, 3)), (128, Tile(128, 64, 8, 3)), (256, Tile(64, 32, 8, 2))),
-    "dq": ((64, Tile(64, 32, 4, 2)), (128, Tile(64, 64, 8, 2)), (256, Tile(64, 16, 8, 2))),
-    "dkv": ((64, Tile(64, 32, 4, 1)), (128, Tile(64, 64, 8, 1)), (256, Tile(32, 32, 8, 1))),
-}
-# The same where a head's values do not begin at a multiple of 16 elements: their loads are narrow and take registers.
-# Without spills for dimensions that 4 divides; odd ones still spill a little, and so do such dimensions in fp32.
-NARROW: dict[Pass, tuple[tuple[int, Tile], ...]] = {
-    "fwd": ((64, Tile(64, 64, 8, 2)), (256, Tile(32, 32, 8, 2))),
-    "dq": ((64, Tile(64, 16, 4, 2)), (128, Tile(32, 32, 8, 2)), (256, Tile(16, 16, 4, 2))),
-    "dkv": HALF["dkv"],
-}
-# fp32 is multiplied exactly, without tensor cores.
-FULL: dict[Pass, tuple[tuple[int, Tile], ...]] = {
-    "fwd": ((64, Tile(32, 32, 4, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 4, 1))),
-    "dq": ((64, Tile(32, 32, 8, 1)), (128, Tile(16, 16, 4, 2)), (256, Tile(16, 16, 4, 2))),
-    "dkv": ((64, Tile(32, 32, 4, 1)), (128, Tile(16, 32, 8, 1)), (256, Tile(16, 16, 8, 1))),
-}
+# By generation, precision, pass, and the largest head dimension that a line is for. "half" is bf16 and fp16: compiled
+# without spills for sm_80 and sm_90, also in the form for `rows`; more keys or queries a step spill, above all on sm_80
+# and with a window and a softcap. "narrow" is the same where a head's values do not begin at a multiple of 16 elements:
+# loads are narrow and take registers. Without spills for dimensions that 4 divides; odd ones still spill a little, and
+# so do such dimensions in fp32. "full" is fp32: multiplied exactly, without tensor cores.
+TILES: Table[Tile] = Table(
+    {
+        (80, "half", "fwd", 64): Tile(64, 64, 4, 3),
+        (80, "half", "fwd", 128): Tile(128, 64, 8, 3),
+        (80, "half", "fwd", 256): Tile(64, 32, 8, 2),
+        (80, "half", "dq", 64): Tile(64, 32, 4, 2),
+        (80, "half", "dq", 128): Tile(64, 64, 8, 2),
+        (80, "half", "dq", 256): Tile(64, 16, 8, 2),
+        (80, "half", "dkv", 64): Tile(64, 32, 4, 1),
+        (80, "half", "dkv", 128): Tile(64, 64, 8, 1),
+        (80, "half", "dkv", 256): Tile(32, 32, 8, 1),
+        (80, "narrow", "fwd", 64): Tile(64, 64, 8, 2),
+        (80, "narrow", "fwd", 256): Tile(32, 32, 8, 2),
+        (80, "narrow", "dq", 64): Tile(64, 16, 4, 2),
+        (80, "narrow", "dq", 128): Tile(32, 32, 8, 2),
+        (80, "narrow", "dq", 256): Tile(16, 16, 4, 2),
+        (80, "narrow", "dkv", 64): Tile(64, 32, 4, 1),
+        (80, "narrow", "dkv", 128): Tile(64, 64, 8, 1),
+        (80, "narrow", "dkv", 256): Tile(32, 32, 8, 1),
+        (80, "full", "fwd", 64): Tile(32, 32, 4, 1),
+        (80, "full", "fwd", 128): Tile(16, 32, 8, 1),
+        (80, "full", "fwd", 256): Tile(16, 16, 4, 1),
+        (80, "full", "dq", 64): Tile(32, 32, 8, 1),
+        (80, "full", "dq", 128): Tile(16, 16, 4, 2),
+        (80, "full", "dq", 256): Tile(16, 16, 4, 2),
+        (80, "full", "dkv", 64): Tile(32, 32, 4, 1),
+        (80, "full", "dkv", 128): Tile(16, 32, 8, 1),
+        (80, "full", "dkv", 256): Tile(16, 16, 8, 1),
+    }
+)
 
 
 def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:
@@ -50,10 +66,11 @@ def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:
     """
     if q.dtype == torch.float64:
         return Tile(16, 16, 4, 1)
-    if capability(q) == (0, 0):
+    device = capability(q)
+    if device == (0, 0):
         return Tile(16, 32, 4, 1)
-    table = FULL if q.dtype.itemsize == 4 else NARROW if q.shape[2] % 16 else HALF
-    found = next(t for width, t in table[which] if q.shape[2] <= width)
+    precision = "full" if q.dtype.itemsize == 4 else "narrow" if q.shape[2] % 16 else "half"
+    found = TILES.find(device, precision, which, size=q.shape[2])
     if capped and which == "dkv" and found.keys == 64:
         found = found._replace(keys=32)
     return found._replace(queries=16, warps=4) if rows else found

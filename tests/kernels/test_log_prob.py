@@ -13,6 +13,7 @@ from torch import Tensor
 from rmfast.kernels import linear_log_prob
 from rmfast.kernels.head.log_prob import products, reference
 from rmfast.kernels.head.log_prob import triton as kernels
+from rmfast.kernels.head.log_prob.tiles import tile
 from rmfast.kernels.launch import launch, maths
 from tests.kernels.harness import (
     DEVICE,
@@ -287,12 +288,13 @@ def test_autocast_changes_nothing(impl: str) -> None:
 
 def test_a_row_of_logits_beyond_two_to_the_31_elements() -> None:
     """A vocabulary as large as a step between far rows, of which one block is visited."""
-    logits, numbers = normal(3, kernels.BLOCK, dtype=torch.bfloat16).detach(), torch.rand(4, 3, device=DEVICE)
+    block = tile("bwd", torch.empty(0, device=DEVICE), 0).block
+    logits, numbers = normal(3, block, dtype=torch.bfloat16).detach(), torch.rand(4, 3, device=DEVICE)
     target, far = torch.tensor([1, 2, 3], device=DEVICE), far_apart(logits)
     with shared_storages():
-        for t, vocabulary in ((logits, kernels.BLOCK), (far, far.stride(0))):
+        for t, vocabulary in ((logits, block), (far, far.stride(0))):
             launch(
                 kernels.linear_log_prob_bwd_kernel, (3, 1), t, target, *numbers, vocabulary,
-                BLOCK=kernels.BLOCK, MATHS=maths(t),
+                BLOCK=block, MATHS=maths(t),
             )  # fmt: skip
     equal([far], [logits])

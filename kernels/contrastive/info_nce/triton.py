@@ -4,7 +4,6 @@ A similarity in units of log 2 is s_ij = (q_i . k_j) a_i b_j with a_i = log2(e) 
 """
 
 import math
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -12,10 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import INTERPRETED, maths_dtype
+from rmfast.kernels.contrastive.info_nce.tiles import Blocks, blocks
 from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd, sweep_tile
 from rmfast.kernels.head.log_prob.products import add_product, wide_product
 from rmfast.kernels.jit import dot
-from rmfast.kernels.launch import as_rows, capability, launch, maths
+from rmfast.kernels.launch import as_rows, launch, maths
 
 PROGRAMS = 256  # few rows share them by splitting the columns; the parts are added in fixed order
 RESIDENT = 128  # widest vectors of which a tile stays in a program for the whole backward
@@ -146,35 +146,7 @@ def info_nce_grad_kernel(
     tl.store(place, (p - tl.where(hit, 1.0, 0.0)) * scale, mask)
 
 
-class _Tiles(NamedTuple):
-    """Block sizes along queries, keys and width, and what the compiler is told."""
-
-    m: int
-    n: int
-    d: int
-    options: dict[str, Any]
-
-
-def _tiles(x: Tensor, width: int, resident: bool) -> _Tiles:
-    """`resident`: of the kernel that keeps whole rows of `width`."""
-    whole = max(16, triton.next_power_of_2(width))
-    if capability(x) == (0, 0):
-        return _Tiles(32, 32, whole if resident else min(64, whole), {})
-    if x.dtype == torch.float64:
-        return _Tiles(16, 16, whole if resident else 16, {"num_warps": 8, "num_stages": 1})
-    if x.dtype == torch.float32:
-        if resident:
-            return _Tiles(64, 16, whole, {"num_warps": 8, "num_stages": 2})
-        return _Tiles(64, 64, 16, {"num_warps": 4, "num_stages": 2})
-    if width % 16:  # rows that are not aligned take more registers
-        return _Tiles(64, 64, whole if resident else min(64, whole), {"num_warps": 8, "num_stages": 2})
-    if resident:
-        # On sm_80 a third stage spills where the keys are not a multiple of 16.
-        return _Tiles(128, 64, whole, {"num_warps": 8, "num_stages": 3 if capability(x) >= (9, 0) else 2})
-    return _Tiles(128, 128, min(64, whole), {"num_warps": 8, "num_stages": 3})
-
-
-def _splits(rows: int, columns: int, tiles: _Tiles) -> tuple[int, int]:
+def _splits(rows: int, columns: int, tiles: Blocks) -> tuple[int, int]:
     """Number of parts into which the columns of all rows are split, and their width (whole tiles)."""
     wanted = max(1, PROGRAMS // triton.cdiv(rows, tiles.m))
     span = triton.cdiv(triton.cdiv(columns, wanted), tiles.n) * tiles.n
@@ -193,7 +165,7 @@ def info_nce_fwd(
     (count, width), columns = q.shape, len(k)
     query_length, key_length = lengths(q), lengths(k)
     q_scale, k_scale = _scales(query_length, key_length, temperature)
-    tiles = _tiles(q, width, False)
+    tiles = blocks("forward", q)
     parts, span = _splits(count, columns, tiles)
     part = torch.empty(parts, count, dtype=maths_dtype(q), device=q.device)
     lse, loss = torch.empty_like(query_length), torch.empty_like(query_length)
@@ -216,7 +188,7 @@ def _resident(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the vectors, up to factors that only their rows know, tile by tile."""
     width = q.shape[1]
-    tiles = _tiles(q, width, True)
+    tiles = blocks("resident", q)
     grads = []
     for own, other, own_scale, other_scale in ((q, k, q_scale, k_scale), (k, q, k_scale, q_scale)):
         parts, span = _splits(len(own), len(other), tiles)
@@ -235,7 +207,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """The same from chunks of the gradient of q @ k.T and the library's products."""
     (count, width), columns = q.shape, len(k)
-    tiles = _tiles(q, width, False)
+    tiles = blocks("gradient", q)
     step = max(1, CHUNK_BYTES // (columns * q.element_size()))
     step = min(count, max(tiles.m, step // tiles.m * tiles.m))
     chunk = torch.empty(step, columns, dtype=q.dtype, device=q.device)

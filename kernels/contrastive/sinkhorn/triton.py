@@ -5,14 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmfast.kernels.common import INTERPRETED, maths_dtype
+from rmfast.kernels.common import maths_dtype
+from rmfast.kernels.contrastive.sinkhorn.tiles import column_tile, row_tile
 from rmfast.kernels.launch import launch, maths
 
 PROGRAMS = 256  # few columns share them by splitting the rows; the parts are added in fixed order
-ROWS, COLUMNS = 32, 64  # of a tile of the column kernel
-WIDTH, TILE = (
-    (64, 4096) if INTERPRETED else (1024, 2048)
-)  # columns and elements that a sweep along rows holds at a time
 
 
 @triton.jit
@@ -94,34 +91,30 @@ def sinkhorn_rows_kernel(
         tl.store(out_ptr + view * rows + row, -(top + tl.log(total)), row < rows)
 
 
-def row_tile(columns: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows, columns) of a tile that sweeps along rows, for maths in that dtype."""
-    width = min(WIDTH, triton.next_power_of_2(columns))
-    return max(1, min(32, TILE // width * 4) // dtype.itemsize), width
-
-
 def column_potentials(scores: Tensor, epsilon: Tensor, iterations: int) -> Tensor:
     """g [V, K] after so many iterations over each view of scores [V, B, K] (last dimension whole); epsilon scalar."""
     views, rows, columns = scores.shape
     dtype = maths_dtype(scores)
     g = torch.zeros(views, columns, dtype=dtype, device=scores.device)
     f = torch.empty(views, rows, dtype=dtype, device=scores.device)
-    blocks = triton.cdiv(columns, COLUMNS)
-    span = triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // blocks)), 4 * ROWS) * 4 * ROWS
+    sweep = column_tile(scores)
+    blocks = triton.cdiv(columns, sweep.columns)
+    least = 4 * sweep.rows
+    span = triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // blocks)), least) * least
     parts = max(1, triton.cdiv(rows, max(span, 1)))
     part = torch.empty(views, parts, columns, dtype=dtype, device=scores.device) if parts > 1 else g
-    tile, width = row_tile(columns, dtype)
+    tile, width, warps = row_tile(scores)
     for i in range(iterations):
         if i > 0:
             launch(
                 sinkhorn_rows_kernel, (triton.cdiv(rows, tile), views), scores, epsilon, g, f, rows, columns,
                 scores.stride(1), scores.stride(0), HAS_G=True, CODES=False, ROWS=tile, COLUMNS=width,
-                MATHS=maths(scores), num_warps=4,
+                MATHS=maths(scores), num_warps=warps,
             )  # fmt: skip
         launch(
             sinkhorn_columns_kernel, (blocks, parts, views), scores, epsilon, f, part, rows, columns,
-            scores.stride(1), scores.stride(0), span, HAS_F=i > 0, ROWS=ROWS, COLUMNS=COLUMNS, MATHS=maths(scores),
-            num_warps=4,
+            scores.stride(1), scores.stride(0), span, HAS_F=i > 0, ROWS=sweep.rows, COLUMNS=sweep.columns,
+            MATHS=maths(scores), num_warps=sweep.warps,
         )  # fmt: skip
         if parts > 1:
             launch(
@@ -138,9 +131,9 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     out = torch.empty(rows, columns, dtype=maths_dtype(scores), device=scores.device)
     divisor = torch.full((), epsilon, dtype=out.dtype, device=out.device)
     g = column_potentials(scores[None], divisor, iterations)
-    tile, width = row_tile(columns, out.dtype)
+    tile, width, warps = row_tile(scores)
     launch(
         sinkhorn_rows_kernel, (triton.cdiv(rows, tile), 1), scores, divisor, g, out, rows, columns, scores.stride(0),
-        0, HAS_G=True, CODES=True, ROWS=tile, COLUMNS=width, MATHS=maths(scores), num_warps=4,
+        0, HAS_G=True, CODES=True, ROWS=tile, COLUMNS=width, MATHS=maths(scores), num_warps=warps,
     )  # fmt: skip
     return out

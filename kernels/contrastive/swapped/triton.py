@@ -7,7 +7,8 @@ from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
 from rmfast.kernels.contrastive.normalize.triton import normalize_bwd, normalize_fwd
-from rmfast.kernels.contrastive.sinkhorn.triton import add_exp, column_potentials, row_tile
+from rmfast.kernels.contrastive.sinkhorn.tiles import row_tile
+from rmfast.kernels.contrastive.sinkhorn.triton import add_exp, column_potentials
 from rmfast.kernels.launch import launch, maths
 
 
@@ -101,7 +102,7 @@ def swapped_fwd(
     g = scalars if given else column_potentials(scores, scalars, iterations)
     codes_s, codes_t = (g if q is None else q.contiguous() for q in (codes_s, codes_t))
     loss = torch.empty(rows, dtype=dtype, device=device)
-    tile, block = row_tile(columns, dtype)
+    tile, block, _ = row_tile(scores)
     launch(
         swapped_kernel, (triton.cdiv(rows, tile),), scores, scalars, codes_s, codes_t, g, loss, rows, columns,
         rows * columns, GIVEN=given, ROWS=tile, COLUMNS=block, MATHS=maths(s), num_warps=8,

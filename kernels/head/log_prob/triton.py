@@ -5,13 +5,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmfast.kernels.common import INTERPRETED, maths_dtype
+from rmfast.kernels.common import maths_dtype
 from rmfast.kernels.head.log_prob.products import add_product
 from rmfast.kernels.head.log_prob.reference import chunk_rows
+from rmfast.kernels.head.log_prob.tiles import tile
 from rmfast.kernels.launch import launch, maths
 
 CHUNK_BYTES = 1 << 28  # of logits at a time: 1024 rows of 128k in bf16, enough for full-speed matrix products
-BLOCK = 64 if INTERPRETED else 4096
 
 
 @triton.jit
@@ -71,13 +71,14 @@ def linear_log_prob_fwd(
     target = target.contiguous()
     step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
     chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    block, warps = tile("fwd", hidden, vocabulary)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         logits = chunk[: rows.stop - start]
         torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
         launch(
             linear_log_prob_fwd_kernel, (len(logits),), logits, target[rows], log_prob[rows], entropy[rows],
-            log_z[rows], vocabulary, BLOCK=BLOCK, MATHS=maths(hidden), num_warps=8,
+            log_z[rows], vocabulary, BLOCK=block, MATHS=maths(hidden), num_warps=warps,
         )  # fmt: skip
     return log_prob, entropy, log_z
 
@@ -99,14 +100,15 @@ def linear_log_prob_bwd(
     grad_log_prob, grad_entropy, target = grad_log_prob.contiguous(), grad_entropy.contiguous(), target.contiguous()
     step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
     chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    block, warps = tile("bwd", hidden, vocabulary)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
         logits, out = chunk[: rows.stop - start], grad_hidden[rows]
         torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
         launch(
-            linear_log_prob_bwd_kernel, (len(logits), triton.cdiv(vocabulary, BLOCK)), logits, target[rows],
-            grad_log_prob[rows], grad_entropy[rows], log_z[rows], entropy[rows], vocabulary, BLOCK=BLOCK,
-            MATHS=maths(hidden), num_warps=8,
+            linear_log_prob_bwd_kernel, (len(logits), triton.cdiv(vocabulary, block)), logits, target[rows],
+            grad_log_prob[rows], grad_entropy[rows], log_z[rows], entropy[rows], vocabulary, BLOCK=block,
+            MATHS=maths(hidden), num_warps=warps,
         )  # fmt: skip
         torch.addmm(out, logits, weight, beta=0, alpha=1 / temperature, out=out)
         add_product(grad_weight, logits.T, hidden[rows], 1 / temperature)

@@ -1,0 +1,125 @@
+"""Everything that needs a GPU, in calls of some minutes: `python -m benchmarks.gpu --out FOLDER` until nothing is left.
+
+    python -m benchmarks.gpu --check [--model MODEL] [--data DATA]      what is missing, before time is spent
+    python -m benchmarks.gpu --out FOLDER --model MODEL --data DATA     do as much as fits into --budget seconds
+    python -m benchmarks.gpu --out FOLDER --show                        the tables of what is there
+
+Finished parts are in FOLDER and not done again; FOLDER may be carried to another machine of the same kind. README.md
+beside this says what each stage measures.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.gpu import check, plan
+from benchmarks.gpu.parts import Part, Settings
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.runner import Runner, calls_of
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Arguments, checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, help="folder of results")
+    add("--budget", type=float, default=480.0, help="seconds within which parts are started (default: %(default)s)")
+    add("--stages", nargs="+", choices=plan.STAGES, default=plan.STAGES, help="only these")
+    add("--only", nargs="+", metavar="PART", help="only parts whose STAGE/NAME holds one of these words")
+    add("--again", nargs="+", metavar="PART", help="do these parts again, if they are done or given up")
+    add("--size", choices=("real", "tiny"), default="real", help="tiny: on a CPU, to check the harness")
+    add("--model", type=Path, help="SmolLM2-135M-Instruct: Hugging Face folder or .gguf file")
+    add("--data", type=Path, help="folder of preference data")
+    add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "rmfast-gpu", help="(default: %(default)s)")
+    add("--commit", help="of this tree, where it came without git")
+    add("--workers", type=int, help="parts side by side, where they may (default: by stage)")
+    add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
+    add("--show", action="store_true", help="print the tables of what is there")
+    args = parser.parse_args(arguments)
+    if args.out is None and not args.check:
+        parser.error("--out: name a folder for the results")
+    if args.budget <= 0 or (args.workers is not None and args.workers < 1):
+        parser.error("--budget and --workers must be positive")
+    return args
+
+
+def tables(results: Results, left: list[Part]) -> None:
+    """All figures that are there, and what is left."""
+    for stage in plan.STAGES:
+        records = results.stage(stage)
+        if records:
+            print(f"\n== {stage}")
+            print("\n".join(plan.LINES[stage](records)))
+            for name, record in records.items():
+                if record["status"] != "done":
+                    print(f"  {name}: {record['status']} ({record['tries']} tries)")
+    print(f"\n{len(left)} parts left" + (f": {', '.join(part.label for part in left[:12])}" if left else ""))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: 0 if nothing is left, 3 if another call is needed, 1 if something is missing or cannot be used."""
+    start = time.monotonic()
+    args = parse(arguments)
+    tiny = args.size == "tiny"
+    device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
+    settings = Settings(
+        out=args.out or Path(),
+        scratch=args.scratch,
+        tiny=tiny,
+        device="cuda" if device["cuda"] else "cpu",
+        arch=device["capability"] or 90,
+        model=args.model and args.model.resolve(),
+        data=args.data and args.data.resolve(),
+    )
+    parts = plan.parts(settings, tuple(args.stages))
+    if args.only:
+        parts = [part for part in parts if any(word in part.label for word in args.only)]
+    if args.check:
+        lines, good = check.report(settings, device, parts)
+        print("\n".join(lines))
+        for number, call in enumerate(calls_of(parts, args.budget), 1):
+            print(f"call {number}: {', '.join(part.label for part in call)}")
+        return int(not good)
+    results = Results(args.out)
+    if args.show:
+        tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
+        return 0
+    name = "tiny" if tiny else device.get("name", "none")
+    other = check.same_device(args.out, name)
+    if other is not None:
+        print(
+            f"error: --out {args.out}: holds results of {other}, this is {name}; name another folder", file=sys.stderr
+        )
+        return 1
+    if not tiny and not device["cuda"]:
+        print("error: torch finds no CUDA device; --size tiny checks the harness on a CPU", file=sys.stderr)
+        return 1
+    lacking = check.missing(settings)
+    for part in [part for part in parts if check.blocked(part, lacking)]:
+        print(f"{part.label}: left out, {lacking[check.blocked(part, lacking)[0]]}")
+        parts.remove(part)
+    for part in parts:
+        if args.again and any(word in part.label for word in args.again):
+            results.forget(part.stage, part.name)
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    origin = {"device": name, "versions": check.versions(), "commit": check.commit(args.commit), "size": args.size}
+    runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        runner.stop()
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    left = runner.run(parts)
+    tables(results, left)
+    return 3 if left else int(bool(lacking))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

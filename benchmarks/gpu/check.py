@@ -1,0 +1,150 @@
+"""What a machine must have before time is spent on it, and what the device is. The check itself uses no package."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.data import ALPACA, HH, RMB
+from benchmarks.gpu.parts import ROOT, Part, Settings
+
+# Distributions that rmfast imports, with the module that shows them.
+PACKAGES = {
+    "torch": "torch", "transformers": "transformers", "datasets": "datasets", "jinja2": "jinja2", "numpy": "numpy",
+    "matplotlib": "matplotlib", "pyarrow": "pyarrow", "pydantic": "pydantic", "PyYAML": "yaml",
+    "safetensors": "safetensors", "tokenizers": "tokenizers", "tensorboard": "tensorboard", "zstandard": "zstandard",
+}  # fmt: skip
+PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+found = {"cuda": cuda, "capability": 0, "memory_gib": 0.0}
+if cuda:
+    card = torch.cuda.get_device_properties(0)
+    found |= {"name": card.name, "capability": 10 * card.major + card.minor, "memory_gib": card.total_memory / 2**30}
+print(json.dumps(found))
+"""
+
+
+def probe() -> dict[str, Any]:
+    """Whether torch finds a CUDA device, and which; asked in another process: this one holds no memory on it."""
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    if done.returncode:
+        return {"cuda": False, "capability": 0, "memory_gib": 0.0, "error": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout)
+
+
+def packages(*modules: str) -> Callable[[Settings], str | None]:
+    """Which of some modules are missing."""
+
+    def missing(_: Settings) -> str | None:
+        lacking = [name for name in modules if find_spec(name) is None]
+        return f"not installed: {', '.join(lacking)}" if lacking else None
+
+    return missing
+
+
+def no_device(settings: Settings) -> str | None:
+    return None if settings.device == "cuda" else "torch finds no CUDA device"
+
+
+def no_model(settings: Settings) -> str | None:
+    path = settings.model
+    if path is None:
+        return "give --model: SmolLM2-135M-Instruct, a Hugging Face folder or a .gguf file"
+    if path.suffix == ".gguf":
+        return None if path.is_file() and find_spec("gguf") else f"{path}: no such file, or gguf is not installed"
+    return None if (path / "config.json").is_file() else f"{path}: no Hugging Face folder"
+
+
+def no_data(settings: Settings) -> str | None:
+    if settings.data is None:
+        return "give --data: the folder of preference data"
+    wanted = [HH, RMB, *(ALPACA.format(split) for split in ("train", "test"))]
+    lacking = [name for name in wanted if not (settings.data / name).is_file()]
+    return f"not in {settings.data}: {', '.join(lacking)}" if lacking else None
+
+
+NEEDS: dict[str, Callable[[Settings], str | None]] = {
+    "cuda": no_device,
+    "packages": packages(*PACKAGES.values()),
+    "triton": packages("triton"),
+    "tests": packages("pytest", "hypothesis", "triton"),
+    "trl": packages("trl", "accelerate"),
+    "liger": packages("liger_kernel"),
+    "model": no_model,
+    "data": no_data,
+}
+"""Why something is missing, or None. "packages" is what everything needs; without "trl" or "liger" the modes of
+training steps that need them are left out."""
+
+
+def missing(settings: Settings) -> dict[str, str]:
+    """What is not there, by name."""
+    found = {name: why for name, test in NEEDS.items() if (why := test(settings))}
+    if settings.tiny:  # which asks for none of these
+        found = {name: why for name, why in found.items() if name not in ("cuda", "model", "data", "trl", "liger")}
+    return found
+
+
+def blocked(part: Part, lacking: dict[str, str]) -> list[str]:
+    """The needs of a part that are not there."""
+    return [name for name in ("packages", *part.needs) if name in lacking]
+
+
+def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> tuple[list[str], bool]:
+    """What is there, what is missing and which parts that costs; whether nothing is missing."""
+    lacking = missing(settings)
+    if device["cuda"]:
+        lines = [f"device: {device['name']}, sm_{device['capability']}, {device['memory_gib']:.0f} GiB"]
+        if device["memory_gib"] < 70 and not settings.tiny:
+            lines.append("warning: TRL's llama-1b runs were planned for 80 GB")
+    else:
+        lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
+    lines += [f"  {name:<10}{lacking.get(name, 'ok')}" for name in NEEDS]
+    for name in ("torch", "triton", "transformers", "trl", "liger_kernel", "datasets", "pydantic", "numpy"):
+        try:
+            lines.append(f"  {name:<14}{version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"  {name:<14}-")
+    free = shutil.disk_usage(settings.scratch.parent if settings.scratch.parent.is_dir() else ROOT).free / 2**30
+    lines.append(f"  scratch       {settings.scratch}, {free:.0f} GiB free")
+    without = [part.label for part in plan if blocked(part, lacking)]
+    if without:
+        lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")
+    return lines, not lacking
+
+
+def commit(given: str | None) -> str:
+    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it."""
+    if given:
+        return given
+    if shutil.which("git") is None:
+        return "unknown"
+    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "triton", "transformers", "trl", "liger_kernel"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def same_device(results: Path, device: str) -> str | None:
+    """Another device or size that a folder of results was made with, or None."""
+    for path in sorted(results.glob("*.json")):
+        text = json.loads(path.read_text(encoding="utf-8"))
+        for record in text.get("parts", {}).values():
+            if record["device"] != device:
+                return str(record["device"])
+    return None

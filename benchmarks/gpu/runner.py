@@ -1,0 +1,111 @@
+"""Runs what is left of a plan within a budget of seconds, in the plan's order, and keeps every result at once."""
+
+import datetime
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from typing import Any
+
+from benchmarks.gpu.parts import TAIL, Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.results import Results, settled
+
+GRACE = 50.0  # seconds beyond the budget after which a part that was started in it is cut off
+WORKERS = {"suite": 8, "real": 4}  # parts of a stage that run side by side
+
+
+class Runner:
+    """One call of the harness.
+
+    Args:
+        origin: device, versions and commit, kept with every result.
+        budget: seconds from `start` (time.monotonic) within which parts may be started.
+        workers: parts side by side; None for `WORKERS`.
+    """
+
+    def __init__(
+        self, settings: Settings, results: Results, origin: dict[str, Any], *, start: float, budget: float,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.results, self.origin = settings, results, origin
+        self.end = start + budget
+        self.workers = workers
+        self.calls: set[Call] = set()
+        self.stopped = False
+
+    def run(self, plan: Sequence[Part]) -> list[Part]:
+        """Run parts; those that are left for another call."""
+        left = [part for part in plan if not settled(self.results.stage(part.stage).get(part.name))]
+        tried: set[str] = set()
+        while True:
+            ready = [p for p in left if p.label not in tried and time.monotonic() + self.expected(p) <= self.end]
+            if not ready:
+                break
+            first = ready[0]
+            together = list(takewhile(lambda p: p.shared and p.stage == first.stage, ready)) or [first]  # noqa: B023
+            count = self.workers or WORKERS.get(first.stage, 1)
+            with ThreadPoolExecutor(max_workers=count if first.shared else 1) as pool:
+                list(pool.map(self.one, together))
+            tried |= {part.label for part in together}
+            left = [part for part in left if not settled(self.results.stage(part.stage).get(part.name))]
+        return left
+
+    def expected(self, part: Part) -> float:
+        """Seconds that a part may take: as guessed, or half as long again as it was given when it was cut off."""
+        before = self.results.stage(part.stage).get(part.name, {})
+        return max(part.seconds, 1.5 * before["seconds"]) if before.get("status") == "cut" else part.seconds
+
+    def one(self, part: Part) -> None:
+        """Run a part and keep what comes out."""
+        begin = time.monotonic()
+        if self.stopped or begin + self.expected(part) > self.end:  # it waited for others
+            return
+        call = Call(self.settings, self.end + GRACE)
+        self.calls.add(call)
+        print(f"{part.label} ...", flush=True)
+        record: dict[str, Any]
+        try:
+            record = {"status": "done", "result": part.run(call)}
+        except Cut:
+            record = {"status": "cut"}
+        except Failed as error:
+            record = {"status": "failed", "error": str(error)}
+        except Exception as error:  # one part's mistake must not cost the others their time; it is kept and shown
+            record = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        finally:
+            self.calls.discard(call)
+        if self.stopped and record["status"] != "done":  # that is no try of the part's
+            return
+        seconds = time.monotonic() - begin
+        when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.results.record(part.stage, part.name, seconds=round(seconds, 2), when=when, **self.origin, **record)
+        output = "\n".join(call.written)
+        self.results.log(f"== {part.label} {record['status']} after {seconds:.0f} s\n{output[-5 * TAIL :]}\n")
+        print(f"{part.label}: {record['status']}, {seconds:.0f} s", flush=True)
+        if record["status"] == "failed":
+            print("  " + "\n  ".join(record["error"].strip().splitlines()[-6:]), flush=True)
+
+    def stop(self) -> None:
+        """Start no part any more, and end all commands that run."""
+        self.stopped = True
+        for call in list(self.calls):
+            call.stop()
+
+
+def calls_of(plan: Sequence[Part], budget: float) -> list[list[Part]]:
+    """The plan dealt into calls of a budget by the guessed seconds, as `Runner` would with an empty folder."""
+    calls: list[list[Part]] = []
+    left = list(plan)
+    while left:
+        taken: list[Part] = []
+        spent = 0.0
+        for part in left:
+            own = part.seconds / (WORKERS.get(part.stage, 1) if part.shared else 1)
+            if spent + own <= budget:
+                taken.append(part)
+                spent += own
+        if not taken:
+            raise ValueError(f"{left[0].label} takes {left[0].seconds:.0f} s: more than the budget of {budget:.0f} s")
+        calls.append(taken)
+        left = [part for part in left if part not in taken]
+    return calls

@@ -1,0 +1,139 @@
+"""The search for tiles and warps: `python -m benchmarks.gpu.search --target NAME --arch 90 --json OUT`.
+
+Every candidate is compiled first, by the rules of benchmarks/kernels/aot.py: one that spills or wants more shared
+memory than the device has is not timed. The others take turns with the tile that the table holds, first all of them
+briefly, then the five fastest. Without a GPU nothing is timed and there is no winner.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.targets import Target, targets
+from benchmarks.kernels.aot import Built, Variant, build_all, hard_faults, variant
+from benchmarks.kernels.contenders import SEED
+from benchmarks.kernels.run import about, limits
+from benchmarks.kernels.timing import measure
+from rmfast.kernels.launch import recording
+
+WORTH = 1.03  # times as fast as the tile that holds, or the table stays as it is
+FINAL = 5  # candidates that are timed at length
+FIRST_CALLS, FINAL_CALLS, ROUNDS = 5, 20, 5
+
+
+def variants(target: Target, tile: Any, arch: int) -> list[Variant]:
+    """What the compiler would be given with a tile on the target's line."""
+    capability = (arch // 10, arch % 10)
+    table = target.table[2]
+    key = target.key(capability)
+    with recording(capability) as started, table.replaced((arch, *key[1:]), tile):
+        for call in target.calls(torch.device("cpu"), True):
+            call()
+    return [variant(target.op, arch, one) for one in started if one.kernel.__name__ == target.kernel]
+
+
+def compiled(target: Target, tiles: list[Any], arch: int, processes: int) -> list[dict[str, Any]]:
+    """Of each tile what the compiler made of it, and its faults."""
+    of_tiles = [variants(target, tile, arch) for tile in tiles]
+    built = iter(build_all([one for own in of_tiles for one in own], processes))
+    rows = []
+    for tile, own in zip(tiles, of_tiles, strict=True):
+        made = [(one, next(built)) for one in own]
+        faults = [fault for one, result in made for fault in hard_faults(one, result)]
+        good = [result for _, result in made if isinstance(result, Built)]
+        rows.append({
+            "tile": tile._asdict(),
+            "faults": faults or ([] if own else ["the kernel did not start"]),
+            "registers": max((b.registers for b in good), default=None),
+            "shared": max((b.shared for b in good), default=None),
+        })  # fmt: skip
+    return rows
+
+
+def timed(target: Target, tiles: list[Any], arch: int, device: torch.device) -> dict[int, float]:
+    """Milliseconds of those tiles that run, by their place; those of the first round alone of all but the fastest."""
+    torch.manual_seed(SEED)
+    calls = target.calls(device, False)
+    table, key = target.table[2], target.key((arch // 10, arch % 10))
+
+    def once(place: int, count: int) -> float:
+        with table.replaced((arch, *key[1:]), tiles[place]):
+            return sum(median(measure(call, device, calls=count).milliseconds) for call in calls)
+
+    found: dict[int, float] = {}
+    for place in range(len(tiles)):
+        with contextlib.suppress(Exception):  # what the device refuses has no time
+            once(place, 1)
+            found[place] = once(place, FIRST_CALLS)
+    fastest = sorted(found, key=lambda place: found[place])[:FINAL]
+    if 0 in found:  # the tile that holds
+        fastest = [0, *(place for place in fastest if place)]
+    rounds: dict[int, list[float]] = {place: [] for place in fastest}
+    for _ in range(ROUNDS):
+        for place in fastest:
+            rounds[place].append(once(place, FINAL_CALLS))
+    return found | {place: median(spent) for place, spent in rounds.items()}
+
+
+def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
+    """The tile that holds, and at most so many others."""
+    held = target.table[2].find((arch // 10, arch % 10), *target.kinds, size=target.size)
+    return [held, *(tile for tile in target.candidates if tile != held)][: None if most is None else most + 1]
+
+
+def search(
+    target: Target, tiles: list[Any], rows: list[dict[str, Any]], arch: int, device: torch.device
+) -> dict[str, Any]:
+    """All that was tried for one line, `rows` as `compiled` gives them; `winner` is None where the table should stay as
+    it is."""
+    fit = [place for place, row in enumerate(rows) if not row["faults"]]
+    if device.type == "cuda":
+        times = timed(target, [tiles[place] for place in fit], arch, device)
+        for at, spent in times.items():
+            rows[fit[at]]["milliseconds"] = spent
+    ranked = sorted((row for row in rows if "milliseconds" in row), key=lambda row: row["milliseconds"])
+    now = rows[0].get("milliseconds")
+    better = [row for row in ranked if now is None or now / row["milliseconds"] >= WORTH]
+    key = target.key((arch // 10, arch % 10))
+    return {
+        "name": target.name, "table": target.table[0], "file": target.table[1], "key": [arch, *key[1:]],
+        "held": rows[0]["tile"], "held_milliseconds": now, "winner": better[0]["tile"] if better else None,
+        "winner_milliseconds": better[0]["milliseconds"] if better else None, "tried": rows,
+    }  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    everything = {target.name: target for target in targets()}
+    add("--target", nargs="+", choices=list(everything), metavar="NAME", help=f"{', '.join(everything)} (default: all)")
+    add("--arch", type=int, default=90, help="of the device: 80, 90, ... (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--most", type=int, help="candidates tried of each line (default: all)")
+    add("--processes", type=int, default=14, help="that compile (default: %(default)s)")
+    add("--json", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device)
+    # All compiling first: it forks, which a process that has used the device should not.
+    made = []
+    for name in args.target or everything:
+        tiles = tiles_of(everything[name], args.arch, args.most)
+        made.append((everything[name], tiles, compiled(everything[name], tiles, args.arch, args.processes)))
+    found = [search(target, tiles, rows, args.arch, device) for target, tiles, rows in made]
+    result = about(device) | {"arch": args.arch, "limits": limits(device, small=device.type != "cuda"), "lines": found}
+    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for line in found:
+        tried = len(line["tried"])
+        print(f"{line['name']}: {tried} tried, winner {line['winner'] or 'the tile that holds'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The search for tiles and warps, a kernel's lines a part."""
+
+import json
+import os
+from functools import partial
+from typing import Any
+
+from benchmarks.gpu.parts import Call, Part, Settings
+
+PARTS = {
+    "prefix_attention D=64": (130.0, [f"prefix_attention D=64 half {which}" for which in ("fwd", "dq", "dkv")]),
+    "prefix_attention D=128": (130.0, [f"prefix_attention D=128 half {which}" for which in ("fwd", "dq", "dkv")]),
+    "info_nce": (100.0, [f"info_nce half {which}" for which in ("forward", "gradient", "resident")]),
+    "linear_log_prob": (50.0, [f"linear_log_prob {which}" for which in ("fwd", "bwd")]),
+    "sinkhorn": (40.0, ["sinkhorn columns", "sinkhorn rows"]),
+}
+TINY = ["sinkhorn columns"]
+
+
+def run(names: list[str], call: Call) -> dict[str, Any]:
+    settings = call.settings
+    out = call.folder("tiles") / "result.json"
+    out.unlink(missing_ok=True)
+    small = ["--most", 1, "--processes", 1] if settings.tiny else ["--processes", max(1, (os.cpu_count() or 1) - 2)]
+    call.python("benchmarks.gpu.search", "--target", *names, "--arch", settings.arch, "--device", settings.device,
+                *small, "--json", out)  # fmt: skip
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def parts(settings: Settings) -> list[Part]:
+    """A part for each kernel; one small line at the tiny size."""
+    if settings.tiny:
+        return [Part("tiles", "sinkhorn", 10.0, partial(run, TINY), needs=("triton",))]
+    return [
+        Part("tiles", name, seconds, partial(run, names), needs=("cuda", "triton"))
+        for name, (seconds, names) in PARTS.items()
+    ]
+
+
+def lines(records: dict[str, dict[str, Any]]) -> list[str]:
+    """The winner of each line and how much faster it is than the tile that holds."""
+    out = []
+    for record in records.values():
+        for line in record["result"]["lines"] if record["status"] == "done" else ():
+            tried = f"{len(line['tried'])} tried, {sum(bool(row['faults']) for row in line['tried'])} refused"
+            if line["winner"] is None:
+                out.append(f"  {line['name']:<34}{tried}; stays {tuple(line['held'].values())}")
+            else:
+                gain = line["held_milliseconds"] / line["winner_milliseconds"]
+                winner = tuple(line["winner"].values())
+                out.append(f"  {line['name']:<34}{tried}; {winner} is {gain:.2f} x {tuple(line['held'].values())}")
+    return out

@@ -1,0 +1,56 @@
+"""Tables of tile sizes: a line for each generation of devices, kind of work and size that has a tile of its own."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+ANY = 1 << 62  # a size that nothing exceeds
+Key = tuple[int | str, ...]
+
+
+class Table(Generic[T]):
+    """Tiles by (generation, kinds ..., largest size).
+
+    A generation is ten times the compute capability's first number and its second: 80, 90. The line for a size is the
+    one with the smallest "largest size" that holds it, of the newest generation that is not newer than the device.
+
+    The lines are a plain dict literal, one line each: `benchmarks/gpu` writes the winners of its search into them.
+    """
+
+    def __init__(self, lines: dict[Key, T]) -> None:
+        self.lines = lines
+        self._found: dict[Key, T] = {}
+
+    def key(self, capability: tuple[int, int], *kinds: str, size: int) -> Key:
+        """The line that holds for a device, kinds of work and a size.
+
+        Raises:
+            KeyError: there is none.
+        """
+        own = [key for key in self.lines if key[1:-1] == kinds and int(key[-1]) >= size]
+        if not own:
+            raise KeyError(f"no tile for {kinds} of size {size}")
+        bound = min(int(key[-1]) for key in own)
+        generations = sorted(int(key[0]) for key in own if key[-1] == bound)
+        generation = 10 * capability[0] + capability[1]
+        newest = max((g for g in generations if g <= generation), default=generations[0])
+        return (newest, *kinds, bound)
+
+    def find(self, capability: tuple[int, int], *kinds: str, size: int) -> T:
+        """The tile of that line."""
+        asked: Key = (*capability, *kinds, size)
+        if asked not in self._found:
+            self._found[asked] = self.lines[self.key(capability, *kinds, size=size)]
+        return self._found[asked]
+
+    @contextlib.contextmanager
+    def replaced(self, key: Key, tile: T) -> Iterator[None]:
+        """With another tile on a line, or with one line more; for searches."""
+        before = self.lines
+        self.lines, self._found = before | {key: tile}, {}
+        try:
+            yield
+        finally:
+            self.lines, self._found = before, {}

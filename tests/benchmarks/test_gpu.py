@@ -1,0 +1,241 @@
+"""benchmarks/gpu at its tiny size on a CPU: every stage to a page of figures, cut off by force on the way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import figures
+from benchmarks.gpu import check, plan
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.results import MOST_TRIES, Results, settled
+from benchmarks.gpu.runner import Runner, calls_of
+from benchmarks.gpu.stages import suite
+from benchmarks.kernels import verify
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def settings(folder: Path, **changes: Any) -> Settings:
+    base = {"out": folder / "out", "scratch": folder / "scratch", "tiny": True, "device": "cpu", "arch": 90,
+            "model": None, "data": None}  # fmt: skip
+    return Settings(**(base | changes))
+
+
+def runner(folder: Path, *, budget: float = 60.0) -> Runner:
+    own = settings(folder)
+    origin = {"device": "tiny", "versions": {"torch": "0"}, "commit": "c", "size": "tiny"}
+    return Runner(own, Results(own.out), origin, start=time.monotonic(), budget=budget)
+
+
+def part(name: str, run: Callable[[Call], dict[str, Any]], seconds: float = 1.0, shared: bool = False) -> Part:
+    return Part("real", name, seconds, run, shared)
+
+
+@pytest.mark.slow
+def test_all_stages_killed_on_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    out.mkdir()
+    monkeypatch.setenv("RMFAST_VERIFIED", str(out / "verified.json"))
+    verify.remember("test_swiglu.py")  # the benchmark of an op runs its tests, which takes long in the interpreter
+    flags = ["--size", "tiny", "--out", str(out), "--scratch", str(scratch), "--workers", "1", "--budget", "900"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *flags], cwd=ROOT, env=environment,
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert first.stdout is not None
+    for line in first.stdout:  # in the middle of the second part of the first stage
+        if line.startswith("suite/test_common ..."):
+            break
+    first.kill()
+    assert first.wait(timeout=30) == -signal.SIGKILL
+    before = Results(out).stage("suite")
+    assert list(before) == ["test_tables"] and before["test_tables"]["status"] == "done"
+
+    assert main(flags) == 0
+    printed = capsys.readouterr().out
+    assert "suite/test_tables ..." not in printed and "suite/test_common: done" in printed
+    assert Results(out).stage("suite")["test_tables"] == before["test_tables"]
+    assert "0 parts left" in printed.splitlines()[-1]
+    for stage in plan.STAGES:
+        for record in Results(out).stage(stage).values():
+            assert record["status"] == "done" and record["device"] == "tiny" and record["versions"]["torch"]
+    assert "2 files" in printed and " 0 failed" in printed and "hf-packed" in printed
+    kernels = Results(out).stage("kernels")["swiglu"]["result"]
+    assert kernels["limits"]["bandwidth"] > 0 and {row["contender"] for row in kernels["results"]} == {"torch"}
+    assert not kernels["skipped"]
+    (line,) = Results(out).stage("tiles")["sinkhorn"]["result"]["lines"]
+    assert len(line["tried"]) == 2 and not any(row["faults"] for row in line["tried"]) and line["winner"] is None
+    assert line["tried"][0]["tile"] != line["tried"][1]["tile"] and line["tried"][0]["registers"] > 0
+    steps = Results(out).stage("steps")["tiny"]["result"]
+    losses = {mode: runs[0]["loss"] for mode, runs in steps["rounds"].items()}
+    assert losses["hf-packed"] == pytest.approx(losses["rmfast"], abs=1e-5)
+    assert steps["summary"]["rmfast"]["share_of_product"] > 0
+    real = Results(out).stage("real")
+    found = real["hh seed 0"]["result"]["tests"]["hh"]["figures"]
+    assert 0 <= found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] <= 1
+    assert {row["term"] for row in real["moving seed 0"]["result"]["contrastive"]} >= {"none", "simcse", "swav"}
+    assert sum(path.is_file() for path in out.iterdir()) <= 8
+
+    start = time.monotonic()
+    assert main(flags) == 0  # nothing is left
+    assert time.monotonic() - start < 20 and " ..." not in capsys.readouterr().out
+
+    monkeypatch.setattr(figures, "PAGES", ())
+    monkeypatch.setattr(figures, "PLOTS", tmp_path / "plots")
+    assert figures.main(["--gpu", str(out)]) == 0
+    page = (out / "README.md").read_text()
+    for word in ("`swiglu`", "sinkhorn columns", "transformers, packed, no shared prefix", "hh seed 0", "| passed |"):
+        assert word in page
+    for name in re.findall(r"!\[\w+\]\((\S+)\)", page):
+        assert (out / name).stat().st_size > 10_000
+    assert page.count("](plots/") == 5 and "contrastive less none: overlap" in page
+
+
+def test_a_part_that_is_cut_off_waits_for_more_time_and_is_given_up_at_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long(call: Call) -> dict[str, Any]:
+        call.run(sys.executable, "-c", "import time; time.sleep(60)")
+        raise AssertionError
+
+    monkeypatch.setattr("benchmarks.gpu.runner.GRACE", 0.4)
+    slow = part("slow", long, seconds=0.1)
+    for tries in range(1, MOST_TRIES + 1):
+        own = runner(tmp_path, budget=0.0)
+        own.end = time.monotonic() + 0.2 + own.expected(slow)
+        left = own.run([slow])
+        record = own.results.stage("real")["slow"]
+        assert record["status"] == "cut" and record["tries"] == tries and bool(left) == (tries < MOST_TRIES)
+        assert own.expected(slow) == pytest.approx(1.5 * record["seconds"])
+        if left:  # as much time as it had is not enough any more
+            assert runner(tmp_path, budget=record["seconds"]).run([slow]) == [slow]
+            assert own.results.stage("real")["slow"]["tries"] == tries
+
+
+def test_failures_are_kept_with_their_words_and_the_others_go_on(tmp_path: Path) -> None:
+    def breaks(call: Call) -> dict[str, Any]:
+        call.run(sys.executable, "-c", "import sys; sys.exit('the disk is full')")
+        return {}
+
+    def mistake(call: Call) -> dict[str, Any]:
+        raise KeyError("nothing")
+
+    own = runner(tmp_path)
+    parts = [part("breaks", breaks), part("mistake", mistake), part("good", lambda call: {"x": 1})]
+    for _ in range(MOST_TRIES + 1):
+        left = own.run(parts)
+    records = own.results.stage("real")
+    assert not left and records["good"] == records["good"] | {"status": "done", "tries": 1, "result": {"x": 1}}
+    assert records["breaks"]["tries"] == MOST_TRIES and "the disk is full" in records["breaks"]["error"]
+    assert "KeyError" in records["mistake"]["error"] and settled(records["mistake"])
+    assert "the disk is full" in (tmp_path / "out" / "log.txt").read_text() or records["breaks"]["error"]
+    own.stop()  # from outside, as SIGTERM does: what is ended then is no try, and nothing is started any more
+    assert own.run([part("late", breaks)])[0].name == "late" and "late" not in own.results.stage("real")
+    own.results.forget("real", "breaks")
+    assert "breaks" not in own.results.stage("real")
+
+
+def test_parts_start_only_where_they_fit_in_their_order(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def note(name: str) -> Callable[[Call], dict[str, Any]]:
+        return lambda call: ran.append(name) or {}  # type: ignore[func-returns-value]
+
+    parts = [part("long", note("long"), 100.0), part("a", note("a"), 5.0), part("b", note("b"), 5.0, shared=True),
+             part("c", note("c"), 5.0, shared=True)]  # fmt: skip
+    own = runner(tmp_path, budget=50.0)
+    assert [p.name for p in own.run(parts)] == ["long"] and ran[0] == "a" and sorted(ran) == ["a", "b", "c"]
+    assert [p.name for p in runner(tmp_path, budget=50.0).run(parts)] == ["long"] and len(ran) == 3
+    assert not runner(tmp_path, budget=150.0).run(parts) and ran[-1] == "long"
+
+
+def test_the_plan_falls_into_calls_and_every_part_once(tmp_path: Path) -> None:
+    parts = plan.parts(settings(tmp_path, tiny=False, device="cuda"))
+    labels = [p.label for p in parts]
+    assert len(labels) == len(set(labels)) and {p.stage for p in parts} == set(plan.STAGES)
+    calls = calls_of(parts, 480.0)
+    assert sorted(p.label for call in calls for p in call) == sorted(labels)
+    first = [p.label for call in calls[:3] for p in call]
+    assert {label.split("/")[0] for label in first} == set(plan.STAGES)  # three calls touch every stage
+    assert max(p.seconds for p in parts) <= 480
+    with pytest.raises(ValueError, match="more than the budget"):
+        calls_of(parts, 100.0)
+    for file in suite.files():
+        assert (ROOT / file).is_file()
+
+
+def test_what_is_missing_is_said_before_time_is_spent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    device = {"cuda": True, "name": "card", "capability": 90, "memory_gib": 40.0}
+    monkeypatch.setattr(check, "probe", lambda: device)
+    assert main(["--check", "--data", str(tmp_path / "data"), "--model", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "card, sm_90, 40 GiB" in printed and "warning" in printed
+    assert "harmless_base_test.jsonl.gz" in printed and "no Hugging Face folder" in printed
+    assert re.search(r"parts cannot run: .*real/hh seed 0", printed) and "call 1: suite/" in printed
+    monkeypatch.setattr(check, "probe", lambda: {"cuda": False, "capability": 0, "memory_gib": 0.0})
+    assert main(["--out", str(tmp_path / "out")]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_results_of_another_device_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Results(tmp_path).record("suite", "x", status="done", result={}, seconds=1, device="NVIDIA H100")
+    assert main(["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s")]) == 1
+    assert "holds results of NVIDIA H100" in capsys.readouterr().err
+
+
+def test_commands_leave_nothing_running_and_know_no_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    call = Call(settings(tmp_path), time.monotonic() + 2.0)
+    show = "import os; print(os.environ.get('TRITON_INTERPRET'), os.environ['RMFAST_VERIFIED'])"
+    assert call.run(sys.executable, "-c", show).split() == ["None", str(tmp_path / "out" / "verified.json")]
+    pidfile = tmp_path / "pid"
+    child = (
+        f"import subprocess as s; p = s.Popen(['sleep', '60']); open({str(pidfile)!r}, 'w').write(str(p.pid)); p.wait()"
+    )
+    with pytest.raises(Cut):
+        call.run(sys.executable, "-c", child)
+    time.sleep(0.2)
+    status = Path(f"/proc/{pidfile.read_text()}/status")
+    assert not status.is_file() or "zombie" in status.read_text()
+    with pytest.raises(Cut):
+        call.run(sys.executable, "-c", "")
+    both = Call(settings(tmp_path), time.monotonic() + 9.0)
+    with ThreadPoolExecutor(2) as pool:  # a command that ends leaves the others alone
+        slow = pool.submit(both.run, "sh", "-c", "sleep 1; echo end")
+        both.run("sh", "-c", "true")
+        assert slow.result() == "end\n"
+    with pytest.raises(Failed, match="code 3"):
+        Call(settings(tmp_path), time.monotonic() + 9.0).run(sys.executable, "-c", "raise SystemExit(3)")
+
+
+def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
+    from benchmarks.gpu import testing
+
+    file = tmp_path / "test_bad.py"
+    file.write_text("def test_good(): pass\n\ndef test_bad(): assert 1 == 2\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu.testing", str(file), str(tmp_path / "out.json")], cwd=ROOT,
+        capture_output=True, text=True, env=os.environ | {"RMFAST_VERIFIED": str(tmp_path / "v.json")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["passed"], found["failed"]) == (1, 1) and "test_bad" in found["failures"][0]["test"]
+    assert not (tmp_path / "v.json").exists() and testing.SHOWN > 1
