@@ -92,9 +92,10 @@ def saved_bytes(
 def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, float]:
     """Bytes of the fullest GPU, by what takes them.
 
-    ddp: fp32 weights, gradients and two moments, and the bf16 copies that the graph keeps (recomputation makes them
-    again, a layer at a time). fsdp: all of that by ranks, two layers and the embedding gathered, a layer's gradients
-    whole. megatron: a rank's part of the model, the moments divided by data ranks, copies for every pack in flight.
+    ddp: fp32 weights, gradients and two moments, torch's buckets (a second set of gradients), and the bf16 copies that
+    the graph keeps (recomputation makes them again, a layer at a time). fsdp: all by ranks, two layers and embedding
+    gathered, a layer's gradients whole. megatron: a rank's part of the model, the moments divided by data ranks, copies
+    for every pack in flight.
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
     packs = ceil(load.tokens / layout.data / load.pack)
@@ -108,7 +109,7 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     cast = b if b < 4 else 0  # fp32 weights are read as they are
     copies = cast * layer * (layers * flying if layout.recompute == "none" else 1)
     if layout.engine == "ddp":
-        state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
+        state = {"weights": 4 * weights, "gradients": 4 * weights * (1 + (layout.data > 1)), "optimizer": 8 * weights}
     elif layout.engine == "fsdp":
         own = parameters(config) / layout.data
         state = {"weights": 4 * own, "gradients": 4 * (own + layer), "optimizer": 8 * own}

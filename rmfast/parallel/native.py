@@ -77,9 +77,7 @@ class NativeEngine(Stepping):
             elif world.size > 1:
                 # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
                 # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
-                self.module = DistributedDataParallel(
-                    network, find_unused_parameters=True, gradient_as_bucket_view=True
-                )
+                self.module = DistributedDataParallel(network, find_unused_parameters=True)
                 self.module.register_comm_hook(None, _sum_hook)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
 
