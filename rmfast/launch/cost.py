@@ -182,9 +182,9 @@ def seconds(
     sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * own * share
     gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * own * share
     reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
-    # Up to a third of the last pack's compute hides gradients; under fsdp of every pack's, and weights fetched ahead.
-    room = (compute + elementwise) / 3
-    hides = min(reduced + data, room) if layout.engine == "fsdp" else min(reduced, room / packs)
+    # The second half of the last pack's backward hides gradients; fsdp does a layer's while it computes the next one's.
+    busy = compute + elementwise
+    hides = min(reduced + data, busy) if layout.engine == "fsdp" else min(reduced, busy / 3 / packs)
     hidden = hides if overlap else 0.0
     updated = own / (1 if layout.engine == "ddp" else layout.data)
     return {
