@@ -30,7 +30,9 @@ def slurm(options: Namespace) -> None:
     elif options.scaling:
         files, send = _sweep(job, config, arguments, options, out, made_by)
     else:
-        text = train(job, arguments, config.run.dir, about=_about(job, config), made_by=made_by, submit=f"sbatch {word(out)}")
+        text = train(
+            job, arguments, config.run.dir, about=_about(job, config), made_by=made_by, submit=f"sbatch {word(out)}"
+        )
         files, send = {out: text}, lambda: [sbatch(out)]
     if not options.out and not options.submit:
         print("\n".join(files.values()), end="")

@@ -65,7 +65,8 @@ class StopRequest:
 
     def interrupted(self, saved: str) -> Interrupted:
         """What ends the run, once something is saved."""
-        why = " and ".join(dict.fromkeys(self.signals)) or (str(self.folder / STOP) if self._found else "a signal to another rank")
+        found = str(self.folder / STOP) if self._found else "a signal to another rank"
+        why = " and ".join(dict.fromkeys(self.signals)) or found
         return Interrupted(f"stopped by {why}: {saved} is saved; the same command on the same run.dir goes on")
 
     def _heard(self) -> bool:

@@ -95,7 +95,7 @@ def test_an_array_is_followed_by_its_vote_whatever_becomes_of_it(config: Path) -
     said = out.read_text()
     vote = f"'{config.parent}/two words_vote.sbatch'"
     assert f"--dependency=afterany:$members {vote}" in said and f"sbatch --array=NUMBERS '{out}'" in said
-    assert f"#SBATCH --job-name='my run'\n" in said or "#SBATCH '--job-name=my run'\n" in said
+    assert "#SBATCH '--job-name=my run'\n" in said
     assert f"#SBATCH '--output={config.parent}/my logs/%x-%A_%a.log'\n" in said
 
 
@@ -228,6 +228,11 @@ def run(
     )
 
 
+def until(there: str) -> str:
+    """Bash that waits for a file, for ten seconds at most."""
+    return f"for i in {{1..100}}; do [ ! -e {there} ] || break; /bin/sleep 0.1; done"
+
+
 def queued_again(folder: Path) -> bool:
     file = folder / "scontrol.called"
     return file.exists() and "requeue 7\n" in file.read_text()
@@ -338,7 +343,7 @@ def test_a_signal_before_the_trainer_is_kept_for_it(config: Path, tmp_path: Path
     """In --setup, say: the shell must not die of it, and the time that is left is counted from the signal."""
     slept = tmp_path / "slept"
     setup = ["--setup", "kill -USR1 $$; SECONDS=$((SECONDS + 1000))"]
-    obeys = "/bin/sleep 0.5; [ ! -e run/stop ] || touch run/requeue"
+    obeys = f"{until('slept')}; [ ! -e run/stop ] || touch run/requeue"
     done = run(rendered(config, *setup), tmp_path, srun=obeys, patience=f'echo "$1" >> {slept}; exec /bin/sleep 5')
     assert queued_again(tmp_path) and "USR1: the trainer is asked" in done.stdout, done.stdout + done.stderr
     assert slept.read_text() == "0\n"
@@ -348,9 +353,9 @@ def test_a_run_that_is_through_while_it_is_asked_is_not_queued_again(config: Pat
     """srun ends while the shell is in its trap, so that `wait` tells the trap's code, not srun's."""
     (tmp_path / "false").mkdir()
     slow = tmp_path / "false" / "touch"
-    slow.write_text('#!/bin/bash\n/bin/sleep 0.3; exec /usr/bin/touch "$@"\n')
+    slow.write_text('#!/bin/bash\n/bin/sleep 1; exec /usr/bin/touch "$@"\n')
     slow.chmod(0o755)
-    done = run(rendered(config), tmp_path, srun="kill -USR1 $PPID")
+    done = run(rendered(config), tmp_path, srun="kill -USR1 $PPID; /bin/sleep 0.2")
     assert done.returncode == 0 and "ended with code 0" in done.stdout and not queued_again(tmp_path), done.stdout
     assert not list((tmp_path / "run").iterdir())  # no file `stop` that the next command would obey
 
@@ -363,6 +368,17 @@ def test_a_torn_note_is_no_note(config: Path, tmp_path: Path, torn: str) -> None
     assert done.returncode == 0 and "on n[1-1], 0 starts without" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_note_is_replaced_whole(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    note = tmp_path / "run" / ".slurm-7"
+    note.write_text("n1\n1 2\n1\n\n")
+    (tmp_path / "false").mkdir()
+    (tmp_path / "false" / "mv").write_text("#!/bin/bash\nkill -KILL $PPID\n")
+    (tmp_path / "false" / "mv").chmod(0o755)
+    assert run(rendered(config), tmp_path, restarts=1).returncode == -9
+    assert note.read_text() == "n1\n1 2\n1\n\n"
+
+
 @pytest.mark.parametrize(("given", "seen"), [({}, "unset\n"), ({"SLURM_CPUS_PER_TASK": "12"}, "12\n")])
 def test_cores_of_the_step(config: Path, tmp_path: Path, given: dict[str, str], seen: str) -> None:
     """Where none are asked for, a job on whole nodes must not train on one core."""
@@ -372,7 +388,7 @@ def test_cores_of_the_step(config: Path, tmp_path: Path, given: dict[str, str], 
 
 def test_a_trainer_that_does_not_end_is_killed(config: Path, tmp_path: Path) -> None:
     """Its step alone, whose number is not 0 where a line of --setup had a step."""
-    run(rendered(config), tmp_path, srun="trap '' USR1; kill -USR1 $PPID; /bin/sleep 0.5; exit 137")
+    run(rendered(config), tmp_path, srun=f"trap '' USR1; kill -USR1 $PPID; {until('scancel.called')}; exit 137")
     assert (tmp_path / "scancel.called").read_text() == "7.3\n" and queued_again(tmp_path)
 
 
@@ -380,7 +396,8 @@ def test_nothing_is_left_that_would_kill_the_next_start(config: Path, tmp_path: 
     """Not even where Slurm sends the signal twice."""
     twice = "kill -USR1 $PPID; /bin/sleep 0.2; kill -USR1 $PPID; /bin/sleep 0.2"
     srun = f"trap '' USR1; {twice}; touch run/requeue"
-    run(rendered(config), tmp_path, srun=srun, patience="/bin/sleep 1")
+    done = run(rendered(config), tmp_path, srun=srun, patience="/bin/sleep 1")
+    assert done.stdout.count("the trainer is asked") == 1
     time.sleep(1.5)
     assert queued_again(tmp_path) and not (tmp_path / "scancel.called").exists()
 

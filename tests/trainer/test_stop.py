@@ -131,7 +131,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder: Path, data: 
     codes = launch(folder / f"launch-{data}", cases, ranks=2)
     assert codes == {"stopped": [0, 0], "resumed": [0, 0], "whole": [0, 0]}
     log = (folder / f"launch-{data}" / "stopped-0.log").read_text()
-    assert f"a signal to another rank: step 4 of {TOTAL} is saved" in log, log  # what was heard in step 3 is agreed on in step 4
+    # What was heard in step 3 is agreed on in step 4.
+    assert f"a signal to another rank: step 4 of {TOTAL} is saved" in log, log
     assert "resumed from step 4" in (folder / f"launch-{data}" / "resumed-0.log").read_text()
     assert_same(folder / data, folder / f"{data}-whole")
 
