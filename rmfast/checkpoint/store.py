@@ -46,7 +46,8 @@ def save_checkpoint(
     """
     final, aside = folder / f"step-{step}", folder / f".step-{step}.partial"
     if world.main:
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in folder.glob(".step-*.partial"):  # of saves that were killed; none runs: all ranks left the last one
+            shutil.rmtree(left, ignore_errors=True)
         aside.mkdir(parents=True)
         write_extras(aside)
     world.barrier()
@@ -57,7 +58,8 @@ def save_checkpoint(
         n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in mine.items()
     }
     _write_json(aside / f"{name}.json", places)
-    files.sync(aside / f"{name}.safetensors")
+    for ending in ("safetensors", "json"):  # here: rank 0 cannot flush what another node's memory still holds
+        files.sync(aside / f"{name}.{ending}")
     world.barrier()
     if world.main:
         _write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "ranks": world.size, "progress": progress})

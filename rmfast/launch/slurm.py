@@ -1,5 +1,6 @@
 """sbatch files: text in, text out. docs/slurm.md says how the jobs live; the templates can be read by themselves."""
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from rmfast.errors import UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
 EARLY = 60  # seconds by which Slurm may send the signal before its time, and that the shell needs at the end
+ONCE, ONCE_CPUS = "1:00:00", 4  # of a job that reads what others left: an hour is ample for millions of rows
+# What it keeps of --sbatch.
+KEPT = r"--(account|partition|qos|reservation|wckey|clusters|comment|mail-type|mail-user)\b|-[ApqM]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +93,12 @@ def header(job: Job, *, survives: bool, array: str = "") -> str:
     if survives:
         options += [f"--signal=B:USR1@{job.lead}", "--requeue", "--open-mode=append"]
     number = "%A_%a" if array else "%j"
-    options += [f"--output={Path(job.logs, f'%x-{number}.log')}", *job.more]
-    return "\n".join(f"#SBATCH {option}" for option in options)
+    options += [f"--output={Path(job.logs, f'%x-{number}.log')}"]
+    lines = [shlex.quote(option) for option in options] + list(job.more)  # sbatch reads quotes as a shell does
+    broken = next((line for line in lines if "\n" in line), None)
+    if broken is not None:
+        raise UserError(f"{broken!r}: an option of sbatch is one line, this holds a line break")
+    return "\n".join(f"#SBATCH {line}" for line in lines)
 
 
 def train(job: Job, arguments: Sequence[str], run: str, *, about: str, made_by: str, submit: str) -> str:
@@ -133,8 +141,11 @@ def members(
 
 
 def once(job: Job, command: str, *, about: str, made_by: str, submit: str) -> str:
-    """A job of one command on one node, without GPUs."""
-    small = replace(job, nodes=1, gpus=0)
+    """A job of one command that reads files and writes some: of `job` it has who pays and where, not what training
+    needs."""
+    time = min(ONCE, job.time, key=lambda t: seconds(t) or math.inf)
+    more = tuple(option for option in job.more if re.match(KEPT, option))
+    small = replace(job, nodes=1, gpus=0, cpus=ONCE_CPUS, mem=None, time=time, more=more)
     values = _values(small, about, made_by, submit) | {"header": header(small, survives=False), "command": command}
     return _fill("once.sbatch", values)
 
@@ -147,7 +158,7 @@ def point(job: Job, command: str, *, about: str, made_by: str, submit: str) -> s
 
 def _values(job: Job, about: str, made_by: str, submit: str) -> dict[str, str]:
     return {
-        "about": about,
+        "about": " ".join(about.split()),
         "made_by": made_by,
         "submit": submit,
         "setup": "\n".join(job.setup) or "# (no --setup)",
@@ -163,6 +174,16 @@ def _fill(template: str, values: dict[str, str]) -> str:
     """A template with {{name}} replaced by its value; all names must be known."""
     text = (TEMPLATES / template).read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)
+
+
+def word(text: str | Path) -> str:
+    """A word for a shell, on one line: scripts tell in comments how they were made."""
+    text = str(text)
+    if "\n" not in text and "\r" not in text:
+        return shlex.quote(text)
+    for plain, escaped in (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r")):
+        text = text.replace(plain, escaped)
+    return f"$'{text}'"
 
 
 def wrapped(arguments: Sequence[str]) -> str:

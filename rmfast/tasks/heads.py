@@ -295,7 +295,8 @@ def _fit_and_export(
     spans = {name: slice(int(a), int(b)) for name, a, b in zip(tables, ends[:-1], ends[1:], strict=True)}
     _fit(ensemble, trainer, saved, {name: features[spans[f"eval:{name}"]] for name in ensemble.evals}, stop)
     scores = head_scores(features, trainer.weight)
-    _export(ensemble, network, state | {HEAD: trainer.weight.cpu()}, scores)
+    state[HEAD] = trainer.weight.cpu()
+    _export(ensemble, network, state, scores)
     responses = np.diff(ensemble.whole.first_response)
     for m in range(len(heads)):
         judged = np.repeat(ensemble.judges(m), responses)
@@ -386,6 +387,7 @@ def _export(ensemble: Ensemble, network: RewardNetwork, state: dict[str, Tensor]
     """One Hugging Face folder with a head for each member, checked against transformers."""
     folder, dtype = ensemble.folder / "model", DTYPES[ensemble.config.model.dtype]
     write_model(folder, hf=ensemble.hf, config=network.config, state=state, tokenizer=ensemble.tokenizer, dtype=dtype)
+    state.clear()  # whole and on the CPU, and transformers now loads another copy
     whole = ensemble.whole
     by_length = np.argsort(whole.stored, kind="stable")
     rows = np.unique(by_length[[0, len(whole) // 4, len(whole) // 2]])

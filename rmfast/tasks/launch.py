@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rmfast.config import Config, load_config
 from rmfast.errors import RunError, UserError
-from rmfast.launch.slurm import Job, check, members, once, point, train, wrapped
+from rmfast.launch.slurm import Job, check, members, once, point, train, word, wrapped
 from rmfast.tasks.members import check_ranks
 from rmfast.tasks.options import out_file
 from rmfast.trainer.log import say
@@ -27,13 +27,15 @@ def slurm(options: Namespace) -> None:
     if config.task == "ensemble" and config.ensemble.spread == "ranks":
         check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
     out = out_file(options.out or f"{job.name}.sbatch", config.run.dir)
-    made_by = f"rmfast {shlex.join(options.words)}"
+    made_by = f"rmfast {' '.join(map(word, options.words))}"
     if options.array is not None:
         files, send = _ensemble(job, config, arguments, options, out, made_by)
     elif options.scaling:
         files, send = _sweep(job, config, arguments, options, out, made_by)
     else:
-        text = train(job, arguments, config.run.dir, about=_about(job, config), made_by=made_by, submit=f"sbatch {out}")
+        text = train(
+            job, arguments, config.run.dir, about=_about(job, config), made_by=made_by, submit=f"sbatch {word(out)}"
+        )
         files, send = {out: text}, lambda: [sbatch(out)]
     if not options.out and not options.submit:
         print("\n".join(files.values()), end="")
@@ -84,7 +86,11 @@ def _ensemble(job: Job, config: Config, arguments: list[str], options: Namespace
             "ensemble.spread turn and no ensemble.part"
         )
     vote = out.with_name(f"{out.stem}_vote{out.suffix}")
-    submit = f"members=$(sbatch --parsable {out}) &&\n#     sbatch --dependency=afterok:$members {vote}"
+    # Not afterok, which waits for ever once a member has failed: the vote says which are missing.
+    submit = f"""members=$(sbatch --parsable {word(out)}) &&
+#     sbatch --dependency=afterany:$members {word(vote)}
+# Where members are missing the vote fails and names them:
+#     sbatch --array=NUMBERS {word(out)}, and then the vote again"""
     array = members(
         job,
         arguments,
@@ -106,7 +112,7 @@ def _ensemble(job: Job, config: Config, arguments: list[str], options: Namespace
 
     def send() -> list[str]:
         first = sbatch(out)
-        return [first, sbatch(vote, f"--dependency=afterok:{first}")]
+        return [first, sbatch(vote, f"--dependency=afterany:{first}")]
 
     return {out: array, vote: last}, send
 
@@ -117,9 +123,9 @@ def _sweep(job: Job, config: Config, arguments: list[str], options: Namespace, o
     submit = f"""
 #   after=
 #   for nodes in {sizes}; do for mode in {" ".join(MODES)}; do
-#       after=$after:$(sbatch --parsable --nodes=$nodes {out} $mode)
+#       after=$after:$(sbatch --parsable --nodes=$nodes {word(out)} $mode)
 #   done; done
-#   sbatch --dependency=afterany$after {collect}"""
+#   sbatch --dependency=afterany$after {word(collect)}"""
     command = f'benchmarks/scaling/run.py {wrapped(arguments)} \\\n        --mode "$1" --out {shlex.quote(results)}'
     about = f"Measures steps of {config.model.path} at one size; weak: a batch for each GPU, strong: one for all."
     one = point(job, command, about=about, made_by=made_by, submit=submit)
@@ -128,7 +134,7 @@ def _sweep(job: Job, config: Config, arguments: list[str], options: Namespace, o
         f"python benchmarks/scaling/collect.py {shlex.quote(results)}",
         about=f"A table and a plot from {results}.",
         made_by=made_by,
-        submit=f"see {out}",
+        submit=f"see {word(out)}",
     )
 
     def send() -> list[str]:

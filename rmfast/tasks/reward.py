@@ -339,6 +339,7 @@ class RewardRun:
             tokenizer=self.tokenizer,
             dtype=self.dtype,
         )
+        del weights  # whole and on the CPU, and transformers now loads another copy
         sequences = [s for row in rows for s in table.sequences_of(int(row))]
         check_tokenizer(folder, self.tokenizer)
         difference = check_export(folder, sequences, scores, self.dtype)

@@ -69,7 +69,8 @@ class StopRequest:
 
     def interrupted(self, saved: str) -> Interrupted:
         """What ends the run, once something is saved."""
-        why = " and ".join(dict.fromkeys(self.signals)) or (str(self.folder / STOP) if self._found else "another rank")
+        found = str(self.folder / STOP) if self._found else "a signal to another rank"
+        why = " and ".join(dict.fromkeys(self.signals)) or found
         return Interrupted(f"stopped by {why}: {saved} is saved; the same command on the same run.dir goes on")
 
     def _heard(self) -> bool:
@@ -83,7 +84,8 @@ class StopRequest:
 @contextmanager
 def listening(folder: Path, world: World) -> Iterator[StopRequest]:
     """Take note of signals instead of dying of them. Where the run ends in Interrupted, rank 0 leaves the file
-    `folder/requeue`; `stop` is taken away by the run that obeys it, or ends anyway."""
+    `folder/requeue`, with a line `signals: NAMES` where it was not a person's file that ended it; `stop` is taken away
+    by the run that obeys it, or ends anyway."""
     request, own = StopRequest(folder, world), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -97,7 +99,8 @@ def listening(folder: Path, world: World) -> Iterator[StopRequest]:
         yield request
     except Interrupted as stopped:
         if world.main:
-            (folder / REQUEUE).write_text(f"{stopped}\n", encoding="utf-8")
+            why = f"signals: {' '.join(dict.fromkeys(request.signals))}\n" if request.signals else ""
+            (folder / REQUEUE).write_text(f"{stopped}\n{why}", encoding="utf-8")
             (folder / STOP).unlink(missing_ok=True)
         raise
     else:

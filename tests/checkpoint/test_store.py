@@ -131,6 +131,38 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
     assert events[events.index("rename") + 1 :] == [tmp_path.name]
 
 
+def test_a_rank_flushes_its_own_files_before_it_meets_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0, which flushes the folder last, may be on another node."""
+    flushed: dict[str, int] = {}
+    sync, write = files.sync, store._write_json
+
+    def note(path: Path, value: object) -> None:
+        if path.name == store.MANIFEST:
+            flushed["all met"] = 0
+        write(path, value)
+
+    monkeypatch.setattr(store, "_write_json", note)
+    monkeypatch.setattr(
+        files, "sync", lambda path: (flushed.setdefault(path.name, threading.get_ident()), sync(path))[1]
+    )
+    save(tmp_path, 3, ranks=2)
+    before = list(flushed)[: list(flushed).index("all met")]
+    assert {f"rank-0000{rank}{suffix}" for rank in (0, 1) for suffix in (".json", ".safetensors")} <= set(before)
+    first, second = ({flushed[name] for name in before if name.startswith(f"rank-0000{rank}")} for rank in (0, 1))
+    assert len(first) == len(second) == 1 and first != second
+
+
+def test_what_a_killed_save_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    for name in (".step-7.partial", ".step-12.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rank-00000.safetensors").touch()
+    save(tmp_path, 9, ranks=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-9"]
+    assert torch.equal(read_weights(tmp_path / "step-9")["a"], WHOLE["model/a"])
+
+
 def test_a_folder_without_manifest_does_not_count(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)

@@ -143,12 +143,12 @@ class MiniSlurm:
         """Submit a script to run in a folder; the job's id."""
         return int(self.run("sbatch", "--parsable", f"--chdir={folder}", *options, str(script)).split(";")[0])
 
-    def show(self, job: int) -> dict[str, str]:
-        """What Slurm knows about a job."""
+    def show(self, job: int | str) -> dict[str, str]:
+        """What Slurm knows about a job, or a task of an array: "7_2"."""
         words = self.run("scontrol", "--oneliner", "show", "job", str(job)).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job: int, state: str, timeout: float) -> dict[str, str]:
+    def wait(self, job: int | str, state: str, timeout: float) -> dict[str, str]:
         """Wait until a job is in a state."""
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
 

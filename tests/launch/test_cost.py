@@ -328,3 +328,11 @@ def test_no_layout_fits_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(ROOT / "configs" / "smollm2_hh.yaml"), "--model.path", str(SHAPES / "llama3-70b")]
     assert main([*words, "--gpus", "1", "--tokens-per-group", "400"]) == 0
     assert "No layout fits" in capsys.readouterr().out
+
+
+def test_the_table_of_layouts_is_the_plan_s() -> None:
+    table = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "scaling" / "layout_table.py")],
+        capture_output=True, text=True, env=environment(),
+    ).stdout  # fmt: skip
+    assert table.count("\n") == 5 and table in (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")

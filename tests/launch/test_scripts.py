@@ -12,7 +12,7 @@ import yaml
 
 from rmfast.cli import main
 from rmfast.errors import UserError
-from rmfast.launch.slurm import TEMPLATES, Job, header, seconds
+from rmfast.launch.slurm import TEMPLATES, Job, header, once, seconds
 from tests.runs import ROOT
 
 EXAMPLES = ROOT / "configs" / "slurm"
@@ -76,6 +76,43 @@ def test_header_holds_what_was_asked() -> None:
     assert "signal" not in header(job, survives=False) and "gpus" not in header(
         Job(name="x", time="1", gpus=0), survives=True
     )
+
+
+def test_a_job_that_only_reads_asks_for_little() -> None:
+    more = ("--exclusive", "--qos=high", "--mem-per-gpu=80G", "--mail-type=END", "--constraint=h100", "-A lab")
+    job = Job(name="x", time="2-0", nodes=4, cpus=96, mem="0", partition="p", more=more)
+    text = once(job, "true", about="", made_by="", submit="")
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    small = ["job-name=x", "nodes=1", "ntasks-per-node=1", "cpus-per-task=4", "partition=p", "time=1:00:00"]
+    assert lines == [*small, "output=%x-%j.log", "qos=high", "mail-type=END", "#SBATCH -A lab"]
+    assert "#SBATCH --time=20\n" in once(Job(name="x", time="20"), "true", about="", made_by="", submit="")
+
+
+def test_an_array_is_followed_by_its_vote_whatever_becomes_of_it(config: Path) -> None:
+    out = config.with_name("two words.sbatch")
+    words = ["--task", "ensemble", "--ensemble.members", "3", "--array", "--time", "60"]
+    assert launched(config, *words, "--job-name", "my run", "--logs", config.parent / "my logs", "--out", out) == 0
+    said = out.read_text()
+    vote = f"'{config.parent}/two words_vote.sbatch'"
+    assert f"--dependency=afterany:$members {vote}" in said and f"sbatch --array=NUMBERS '{out}'" in said
+    assert "#SBATCH '--job-name=my run'\n" in said
+    assert f"#SBATCH '--output={config.parent}/my logs/%x-%A_%a.log'\n" in said
+
+
+def test_line_breaks_stay_where_they_are_meant(config: Path, tmp_path: Path) -> None:
+    """In a line of --setup they are; in what the script says of itself they would begin a command."""
+    script = rendered(config, "--setup", "export A=it\\'s\ntouch made", "--data.train", "a\ntouch spoilt")
+    assert run(script, tmp_path).returncode == 0
+    assert (tmp_path / "made").exists() and not (tmp_path / "spoilt").exists()
+    made_by = next(line for line in script.read_text().splitlines() if line.startswith("# Made by: rmfast "))
+    words = made_by.removeprefix("# Made by: rmfast ")
+    told = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True, text=True)
+    assert "export A=it\\'s\ntouch made" in told.stdout.split("\0") and "a\ntouch spoilt" in told.stdout.split("\0")
+
+
+def test_an_option_with_a_line_break_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launched(config, "--time", "60", "--job-name", "a\nrm x") == 2
+    assert "an option of sbatch is one line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -168,6 +205,8 @@ def run(
     nodes: int = 1,
     patience: str = "/bin/sleep 0.01",
     excluded: str = "(null)",
+    preempted: str = "None",
+    **slurm: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a script; `srun` and `sinfo` are bash. What srun was called with, and what was queued again, is in files."""
     false = folder / "false"
@@ -176,23 +215,29 @@ def run(
         "srun": f'printf "%s\\n" "$@" > {folder}/srun.called\n{srun}',
         "sinfo": sinfo,
         "scontrol": f"""case "$*" in
-            *"show job"*) echo "JobId=7 ReqNodeList=n9 ExcNodeList={excluded} NodeList=n1" ;;
+            *"show job"*) echo "JobId=7 PreemptTime={preempted} ReqNodeList=n9 ExcNodeList={excluded} NodeList=n1" ;;
             show*) echo n1; echo n2 ;;
             *) echo "$@" >> {folder}/scontrol.called ;;
         esac""",
         "sleep": patience,
+        "squeue": 'printf "%s\\n" "7.0 setup" "7.3 trainer" "7.batch batch"',
         "scancel": f'echo "$@" >> {folder}/scancel.called',
     }
     for name, text in programs.items():
         (false / name).write_text(f"#!/bin/bash\n{text}\n")
         (false / name).chmod(0o755)
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": f"n[1-{nodes}]"}
+    slurm |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(nodes), "SLURM_JOB_NODELIST": f"n[1-{nodes}]"}
     slurm["SLURM_JOB_PARTITION"] = "low"
     again = {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
     environment = {"PATH": f"{false}:{os.environ['PATH']}"} | slurm | again
     return subprocess.run(
         ["bash", str(script)], env=environment, cwd=folder, capture_output=True, text=True, timeout=60
     )
+
+
+def until(there: str) -> str:
+    """Bash that waits for a file, for ten seconds at most."""
+    return f"for i in {{1..100}}; do [ ! -e {there} ] || break; /bin/sleep 0.1; done"
 
 
 def queued_again(folder: Path) -> bool:
@@ -262,11 +307,14 @@ def test_well_nodes_are_not_taken_for_dead(config: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("srun", "again"),
-    [
+    [  # a signal to the shell
         ('kill -USR1 $PPID; /bin/sleep 0.3; touch "run/requeue"', True),  # stopped and said so
         ("kill -USR1 $PPID; /bin/sleep 0.3; exit 1", True),  # died on the way
         ("kill -USR1 $PPID; /bin/sleep 0.3", False),  # was through
-        ('touch "run/requeue"', False),  # stopped by a person's file
+        # A signal to the trainer; torchrun fails of it.
+        ('printf "stopped by SIGTERM: x\\nsignals: SIGTERM\\n" > run/requeue; exit 1', True),
+        ('printf "stopped by SIGTERM: x\\nsignals: SIGTERM\\n" > run/requeue', True),
+        ("echo stopped by run/stop: x > run/requeue", False),  # stopped by a person's file
     ],
 )
 def test_asked_by_slurm_an_unfinished_run_is_queued_again(config: Path, tmp_path: Path, srun: str, again: bool) -> None:
@@ -274,14 +322,89 @@ def test_asked_by_slurm_an_unfinished_run_is_queued_again(config: Path, tmp_path
     assert queued_again(tmp_path) is again, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("code", "preempted", "again"), [(1, True, True), (1, False, False), (0, True, False)])
+def test_a_trainer_that_dies_of_preemption_is_queued_again(
+    config: Path, tmp_path: Path, code: int, preempted: bool, again: bool
+) -> None:
+    """As while it imports, before it can take note of TERM."""
+    time = "2026-11-21T22:56:15" if preempted else "None"
+    run(rendered(config), tmp_path, srun=f"exit {code}", preempted=time)
+    assert queued_again(tmp_path) is again
+
+
+def test_the_trainer_has_as_long_after_term_as_after_usr1(config: Path, tmp_path: Path) -> None:
+    run(rendered(config), tmp_path, srun=f"echo $TORCH_ELASTIC_SHUTDOWN_TIMEOUT > {tmp_path}/seconds")
+    assert (tmp_path / "seconds").read_text() == "300\n"
+
+
+def test_a_task_of_an_array_speaks_of_itself_alone(config: Path, tmp_path: Path) -> None:
+    """The task whose SLURM_JOB_ID is the array's: by that number Slurm would queue all tasks again."""
+    sinfo = nodes_of("n1", "n2", "n3", dead='echo "n2 is down*: Not responding"')
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run(rendered(config), tmp_path, srun="exit 3", sinfo=sinfo, nodes=2, **task)
+    called = (tmp_path / "scontrol.called").read_text()
+    assert called == "requeue 7_2\nupdate JobId=7_2 ExcNodeList=n2\n", done.stdout + done.stderr
+
+
+def test_a_signal_before_the_trainer_is_kept_for_it(config: Path, tmp_path: Path) -> None:
+    """In --setup, say: the shell must not die of it, and the time that is left is counted from the signal."""
+    slept = tmp_path / "slept"
+    setup = ["--setup", "kill -USR1 $$; SECONDS=$((SECONDS + 1000))"]
+    obeys = f"{until('slept')}; [ ! -e run/stop ] || touch run/requeue"
+    done = run(rendered(config, *setup), tmp_path, srun=obeys, patience=f'echo "$1" >> {slept}; exec /bin/sleep 5')
+    assert queued_again(tmp_path) and "USR1: the trainer is asked" in done.stdout, done.stdout + done.stderr
+    assert slept.read_text() == "0\n"
+
+
+def test_a_run_that_is_through_while_it_is_asked_is_not_queued_again(config: Path, tmp_path: Path) -> None:
+    """srun ends while the shell is in its trap, so that `wait` tells the trap's code, not srun's."""
+    (tmp_path / "false").mkdir()
+    slow = tmp_path / "false" / "touch"
+    slow.write_text('#!/bin/bash\n/bin/sleep 1; exec /usr/bin/touch "$@"\n')
+    slow.chmod(0o755)
+    done = run(rendered(config), tmp_path, srun="kill -USR1 $PPID; /bin/sleep 0.2")
+    assert done.returncode == 0 and "ended with code 0" in done.stdout and not queued_again(tmp_path), done.stdout
+    assert not list((tmp_path / "run").iterdir())  # no file `stop` that the next command would obey
+
+
+@pytest.mark.parametrize("torn", ["", "n1\n", "n1\n1 2\n"])
+def test_a_torn_note_is_no_note(config: Path, tmp_path: Path, torn: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".slurm-7").write_text(torn)
+    done = run(rendered(config), tmp_path, restarts=1)
+    assert done.returncode == 0 and "on n[1-1], 0 starts without" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_note_is_replaced_whole(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    note = tmp_path / "run" / ".slurm-7"
+    note.write_text("n1\n1 2\n1\n\n")
+    (tmp_path / "false").mkdir()
+    (tmp_path / "false" / "mv").write_text("#!/bin/bash\nkill -KILL $PPID\n")
+    (tmp_path / "false" / "mv").chmod(0o755)
+    assert run(rendered(config), tmp_path, restarts=1).returncode == -9
+    assert note.read_text() == "n1\n1 2\n1\n\n"
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "unset\n"), ({"SLURM_CPUS_PER_TASK": "12"}, "12\n")])
+def test_cores_of_the_step(config: Path, tmp_path: Path, given: dict[str, str], seen: str) -> None:
+    """Where none are asked for, a job on whole nodes must not train on one core."""
+    run(rendered(config), tmp_path, srun=f"echo ${{SRUN_CPUS_PER_TASK-unset}} > {tmp_path}/cores", **given)
+    assert (tmp_path / "cores").read_text() == seen
+
+
 def test_a_trainer_that_does_not_end_is_killed(config: Path, tmp_path: Path) -> None:
-    run(rendered(config), tmp_path, srun="trap '' USR1; kill -USR1 $PPID; /bin/sleep 0.5; exit 137")
-    assert (tmp_path / "scancel.called").read_text() == "7.0\n" and queued_again(tmp_path)
+    """Its step alone, whose number is not 0 where a line of --setup had a step."""
+    run(rendered(config), tmp_path, srun=f"trap '' USR1; kill -USR1 $PPID; {until('scancel.called')}; exit 137")
+    assert (tmp_path / "scancel.called").read_text() == "7.3\n" and queued_again(tmp_path)
 
 
 def test_nothing_is_left_that_would_kill_the_next_start(config: Path, tmp_path: Path) -> None:
-    srun = "trap '' USR1; kill -USR1 $PPID; /bin/sleep 0.1; touch run/requeue"
-    run(rendered(config), tmp_path, srun=srun, patience="/bin/sleep 1")
+    """Not even where Slurm sends the signal twice."""
+    twice = "kill -USR1 $PPID; /bin/sleep 0.2; kill -USR1 $PPID; /bin/sleep 0.2"
+    srun = f"trap '' USR1; {twice}; touch run/requeue"
+    done = run(rendered(config), tmp_path, srun=srun, patience="/bin/sleep 1")
+    assert done.stdout.count("the trainer is asked") == 1
     time.sleep(1.5)
     assert queued_again(tmp_path) and not (tmp_path / "scancel.called").exists()
 

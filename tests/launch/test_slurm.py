@@ -21,14 +21,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason
 
 STAND_IN = """\
 #!/bin/bash
-# In place of torchrun: makes a checkpoint every 0.2 s until $TOTAL, obeys the file stop, and fails where $RUN/fail is.
+# In place of torchrun: makes a checkpoint every 0.2 s until $TOTAL, obeys the file stop and TERM (of which torchrun
+# fails, its trainer or not), and fails where $RUN/fail is.
 [ "$SLURM_NODEID" = 0 ] || { while sleep 0.2; do [ ! -e "$RUN/over.$SLURM_RESTART_COUNT" ] || exit 0; done; }
+trap 'term=1' TERM
 step=$(ls "$RUN/checkpoints" 2> /dev/null | sed s/step-// | sort -n | tail -n 1)
 for ((step = ${step:-0}; step < TOTAL; step++)); do
     sleep 0.2
     [ ! -e "$RUN/fail" ] || { rm "$RUN/fail"; exit 1; }
     [ -z "$SAVES" ] || mkdir -p "$RUN/checkpoints/step-$((step + 1))"
     [ ! -e "$RUN/hang" ] || { rm "$RUN/hang"; sleep 1000; }
+    [ -z "${term:-}" ] || { printf 'stopped by SIGTERM: x\nsignals: SIGTERM\n' > "$RUN/requeue"; exit 1; }
     [ ! -e "$RUN/stop" ] || { rm "$RUN/stop"; touch "$RUN/requeue"; break; }
 done
 touch "$RUN/over.$SLURM_RESTART_COUNT"
@@ -53,17 +56,17 @@ def options(*more: str, nodes: int = 1) -> list[str]:
     return [*own, "--setup", here, *more]
 
 
-def stand_in(folder: Path, name: str, *, total: int, saves: bool = True, nodes: int = 1) -> Path:
-    """A script whose trainer only pretends, which costs no import of torch."""
+def stand_in(folder: Path, name: str, *more: str, total: int, saves: bool = True, nodes: int = 1) -> Path:
+    """A script whose trainer only pretends, which costs no import of torch; `more` words for the command."""
     run = folder / name
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / "torchrun").write_text(STAND_IN)
     (folder / "bin" / "torchrun").chmod(0o755)
     values = {"TOTAL": total, "SAVES": "1" if saves else "", "RUN": run, "PATH": f"{folder / 'bin'}:$PATH"}
-    setup = "export SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0} " + " ".join(f"{k}={v}" for k, v in values.items())
+    setup = "export SLURM_RESTART_COUNT=${SLURM_RESTART_COUNT:-0} " + " ".join(f'{k}="{v}"' for k, v in values.items())
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"path": "x"}, "data": {"train": "x"}}))
     script = folder / f"{name}.sbatch"
-    words = ["--run.dir", str(run), *options("--setup", setup, "--idle-restarts", "2", nodes=nodes)]
+    words = ["--run.dir", str(run), *options("--setup", setup, "--idle-restarts", "2", *more, nodes=nodes)]
     assert main(["launch", "slurm", str(folder / f"{name}.yaml"), *words, "--out", str(script)]) == 0
     return script
 
@@ -85,7 +88,7 @@ def reached(run: Path) -> int:
     return max((int(p.name[5:]) for p in (run / "checkpoints").glob("step-*")), default=0)
 
 
-def ask(cluster: MiniSlurm, job: int) -> None:
+def ask(cluster: MiniSlurm, job: int | str) -> None:
     """What Slurm does some time before the limit."""
     cluster.run("scancel", "--batch", "--signal=USR1", str(job))
 
@@ -178,21 +181,60 @@ def test_a_scaling_sweep_is_collected_at_its_end(
 
 
 def test_preempted_by_a_job_that_goes_before(cluster: MiniSlurm, folder: Path) -> None:
-    run = folder / "preempted"
-    job = cluster.sbatch(stand_in(folder, "preempted", total=60), "--nodelist=n1", "--exclusive", folder=folder)
-    cluster.until(lambda: reached(run) > 3, 60, "checkpoints")
+    """One job of which Slurm knows that the script wants USR1, and one without, whose trainer gets TERM."""
+    jobs = {}
+    for name, node in (("preempted", "n1"), ("by term", "n2")):
+        script = stand_in(folder, name, total=60)
+        if name == "by term":
+            text = script.read_text()
+            assert text.count("#SBATCH --signal=B:USR1@120\n") == 1
+            script.write_text(text.replace("#SBATCH --signal=B:USR1@120\n", ""))
+        jobs[name] = cluster.sbatch(script, f"--nodelist={node}", "--exclusive", folder=folder)
+    cluster.until(lambda: all(reached(folder / name) > 3 for name in jobs), 60, "checkpoints")
     urgent = folder / "urgent.sbatch"
-    urgent.write_text(
-        "#!/bin/bash\nls preempted/checkpoints | wc -l > seen; sleep 2; ls preempted/checkpoints | wc -l >> seen\n"
-    )
-    high = cluster.sbatch(urgent, "--partition=high", "--nodelist=n1", "--exclusive", folder=folder)
+    count = "for run in preempted 'by term'; do ls \"$run/checkpoints\" | wc -l; done >> seen\n"
+    urgent.write_text(f"#!/bin/bash\n{count}sleep 2\n{count}")
+    high = cluster.sbatch(urgent, "--partition=high", "--nodes=2", "--exclusive", folder=folder)
     cluster.wait(high, "COMPLETED", 90)
-    shown = cluster.wait(job, "COMPLETED", 120)
-    log = (folder / f"preempted-{job}.log").read_text()
-    assert shown["Restarts"] == "1" and reached(run) == 60 and "USR1: the trainer is asked" in log, log
-    before, after = (folder / "seen").read_text().split()
-    assert 3 < int(before) < 60 and before == after, "it must not have run beside the urgent job"
-    assert "queued again, at" in log
+    seen = list(map(int, (folder / "seen").read_text().split()))
+    assert seen[:2] == seen[2:] and all(3 < steps < 60 for steps in seen), "none may have run beside the urgent job"
+    for name, job in jobs.items():
+        shown = cluster.wait(job, "COMPLETED", 120)
+        log = (folder / f"{name}-{job}.log").read_text()
+        assert shown["Restarts"] == "1" and starts(folder / f"{name}-{job}.log") == 2, log
+        assert reached(folder / name) == 60 and "queued again, at" in log, log
+        assert ("USR1: the trainer is asked" in log) == (name == "preempted"), log
+        assert ("the trainer ended with code 1\n" in log) == (name == "by term"), log
+
+
+def test_a_task_of_an_array_comes_back_alone_and_the_vote_comes_after_one_that_failed(
+    cluster: MiniSlurm, folder: Path
+) -> None:
+    """The task whose own number is the array's is asked to stop, one fails, one trains on."""
+    words = ["--task", "ensemble", "--ensemble.members", "3", "--array"]
+    script, members = stand_in(folder, "tasks", *words, total=40), folder / "tasks" / "members"
+    (members / "01").mkdir(parents=True)
+    (members / "01" / "fail").touch()
+    voter = folder / "bin" / "python"
+    voter.write_text(f"#!/bin/bash\ncat /dev/null {members}/0[02]/over.* > {folder}/voted && exit 2\n")
+    voter.chmod(0o755)
+    array = cluster.sbatch(script, folder=folder)
+    vote = cluster.sbatch(folder / "tasks_vote.sbatch", f"--dependency=afterany:{array}", folder=folder)
+    try:
+        cluster.until(lambda: min(reached(members / task) for task in ("00", "02")) > 3, 60, "checkpoints")
+        tasks = dict(line.split() for line in cluster.run("squeue", "-r", "--noheader", "--format=%A %K").splitlines())
+        own = f"{array}_{tasks[str(array)]}"
+        assert own.endswith(("_0", "_2")), tasks
+        ask(cluster, own)
+        cluster.wait(vote, "FAILED", 120)
+    finally:
+        voter.unlink()
+    restarts = {task: cluster.show(f"{array}_{task}")["Restarts"] for task in range(3)}
+    assert restarts == {task: "1" if own == f"{array}_{task}" else "0" for task in range(3)}
+    assert (folder / "voted").exists() and reached(members / "00") == reached(members / "02") == 40
+    logs = [(folder / f"tasks-{array}_{task}.log") for task in range(3)]
+    assert [starts(log) for log in logs] == [int(restarts[task]) + 1 for task in range(3)]
+    assert "ended with code 1" in logs[1].read_text() and cluster.show(f"{array}_1")["JobState"] == "FAILED"
 
 
 def test_a_dead_node_is_named_and_left_out_and_the_job_goes_on_elsewhere(cluster: MiniSlurm, folder: Path) -> None:
@@ -238,19 +280,21 @@ def test_peers_that_fail_first_wait_for_slurm_to_see_the_dead_node(cluster: Mini
 
 
 def test_a_failure_without_a_dead_node_is_not_repeated(cluster: MiniSlurm, folder: Path) -> None:
-    script = stand_in(folder, "failing", total=80)
-    (folder / "failing").mkdir()
-    (folder / "failing" / "fail").touch()
+    """Its names have blanks and quotes, which sbatch must take."""
+    name = "it's a run"
+    script = stand_in(folder, name, total=80)
+    (folder / name).mkdir()
+    (folder / name / "fail").touch()
     job = cluster.sbatch(script, folder=folder)
     assert cluster.wait(job, "FAILED", 60)["Restarts"] == "0"
-    assert "the trainer ended with code 1" in (folder / f"failing-{job}.log").read_text()
+    assert "the trainer ended with code 1" in (folder / f"{name}-{job}.log").read_text()
 
 
 def test_a_loop_that_makes_no_progress_is_ended(cluster: MiniSlurm, folder: Path) -> None:
-    """In its first start it does not even answer, and its step is killed."""
-    script = stand_in(folder, "idle", total=10**6, saves=False)
-    assert script.read_text().count("(sleep 60;") == 1
-    script.write_text(script.read_text().replace("(sleep 60;", "(sleep 2;"))
+    """In its first start it does not even answer, and its step is killed, which is not the job's first."""
+    script = stand_in(folder, "idle", "--setup", "srun true", total=10**6, saves=False)
+    assert script.read_text().count("(asked + 60 - SECONDS)") == 1
+    script.write_text(script.read_text().replace("(asked + 60 - SECONDS)", "(asked + 2 - SECONDS)"))
     (folder / "idle").mkdir()
     (folder / "idle" / "hang").touch()
     job = cluster.sbatch(script, folder=folder)

@@ -1,7 +1,9 @@
 """The reward task whole: it resumes bit for bit after SIGKILL, ends well when repeated, and stops at NaN."""
 
+import importlib
 import json
 import random
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmfast.data.plan import StepPlan
+from rmfast.models.weights import HEAD
 from rmfast.tasks.inputs import eval_names, total_steps
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
@@ -313,6 +316,33 @@ def test_bfloat16_trains_like_float32_and_exports_in_its_dtype(folder: Path) -> 
     for low, high in zip(exact(folder / "bf16"), exact(folder / "fp32"), strict=True):
         assert low["loss"] == pytest.approx(high["loss"], rel=0.03)
         assert low["loss"] != high["loss"]
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [("reward", {}), ("heads", {"task": "ensemble", "ensemble__mode": "heads", "model__dropout": 0.0})],
+)
+def test_an_export_is_checked_without_the_weights_that_it_was_written_from(
+    folder: Path, module: str, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are the whole model in fp32, and transformers loads another copy; the heads of mode heads live on."""
+    task = importlib.import_module(f"rmfast.tasks.{module}")
+    written, alive = [], []
+    write, check = task.write_model, task.check_export
+
+    def note(*args: Any, **values: Any) -> None:
+        written.extend(weakref.ref(tensor) for name, tensor in values["state"].items() if name != HEAD)
+        write(*args, **values)
+
+    def look(*args: Any) -> float:
+        alive.extend(one for one in written if one() is not None)
+        return check(*args)
+
+    monkeypatch.setattr(task, "write_model", note)
+    monkeypatch.setattr(task, "check_export", look)
+    monkeypatch.setattr("rmfast.tasks.strength.write_ensemble_report", lambda *_: [])
+    assert main(command(folder, f"freed-{module}", run__max_steps=1, **more)) == 0
+    assert len(written) > 10 and not alive
 
 
 def test_several_held_out_sources_keep_their_names(folder: Path) -> None:

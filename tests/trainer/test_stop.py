@@ -105,6 +105,8 @@ def test_asked_to_stop_a_run_saves_its_step_and_goes_on_later(
     said = capsys.readouterr().out.splitlines()[-1]
     assert f"step {step} of {TOTAL} is saved" in said and (how if how != "file" else str(run / "stop")) in said
     assert (run / "requeue").is_file() and not (run / "stop").exists() and not (run / "model").exists()
+    signals = [] if how == "file" else [f"signals: {how}"]  # a script that queues the run again goes by them
+    assert (run / "requeue").read_text().splitlines()[1:] == signals
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{step}"]
     assert main(command(folder, how)) == 0
     assert_same(run, whole)
@@ -129,7 +131,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder: Path, data: 
     codes = launch(folder / f"launch-{data}", cases, ranks=2)
     assert codes == {"stopped": [0, 0], "resumed": [0, 0], "whole": [0, 0]}
     log = (folder / f"launch-{data}" / "stopped-0.log").read_text()
-    assert f"another rank: step 4 of {TOTAL} is saved" in log, log  # what was heard in step 3 is agreed on in step 4
+    # What was heard in step 3 is agreed on in step 4.
+    assert f"a signal to another rank: step 4 of {TOTAL} is saved" in log, log
     assert "resumed from step 4" in (folder / f"launch-{data}" / "resumed-0.log").read_text()
     assert_same(folder / data, folder / f"{data}-whole")
 
