@@ -45,14 +45,31 @@ def plan(options: Namespace) -> None:
         say(f"\nThe first one as keys of a config: {keys(fit[0])}")
         rates = "shares of the data sheets" if options.gpu in GPUS else f"the rates of {options.gpu}"
         say(
-            f"{len(fit)} layouts fit, {len(rest)} do not. Memory is counted tensor by tensor; times assume {rates} "
-            "and were not measured on GPUs (docs/plan.md): trust their order more than them."
+            f"{len(fit)} layouts fit, {len(rest)} do not. Memory is by formulas that were compared with torch on CPUs; "
+            f"times assume {rates} and were not measured on GPUs (docs/plan.md): trust their order more than them."
         )
+    if left_out := uncounted(config):
+        say(f"Not counted: {', '.join(left_out)} (docs/plan.md).")
     if options.out:
         rows = [describe(p) for p in (*fit, *rest)]
         with open(options.out, "w", encoding="utf-8") as file:
             about = {"gpu": options.gpu, "hardware": vars(gpu), "gpus": options.gpus, "workload": vars(load)}
             json.dump(about | {"plans": rows}, file, indent=1)
+
+
+def uncounted(config: Config) -> list[str]:
+    """What the config asks for that the cost model leaves out."""
+    return [
+        what
+        for what, asked in {
+            "objective.contrastive's second views": config.objective.contrastive != "none",
+            "task meta's second batch and copy of the weights": config.task == "meta",
+            "the masks of model.dropout": config.model.dropout > 0,
+            "what model.top_layers saves": config.model.top_layers is not None,
+            "the other members": config.task == "ensemble" and config.ensemble.mode == "full",
+        }.items()
+        if asked
+    ]
 
 
 def workload(config: Config, tokens_per_group: int | None) -> Workload:

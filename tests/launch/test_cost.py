@@ -314,6 +314,15 @@ def test_lengths_come_from_the_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert "tokens in packs of" in capsys.readouterr().out
 
 
+def test_what_is_not_counted_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(ROOT / "configs" / "smollm2_hh.yaml"), "--model.path", str(SHAPES / "llama3-8b")]
+    words += ["--gpus", "8", "--tokens-per-group", "400"]
+    assert main(words) == 0 and "Not counted" not in capsys.readouterr().out
+    assert main([*words, "--objective.contrastive", "simcse", "--model.dropout", "0.1"]) == 0
+    named = capsys.readouterr().out.splitlines()[-1]
+    assert named.startswith("Not counted:") and "second views" in named and "dropout" in named and "meta" not in named
+
+
 def test_refusals_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", str(ROOT / "configs" / "quickstart.yaml")]
     assert main([*words, "--gpus", "2", "--data.train", "no-such-file.jsonl"]) == 2
