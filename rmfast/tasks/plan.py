@@ -64,7 +64,7 @@ def uncounted(config: Config) -> list[str]:
         for what, asked in {
             "objective.contrastive's second views": config.objective.contrastive != "none",
             "task meta's second batch and copy of the weights": config.task == "meta",
-            "the masks of model.dropout": config.model.dropout > 0,
+            "the masks of model.dropout": bool(config.model.dropout),
             "what model.top_layers saves": config.model.top_layers is not None,
             "the other members": config.task == "ensemble" and config.ensemble.mode == "full",
         }.items()
