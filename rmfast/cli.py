@@ -198,7 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         run[options.command](options)
-        sys.stdout.flush()  # a pipe that nobody reads shows here rather than at the interpreter's exit
+        if sys.stdout is not None:  # which a shell's >&- leaves it
+            sys.stdout.flush()  # a pipe that nobody reads shows here rather than at the interpreter's exit
     except (UserError, RunError) as error:
         print(f"rmfast: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -212,6 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _nobody_reads() -> bool:
     """Whether standard output's reader is gone, as `head` is after its lines; what is still unprinted goes nowhere
     then, or Python would complain of it at its end."""
+    if sys.stdout is None:
+        return False
     out = sys.stdout.fileno()
     look = select.poll()
     look.register(out, 0)

@@ -40,6 +40,12 @@ def test_what_is_printed_without_a_flush_counts_too(closed: TextIOWrapper, monke
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 141
 
 
+def test_a_closed_output_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmfast.tasks.plan.plan", lambda options: print("unheard"))
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["plan", "x.yaml", "--gpus", "1"]) == 0
+
+
 def test_another_pipe_that_breaks_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(options: object) -> None:
         raise BrokenPipeError("a judge's connection")

@@ -182,9 +182,11 @@ def seconds(
     sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * own * share
     gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * own * share
     reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
-    # The second half of the last pack's backward hides gradients; fsdp does a layer's while it computes the next one's.
+    # The second half of the last pack's backward hides gradients, but for those of turns' last run of layers; fsdp does
+    # a layer's while it computes the next one's.
     busy = compute + elementwise
-    hides = min(reduced + data, busy) if layout.engine == "fsdp" else min(reduced, busy / 3 / packs)
+    late = reduced / layout.virtual if layout.virtual > 1 else 0.0
+    hides = min(reduced + data, busy) if layout.engine == "fsdp" else min(reduced - late, busy / 3 / packs)
     hidden = hides if overlap else 0.0
     updated = own / (1 if layout.engine == "ddp" else layout.data)
     return {

@@ -34,6 +34,7 @@ GPUS = {  # SXM boards; network: one NDR (H) or HDR (A) InfiniBand port a GPU
     "h200": Gpu(memory=141e9, matrix=990e12, single=67e12, bandwidth=4.8e12, nvlink=450e9, network=50e9),
     "a100": Gpu(memory=80e9, matrix=312e12, single=19.5e12, bandwidth=2.04e12, nvlink=300e9, network=25e9),
 }
+SHARES = ("matrix_share", "link_share")
 ABOUT = "about"  # key of a file that may hold anything: where its numbers come from
 
 
@@ -51,7 +52,7 @@ def find_gpu(name: str) -> Gpu:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--gpu {name}: {error.strerror or error}; {known}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--gpu {name}: is no JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"--gpu {name}: holds no JSON object; {known}")
@@ -64,6 +65,9 @@ def find_gpu(name: str) -> Gpu:
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"--gpu {name}: {key} must be a positive number, got {value!r}")
+        low, high = (1, 1e6) if key == "node" else (1e-3, 1) if key in SHARES else (1e3, 1e21)
+        if not low <= value <= high:
+            raise UserError(f"--gpu {name}: {key} must be between {low:g} and {high:g}, got {str(value)[:20]}")
     if values.get("node", 1) != int(values.get("node", 1)):
         raise UserError(f"--gpu {name}: node must be a whole number, got {values['node']!r}")
     return Gpu(**values)

@@ -134,7 +134,7 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
             work()
         except (UserError, RunError, Interrupted) as raised:
             error = raised
-            if not world.main and (part is None or part.main):  # rank 0 prints its own
+            if not world.main:  # rank 0 prints its own
                 print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
             if part is not None and part.size > 1 and not isinstance(error, Interrupted):
                 raise
@@ -143,7 +143,10 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
     except RuntimeError as end:
         if not lost(end):
             raise
-        raise RunError("another rank has ended, or does not answer; its own line says why, if it had any") from None
+        why = str(end).splitlines()[0]
+        raise RunError(
+            f"another rank has ended, or does not answer ({why}); its own line says why, if it had any"
+        ) from end
     if failed and error is not None:
         raise error
     if failures:
