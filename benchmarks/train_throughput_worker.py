@@ -18,6 +18,8 @@ import vs_trl_worker
 from vs_trl_worker import Clock, Job, peak_bytes, run_rmfast, run_trl
 
 Mode = Literal["trl", "trl-no-checkpointing", "trl-tuned", "trl-liger", "hf-packed", "rmfast"]
+# Of Liger's kernels all but this one: it would replace a reward model's forward by a language model's.
+LIGER = {"fused_linear_cross_entropy": False}
 TOP = 25
 GROUPS = {  # the first pattern that a device kernel's name matches
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",
@@ -184,7 +186,7 @@ def run(job: Job, mode: str) -> dict[str, Any]:
     if mode == "hf-packed":
         return run_packed(job)
     if mode == "trl-liger":
-        return run_trl_with(job, checkpointing=False, use_liger_kernel=True)
+        return run_trl_with(job, checkpointing=False, use_liger_kernel=True, liger_kernel_config=LIGER)
     return run_trl(job, checkpointing=mode == "trl")
 
 

@@ -54,6 +54,33 @@ def test_one_curve_and_figures_that_add_up(
     assert str(tmp_path) not in out.read_text() and str(ROOT) not in out.read_text()
 
 
+def test_liger_leaves_the_head_and_replaces_the_rest(
+    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trl, liger = pytest.importorskip("trl"), pytest.importorskip("liger_kernel.transformers")
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+    from transformers.integrations.liger import apply_liger_kernel
+    from transformers.models.llama import modeling_llama
+
+    worker = importlib.import_module("train_throughput_worker")
+    for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # Liger replaces them: put them back afterwards
+        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    monkeypatch.setattr(worker, "run_trl", lambda job, checkpointing: {"config": trl.RewardConfig(**given)})
+    config = worker.run(None, "trl-liger")["config"]
+    assert config.use_liger_kernel
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    shape = LlamaConfig(**sizes, num_hidden_layers=1, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(shape)
+    head = model.forward.__func__
+    apply_liger_kernel(model, config.liger_kernel_config)
+    assert model.forward.__func__ is head
+    layer = model.model.layers[0]
+    for module in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm, model.model.norm):
+        assert module.forward.__func__.__module__.startswith("liger_kernel")
+    assert modeling_llama.apply_rotary_pos_emb is liger.liger_rotary_pos_emb
+
+
 def test_rows_are_sorted_within_their_steps_only(throughput: ModuleType, tmp_path: Path) -> None:
     rows, out = tmp_path / "rows.jsonl", tmp_path / "sorted.jsonl"
     rows.write_text("a\nb\nc\nd\ne\nf\n")
