@@ -3,8 +3,9 @@
 import importlib
 import json
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,117 @@ def test_rows_are_sorted_within_their_steps_only(throughput: ModuleType, tmp_pat
 
 def test_a_mode_that_trains_on_other_tokens_is_noticed(throughput: ModuleType) -> None:
     rows = [[[1, 2], [1, 3]], [[4], [5]]]
-    results: dict[str, list[dict[str, Any]]] = {"trl": [{"ids": rows[::-1]}], "rmfast": [{"ids": rows}]}
-    assert throughput.same_pairs(results, pairs=2) == rows  # the order within a step is free
-    results = {"trl": [{"ids": rows[::-1]}], "rmfast": [{"ids": rows}]}
-    with pytest.raises(RuntimeError, match="trl did not train on the same token ids as rmfast .*step 1"):
-        throughput.same_pairs(results, pairs=1)
+    one, other = (throughput.digests(ids, 2) for ids in (rows, rows[::-1]))
+    throughput.same_pairs("trl", one, "rmfast", other)  # the order within a step is free
+    one, other = (throughput.digests(ids, 1) for ids in (rows, rows[::-1]))
+    with pytest.raises(throughput.ModeFailed, match="trl did not train on the same token ids as rmfast .*step 1"):
+        throughput.same_pairs("trl", one, "rmfast", other)
+
+
+Started = list[tuple[str, bool]]
+
+
+@pytest.fixture
+def processes(
+    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Callable[..., int], Started, dict[str, Any]]:
+    """train_throughput with modes that cost nothing: a call, what it started, and what each mode does: exit with this
+    end of its output, or raise."""
+    started: Started = []
+    does: dict[str, Any] = {}
+    lines = {"loss": [1.0, 0.5], "grad_norm": [1.0, 1.0], "wall_seconds": [9.0, 2.0], "cpu_seconds": [9.0, 2.0]}
+    lines |= {"computed_tokens": [10, 10], "real_tokens": [8, 8]}
+    profile = {"kind": "operator", "span_ms": 1.0, "gap_ms": None, "gaps": 0, "groups": {}, "top": []}
+
+    def prepare(args: Any, scratch: Path) -> tuple[str, dict[str, Any], dict[str, float]]:
+        (scratch / "model").mkdir()
+        (scratch / "model" / "config.json").write_text("{}")
+        (scratch / "rows.jsonl").write_text("the rows")
+        data = {"rows": 8, "mean_prefix": 1.0, "mean_chosen": 1.0, "mean_rejected": 1.0, "longest": 2}
+        return "a model", data, {"flops": 1e9, "sequence_tokens": 16.0}
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        mode, out, profiled = command[3], Path(command[4]), command[-1] == "breakdown"
+        started.append((mode, profiled))
+        end = does.get(f"breakdown {mode}" if profiled else mode)
+        if isinstance(end, BaseException):
+            raise end
+        if end is None or isinstance(end, list):
+            more = {"peak_bytes": 2**30, "ids": end or [[[1], [2]]] * 8, "breakdown": profile}
+            out.write_text(json.dumps(lines | more))
+        return SimpleNamespace(returncode=int(isinstance(end, str)), stdout="", stderr=end or "")
+
+    monkeypatch.setattr(throughput, "prepare", prepare)
+    monkeypatch.setattr(throughput, "limits_here", lambda device: {"matmul": 1e12, "bandwidth": 1e11, "dtype": "x"})
+    monkeypatch.setattr(throughput, "unavailable", lambda mode, device: None)
+    monkeypatch.setattr(throughput, "subprocess", SimpleNamespace(run=run))
+
+    def call(*more: str) -> int:
+        flags = ["--model", "tiny", "--lengths", "tiny", "--device", "cpu", "--steps", "2", "--pairs-per-step", "4"]
+        return throughput.main([*flags, "--micro-batch", "4", "--json", str(tmp_path / "out.json"), *more])
+
+    return call, started, does
+
+
+def test_a_mode_that_fails_is_named_and_the_others_count(
+    processes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, started, does = processes
+    does["trl"] = "warning\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\nafter it"
+    does["hf-packed"] = f"Traceback\nValueError: {tmp_path}/model has no head"
+    does["trl-tuned"] = [[[1], [3]]] * 8
+    does["breakdown rmfast"] = "RuntimeError: no profile"
+    modes = ["trl", "hf-packed", "trl-tuned", "trl-liger", "rmfast"]
+    assert call("--modes", *modes, "--breakdown", "rmfast", "trl", "trl-liger") == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert started[0] == ("rmfast", False) and ("trl", True) not in started
+    assert list(result["summary"]) == list(result["rounds"]) == ["trl-liger", "rmfast"]
+    assert list(result["breakdown"]) == ["trl-liger"] and list(result["largest_loss_difference"]) == ["trl-liger"]
+    assert result["complete"] and len(result["limits"]) == 2
+    failed = result["failed"]
+    assert failed["trl"].startswith("does not fit: torch.OutOfMemoryError")
+    assert failed["hf-packed"] == "ended with code 1: ValueError: model has no head"
+    assert "same token ids as rmfast (first difference: step 1)" in failed["trl-tuned"]
+    assert failed["breakdown rmfast"].endswith("no profile")
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed.split("TFLOP/s")[1] and "wall ratio" in printed
+
+
+def test_without_rmfast_there_is_no_comparison(
+    processes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, _, does = processes
+    does["rmfast"] = "KeyError: 'x'"
+    assert call("--modes", "trl", "rmfast") == 1
+    assert list(json.loads((tmp_path / "out.json").read_text())["rounds"]) == ["trl"]
+    assert "error: rmfast: ended with code 1: KeyError" in capsys.readouterr().err
+    does["trl"] = "KeyError: 'y'"
+    assert call("--modes", "trl", "rmfast") == 1  # nothing finished
+
+
+def test_a_killed_call_goes_on_where_it_was(processes: Any, tmp_path: Path) -> None:
+    call, started, does = processes
+    modes = ["--modes", "trl", "hf-packed", "trl-tuned", "rmfast", "--breakdown"]
+    does |= {"trl": "torch.OutOfMemoryError", "hf-packed": "a node was lost", "trl-tuned": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        call(*modes)
+    assert not json.loads((tmp_path / "out.json").read_text())["complete"]
+    killed = (tmp_path / "out.json").read_text()
+    does.clear()
+    started.clear()
+    assert call(*modes) == 0
+    assert started == [("hf-packed", False), ("trl-tuned", False), ("rmfast", True)]
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert list(result["summary"]) == ["hf-packed", "trl-tuned", "rmfast"] and list(result["failed"]) == ["trl"]
+    # A call that came to its end is measured anew, and so is another job.
+    started.clear()
+    assert call(*modes) == 0 and len(started) == 5
+    (tmp_path / "out.json").write_text(killed)
+    started.clear()
+    assert call(*modes, "--seed", "1") == 0 and len(started) == 5
+    (tmp_path / "out.json").write_text(killed.replace('"commit": ', '"commit": "other", "was": '))
+    started.clear()
+    assert call(*modes) == 0 and len(started) == 5
 
 
 def test_idle_time_counts_overlapping_kernels_once(throughput: ModuleType) -> None:
