@@ -47,6 +47,8 @@ from rmfast.models.hf import read_config
 from rmfast.trainer.flops import peak_flops, step_flops
 
 MODES = get_args(Mode)
+# Of a 1B model a padded token takes 2 MB without checkpointing: 8 pairs of the longest, 86,656 tokens, fill no GPU.
+MICRO_BATCH = {"long": 2}
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": SMOLLM2
     | {
@@ -128,9 +130,11 @@ def print_throughput(table: dict[str, dict[str, Any]]) -> None:
 
 def print_breakdown(mode: str, profile: dict[str, Any]) -> None:
     """Where the last step's time went."""
-    print(f"\n{mode}, one step: {profile['span_ms']:.1f} ms", end="")
+    plain = "" if profile["unprofiled_ms"] is None else f" ({profile['unprofiled_ms']:.1f} ms without the profiler)"
+    print(f"\n{mode}, one step: {profile['step_ms']:.1f} ms{plain}", end="")
     if profile["gap_ms"] is not None:
-        print(f", the device idle for {profile['gap_ms']:.1f} ms of it in {profile['gaps']} gaps", end="")
+        print(f", {profile['span_ms']:.1f} ms from its first kernel's start to its last one's end, the device idle for "
+              f"{profile['gap_ms']:.1f} ms of them in {profile['gaps']} gaps", end="")  # fmt: skip
     print(f"; by {profile['kind']}:")
     for name, spent in profile["groups"].items():
         print(f"  {spent:>10.2f} ms  {name}")
@@ -147,6 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
+    smaller = ", ".join(f"{pairs} for --lengths {name}" for name, pairs in MICRO_BATCH.items())
     add("--model", default="llama-1b" if cuda else "tiny", help=f"{', '.join(SHAPES)}, or a Hugging Face folder")
     add("--lengths", choices=list(DISTRIBUTIONS), default="hh" if cuda else "tiny", help="(default here: %(default)s)")
     add("--data", help="preference pairs instead of random ones: a file, folder or datasets name")
@@ -155,7 +160,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--breakdown", nargs="*", choices=MODES, metavar="MODE", help="also profile a step of these (default: rmfast)")
     add("--steps", type=int, default=4, help="optimizer steps, at least 2 (default: %(default)s)")
     add("--pairs-per-step", type=int, default=128, help="global batch (default: %(default)s)")
-    add("--micro-batch", type=int, default=8, help="pairs of TRL's padded batches (default: %(default)s)")
+    add("--micro-batch", type=int, help=f"pairs of TRL's padded batches, of all its modes (default: 8; {smaller})")
     add("--tokens-per-pack", type=int, default=16384, help="of rmfast and hf-packed (default: %(default)s)")
     add("--max-length", type=int, help="longer pairs are left out (default: the distribution's; 2048 for --data)")
     add("--lr", type=float, default=1e-5, help="peak of the linear schedule (default: %(default)s)")
@@ -164,6 +169,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=1, help="runs of each mode (default: %(default)s)")
     add("--seed", type=int, default=0, help="of lengths, tokens and weights")
     args = parser.parse_args(arguments)
+    if args.micro_batch is None:
+        args.micro_batch = 8 if args.data else MICRO_BATCH.get(args.lengths, 8)
     for name, low in (("steps", 2), ("pairs_per_step", 1), ("micro_batch", 1), ("rounds", 1), ("max_length", 2)):
         value = getattr(args, name)
         if value is not None and value < low:
@@ -247,7 +254,8 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     name, data, means = prepare(args, scratch)
     print(
         f"{name}; {data['rows']} pairs, common prefix {data['mean_prefix']:.0f} tokens, "
-        f"chosen {data['mean_chosen']:.0f}, rejected {data['mean_rejected']:.0f}, longest {data['longest']}"
+        f"chosen {data['mean_chosen']:.0f}, rejected {data['mean_rejected']:.0f}, longest {data['longest']}; "
+        f"TRL's micro-batches: {args.micro_batch} pairs, packs: {args.tokens_per_pack:,} tokens"
     )
     names = ("steps", "pairs_per_step", "micro_batch", "tokens_per_pack", "max_length", "lr", "device", "threads")
     plain = Job(
@@ -314,13 +322,18 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         if mode in profiles or mode in failed or f"breakdown {mode}" in failed:
             continue
         try:
-            profiles[mode] = run_mode(mode, jobs[mode], scratch, breakdown=True)["breakdown"]
+            profile = run_mode(mode, jobs[mode], scratch, breakdown=True)["breakdown"]
+            walls = [1e3 * fmean(run["wall_seconds"][1:]) for run in results.get(mode, [])]
+            profiles[mode] = profile | {"unprofiled_ms": min(walls, default=None)}
         except ModeFailed as error:
             failed[f"breakdown {mode}"] = str(error)
         report(complete=False)
     ceilings.append(limits_here(args.device))
     result = report(complete=True)
     if result["summary"]:
+        print(
+            f"\nTRL's modes take micro-batches of {args.micro_batch} pairs; packs hold {args.tokens_per_pack:,} tokens"
+        )
         print_curves({mode: runs[0]["loss"] for mode, runs in result["rounds"].items()})
         print_table(result["summary"])
         print_throughput(result["summary"])

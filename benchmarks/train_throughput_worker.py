@@ -6,100 +6,19 @@ Usage: `python benchmarks/train_throughput_worker.py JOB.json MODE OUT.json [bre
 import importlib.util
 import json
 import os
-import re
 import sys
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
 import torch
 import vs_trl_worker
+from step_profile import ProfiledClock, breakdown
 from vs_trl_worker import Clock, Job, peak_bytes, run_rmfast, run_trl
 
 Mode = Literal["trl", "trl-no-checkpointing", "trl-tuned", "trl-liger", "hf-packed", "rmfast"]
 # Of Liger's kernels all but this one: it would replace a reward model's forward by a language model's.
 LIGER = {"fused_linear_cross_entropy": False}
-TOP = 25
-GROUPS = {  # the first pattern that a device kernel's name matches
-    "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",
-    "attention": r"attention|flash|fmha",
-    "rmfast's other kernels": (
-        r"^(rms_norm|rope|swiglu|score_head|linear_log_prob|ranking_loss|difference_loss|gae|policy_loss|value_loss"
-        r"|masked_mean|info_nce|normalize|sinkhorn|swapped)(_\w+)?_kernel"
-    ),
-    "optimizer": r"adam|multi_tensor|foreach|lpnorm",
-    "copies": r"^mem(cpy|set)|copy",
-}
-
-
-class ProfiledClock(Clock):
-    """Profiles the last step."""
-
-    last: "ProfiledClock | None" = None
-
-    def __init__(self, steps: int, cuda: bool) -> None:
-        super().__init__(steps, cuda)
-        kinds = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if cuda else [])
-        self.profile = torch.profiler.profile(activities=kinds)
-        ProfiledClock.last = self
-
-    def mark(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
-        super().mark()
-        if len(self.wall) == self.steps:
-            self.profile.start()
-        elif len(self.wall) == self.steps + 1:
-            self.profile.stop()
-
-
-def busy(spans: list[tuple[float, float]]) -> tuple[float, int]:
-    """Time covered by spans, and how many stretches they form."""
-    covered, stretches, end = 0.0, 0, float("-inf")
-    for start, stop in sorted(spans):
-        if start > end:
-            stretches += 1
-        covered += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return covered, stretches
-
-
-def group_of(kernel: str) -> str:
-    """The group of `GROUPS` that a device kernel's name belongs to."""
-    return next((g for g, pattern in GROUPS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other kernels")
-
-
-def breakdown(clock: ProfiledClock) -> dict[str, Any]:
-    """Milliseconds of the profiled step by device kernel, and the device's idle time; by operator on a CPU."""
-    span = 1e3 * (clock.wall[-1] - clock.wall[-2])
-    spent: dict[str, float] = defaultdict(float)
-    counts: Counter[str] = Counter()
-    gap, gaps = None, 0
-    if clock.cuda:
-        device = [e for e in clock.profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-        device = [e for e in device if not getattr(e, "is_user_annotation", False)]
-        for event in device:
-            spent[event.name] += (event.time_range.end - event.time_range.start) / 1e3
-            counts[event.name] += 1
-        covered, gaps = busy([(e.time_range.start, e.time_range.end) for e in device])
-        gap = max(span - covered / 1e3, 0.0)
-    else:
-        for average in clock.profile.key_averages():
-            spent[average.key] += average.self_cpu_time_total / 1e3
-            counts[average.key] += average.count
-    groups: dict[str, float] = defaultdict(float)
-    for name, milliseconds in spent.items() if clock.cuda else []:
-        groups[group_of(name)] += milliseconds
-    top = sorted(spent, key=lambda name: -spent[name])[:TOP]
-    return {
-        "kind": "device kernel" if clock.cuda else "operator",
-        "span_ms": span,
-        "gap_ms": gap,
-        "gaps": gaps,
-        "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
-        "top": [{"name": name, "ms": spent[name], "count": counts[name]} for name in top],
-    }
 
 
 def run_trl_with(job: Job, *, checkpointing: bool, **more: Any) -> dict[str, Any]:

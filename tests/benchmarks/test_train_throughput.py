@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -111,7 +112,7 @@ def processes(
     does: dict[str, Any] = {}
     lines = {"loss": [1.0, 0.5], "grad_norm": [1.0, 1.0], "wall_seconds": [9.0, 2.0], "cpu_seconds": [9.0, 2.0]}
     lines |= {"computed_tokens": [10, 10], "real_tokens": [8, 8]}
-    profile = {"kind": "operator", "span_ms": 1.0, "gap_ms": None, "gaps": 0, "groups": {}, "top": []}
+    profile = {"kind": "operator", "span_ms": 1.0, "step_ms": 1.0, "gap_ms": None, "gaps": 0, "groups": {}, "top": []}
 
     def prepare(args: Any, scratch: Path) -> tuple[str, dict[str, Any], dict[str, float]]:
         (scratch / "model").mkdir()
@@ -156,6 +157,7 @@ def test_a_mode_that_fails_is_named_and_the_others_count(
     result = json.loads((tmp_path / "out.json").read_text())
     assert started[0] == ("rmfast", False) and ("trl", True) not in started
     assert list(result["summary"]) == list(result["rounds"]) == ["trl-liger", "rmfast"]
+    assert result["breakdown"]["trl-liger"]["unprofiled_ms"] == 2000
     assert list(result["breakdown"]) == ["trl-liger"] and list(result["largest_loss_difference"]) == ["trl-liger"]
     assert result["complete"] and len(result["limits"]) == 2
     failed = result["failed"]
@@ -205,14 +207,54 @@ def test_a_killed_call_goes_on_where_it_was(processes: Any, tmp_path: Path) -> N
 
 
 def test_idle_time_counts_overlapping_kernels_once(throughput: ModuleType) -> None:
-    worker = importlib.import_module("train_throughput_worker")
-    assert worker.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2)
-    assert worker.busy([]) == (0.0, 0)
+    profile = importlib.import_module("step_profile")
+    assert profile.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2)
+    assert profile.busy([]) == (0.0, 0)
+
+
+def test_what_the_profiler_costs_is_no_part_of_the_step(throughput: ModuleType) -> None:
+    """Starting and stopping take 0.3 s here; the CPU's step of 10 ms must stay one, and only its operators count."""
+    profile = importlib.import_module("step_profile")
+    clock = profile.ProfiledClock(3, False)
+    for tool in (clock.warm_up, clock.profile):
+        for name, real in (("start", tool.start), ("stop", tool.stop)):
+            setattr(tool, name, lambda real=real: (time.sleep(0.3), real()))
+    x = torch.ones(4)
+    for operator in (torch.exp, torch.sin, torch.cos):
+        clock.mark()
+        operator(x)
+        time.sleep(0.01)
+    clock.mark()
+    result = profile.breakdown(clock)
+    assert 10 <= result["step_ms"] == result["span_ms"] < 200
+    names = {row["name"] for row in result["top"]}
+    assert "aten::cos" in names and not names & {"aten::exp", "aten::sin"}
+
+
+def test_the_device_is_idle_only_between_its_first_kernel_and_its_last(
+    throughput: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = importlib.import_module("step_profile")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    clock = profile.ProfiledClock(2, True)
+    assert clock.profile.activities == clock.warm_up.activities == {torch.profiler.ProfilerActivity.CUDA}
+    spans = {"cutlass_gemm": (90_000.0, 92_000.0), "flash": (94_000.0, 95_000.0), "copy": (94_500.0, 97_000.0)}
+    device = torch.autograd.DeviceType.CUDA
+    events = [
+        SimpleNamespace(name=name, device_type=device, time_range=SimpleNamespace(start=start, end=end))
+        for name, (start, end) in spans.items()
+    ]
+    clock.profile = SimpleNamespace(events=lambda: events)
+    clock.wall = [0.0, 1.0, 1.2]  # 200 ms by the host's clock
+    result = profile.breakdown(clock)
+    assert (result["span_ms"], result["gap_ms"], result["gaps"]) == (7.0, 2.0, 1)
+    assert result["step_ms"] == pytest.approx(200)
+    assert result["groups"] == {"copies": 2.5, "matrix products": 2.0, "attention": 1.0}
 
 
 def test_every_kernel_of_the_package_has_its_group(throughput: ModuleType) -> None:
     pytest.importorskip("triton")
-    worker = importlib.import_module("train_throughput_worker")
+    profile = importlib.import_module("step_profile")
     names = {
         name
         for info in pkgutil.walk_packages(rmfast.kernels.__path__, "rmfast.kernels.")
@@ -222,15 +264,38 @@ def test_every_kernel_of_the_package_has_its_group(throughput: ModuleType) -> No
     assert len(names) > 25
     for name in names:
         own = "attention" if "attention" in name else "rmfast's other kernels"
-        assert worker.group_of(name) == own, name
+        assert profile.group_of(name) == own, name
     for name, group in [
         ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_NNT", "matrix products"),
         ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>(flash::Flash_fwd_params)", "attention"),
+        (
+            "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64, 128, 128, 4, false, "
+            "false, cutlass::bfloat16_t, pytorch_flash::Flash_kernel_traits<64, 128, 128, 4, cutlass::bfloat16_t>>, "
+            "false, true>(pytorch_flash::Flash_fwd_params)",
+            "attention",
+        ),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<cutlass::bfloat16_t>()", "attention"),
+        (
+            "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t>)",
+            "attention",
+        ),
+        ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1", "attention"),
+        ("triton_tem_fused_flex_attention_0", "attention"),
+        ("triton_tem_fused_zeros_1", "attention"),
+        (
+            "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_kernel",
+            "matrix products",
+        ),
+        (
+            "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_32x32_128x2_nn_align8>()",
+            "matrix products",
+        ),
         ("void at::native::multi_tensor_apply_kernel<at::native::FusedAdamMathFunctor<float>>()", "optimizer"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::exp_kernel_cuda>()", "other kernels"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
     ]:
-        assert worker.group_of(name) == group, name
+        assert profile.group_of(name) == group, name
 
 
 @pytest.mark.parametrize("name", ["hh", "ultrafeedback", "long"])
@@ -264,6 +329,18 @@ def test_bad_input_is_one_line_and_code_2(
     assert throughput.main(flags) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
+
+
+def test_long_pairs_come_in_smaller_micro_batches(throughput: ModuleType) -> None:
+    def pairs(*flags: str) -> int:
+        return throughput.parse(["--device", "cpu", *flags]).micro_batch
+
+    assert (pairs("--lengths", "long"), pairs("--lengths", "hh")) == (2, 8)
+    assert pairs("--lengths", "long", "--micro-batch", "4") == 4 and pairs("--lengths", "long", "--data", "FILE") == 8
+    # At most 24,000 padded tokens of 2.07 MB each, beside 20 GB of weights, gradients and moments.
+    lengths = importlib.import_module("lengths").draw_lengths("long", 4 * 128)
+    longest = lengths[:, 0] + lengths[:, 1:].max(1)
+    assert longest.reshape(-1, 2).max(1).max() * 2 * 2 < 24_000
 
 
 def test_cuda_is_refused_where_there_is_none(
