@@ -49,6 +49,10 @@ from rmfast.trainer.flops import peak_flops, step_flops
 MODES = get_args(Mode)
 # Of a 1B model a padded token takes 2 MB without checkpointing: 8 pairs of the longest, 86,656 tokens, fill no GPU.
 MICRO_BATCH = {"long": 2}
+FLOPS = (
+    "one count of the useful work for all modes: each prefix once, the last layer at the scored tokens only, no "
+    "padding, nothing recomputed. A mode that does more work than that uses the hardware more than its MFU says"
+)
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": SMOLLM2
     | {
@@ -290,6 +294,8 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "step": means,
             "summary": table,
             "failed": failed,
+            "attention": {mode: runs[0]["attention"] for mode, runs in done.items() if "attention" in runs[0]},
+            "flops_counted": FLOPS,
             "limits": ceilings,
             "largest_loss_difference": differences(done),
             "breakdown": profiles,
@@ -337,8 +343,11 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         print_curves({mode: runs[0]["loss"] for mode, runs in result["rounds"].items()})
         print_table(result["summary"])
         print_throughput(result["summary"])
+        print(f"FLOPs: {FLOPS}")
     for what, why in failed.items():
         print(f"{what:<22} {why}")
+    for mode, engine in result["attention"].items():
+        print(f"{mode}'s attention: {engine}")
     for mode, profile in profiles.items():
         print_breakdown(mode, profile)
     if not results[first]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import rmfast.kernels
 
@@ -41,6 +42,7 @@ def test_one_curve_and_figures_that_add_up(
     assert summary["rmfast"]["prefix_share"] > 0.1 and summary["hf-packed"]["prefix_share"] == pytest.approx(0)
     assert summary["hf-packed"]["computed_tokens"] == step["sequence_tokens"]
     assert 0 < summary["trl-tuned"]["padding_share"] < 0.6
+    assert result["attention"] == {"hf-packed": "scaled_dot_product_attention with a mask"}
     for row in summary.values():
         assert row["tokens_per_second"] * row["wall_seconds"] == pytest.approx(step["sequence_tokens"])
         assert row["tflops"] * 1e12 * row["wall_seconds"] == pytest.approx(step["flops"])
@@ -53,6 +55,7 @@ def test_one_curve_and_figures_that_add_up(
     assert 0 < sum(row["ms"] for row in profile["top"]) < 1.05 * profile["span_ms"]
     printed = capsys.readouterr().out
     assert "largest difference of a loss, trl-tuned and rmfast" in printed and "TFLOP/s" in printed
+    assert "one count for all modes" in printed and "hf-packed's attention: scaled_dot_product" in printed
     assert str(tmp_path) not in out.read_text() and str(ROOT) not in out.read_text()
 
 
@@ -81,6 +84,61 @@ def test_liger_leaves_the_head_and_replaces_the_rest(
     for module in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm, model.model.norm):
         assert module.forward.__func__.__module__.startswith("liger_kernel")
     assert modeling_llama.apply_rotary_pos_emb is liger.liger_rotary_pos_emb
+
+
+@pytest.fixture
+def packed(throughput: ModuleType) -> ModuleType:
+    return importlib.import_module("packed_baseline")
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
+    """What torch's FlashAttention with cumulative lengths computes, in fp32."""
+    lengths = starts.diff().tolist()
+    assert starts.dtype == torch.int32 and max(lengths) == longest
+    attend = torch.nn.functional.scaled_dot_product_attention
+    parts = zip(*(x.transpose(0, 1).float().split(lengths, 1) for x in (q, k, v)), strict=True)
+    outs = [attend(*part, is_causal=True, scale=scale, enable_gqa=True) for part in parts]
+    return torch.cat(outs, 1).transpose(0, 1).to(q.dtype)
+
+
+def test_packs_through_flash_attention_score_as_the_sequences_alone(
+    packed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForSequenceClassification, LlamaConfig
+
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    shape = LlamaConfig(**sizes, num_key_value_heads=2, num_hidden_layers=2, num_labels=1, initializer_range=0.5)
+    AutoModelForSequenceClassification.from_config(shape).save_pretrained(tmp_path)
+    sequences = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [1]]
+    pack = packed.build_pack(sequences, torch.zeros(2), pin=False)
+    kinds: list[torch.dtype] = []
+    monkeypatch.setattr(packed, "varlen", lambda q, *more: (kinds.append(q.dtype), attend_apart(q, *more))[1])
+    flash = packed.load_model(str(tmp_path), packed.VARLEN)
+    found = packed.scores_of(flash, pack, packed.VARLEN)
+    assert len(kinds) == 2  # once a layer
+    plain = packed.load_model(str(tmp_path), "sdpa")
+    alone = [packed.scores_of(plain, packed.build_pack([s], torch.zeros(0), pin=False), "sdpa") for s in sequences]
+    torch.testing.assert_close(found, torch.cat(alone))
+    torch.testing.assert_close(packed.scores_of(plain, pack, "sdpa"), torch.cat(alone))
+    with torch.autocast("cpu", torch.bfloat16):
+        packed.scores_of(flash, pack, packed.VARLEN)
+    assert kinds[-1] == torch.bfloat16
+
+
+def test_the_engine_of_packs_is_tried_out_first(packed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert not packed.varlen_works(4, 2, 16, cpu)  # this build has no such kernel for a CPU
+    monkeypatch.setattr(packed, "varlen", attend_apart)
+    assert packed.varlen_works(4, 2, 16, cpu)
+    monkeypatch.setattr(packed, "varlen", lambda q, k, v, starts, *more: attend_apart(q, k.flip(0), v, starts, *more))
+    assert not packed.varlen_works(4, 2, 16, cpu)
+    config = SimpleNamespace(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    monkeypatch.setattr(packed.importlib.util, "find_spec", lambda name: None)
+    for works, engine in ((True, packed.VARLEN), (False, "flex_attention")):
+        asked: list[Any] = []
+        monkeypatch.setattr(packed, "varlen_works", lambda *shape, works=works, to=asked: (to.append(shape), works)[1])
+        assert packed.engine_for(config, torch.device("cuda")) == engine and engine in packed.ENGINES
+        assert asked == [(4, 2, 16, torch.device("cuda"))]
 
 
 def test_rows_are_sorted_within_their_steps_only(throughput: ModuleType, tmp_path: Path) -> None:
