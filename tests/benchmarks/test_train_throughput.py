@@ -55,7 +55,10 @@ def test_one_curve_and_figures_that_add_up(
     assert 0 < sum(row["ms"] for row in profile["top"]) < 1.05 * profile["span_ms"]
     printed = capsys.readouterr().out
     assert "largest difference of a loss, trl-tuned and rmfast" in printed and "TFLOP/s" in printed
-    assert "one count for all modes" in printed and "hf-packed's attention: scaled_dot_product" in printed
+    assert (
+        "one count of the useful work for all modes" in printed
+        and "hf-packed's attention: scaled_dot_product" in printed
+    )
     assert str(tmp_path) not in out.read_text() and str(ROOT) not in out.read_text()
 
 
