@@ -101,7 +101,8 @@ def varlen_works(heads: int, kv_heads: int, width: int, device: torch.device) ->
         found, right = ([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))] for out in outs)
     except (RuntimeError, NotImplementedError, TypeError):
         return False
-    return all(torch.allclose(a.float(), b.float(), rtol=0.05, atol=0.05) for a, b in zip(found, right, strict=True))
+    pairs = [(a.float(), b.float()) for a, b in zip(found, right, strict=True)]
+    return all(bool((a - b).norm() < 0.02 * b.norm()) for a, b in pairs)  # rounding to bf16 gives some 0.005
 
 
 def engine_for(config: Any, device: torch.device) -> str:

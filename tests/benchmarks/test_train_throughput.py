@@ -133,7 +133,7 @@ def test_the_engine_of_packs_is_tried_out_first(packed: ModuleType, monkeypatch:
     assert not packed.varlen_works(4, 2, 16, cpu)  # this build has no such kernel for a CPU
     monkeypatch.setattr(packed, "varlen", attend_apart)
     assert packed.varlen_works(4, 2, 16, cpu)
-    monkeypatch.setattr(packed, "varlen", lambda q, k, v, starts, *more: attend_apart(q, k.flip(0), v, starts, *more))
+    monkeypatch.setattr(packed, "varlen", lambda *given: attend_apart(*given[:-1], scale=1.3 * given[-1]))
     assert not packed.varlen_works(4, 2, 16, cpu)
     config = SimpleNamespace(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
     monkeypatch.setattr(packed.importlib.util, "find_spec", lambda name: None)
