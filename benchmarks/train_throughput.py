@@ -3,9 +3,10 @@
     python benchmarks/train_throughput.py --model llama-1b --lengths hh --device cuda --json OUT [--breakdown]
 
 Each mode trains the same weights on the same pairs of each step with the same optimizer, in a fresh interpreter; the
-modes take turns, and the first step is left out. Pairs have random tokens and the lengths of a named distribution, or
-come from `--data FILE`. bf16 with fp32 weights on a GPU, fp32 on a CPU. The device's copy and matrix product are timed
-before and after.
+modes take turns, rmfast first, and the first step is left out. A mode that fails is named ("does not fit" where memory
+runs out), and the others go on; --json is written after each, and the same call again goes on where it was killed.
+Pairs have random tokens and the lengths of a named distribution, or come from `--data FILE`. bf16 with fp32 weights on
+a GPU, fp32 on a CPU. The device's copy and matrix product are timed before and after.
 
 modes   trl         its defaults: padded micro-batches in random order, gradient checkpointing
         trl-no-checkpointing    the same without checkpointing
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 import vs_trl_inputs
 from lengths import DISTRIBUTIONS, draw_lengths
+from throughput_state import ModeFailed, digests, earlier, end_of, fingerprint, same_pairs, why_it_failed
 from train_throughput_worker import Mode
 from vs_trl import machine, print_curves, print_table, summarise
 from vs_trl_inputs import SMOLLM2, open_table, prepare_model, prepare_rows
@@ -45,6 +47,12 @@ from rmfast.models.hf import read_config
 from rmfast.trainer.flops import peak_flops, step_flops
 
 MODES = get_args(Mode)
+# Of a 1B model a padded token takes 2 MB without checkpointing: 8 pairs of the longest, 86,656 tokens, fill no GPU.
+MICRO_BATCH = {"long": 2}
+FLOPS = (
+    "one count of the useful work for all modes: each prefix once, the last layer at the scored tokens only, no "
+    "padding, nothing recomputed. A mode that does more work than that uses the hardware more than its MFU says"
+)
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": SMOLLM2
     | {
@@ -94,10 +102,10 @@ def sort_within_steps(rows: Path, out: Path, longest: np.ndarray, pairs: int) ->
 
 
 def run_mode(mode: str, job: Job, folder: Path, *, breakdown: bool = False) -> dict[str, Any]:
-    """One mode in a fresh interpreter.
+    """One mode in a fresh interpreter; digests of its steps in place of their token ids.
 
     Raises:
-        RuntimeError: it failed; the message holds the end of what it wrote.
+        ModeFailed: it did not run to its end.
     """
     job_file, out = folder / "job.json", folder / f"{mode}.json"
     job_file.write_text(json.dumps(asdict(job)))
@@ -109,25 +117,10 @@ def run_mode(mode: str, job: Job, folder: Path, *, breakdown: bool = False) -> d
     command = [sys.executable, worker, str(job_file), mode, str(out), *(["breakdown"] if breakdown else [])]
     done = subprocess.run(command, env=os.environ | threads | hidden | offline, capture_output=True, text=True)
     if done.returncode or not out.is_file():
-        raise RuntimeError(f"mode {mode} ended with code {done.returncode}:\n{done.stderr[-3000:]}")
-    return json.loads(out.read_text())
-
-
-def same_pairs(results: dict[str, list[dict[str, Any]]], pairs: int) -> list[Any]:
-    """Take the token ids out of the results; those of the last mode.
-
-    Raises:
-        RuntimeError: a step of one mode did not hold the pairs that it held in another.
-    """
-    ids = [(mode, result.pop("ids")) for mode, runs in results.items() for result in runs]
-    steps = [[sorted(rows[i : i + pairs]) for i in range(0, len(rows), pairs)] for _, rows in ids]
-    for (mode, _), other in zip(ids, steps, strict=True):
-        if other != steps[-1]:
-            at = next((i for i, (a, b) in enumerate(zip(other, steps[-1], strict=False), 1) if a != b), "count")
-            raise RuntimeError(
-                f"{mode} did not train on the same token ids as {ids[-1][0]} (first difference: step {at})"
-            )
-    return ids[-1][1]
+        print(end_of(done), file=sys.stderr, flush=True)
+        raise ModeFailed(why_it_failed(done.returncode, end_of(done)))
+    result = json.loads(out.read_text())
+    return result | {"steps": digests(result.pop("ids"), job.pairs_per_step)}
 
 
 def print_throughput(table: dict[str, dict[str, Any]]) -> None:
@@ -141,9 +134,11 @@ def print_throughput(table: dict[str, dict[str, Any]]) -> None:
 
 def print_breakdown(mode: str, profile: dict[str, Any]) -> None:
     """Where the last step's time went."""
-    print(f"\n{mode}, one step: {profile['span_ms']:.1f} ms", end="")
+    plain = "" if profile["unprofiled_ms"] is None else f" ({profile['unprofiled_ms']:.1f} ms without the profiler)"
+    print(f"\n{mode}, one step: {profile['step_ms']:.1f} ms{plain}", end="")
     if profile["gap_ms"] is not None:
-        print(f", the device idle for {profile['gap_ms']:.1f} ms of it in {profile['gaps']} gaps", end="")
+        print(f", {profile['span_ms']:.1f} ms from its first kernel's start to its last one's end, the device idle for "
+              f"{profile['gap_ms']:.1f} ms of them in {profile['gaps']} gaps", end="")  # fmt: skip
     print(f"; by {profile['kind']}:")
     for name, spent in profile["groups"].items():
         print(f"  {spent:>10.2f} ms  {name}")
@@ -160,6 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     cuda = torch.cuda.is_available()
+    smaller = ", ".join(f"{pairs} for --lengths {name}" for name, pairs in MICRO_BATCH.items())
     add("--model", default="llama-1b" if cuda else "tiny", help=f"{', '.join(SHAPES)}, or a Hugging Face folder")
     add("--lengths", choices=list(DISTRIBUTIONS), default="hh" if cuda else "tiny", help="(default here: %(default)s)")
     add("--data", help="preference pairs instead of random ones: a file, folder or datasets name")
@@ -168,7 +164,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--breakdown", nargs="*", choices=MODES, metavar="MODE", help="also profile a step of these (default: rmfast)")
     add("--steps", type=int, default=4, help="optimizer steps, at least 2 (default: %(default)s)")
     add("--pairs-per-step", type=int, default=128, help="global batch (default: %(default)s)")
-    add("--micro-batch", type=int, default=8, help="pairs of TRL's padded batches (default: %(default)s)")
+    add("--micro-batch", type=int, help=f"pairs of TRL's padded batches, of all its modes (default: 8; {smaller})")
     add("--tokens-per-pack", type=int, default=16384, help="of rmfast and hf-packed (default: %(default)s)")
     add("--max-length", type=int, help="longer pairs are left out (default: the distribution's; 2048 for --data)")
     add("--lr", type=float, default=1e-5, help="peak of the linear schedule (default: %(default)s)")
@@ -177,6 +173,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=1, help="runs of each mode (default: %(default)s)")
     add("--seed", type=int, default=0, help="of lengths, tokens and weights")
     args = parser.parse_args(arguments)
+    if args.micro_batch is None:
+        args.micro_batch = 8 if args.data else MICRO_BATCH.get(args.lengths, 8)
     for name, low in (("steps", 2), ("pairs_per_step", 1), ("micro_batch", 1), ("rounds", 1), ("max_length", 2)):
         value = getattr(args, name)
         if value is not None and value < low:
@@ -260,7 +258,8 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     name, data, means = prepare(args, scratch)
     print(
         f"{name}; {data['rows']} pairs, common prefix {data['mean_prefix']:.0f} tokens, "
-        f"chosen {data['mean_chosen']:.0f}, rejected {data['mean_rejected']:.0f}, longest {data['longest']}"
+        f"chosen {data['mean_chosen']:.0f}, rejected {data['mean_rejected']:.0f}, longest {data['longest']}; "
+        f"TRL's micro-batches: {args.micro_batch} pairs, packs: {args.tokens_per_pack:,} tokens"
     )
     names = ("steps", "pairs_per_step", "micro_batch", "tokens_per_pack", "max_length", "lr", "device", "threads")
     plain = Job(
@@ -271,59 +270,137 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     )
     sorted_rows = replace(plain, rows=str(scratch / "sorted.jsonl"))
     jobs = {mode: sorted_rows if mode in ("trl-tuned", "trl-liger") else plain for mode in MODES}
-    ceilings = [limits_here(args.device)]
-    results: dict[str, list[dict[str, Any]]] = {mode: [] for mode in args.modes}
-    for number in range(args.rounds):
-        for mode in args.modes:
-            results[mode].append(run_mode(mode, jobs[mode], scratch))
-            wall = fmean(results[mode][-1]["wall_seconds"][1:])
-            print(f"round {number + 1}/{args.rounds}  {mode:<22} {wall:.3f} s/step", flush=True)
+    settings = {n: getattr(args, n) for n in (*names, "rounds", "seed", "lengths")}
+    shape = json.loads((scratch / "model" / "config.json").read_text())
+    job = {name: about[name] for name in ("device", "python", "versions", "commit")} | {
+        "source": fingerprint(scratch / "rows.jsonl"),
+        "model": name,
+        "shape": {key: shape.get(key) for key in SMOLLM2},
+        "settings": settings | {"data": Path(args.data).name if args.data else None},
+    }
+    known = earlier(args.json, job)
+    ceilings = [*known.get("limits", []), limits_here(args.device)]
+    results: dict[str, list[dict[str, Any]]] = {mode: known.get("rounds", {}).get(mode, []) for mode in args.modes}
+    profiles: dict[str, Any] = known.get("breakdown", {})
+    # Memory that ran out once would run out again; anything else is tried again.
+    failed = {what: why for what, why in known.get("failed", {}).items() if "does not fit" in why}
+
+    def report(*, complete: bool) -> dict[str, Any]:
+        done = {mode: runs for mode, runs in results.items() if runs}
+        table = figures(done, ceilings, means, args)
+        result = about | job | {
+            "complete": complete,
+            "data": data,
+            "step": means,
+            "summary": table,
+            "failed": failed,
+            "attention": {mode: runs[0]["attention"] for mode, runs in done.items() if "attention" in runs[0]},
+            "flops_counted": FLOPS,
+            "limits": ceilings,
+            "largest_loss_difference": differences(done),
+            "breakdown": profiles,
+            "rounds": done,
+        }  # fmt: skip
+        if args.json:
+            write(args.json, result)
+        return result
+
+    first = base_of(args.modes)
+    order = [first, *(mode for mode in args.modes if mode != first)]
+    for number, mode in ((number, mode) for number in range(args.rounds) for mode in order):
+        if mode in failed:
+            continue
+        where = f"round {number + 1}/{args.rounds}  {mode:<22}"
+        if len(results[mode]) > number:
+            print(f"{where} measured by an earlier call", flush=True)
+            continue
+        try:
+            result = run_mode(mode, jobs[mode], scratch)
+            for other in [m for m in order if results[m]][:1]:
+                same_pairs(mode, result["steps"], other, results[other][0]["steps"])
+            results[mode].append(result)
+            print(f"{where} {fmean(result['wall_seconds'][1:]):.3f} s/step", flush=True)
+        except ModeFailed as error:
+            failed[mode] = str(error)
+            print(f"{where} {error}", flush=True)
+        report(complete=False)
+    for mode in args.breakdown or []:
+        if mode in profiles or mode in failed or f"breakdown {mode}" in failed:
+            continue
+        try:
+            profile = run_mode(mode, jobs[mode], scratch, breakdown=True)["breakdown"]
+            walls = [1e3 * fmean(run["wall_seconds"][1:]) for run in results.get(mode, [])]
+            profiles[mode] = profile | {"unprofiled_ms": min(walls, default=None)}
+        except ModeFailed as error:
+            failed[f"breakdown {mode}"] = str(error)
+        report(complete=False)
     ceilings.append(limits_here(args.device))
-    same_pairs(results, args.pairs_per_step)
-    differences = print_curves({mode: runs[0]["loss"] for mode, runs in results.items()})
+    result = report(complete=True)
+    if result["summary"]:
+        print(
+            f"\nTRL's modes take micro-batches of {args.micro_batch} pairs; packs hold {args.tokens_per_pack:,} tokens"
+        )
+        print_curves({mode: runs[0]["loss"] for mode, runs in result["rounds"].items()})
+        print_table(result["summary"])
+        print_throughput(result["summary"])
+        print(f"FLOPs: {FLOPS}")
+    for what, why in failed.items():
+        print(f"{what:<22} {why}")
+    for mode, engine in result["attention"].items():
+        print(f"{mode}'s attention: {engine}")
+    for mode, profile in profiles.items():
+        print_breakdown(mode, profile)
+    if not results[first]:
+        raise RuntimeError(f"{first}: {failed[first]}")
+    return result
+
+
+def base_of(modes: list[str]) -> str:
+    """The mode that runs first and without which a comparison is worth nothing."""
+    return "rmfast" if "rmfast" in modes else modes[-1]
+
+
+def differences(done: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Largest difference of a loss of each mode from the last one's."""
+    losses = [(mode, runs[0]["loss"]) for mode, runs in done.items()]
+    return {m: max(abs(a - b) for a, b in zip(loss, losses[-1][1], strict=True)) for m, loss in losses[:-1]}
+
+
+def figures(
+    done: dict[str, list[dict[str, Any]]],
+    ceilings: list[dict[str, Any]],
+    means: dict[str, float],
+    args: argparse.Namespace,
+) -> dict[str, dict[str, Any]]:
+    """A row for each mode. One count of useful FLOPs is divided by all their times (`step_flops`)."""
     product = max(each["matmul"] for each in ceilings)
     peak = peak_flops(torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32)
     table: dict[str, dict[str, Any]] = {}
-    for mode, runs in results.items():
+    for mode, runs in done.items():
         row: dict[str, Any] = summarise(runs, pairs=args.pairs_per_step, sequence_tokens=means["sequence_tokens"])
         rate = means["flops"] / row["wall_seconds"]
-        row["tokens_per_second"] = means["sequence_tokens"] / row["wall_seconds"]
         table[mode] = row | {
+            "tokens_per_second": means["sequence_tokens"] / row["wall_seconds"],
             "tflops": rate / 1e12,
             "mfu": None if peak is None else rate / peak,
             "share_of_product": rate / product,
         }
-    print_table(table)
-    print_throughput(table)
-    profiles = {}
-    for mode in args.breakdown or []:
-        profiles[mode] = run_mode(mode, jobs[mode], scratch, breakdown=True)["breakdown"]
-        print_breakdown(mode, profiles[mode])
-    settings = {n: getattr(args, n) for n in (*names, "rounds", "seed", "lengths")}
-    shape = json.loads((scratch / "model" / "config.json").read_text())
-    return about | {
-        "model": name,
-        "shape": {key: shape.get(key) for key in SMOLLM2},
-        "settings": settings | {"data": Path(args.data).name if args.data else None},
-        "data": data,
-        "step": means,
-        "summary": table,
-        "limits": ceilings,
-        "largest_loss_difference": differences,
-        "breakdown": profiles,
-        "rounds": results,
-    }
+    return table
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Replace the file at once, so that a call that is killed leaves a whole one."""
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; 2 for bad input, 1 for a run that failed."""
+    """Entry point; 2 for bad input, 1 if rmfast failed (without it: the last mode)."""
     try:
         args = parse(arguments)
         with tempfile.TemporaryDirectory(prefix="throughput-") as scratch:
-            result = compare(args, Path(scratch))
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            compare(args, Path(scratch))
     except (UserError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 L2_BYTES = 256 << 20  # written between calls: more than any L2, so that inputs come from memory
+CYCLES = 2.0e9  # of a GPU in a second, or a little fewer
+LEAST_WAIT, MOST_WAIT = 1e-3, 10e-3  # seconds for which the GPU waits, so that a whole call is queued before it starts
+LOAD = 0.5  # seconds of work before a ceiling is measured: clocks and power are then those of a busy device
 
 
 class Sample(NamedTuple):
@@ -44,7 +47,11 @@ def forward_backward(call: Callable[..., Any], inputs: list[Any]) -> Callable[[]
 
 
 def measure(call: Callable[[], Any], device: torch.device, *, calls: int) -> Sample:
-    """Time some calls; the callers warm up before and take turns between rounds."""
+    """Time some calls; the callers warm up before and take turns between rounds.
+
+    A GPU sleeps before each while the host queues all of the call: the events then stand next to its kernels in the
+    queue, and what Python, custom ops and autograd take (100 to 300 us) is not in the time of a short op.
+    """
     if device.type != "cuda":
         spent = []
         for _ in range(calls):
@@ -55,27 +62,54 @@ def measure(call: Callable[[], Any], device: torch.device, *, calls: int) -> Sam
     flush = torch.empty(L2_BYTES, dtype=torch.int8, device=device)
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
     torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    call()
+    cycles = wait_cycles(time.perf_counter() - begin)
+    torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     for start, end in events:
-        flush.zero_()
-        start.record()
-        call()
-        end.record()
+        enqueue(call, flush, start, end, cycles)
     torch.cuda.synchronize(device)
     return Sample([s.elapsed_time(e) for s, e in events], torch.cuda.max_memory_allocated(device) - before)
 
 
+def wait_cycles(host_seconds: float) -> int:
+    """Cycles for which a GPU waits before a call that the host needs so long to queue: twice that, within limits."""
+    return int(CYCLES * min(max(LEAST_WAIT, 2 * host_seconds), MOST_WAIT))
+
+
+def enqueue(call: Callable[[], Any], flush: Tensor, start: Any, end: Any, cycles: int) -> None:
+    """Put into the GPU's queue: the caches' flush, a wait, and the call between two events."""
+    flush.zero_()
+    torch.cuda._sleep(cycles)
+    start.record()
+    call()
+    end.record()
+
+
+def load(call: Callable[[], Any], device: torch.device) -> None:
+    """Keep the device busy with a call; once on a CPU, which has no clocks to wait for here."""
+    begin = time.perf_counter()
+    while True:
+        call()
+        if device.type != "cuda":
+            return
+        torch.cuda.synchronize(device)
+        if time.perf_counter() - begin > LOAD:
+            return
+
+
 def bandwidth(device: torch.device, *, size: int) -> float:
-    """Bytes per second, reads and writes together, of a copy of `size` bytes."""
-    source = torch.empty(size, dtype=torch.int8, device=device)
+    """Bytes per second, reads and writes together, of a copy of `size` random bytes on a busy device."""
+    source = torch.randint(-128, 128, (size,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)
+    load(lambda: target.copy_(source), device)
     return 2 * size / (1e-3 * median(measure(lambda: target.copy_(source), device, calls=7).milliseconds))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, width: int) -> float:
-    """FLOP per second of a square matrix product."""
+    """FLOP per second of a square matrix product of normal numbers on a busy device."""
     a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
-    a @ b
+    load(lambda: a @ b, device)
     return 2 * width**3 / (1e-3 * median(measure(lambda: a @ b, device, calls=7).milliseconds))

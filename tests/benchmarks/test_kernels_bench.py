@@ -62,6 +62,57 @@ def test_every_op_runs_and_its_figures_add_up(
         assert (pictures / name).stat().st_size > 10_000
 
 
+def test_a_call_is_queued_while_the_device_sleeps(kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "_sleep", queue.append)
+    flush, start, end = (SimpleNamespace(**{verb: lambda name=name: queue.append(name)})
+                         for verb, name in (("zero_", "flush"), ("record", "start"), ("record", "end")))  # fmt: skip
+    cycles = kernels.timing.wait_cycles(50e-6)
+    kernels.timing.enqueue(lambda: queue.append("call"), flush, start, end, cycles)
+    assert queue == ["flush", cycles, "start", "call", "end"] and cycles >= 1.8e6  # 1 ms at 1.8 GHz
+    assert kernels.timing.wait_cycles(2e-3) == 2 * 2 * cycles < kernels.timing.wait_cycles(1) < 4e7
+
+
+def test_ceilings_are_taken_under_load_on_random_data(
+    kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing, device = kernels.timing, torch.device("cpu")
+    calls, clock = [0], [0.0]
+
+    def call() -> None:
+        calls[0] += 1
+        clock[0] += 0.1
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    timing.load(call, device)
+    assert calls == [1]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    timing.load(call, torch.device("cuda"))
+    assert clock[0] - 0.1 >= 0.5
+    loaded: list[Any] = []
+    monkeypatch.setattr(timing, "load", lambda call, device: loaded.append(call()))
+    monkeypatch.setattr(
+        timing, "measure", lambda call, device, calls: timing.Sample([float(len(loaded))] * calls, None)
+    )
+    assert timing.bandwidth(device, size=1 << 12) == 2 * (1 << 12) / 1e-3  # measured after the load
+    assert loaded[0].unique().numel() > 200
+    assert timing.matmul_rate(device, torch.float32, width=16) == 2 * 16**3 / 2e-3
+
+
+def test_shares_are_of_the_better_of_two_limits(
+    bench: Run, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = [{"bandwidth": 1e9, "matmul": 3e9, "dtype": "x"}, {"bandwidth": 2e9, "matmul": 1e9, "dtype": "x"}]
+    given = iter(measured)
+    monkeypatch.setattr(kernels.run, "limits", lambda device, small: next(given))
+    result = bench("--op", "swiglu", "--against", "none", "--rounds", "1")
+    assert result["limits"] == {"bandwidth": 2e9, "matmul": 3e9, "dtype": "x"}
+    assert result["limits_measured"] == measured
+    for row in result["results"]:
+        limit = 1e3 * max(row["bytes"] / 2e9, row["flops"] / 3e9)
+        assert row["limit_milliseconds"] == limit and row["share_of_limit"] == limit / row["milliseconds"]
+
+
 def test_compile_and_another_revision_take_turns(bench: Run) -> None:
     if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
         pytest.skip("needs git and a checkout by it")
