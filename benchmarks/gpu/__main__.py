@@ -19,7 +19,7 @@ from types import FrameType
 from benchmarks.gpu import check, plan
 from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.runner import Runner, calls_of
+from benchmarks.gpu.runner import SETUP, Runner, calls_of
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -111,6 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
     origin = {"device": name, "versions": check.versions(), "commit": check.commit(args.commit), "size": args.size}
     runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
 
+    long = runner.too_long(parts)
+    for part in long:
+        print(f"error: --budget {args.budget:.0f}: {part.label} takes about {part.seconds:.0f} s and can never start; give "
+              f"{part.seconds + SETUP + 5:.0f} or more", file=sys.stderr)  # fmt: skip
+        parts.remove(part)
+
     def end(number: int, _frame: FrameType | None) -> None:
         runner.stop()
         sys.exit(128 + number)
@@ -118,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, end)
     left = runner.run(parts)
     tables(results, left)
-    return 3 if left else int(bool(lacking))
+    return 3 if left else int(bool(lacking or long))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ class Part:
         run: does it; what it returns is kept as JSON.
         shared: runs beside other parts of its stage; for parts that time nothing.
         needs: names in `check.NEEDS` without which it cannot run.
+        keeps: goes on where it was cut off.
     """
 
     stage: str
@@ -136,6 +137,7 @@ class Part:
     run: Callable[[Call], dict[str, Any]]
     shared: bool = False
     needs: tuple[str, ...] = ()
+    keeps: bool = False
 
     @property
     def label(self) -> str:

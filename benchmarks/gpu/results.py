@@ -11,10 +11,11 @@ from typing import Any
 
 LOG_BYTES = 4 << 20
 MOST_TRIES = 3  # of a part that fails or is cut off
+MOST_CUTS = 12  # of a part that goes on where it was cut
 
 
 class Results:
-    """Records of parts: `status` done, failed or cut, `tries`, `seconds`, and of done ones `result` and its origin."""
+    """Records of parts: `status` done, failed or cut, `tries`, `cuts`, `seconds`, and of done ones `result` and its origin."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,12 +30,14 @@ class Results:
         path = self.path(stage)
         return json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
 
-    def record(self, stage: str, name: str, **record: Any) -> None:
-        """Put a part's record in place of what there was; a failed or cut one counts its tries."""
+    def record(self, stage: str, name: str, *, keeps: bool = False, **record: Any) -> None:
+        """Put a part's record in place of what there was; tries are counted, and apart from them the cuts of a part that
+        `keeps` what it has done."""
         with self._lock:
             parts = self.stage(stage)
-            tries = parts.get(name, {}).get("tries", 0) + 1
-            parts[name] = {"tries": tries} | record
+            counts = {key: parts.get(name, {}).get(key, 0) for key in ("tries", "cuts")}
+            counts["cuts" if keeps and record["status"] == "cut" else "tries"] += 1
+            parts[name] = counts | record
             self._write(self.path(stage), json.dumps({"stage": stage, "parts": parts}, indent=1) + "\n")
 
     def forget(self, stage: str, name: str) -> None:
@@ -59,4 +62,6 @@ class Results:
 
 def settled(record: dict[str, Any] | None) -> bool:
     """Whether a part is not to be run again."""
-    return record is not None and (record["status"] == "done" or record["tries"] >= MOST_TRIES)
+    if record is None or record["status"] == "done":
+        return record is not None
+    return record["tries"] >= MOST_TRIES or record.get("cuts", 0) >= MOST_CUTS

@@ -18,7 +18,7 @@ from benchmarks import figures
 from benchmarks.gpu import check, plan
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
-from benchmarks.gpu.results import MOST_TRIES, Results, settled
+from benchmarks.gpu.results import MOST_CUTS, MOST_TRIES, Results, settled
 from benchmarks.gpu.runner import Runner, calls_of
 from benchmarks.gpu.stages import suite
 from benchmarks.kernels import verify
@@ -114,15 +114,48 @@ def test_a_part_that_is_cut_off_waits_for_more_time_and_is_given_up_at_last(
     monkeypatch.setattr("benchmarks.gpu.runner.GRACE", 0.4)
     slow = part("slow", long, seconds=0.1)
     for tries in range(1, MOST_TRIES + 1):
-        own = runner(tmp_path, budget=0.0)
+        own = runner(tmp_path, budget=60.0)
         own.end = time.monotonic() + 0.2 + own.expected(slow)
         left = own.run([slow])
         record = own.results.stage("real")["slow"]
         assert record["status"] == "cut" and record["tries"] == tries and bool(left) == (tries < MOST_TRIES)
         assert own.expected(slow) == pytest.approx(1.5 * record["seconds"])
         if left:  # as much time as it had is not enough any more
-            assert runner(tmp_path, budget=record["seconds"]).run([slow]) == [slow]
+            few = runner(tmp_path, budget=60.0)
+            few.end = time.monotonic() + record["seconds"]
+            assert few.run([slow]) == [slow]
             assert own.results.stage("real")["slow"]["tries"] == tries
+
+
+def test_a_long_part_that_is_cut_starts_again_in_the_next_call_until_it_is_given_up(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def cut(call: Call) -> dict[str, Any]:
+        ran.append("")
+        raise Cut
+
+    long = part("long", cut, 285.0)
+    keeps = Part("real", "keeps", 420.0, cut, keeps=True)
+    own = runner(tmp_path)
+    for number, one in enumerate([long] * 3 + [keeps] * MOST_CUTS):
+        own.results.record("real", "x", status="done")
+        before = len(ran)
+        call = runner(tmp_path, budget=480.0)
+        left = call.run([one])
+        assert len(ran) == before + 1, (number, one.name)  # as 1.5 times 340 s is more than the budget, it never did
+        parts = json.loads(own.results.path("real").read_text())["parts"]
+        parts[one.name]["seconds"] = 340.0
+        own.results.path("real").write_text(json.dumps({"stage": "real", "parts": parts}))
+        assert call.expected(one) == (420.0 if one.keeps else pytest.approx(465.0, abs=0.1))
+        assert bool(left) == (number not in (2, 2 + MOST_CUTS))
+    assert own.results.stage("real")["keeps"]["tries"] == 0
+    assert runner(tmp_path, budget=200.0).too_long([long, part("new", cut, 285.0), part("short", cut)])[0].name == "new"
+
+
+def test_a_budget_that_is_too_small_for_a_part_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s"), "--commit", "c"]
+    assert main([*flags, "--budget", "16", "--only", "steps/"]) == 1
+    assert "steps/tiny takes about 20 s and can never start; give 40" in capsys.readouterr().err
 
 
 def test_failures_are_kept_with_their_words_and_the_others_go_on(tmp_path: Path) -> None:
@@ -156,10 +189,10 @@ def test_parts_start_only_where_they_fit_in_their_order(tmp_path: Path) -> None:
 
     parts = [part("long", note("long"), 100.0), part("a", note("a"), 5.0), part("b", note("b"), 5.0, shared=True),
              part("c", note("c"), 5.0, shared=True)]  # fmt: skip
-    own = runner(tmp_path, budget=50.0)
+    own = runner(tmp_path, budget=66.0)
     assert [p.name for p in own.run(parts)] == ["long"] and ran[0] == "a" and sorted(ran) == ["a", "b", "c"]
-    assert [p.name for p in runner(tmp_path, budget=50.0).run(parts)] == ["long"] and len(ran) == 3
-    assert not runner(tmp_path, budget=150.0).run(parts) and ran[-1] == "long"
+    assert [p.name for p in runner(tmp_path, budget=66.0).run(parts)] == ["long"] and len(ran) == 3
+    assert not runner(tmp_path, budget=166.0).run(parts) and ran[-1] == "long"
 
 
 def test_the_plan_falls_into_calls_and_every_part_once(tmp_path: Path) -> None:

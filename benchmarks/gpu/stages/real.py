@@ -154,8 +154,8 @@ def parts(settings: Settings) -> list[Part]:
     return [
         *(Part("real", f"hh seed {s}", 110.0, partial(reward, "hh", s), True, needs) for s in SEEDS),
         *(Part("real", f"alpaca seed {s}", 240.0, partial(reward, "alpaca", s), True, needs) for s in SEEDS),
-        Part("real", "ensemble", 300.0, ensemble, True, needs),
-        *(Part("real", f"moving seed {s}", 420.0, partial(moving, s), True, needs) for s in SEEDS),
+        Part("real", "ensemble", 300.0, ensemble, True, needs, keeps=True),
+        *(Part("real", f"moving seed {s}", 420.0, partial(moving, s), True, needs, keeps=True) for s in SEEDS),
     ]
 
 

@@ -51,7 +51,8 @@ def parts(settings: Settings) -> list[Part]:
         return [Part("steps", "tiny", 20.0, partial(run, "tiny", "tiny", (), 2))]
     return [
         Part(
-            "steps", f"{model} {lengths}", seconds, partial(run, model, lengths, modes, steps), needs=("cuda",)
+            "steps", f"{model} {lengths}", seconds, partial(run, model, lengths, modes, steps), needs=("cuda",),
+            keeps=True,
         )
         for model, lengths, modes, steps, seconds in RUNS
     ]  # fmt: skip
