@@ -100,6 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not tiny and not device["cuda"]:
         print("error: torch finds no CUDA device; --size tiny checks the harness on a CPU", file=sys.stderr)
         return 1
+    if not tiny and (busy := check.others()):
+        print(f"error: other processes compute on the device; end them first: {'; '.join(busy)}", file=sys.stderr)
+        return 1
     lacking = check.missing(settings)
     for part in [part for part in parts if check.blocked(part, lacking)]:
         print(f"{part.label}: left out, {lacking[check.blocked(part, lacking)[0]]}")

@@ -38,6 +38,15 @@ def probe() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def others(command: Sequence[str] = ("nvidia-smi",)) -> list[str]:
+    """Processes that compute on the device, as nvidia-smi shows them; figures taken beside them would be theirs too."""
+    if shutil.which(command[0]) is None:
+        return []
+    asked = [*command, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
 def packages(*modules: str) -> Callable[[Settings], str | None]:
     """Which of some modules are missing."""
 

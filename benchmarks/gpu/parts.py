@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+GUARD = Path(__file__).with_name("guard.py")
 TAIL = 4000  # characters of a part's output that its error and the log keep
 
 
@@ -21,6 +23,12 @@ class Cut(Exception):
 
 class Failed(Exception):
     """A command of the part ended with an error; the message holds the end of what it wrote."""
+
+
+@cache
+def lifeline() -> tuple[int, int]:
+    """A pipe that ends with this process: commands are given its reading end, and end with it."""
+    return os.pipe()
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Call:
     settings: Settings
     deadline: float  # of time.monotonic
     written: list[str] = field(default_factory=list)
+    stopped: bool = False
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -60,7 +69,7 @@ class Call:
         """Run a command in the repository's root; what it wrote.
 
         Raises:
-            Cut: the time was over.
+            Cut: the time was over, or the call was stopped.
             Failed: it ended with an error.
         """
         left = self.deadline - time.monotonic()
@@ -72,11 +81,15 @@ class Call:
         own |= {"RMFAST_VERIFIED": verdicts} | environment
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        pipe = lifeline()[0]
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(pipe)]
         with self._lock:
+            if self.stopped:
+                raise Cut
             process = subprocess.Popen(
-                [str(word) for word in command],
+                [*guard, *map(str, command)],
                 cwd=ROOT, env=inherited | own | hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True, pass_fds=[pipe],
             )  # fmt: skip
             self._running.add(process)
         try:
@@ -86,6 +99,8 @@ class Call:
         finally:
             self._end(process)
         text = output.decode(errors="replace")
+        if self.stopped:
+            raise Cut
         self.written.append(f"$ {' '.join(map(str, command))}\n{text}")
         if process.returncode:
             raise Failed(f"{command[1] if len(command) > 1 else command[0]} ended with code {process.returncode}:\n"
@@ -106,7 +121,9 @@ class Call:
             process.wait()
 
     def stop(self) -> None:
-        """End all commands that still run."""
+        """End all commands that still run, and start no other."""
+        with self._lock:
+            self.stopped = True
         for process in list(self._running):
             self._end(process)
 

@@ -1,11 +1,13 @@
 """benchmarks/gpu at its tiny size on a CPU: every stage to a page of figures, cut off by force on the way."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import MOST_CUTS, MOST_TRIES, Results, settled
 from benchmarks.gpu.runner import Runner, calls_of
-from benchmarks.gpu.stages import suite
+from benchmarks.gpu.stages import real, suite
 from benchmarks.kernels import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,6 +259,82 @@ def test_commands_leave_nothing_running_and_know_no_interpreter(
         assert slow.result() == "end\n"
     with pytest.raises(Failed, match="code 3"):
         Call(settings(tmp_path), time.monotonic() + 9.0).run(sys.executable, "-c", "raise SystemExit(3)")
+
+
+HARNESS = """
+import time
+from pathlib import Path
+from benchmarks.gpu.parts import Call, Settings
+settings = Settings(Path("{0}"), Path("{0}"), True, "cpu", 90, None, None)
+Call(settings, time.monotonic() + 60).run("sh", "-c", "sleep 50 & echo $! > {0}/pid; wait")
+"""
+
+
+def test_a_harness_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None:
+    own = subprocess.Popen([sys.executable, "-c", HARNESS.format(tmp_path)], cwd=ROOT)
+    pidfile = tmp_path / "pid"
+    while not (pidfile.is_file() and pidfile.read_text().strip()):
+        assert own.poll() is None
+        time.sleep(0.02)
+    own.kill()
+    own.wait()
+    status = Path(f"/proc/{pidfile.read_text().strip()}/status")
+    end = time.monotonic() + 5
+    while status.is_file() and "zombie" not in status.read_text():
+        assert time.monotonic() < end, "the command's child still runs"
+        time.sleep(0.02)
+
+
+def test_a_call_that_is_stopped_starts_no_further_command(tmp_path: Path) -> None:
+    call = Call(settings(tmp_path), time.monotonic() + 30.0)
+    started = tmp_path / "second"
+
+    def warm() -> None:
+        with contextlib.suppress(Failed):
+            call.run("sleep", "20")
+        call.run("touch", started)
+
+    with ThreadPoolExecutor(1) as pool:
+        both = pool.submit(warm)
+        time.sleep(0.3)
+        call.stop()
+        with pytest.raises(Cut):
+            both.result()
+    assert not started.exists()
+
+
+def test_nothing_is_timed_beside_other_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "smi"
+    script.write_text("#!/bin/sh\necho '4711, python, 40000 MiB'\n")
+    script.chmod(0o755)
+    assert check.others([str(script)]) == ["4711, python, 40000 MiB"] and check.others(["no-such-smi"]) == []
+    device = {"cuda": True, "name": "card", "capability": 90, "memory_gib": 80.0}
+    monkeypatch.setattr(check, "probe", lambda: device)
+    monkeypatch.setattr(check, "others", lambda: ["4711, python, 40000 MiB"])
+    assert main(["--out", str(tmp_path / "out"), "--commit", "c"]) == 1
+    assert "4711, python" in capsys.readouterr().err
+
+
+def test_what_experiments_have_done_is_packed_while_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real, "PACK_EVERY", 0.02)
+    own = settings(tmp_path)
+    own.out.mkdir()
+    call, over = Call(own, time.monotonic() + 9.0), threading.Event()
+    folder = call.folder("moving") / "seed-0"
+    folder.mkdir()
+    (folder / "deciles-0.json").write_text("[1]")
+    (folder / "presets-0.json").write_text("[1, ")  # is being written
+    thread = threading.Thread(target=real.pack_often, args=(call, over))
+    thread.start()
+    while not (own.out / real.KEPT).is_file():
+        time.sleep(0.02)
+    over.set()
+    thread.join()
+    other = Call(settings(tmp_path, scratch=tmp_path / "other"), call.deadline)
+    real.unpack(other)
+    assert [path.name for path in other.folder("moving").rglob("*.json")] == ["deciles-0.json"]
 
 
 def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
