@@ -85,6 +85,8 @@ def gpu_steps(stage: Result) -> str:
     """Whole training steps, each model and lengths: rmfast's speed, and what the others take."""
     body = []
     for name, result in done(stage).items():
+        origin = stage["parts"][name]
+        measured = f"{origin['device']}, torch {origin['versions']['torch']}, {origin['commit']}, {origin['when'][:10]}"
         own = result["summary"]["rmfast"]
         others = [
             "-"
@@ -93,9 +95,10 @@ def gpu_steps(stage: Result) -> str:
             for mode in ("trl", "trl-no-checkpointing", "trl-liger", "hf-packed")
         ]
         mfu = "-" if own["mfu"] is None else f"{100 * own['mfu']:.0f} %"
-        body.append([name, f"{own['tokens_per_second']:,.0f}", mfu, f"{own['peak_gib']:.1f}", *others])
+        body.append([name, f"{own['tokens_per_second']:,.0f}", mfu, f"{own['peak_gib']:.1f}", *others, measured])
     return rows(
-        "model, lengths | tokens/s | MFU | peak GiB | TRL | without checkpointing | with Liger | packed transformers",
+        "model, lengths | tokens/s | MFU | peak GiB | TRL | without checkpointing | with Liger | packed transformers | "
+        "measured on",
         body,
     )
 

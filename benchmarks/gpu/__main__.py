@@ -37,7 +37,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="SmolLM2-135M-Instruct: Hugging Face folder or .gguf file")
     add("--data", type=Path, help="folder of preference data")
     add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "rmfast-gpu", help="(default: %(default)s)")
-    add("--commit", help="of this tree, where it came without git")
+    add("--commit", help="of this tree; must be given where it came without git")
+    add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
     add("--workers", type=int, help="parts side by side, where they may (default: by stage)")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
     add("--show", action="store_true", help="print the tables of what is there")
@@ -91,11 +92,14 @@ def main(arguments: list[str] | None = None) -> int:
         tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
         return 0
     name = "tiny" if tiny else device.get("name", "none")
-    other = check.same_device(args.out, name)
-    if other is not None:
-        print(
-            f"error: --out {args.out}: holds results of {other}, this is {name}; name another folder", file=sys.stderr
-        )
+    commit = check.commit(args.commit)
+    if commit is None:
+        print("error: --commit: this tree has no .git; name the commit that it is of", file=sys.stderr)
+        return 1
+    origin = {"device": name, "versions": check.versions(), "commit": commit, "size": args.size}
+    other = check.other_origin(results, origin)
+    if other is not None and not args.mix:
+        print(f"error: --out {args.out}: {other}; name another folder, or --mix to have both in it", file=sys.stderr)
         return 1
     if not tiny and not device["cuda"]:
         print("error: torch finds no CUDA device; --size tiny checks the harness on a CPU", file=sys.stderr)
@@ -111,13 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
         if args.again and any(word in part.label for word in args.again):
             results.forget(part.stage, part.name)
     args.scratch.mkdir(parents=True, exist_ok=True)
-    origin = {"device": name, "versions": check.versions(), "commit": check.commit(args.commit), "size": args.size}
     runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
 
     long = runner.too_long(parts)
     for part in long:
-        print(f"error: --budget {args.budget:.0f}: {part.label} takes about {part.seconds:.0f} s and can never start; give "
-              f"{part.seconds + SETUP + 5:.0f} or more", file=sys.stderr)  # fmt: skip
+        more = f"give {part.seconds + SETUP + 5:.0f} or more"
+        why = f"{part.label} takes about {part.seconds:.0f} s and can never start; {more}"
+        print(f"error: --budget {args.budget:.0f}: {why}", file=sys.stderr)
         parts.remove(part)
 
     def end(number: int, _frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.data import ALPACA, HH, RMB
 from benchmarks.gpu.parts import ROOT, Part, Settings
+from benchmarks.gpu.results import STAGES, Results
 
 # Distributions that rmfast imports, with the module that shows them.
 PACKAGES = {
@@ -128,14 +129,15 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     return lines, not lacking
 
 
-def commit(given: str | None) -> str:
-    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it."""
+def commit(given: str | None, root: Path = ROOT) -> str | None:
+    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it; None where
+    nobody knows."""
     if given:
         return given
-    if shutil.which("git") is None:
-        return "unknown"
-    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
@@ -149,11 +151,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def same_device(results: Path, device: str) -> str | None:
-    """Another device or size that a folder of results was made with, or None."""
-    for path in sorted(results.glob("*.json")):
-        text = json.loads(path.read_text(encoding="utf-8"))
-        for record in text.get("parts", {}).values():
-            if record["device"] != device:
-                return str(record["device"])
+def other_origin(results: Results, origin: dict[str, Any]) -> str | None:
+    """What tells results that are there from this machine and tree, both named; None where nothing does. A package
+    that only one side has is no difference: what needs it is not in the other's results."""
+    for stage in STAGES:
+        for name, record in results.stage(stage).items():
+            for key in ("device", "size", "commit"):
+                if record.get(key, origin[key]) != origin[key]:
+                    return f"{stage}/{name} is of {key} {record[key]}, this is {origin[key]}"
+            for package, own in origin["versions"].items():
+                if record.get("versions", {}).get(package, own) != own:
+                    return f"{stage}/{name} is of {package} {record['versions'][package]}, this is {own}"
     return None

@@ -9,13 +9,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+STAGES = ("suite", "kernels", "tiles", "steps", "real")
 LOG_BYTES = 4 << 20
 MOST_TRIES = 3  # of a part that fails or is cut off
 MOST_CUTS = 12  # of a part that goes on where it was cut
 
 
 class Results:
-    """Records of parts: `status` done, failed or cut, `tries`, `cuts`, `seconds`, and of done ones `result` and its origin."""
+    """Records of parts: `status` done, failed or cut, `tries`, `cuts`, `seconds`, origin; of done ones `result`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,11 +32,14 @@ class Results:
         return json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
 
     def record(self, stage: str, name: str, *, keeps: bool = False, **record: Any) -> None:
-        """Put a part's record in place of what there was; tries are counted, and apart from them the cuts of a part that
-        `keeps` what it has done."""
+        """Put a part's record in place of what there was. Its tries at this commit are counted, and apart from them its
+        cuts where it `keeps` what it has done."""
         with self._lock:
             parts = self.stage(stage)
-            counts = {key: parts.get(name, {}).get(key, 0) for key in ("tries", "cuts")}
+            before = parts.get(name, {})
+            if before.get("commit") != record.get("commit"):
+                before = {}
+            counts = {key: before.get(key, 0) for key in ("tries", "cuts")}
             counts["cuts" if keeps and record["status"] == "cut" else "tries"] += 1
             parts[name] = counts | record
             self._write(self.path(stage), json.dumps({"stage": stage, "parts": parts}, indent=1) + "\n")
@@ -60,8 +64,18 @@ class Results:
         os.replace(aside, path)
 
 
-def settled(record: dict[str, Any] | None) -> bool:
-    """Whether a part is not to be run again."""
-    if record is None or record["status"] == "done":
-        return record is not None
-    return record["tries"] >= MOST_TRIES or record.get("cuts", 0) >= MOST_CUTS
+def faulty(result: dict[str, Any]) -> bool:
+    """Whether a result says that something is to be mended: tests that fail, ops refused for them, modes that fail."""
+    refused = any("tests fail" in line["why"] for line in result.get("skipped") or () if isinstance(line, dict))
+    return bool(result.get("failures") or result.get("failed") or refused)
+
+
+def settled(record: dict[str, Any] | None, commit: str | None = None) -> bool:
+    """Whether a part is not to be run again: it is done, or given up. What failed at another commit than this one is
+    run again, as something may have been mended."""
+    if record is None:
+        return False
+    mended = commit is not None and record.get("commit") != commit
+    if record["status"] == "done":
+        return not (mended and faulty(record["result"]))
+    return not mended and (record["tries"] >= MOST_TRIES or record.get("cuts", 0) >= MOST_CUTS)

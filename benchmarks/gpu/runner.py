@@ -54,7 +54,8 @@ class Runner:
 
     def unsettled(self, plan: Sequence[Part]) -> list[Part]:
         """The parts that are to be run."""
-        return [part for part in plan if not settled(self.results.stage(part.stage).get(part.name))]
+        commit = self.origin.get("commit")
+        return [part for part in plan if not settled(self.results.stage(part.stage).get(part.name), commit)]
 
     def too_long(self, plan: Sequence[Part]) -> list[Part]:
         """The parts that no call of this budget can start."""

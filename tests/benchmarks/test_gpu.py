@@ -54,6 +54,7 @@ def test_all_stages_killed_on_the_way(
     monkeypatch.setenv("RMFAST_VERIFIED", str(out / "verified.json"))
     verify.remember("test_swiglu.py")  # the benchmark of an op runs its tests, which takes long in the interpreter
     flags = ["--size", "tiny", "--out", str(out), "--scratch", str(scratch), "--workers", "1", "--budget", "900"]
+    flags += ["--commit", "c"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *flags], cwd=ROOT, env=environment,
                              stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -228,10 +229,58 @@ def test_what_is_missing_is_said_before_time_is_spent(
     assert "no CUDA device" in capsys.readouterr().err
 
 
-def test_results_of_another_device_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Results(tmp_path).record("suite", "x", status="done", result={}, seconds=1, device="NVIDIA H100")
-    assert main(["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s")]) == 1
-    assert "holds results of NVIDIA H100" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "NVIDIA H100"}, "is of device NVIDIA H100, this is tiny"),
+        ({"commit": "old"}, "is of commit old, this is new"),
+        ({"versions": {"torch": "1.0"}}, "is of torch 1.0, this is "),
+        ({"size": "real"}, "is of size real, this is tiny"),
+    ],
+)
+def test_results_of_another_origin_are_not_mixed_in(
+    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = {"device": "tiny", "commit": "new", "size": "tiny", "versions": check.versions() | {"absent": "1"}}
+    results = Results(tmp_path)
+    flags = ["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s"), "--commit", "new"]
+    flags += ["--only", "test_tables"]
+    for change, code in ((changes, 1), ({}, 0)):
+        results.record("suite", "test_tables", status="done", result=TESTED, seconds=1, **(origin | change))
+        assert main(flags) == code
+        assert (f"suite/test_tables {said}" in capsys.readouterr().err) == bool(code)
+    results.record("suite", "test_tables", status="done", result=TESTED, seconds=1, **(origin | changes))
+    assert main([*flags, "--mix"]) == 0
+
+
+TESTED: dict[str, Any] = {"passed": 1, "failed": 0, "skipped": 0, "failures": []}
+
+
+def test_a_tree_without_git_must_name_its_commit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    inside = tmp_path / "tree"
+    inside.mkdir()
+    assert check.commit(None, inside) is None and check.commit("abc", inside) == "abc"
+    monkeypatch.setattr(check, "commit", lambda given: given)
+    assert main(["--size", "tiny", "--out", str(tmp_path / "out"), "--only", "suite/"]) == 1
+    assert "--commit: this tree has no .git" in capsys.readouterr().err
+
+
+def test_what_failed_is_done_again_at_another_commit(tmp_path: Path) -> None:
+    bad = TESTED | {"failed": 1, "failures": [{"test": "x", "why": "y"}]}
+    refused = {"results": [], "skipped": [{"op": "x", "what": "", "why": "not reported, its tests fail: FAILED"}]}
+    slow = {"results": [], "skipped": [{"op": "x", "what": "s flex", "why": "OutOfMemoryError"}]}
+    for result, again in ((bad, True), (refused, True), (TESTED, False), (slow, False)):
+        record = {"status": "done", "tries": 1, "commit": "a", "result": result}
+        assert settled(record, "a") and settled(record, "b") is not again
+    given_up = {"status": "failed", "tries": MOST_TRIES, "commit": "a"}
+    assert settled(given_up, "a") and not settled(given_up, "b")
+    own = Results(tmp_path)
+    own.record("suite", "x", **given_up)
+    own.record("suite", "x", status="failed", commit="b")
+    assert own.stage("suite")["x"]["tries"] == 1  # three more at the new commit
 
 
 def test_commands_leave_nothing_running_and_know_no_interpreter(
@@ -350,3 +399,20 @@ def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["passed"], found["failed"]) == (1, 1) and "test_bad" in found["failures"][0]["test"]
     assert not (tmp_path / "v.json").exists() and testing.SHOWN > 1
+
+
+@pytest.mark.parametrize(("text", "remembered"), [("pytest.skip('no')", []), ("pass", ["test_x.py"])])
+def test_a_file_that_skips_all_its_tests_has_not_passed(
+    text: str, remembered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import testing
+
+    def run(_: list[str], plugins: list[Any]) -> pytest.ExitCode:
+        plugins[0].counts["skipped" if "skip" in text else "passed"] += 1
+        return pytest.ExitCode.OK
+
+    seen: list[str] = []
+    monkeypatch.setattr(testing.verify, "remember", seen.append)
+    monkeypatch.setattr(testing.pytest, "main", run)
+    assert testing.main("tests/kernels/test_x.py", str(tmp_path / "out.json")) == 0
+    assert seen == remembered
