@@ -20,6 +20,7 @@ from benchmarks.gpu import check, plan
 from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.runner import SETUP, Runner, calls_of
+from rmfast.errors import UserError
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -63,10 +64,52 @@ def tables(results: Results, left: list[Part]) -> None:
     print(f"\n{len(left)} parts left" + (f": {', '.join(part.label for part in left[:12])}" if left else ""))
 
 
+def too_long(part: Part, budget: float) -> str:
+    """Why a part can never start."""
+    why = f"{part.label} takes about {part.seconds:.0f} s and can never start"
+    return f"--budget {budget:.0f}: {why}; give {part.seconds + SETUP + 5:.0f} or more"
+
+
+def writable(option: str, folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be written to ({error.strerror}); name another folder") from error
+
+
+def chosen(option: str, words: list[str] | None, parts: list[Part]) -> list[Part]:
+    """Parts whose label holds one of some words.
+
+    Raises:
+        UserError: a word is in none.
+    """
+    for word in words or ():
+        if not any(word in part.label for part in parts):
+            raise UserError(f"{option} {word}: in the name of no part; {', '.join(part.label for part in parts)}")
+    return [part for part in parts if any(word in part.label for word in words or ())]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 if nothing is left, 3 if another call is needed, 1 if something is missing or cannot be used."""
+    """Entry point: 0 if nothing is left, 3 if another call is needed, 1 if something is missing or cannot be used;
+    2 for bad input."""
     start = time.monotonic()
     args = parse(arguments)
+    try:
+        return work(args, start)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def work(args: argparse.Namespace, start: float) -> int:
+    """The entry point's work."""
     tiny = args.size == "tiny"
     device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
     settings = Settings(
@@ -79,16 +122,22 @@ def main(arguments: list[str] | None = None) -> int:
         data=args.data and args.data.resolve(),
     )
     parts = plan.parts(settings, tuple(args.stages))
+    again = chosen("--again", args.again, parts)
     if args.only:
-        parts = [part for part in parts if any(word in part.label for word in args.only)]
+        parts = chosen("--only", args.only, parts)
     if args.check:
         lines, good = check.report(settings, device, parts)
         print("\n".join(lines))
-        for number, call in enumerate(calls_of(parts, args.budget), 1):
+        long = [part for part in parts if part.seconds + SETUP > args.budget]
+        for part in long:
+            print(too_long(part, args.budget))
+        for number, call in enumerate(calls_of([part for part in parts if part not in long], args.budget), 1):
             print(f"call {number}: {', '.join(part.label for part in call)}")
-        return int(not good)
+        return int(not good or bool(long))
     results = Results(args.out)
     if args.show:
+        if not args.out.is_dir():
+            raise UserError(f"--out {args.out}: no such folder")
         tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
         return 0
     name = "tiny" if tiny else device.get("name", "none")
@@ -111,17 +160,15 @@ def main(arguments: list[str] | None = None) -> int:
     for part in [part for part in parts if check.blocked(part, lacking)]:
         print(f"{part.label}: left out, {lacking[check.blocked(part, lacking)[0]]}")
         parts.remove(part)
-    for part in parts:
-        if args.again and any(word in part.label for word in args.again):
-            results.forget(part.stage, part.name)
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    for folder in (("--out", args.out), ("--scratch", args.scratch)):
+        writable(*folder)
+    for part in again:
+        results.forget(part.stage, part.name)
     runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
 
     long = runner.too_long(parts)
     for part in long:
-        more = f"give {part.seconds + SETUP + 5:.0f} or more"
-        why = f"{part.label} takes about {part.seconds:.0f} s and can never start; {more}"
-        print(f"error: --budget {args.budget:.0f}: {why}", file=sys.stderr)
+        print(f"error: {too_long(part, args.budget)}", file=sys.stderr)
         parts.remove(part)
 
     def end(number: int, _frame: FrameType | None) -> None:

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from rmfast.errors import UserError
+
 STAGES = ("suite", "kernels", "tiles", "steps", "real")
 LOG_BYTES = 4 << 20
 MOST_TRIES = 3  # of a part that fails or is cut off
@@ -20,16 +22,27 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
 
     def path(self, stage: str) -> Path:
         return self.folder / f"{stage}.json"
 
     def stage(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The records of a stage by part."""
+        """The records of a stage by part.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         path = self.path(stage)
-        return json.loads(path.read_text(encoding="utf-8"))["parts"] if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+            if all(record["status"] in ("done", "failed", "cut") for record in parts.values()):
+                return parts
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        raise UserError(f"{path}: damaged, or no results of this harness; move it away to do its parts again")
 
     def record(self, stage: str, name: str, *, keeps: bool = False, **record: Any) -> None:
         """Put a part's record in place of what there was. Its tries at this commit are counted, and apart from them its
@@ -59,6 +72,7 @@ class Results:
             self._write(path, (before + text.encode())[-LOG_BYTES:].decode(errors="replace"))
 
     def _write(self, path: Path, text: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".partial")
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)

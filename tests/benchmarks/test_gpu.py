@@ -283,6 +283,44 @@ def test_what_failed_is_done_again_at_another_commit(tmp_path: Path) -> None:
     assert own.stage("suite")["x"]["tries"] == 1  # three more at the new commit
 
 
+@pytest.mark.parametrize(
+    ("flags", "text", "said"),
+    [
+        (["--only", "zzz"], None, "--only zzz: in the name of no part; suite/"),
+        (["--again", "zzz"], None, "--again zzz: in the name of no part"),
+        ([], "{", "suite.json: damaged, or no results of this harness; move it away"),
+        ([], "[]", "suite.json: damaged, or no results of this harness; move it away"),
+        ([], '{"parts": {"x": {}}}', "suite.json: damaged, or no results of this harness; move it away"),
+        (["--out", "FOLDER/file/out"], None, "--out FOLDER/file/out: cannot be written to (Not a directory)"),
+        (["--scratch", "FOLDER/file/s"], None, "--scratch FOLDER/file/s: cannot be written to (Not a directory)"),
+        (["--out", "FOLDER/none", "--show"], None, "--out FOLDER/none: no such folder"),
+    ],
+)
+def test_odd_arguments_are_one_line(
+    flags: list[str], text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    if text is not None:
+        (tmp_path / "suite.json").write_text(text)
+    before = {path: path.stat().st_mtime for path in tmp_path.iterdir()}
+    base = ["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s"), "--commit", "c"]
+    assert main([*base, *(flag.replace("FOLDER", str(tmp_path)) for flag in flags)]) == 2
+    err = capsys.readouterr().err
+    assert said.replace("FOLDER", str(tmp_path)) in err and len(err.splitlines()) == 1
+    assert {path: path.stat().st_mtime for path in tmp_path.iterdir()} == before
+
+
+def test_check_says_which_parts_a_budget_is_too_small_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "probe", lambda: {"cuda": False, "capability": 0, "memory_gib": 0.0})
+    assert main(["--check", "--budget", "200"]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "steps/llama-1b hh takes about 285 s and can never start; give 305" in printed and "call 1: suite/" in printed
+    )
+
+
 def test_commands_leave_nothing_running_and_know_no_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
