@@ -22,6 +22,7 @@ from benchmarks.figures_raw import Result, load
 from benchmarks.gpu.stages.kernels import joined
 from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
+from benchmarks.gpu.stages.tiles import gain
 from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,10 +161,10 @@ def gpu_tiles(stage: Result) -> str:
     for result in done(stage).values():
         for line in result["lines"]:
             held, winner = tuple(line["held"].values()), line["winner"]
-            gain = "-" if winner is None else f"{line['held_milliseconds'] / line['winner_milliseconds']:.2f} x"
+            better = "-" if winner is None else gain(line)
             refused = sum(bool(row["faults"]) for row in line["tried"])
             chosen = "the same" if winner is None else str(tuple(winner.values()))
-            body.append([line["name"], f"{len(line['tried'])} ({refused} refused)", str(held), chosen, gain])
+            body.append([line["name"], f"{len(line['tried'])} ({refused} refused)", str(held), chosen, better])
     return rows("line | tried | tile before | winner | gain", body)
 
 

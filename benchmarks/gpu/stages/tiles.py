@@ -37,6 +37,13 @@ def parts(settings: Settings) -> list[Part]:
     ]
 
 
+def gain(line: dict[str, Any]) -> str:
+    """How much faster a line's winner is than the tile that held, if that runs at all."""
+    if line["held_milliseconds"] is None:
+        return "the only one that runs, not"
+    return f"{line['held_milliseconds'] / line['winner_milliseconds']:.2f} x"
+
+
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
     """The winner of each line and how much faster it is than the tile that holds."""
     out = []
@@ -46,7 +53,6 @@ def lines(records: dict[str, dict[str, Any]]) -> list[str]:
             if line["winner"] is None:
                 out.append(f"  {line['name']:<34}{tried}; stays {tuple(line['held'].values())}")
             else:
-                gain = line["held_milliseconds"] / line["winner_milliseconds"]
                 winner = tuple(line["winner"].values())
-                out.append(f"  {line['name']:<34}{tried}; {winner} is {gain:.2f} x {tuple(line['held'].values())}")
+                out.append(f"  {line['name']:<34}{tried}; {winner} is {gain(line)} {tuple(line['held'].values())}")
     return out
