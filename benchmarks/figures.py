@@ -21,7 +21,7 @@ if not __package__:  # run as a file: the repository's root instead of this fold
 from benchmarks.figures_raw import Result, load
 from benchmarks.gpu.stages.kernels import joined
 from benchmarks.gpu.stages.real import paper
-from benchmarks.gpu.stages.steps import NAMES
+from benchmarks.gpu.stages.steps import NAMES, without
 from benchmarks.gpu.stages.tiles import gain
 from rmfast.errors import UserError
 
@@ -118,6 +118,7 @@ def gpu_modes(stage: Result) -> str:
              f"{100 * row['prefix_share']:.0f} %", f"{row['peak_gib']:.1f}", difference(result, mode)]
             for mode, row in result["summary"].items()
         ]  # fmt: skip
+        body += [[NAMES.get(mode, mode), why.replace("|", "/"), *["-"] * 8] for mode, why in without(result).items()]
         head = ("mode | s/step | of rmfast's | tokens/s | MFU | of a matrix product's rate | padding | prefix saved | "
                 "peak GiB | difference of the loss")  # fmt: skip
         parts.append(f"**{name}**\n\n{rows(head, body)}")

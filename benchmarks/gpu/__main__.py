@@ -84,6 +84,12 @@ def writable(option: str, folder: Path) -> None:
         raise UserError(f"{option} {folder}: cannot be written to ({error.strerror}); name another folder") from error
 
 
+def clean(folder: Path) -> None:
+    """Remove what calls that were killed left half written."""
+    for path in [*folder.glob("*.partial"), *folder.glob("verified.[0-9]*")]:
+        path.unlink(missing_ok=True)
+
+
 def chosen(option: str, words: list[str] | None, parts: list[Part]) -> list[Part]:
     """Parts whose label holds one of some words.
 
@@ -114,7 +120,7 @@ def work(args: argparse.Namespace, start: float) -> int:
     device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
     settings = Settings(
         out=args.out or Path(),
-        scratch=args.scratch,
+        scratch=args.scratch.resolve(),
         tiny=tiny,
         device="cuda" if device["cuda"] else "cpu",
         arch=device["capability"] or 90,
@@ -162,6 +168,7 @@ def work(args: argparse.Namespace, start: float) -> int:
         parts.remove(part)
     for folder in (("--out", args.out), ("--scratch", args.scratch)):
         writable(*folder)
+    clean(args.out)
     for part in again:
         results.forget(part.stage, part.name)
     runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)

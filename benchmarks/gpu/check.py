@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.data import ALPACA, HH, RMB
-from benchmarks.gpu.parts import ROOT, Part, Settings
+from benchmarks.gpu.parts import ROOT, Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import STAGES, Results
 
 # Distributions that rmfast imports, with the module that shows them.
@@ -31,6 +34,21 @@ print(json.dumps(found))
 """
 
 
+IMPORTS = """
+from importlib.util import find_spec
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+import torch, rmfast.kernels, benchmarks.lengths
+config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                     num_key_value_heads=1, num_labels=1, pad_token_id=0)
+model = AutoModelForSequenceClassification.from_config(config)
+model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+if find_spec("trl"):
+    from trl import RewardConfig, RewardTrainer
+if find_spec("liger_kernel"):
+    from transformers.integrations.liger import apply_liger_kernel
+"""
+
+
 def probe() -> dict[str, Any]:
     """Whether torch finds a CUDA device, and which; asked in another process: this one holds no memory on it."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
@@ -46,6 +64,19 @@ def others(command: Sequence[str] = ("nvidia-smi",)) -> list[str]:
     asked = [*command, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
     done = subprocess.run(asked, capture_output=True, text=True)
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def imports(settings: Settings) -> str | None:
+    """Why transformers or trl cannot be used in the commands' own environment, or None."""
+    with tempfile.TemporaryDirectory() as scratch:
+        call = Call(replace(settings, scratch=Path(scratch), out=Path(scratch)), time.monotonic() + 300.0)
+        try:
+            call.run(sys.executable, "-P", "-c", IMPORTS)
+        except Cut:
+            return "importing them takes more than 300 s"
+        except Failed as error:
+            return f"cannot be used: {str(error).strip().splitlines()[-1]}"
+    return None
 
 
 def packages(*modules: str) -> Callable[[Settings], str | None]:
@@ -116,6 +147,8 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     else:
         lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
     lines += [f"  {name:<10}{lacking.get(name, 'ok')}" for name in NEEDS]
+    broken = None if "packages" in lacking else imports(settings)
+    lines.append(f"  {'imports':<10}{broken or 'ok'}")
     for name in ("torch", "triton", "transformers", "trl", "liger_kernel", "datasets", "pydantic", "numpy"):
         try:
             lines.append(f"  {name:<14}{version(name)}")
@@ -126,7 +159,7 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     without = [part.label for part in plan if blocked(part, lacking)]
     if without:
         lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")
-    return lines, not lacking
+    return lines, not lacking and broken is None
 
 
 def commit(given: str | None, root: Path = ROOT) -> str | None:

@@ -1,5 +1,6 @@
 """What the harness is made of: parts of work that are done once, and what a part is given to do it with."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("rmfast", "benchmarks", "tests")
 GUARD = Path(__file__).with_name("guard.py")
 TAIL = 4000  # characters of a part's output that its error and the log keep
 
@@ -54,6 +56,11 @@ class Settings:
     data: Path | None
 
 
+def set_up(settings: Settings, stage: str) -> Path:
+    """The note in scratch that a stage's setup is done on this machine."""
+    return settings.scratch / stage / "set_up"
+
+
 @dataclass(eq=False)
 class Call:
     """One run of a part: commands that end when its time does, and what they wrote."""
@@ -75,12 +82,6 @@ class Call:
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Cut
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        verdicts = str(self.settings.out.resolve() / "verified.json")
-        own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        own |= {"RMFAST_VERIFIED": verdicts} | environment
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
-        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         pipe = lifeline()[0]
         guard = [sys.executable, "-I", "-S", str(GUARD), str(pipe)]
         with self._lock:
@@ -88,7 +89,7 @@ class Call:
                 raise Cut
             process = subprocess.Popen(
                 [*guard, *map(str, command)],
-                cwd=ROOT, env=inherited | own | hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                cwd=ROOT, env=self.environment() | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 start_new_session=True, pass_fds=[pipe],
             )  # fmt: skip
             self._running.add(process)
@@ -107,9 +108,26 @@ class Call:
                          f"{text[-TAIL:]}")  # fmt: skip
         return text
 
+    def environment(self) -> dict[str, str]:
+        """Of all commands. Their path holds this tree's packages by links, for the root holds `kernels` too, the name
+        of a package that transformers may import; what they put aside lies in scratch."""
+        links = self.folder("path")
+        for name in PACKAGES:
+            with contextlib.suppress(FileExistsError):
+                (links / name).symlink_to(ROOT / name, target_is_directory=True)
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        own = {
+            "PYTHONPATH": os.pathsep.join([str(links), *(path for path in given if Path(path).resolve() != ROOT)]),
+            "RMFAST_VERIFIED": str(self.settings.out.resolve() / "verified.json"),
+            "TMPDIR": str(self.folder("tmp")), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
+        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        return inherited | own | hidden
+
     def python(self, program: str, *arguments: object, **environment: str) -> str:
         """Run a program of this repository: a file's path, or a module's name."""
-        start = [program] if program.endswith(".py") else ["-m", program]
+        start = [program] if program.endswith(".py") else ["-P", "-m", program]
         return self.run(sys.executable, *start, *arguments, **environment)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -146,6 +164,7 @@ class Part:
         shared: runs beside other parts of its stage; for parts that time nothing.
         needs: names in `check.NEEDS` without which it cannot run.
         keeps: goes on where it was cut off.
+        setup: seconds more that the first part of its stage takes on a machine.
     """
 
     stage: str
@@ -155,6 +174,7 @@ class Part:
     shared: bool = False
     needs: tuple[str, ...] = ()
     keeps: bool = False
+    setup: float = 0.0
 
     @property
     def label(self) -> str:

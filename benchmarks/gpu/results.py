@@ -6,6 +6,7 @@ Few flat files, each written aside and renamed, so that the folder can be carrie
 import json
 import os
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ class Results:
 
 def faulty(result: dict[str, Any]) -> bool:
     """Whether a result says that something is to be mended: tests that fail, ops refused for them, modes that fail."""
+    failed = result.get("failed")
+    if isinstance(failed, dict):  # memory that ran out is a result
+        failed = [why for why in failed.values() if "does not fit" not in why]
     refused = any("tests fail" in line["why"] for line in result.get("skipped") or () if isinstance(line, dict))
-    return bool(result.get("failures") or result.get("failed") or refused)
+    return bool(result.get("failures") or failed or refused)
 
 
 def settled(record: dict[str, Any] | None, commit: str | None = None) -> bool:
@@ -91,5 +95,8 @@ def settled(record: dict[str, Any] | None, commit: str | None = None) -> bool:
         return False
     mended = commit is not None and record.get("commit") != commit
     if record["status"] == "done":
+        absent = record["result"].get("absent", {}).values()
+        if any(all(map(find_spec, names.split(", "))) for names in absent):
+            return False  # what was not installed is there now
         return not (mended and faulty(record["result"]))
     return not mended and (record["tries"] >= MOST_TRIES or record.get("cuts", 0) >= MOST_CUTS)

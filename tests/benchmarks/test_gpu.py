@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import pytest
 
 from benchmarks import figures
 from benchmarks.gpu import check, plan
-from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.__main__ import clean, main
 from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import MOST_CUTS, MOST_TRIES, Results, settled
 from benchmarks.gpu.runner import Runner, calls_of
-from benchmarks.gpu.stages import real, suite
+from benchmarks.gpu.stages import kernels, real, steps, suite
 from benchmarks.kernels import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,8 +220,10 @@ def test_what_is_missing_is_said_before_time_is_spent(
     (tmp_path / "data").mkdir()
     device = {"cuda": True, "name": "card", "capability": 90, "memory_gib": 40.0}
     monkeypatch.setattr(check, "probe", lambda: device)
+    monkeypatch.setattr(check, "imports", lambda _: "cannot be used: ImportError")
     assert main(["--check", "--data", str(tmp_path / "data"), "--model", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
+    assert "imports   cannot be used: ImportError" in printed
     assert "card, sm_90, 40 GiB" in printed and "warning" in printed
     assert "harmless_base_test.jsonl.gz" in printed and "no Hugging Face folder" in printed
     assert re.search(r"parts cannot run: .*real/hh seed 0", printed) and "call 1: suite/" in printed
@@ -314,11 +317,80 @@ def test_check_says_which_parts_a_budget_is_too_small_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "probe", lambda: {"cuda": False, "capability": 0, "memory_gib": 0.0})
+    monkeypatch.setattr(check, "imports", lambda _: None)
     assert main(["--check", "--budget", "200"]) == 1
     printed = capsys.readouterr().out
     assert (
         "steps/llama-1b hh takes about 285 s and can never start; give 305" in printed and "call 1: suite/" in printed
     )
+
+
+def test_the_commands_path_does_not_hide_a_package_named_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "kernels").mkdir(parents=True)
+    (tmp_path / "site" / "kernels" / "__init__.py").write_text("OTHER = 1\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "site")]))
+    call = Call(settings(tmp_path), time.monotonic() + 60.0)
+    show = "import kernels, rmfast, tempfile; print(kernels.OTHER, rmfast.__file__, tempfile.gettempdir())"
+    other, where, temporary = call.run(sys.executable, "-P", "-c", show).split()
+    assert other == "1" and Path(where).resolve().is_relative_to(ROOT / "rmfast")
+    assert temporary == str(tmp_path / "scratch" / "tmp")
+    monkeypatch.setattr(check, "IMPORTS", "import kernels.hub")
+    assert "No module named 'kernels.hub'" in str(check.imports(settings(tmp_path)))
+    monkeypatch.setattr(check, "IMPORTS", "import kernels")
+    assert check.imports(settings(tmp_path)) is None
+
+
+def test_a_stage_s_setup_is_in_the_guess_and_goes_on_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def python(_: Call, _program: str, *words: object, **_more: str) -> str:
+        ran.append(str(words[1]))
+        if len(ran) == 3:
+            raise Cut
+        return ""
+
+    monkeypatch.setattr(Call, "python", python)
+    monkeypatch.setattr(kernels, "WARM", 1)
+    own = runner(tmp_path, budget=480.0)
+    first = Part("kernels", "x", 20.0, lambda call: {}, setup=150.0)
+    assert own.guess(first) == 170.0
+    assert [len(call) for call in calls_of([first, replace(first, name="y"), replace(first, name="z")], 190.0)] == [
+        2,
+        1,
+    ]
+    with pytest.raises(Cut):
+        kernels.warm(Call(own.settings, time.monotonic() + 200.0))
+    assert own.guess(first) == 170.0
+    before = list(ran)
+    kernels.warm(Call(own.settings, time.monotonic() + 200.0))
+    assert own.guess(first) == 20.0 and not set(ran[len(before) :]) & set(before[:2])
+
+
+def test_what_killed_calls_left_is_cleaned(tmp_path: Path) -> None:
+    for name in ("kept.tar.gz.partial", "suite.partial", "verified.4711", "verified.json", "suite.json"):
+        (tmp_path / name).touch()
+    clean(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["suite.json", "verified.json"]
+
+
+def test_modes_without_their_package_are_shown_and_done_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"trl"}
+    find = lambda name: name in there or None  # noqa: E731
+    monkeypatch.setattr(steps, "find_spec", find)
+    monkeypatch.setattr("benchmarks.gpu.results.find_spec", find)
+    assert steps.absent(steps.ALL) == {"trl-liger": "liger_kernel"}
+    result = {"absent": steps.absent(steps.ALL), "failed": {"hf-packed": "does not fit: CUDA out of memory"}}
+    assert steps.without(result)["trl-liger"] == "not installed: liger_kernel"
+    record = {"status": "done", "tries": 1, "commit": "a", "result": result}
+    assert settled(record, "b")  # what does not fit is a result
+    there.add("liger_kernel")
+    assert not settled(record, "a")
+    record["result"] = {"failed": {"trl": "code 1"}}
+    assert settled(record, "a") and not settled(record, "b")
 
 
 def test_commands_leave_nothing_running_and_know_no_interpreter(

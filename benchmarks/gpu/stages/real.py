@@ -49,7 +49,7 @@ def train(call: Call, name: str, data: Ready, pairs: Path, held_out: Path, seed:
     words = [
         word for key, value in (every | own | keys | (TINY if tiny else RECIPE)).items() for word in (f"--{key}", value)
     ]
-    call.python("rmfast/train.py", "configs/smollm2_hh.yaml", *words)
+    call.python("rmfast.train", "configs/smollm2_hh.yaml", *words)
     for folder in run.rglob("checkpoints"):  # large, and not needed once the model is there
         shutil.rmtree(folder)
     note.touch()
@@ -123,7 +123,7 @@ def moving(seed: int, call: Call) -> dict[str, Any]:
     keeper = threading.Thread(target=pack_often, args=(call, over))
     keeper.start()
     try:
-        call.python("benchmarks/paper/moving.py", "--model", data.model, "--data", data.hh_train, "--other",
+        call.python("benchmarks.paper.moving", "--model", data.model, "--data", data.hh_train, "--other",
                     data.alpaca_test, "--samples", data.alpaca_train, "--seeds", seed, *sizes, "--keep", keep,
                     "--json", out)  # fmt: skip
     finally:
