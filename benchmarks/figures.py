@@ -2,34 +2,37 @@
 
     python benchmarks/figures.py [--check]
 
-A table stands between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE;
-each plot is made of the files that its title names. Results of `python -m benchmarks.gpu` lie in
-benchmarks/results/gpu, where they get a page of their own, README.md. `--check` writes nothing and ends with 1 where a
-table is not what its file says.
+A table stands between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
+a figure in a sentence likewise between `<!-- figure: KIND FILE MODE -->` and `<!-- end of figure -->`; each plot is
+made of the files that its title names. Results of `python -m benchmarks.gpu` lie in benchmarks/results/gpu, where they
+get a page of their own, README.md. `--check` writes nothing and ends with 1 where a page is not what its files say, a
+marker has no other end, or a file is missing, damaged or not what its own raw times give.
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a file: the repository's root instead of this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.figures_raw import Result, load
 from benchmarks.gpu.stages.kernels import joined
 from benchmarks.gpu.stages.real import paper
-from benchmarks.gpu.stages.steps import NAMES
+from benchmarks.gpu.stages.steps import NAMES, without
+from benchmarks.gpu.stages.tiles import gain
+from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GPU, PLOTS = RESULTS / "gpu", RESULTS / "plots"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)
+ENDS = {"table": BLOCK, "figure": FIGURE}
 NOTHING = "Nothing has run on a GPU yet."
-Result = dict[str, Any]
 
 
 def rows(head: str, body: list[list[str]]) -> str:
@@ -85,6 +88,8 @@ def gpu_steps(stage: Result) -> str:
     """Whole training steps, each model and lengths: rmfast's speed, and what the others take."""
     body = []
     for name, result in done(stage).items():
+        origin = stage["parts"][name]
+        measured = f"{origin['device']}, torch {origin['versions']['torch']}, {origin['commit']}, {origin['when'][:10]}"
         own = result["summary"]["rmfast"]
         others = [
             "-"
@@ -93,9 +98,10 @@ def gpu_steps(stage: Result) -> str:
             for mode in ("trl", "trl-no-checkpointing", "trl-liger", "hf-packed")
         ]
         mfu = "-" if own["mfu"] is None else f"{100 * own['mfu']:.0f} %"
-        body.append([name, f"{own['tokens_per_second']:,.0f}", mfu, f"{own['peak_gib']:.1f}", *others])
+        body.append([name, f"{own['tokens_per_second']:,.0f}", mfu, f"{own['peak_gib']:.1f}", *others, measured])
     return rows(
-        "model, lengths | tokens/s | MFU | peak GiB | TRL | without checkpointing | with Liger | packed transformers",
+        "model, lengths | tokens/s | MFU | peak GiB | TRL | without checkpointing | with Liger | packed transformers | "
+        "measured on",
         body,
     )
 
@@ -112,6 +118,7 @@ def gpu_modes(stage: Result) -> str:
              f"{100 * row['prefix_share']:.0f} %", f"{row['peak_gib']:.1f}", difference(result, mode)]
             for mode, row in result["summary"].items()
         ]  # fmt: skip
+        body += [[NAMES.get(mode, mode), why.replace("|", "/"), *["-"] * 8] for mode, why in without(result).items()]
         head = ("mode | s/step | of rmfast's | tokens/s | MFU | of a matrix product's rate | padding | prefix saved | "
                 "peak GiB | difference of the loss")  # fmt: skip
         parts.append(f"**{name}**\n\n{rows(head, body)}")
@@ -155,10 +162,10 @@ def gpu_tiles(stage: Result) -> str:
     for result in done(stage).values():
         for line in result["lines"]:
             held, winner = tuple(line["held"].values()), line["winner"]
-            gain = "-" if winner is None else f"{line['held_milliseconds'] / line['winner_milliseconds']:.2f} x"
+            better = "-" if winner is None else gain(line)
             refused = sum(bool(row["faults"]) for row in line["tried"])
             chosen = "the same" if winner is None else str(tuple(winner.values()))
-            body.append([line["name"], f"{len(line['tried'])} ({refused} refused)", str(held), chosen, gain])
+            body.append([line["name"], f"{len(line['tried'])} ({refused} refused)", str(held), chosen, better])
     return rows("line | tried | tile before | winner | gain", body)
 
 
@@ -207,19 +214,63 @@ KINDS: dict[str, Callable[[Result], str]] = {
     "gpu-breakdown": gpu_breakdown, "gpu-kernels": gpu_kernels, "gpu-tiles": gpu_tiles, "gpu-real": gpu_real,
     "gpu-paper": gpu_paper, "gpu-suite": gpu_suite,
 }  # fmt: skip
+PLOTTED = {"kernels": ("kernels_*.png",), "steps": ("steps.png",), "real": ("real.png", "moving_*.png")}
 SECTIONS = {"suite": ("gpu-suite",), "kernels": ("gpu-kernels",), "tiles": ("gpu-tiles",),
             "steps": ("gpu-steps", "gpu-modes", "gpu-breakdown"), "real": ("gpu-real", "gpu-paper")}  # fmt: skip
 
 
-def filled(text: str, results: Path) -> str:
-    """A page with its tables made anew from a folder of results."""
+def figure(result: Result, kind: str, mode: str) -> str:
+    """A figure in a sentence: a mode's time as a multiple of rmfast's, memory, difference of losses, or steps."""
+    summary = result["summary"]
+    match kind:
+        case "ratio":
+            return f"{summary[mode]['cpu_seconds'] / summary['rmfast']['cpu_seconds']:.1f} x"
+        case "memory":
+            return f"{summary[mode]['peak_gib']:.1f} GiB"
+        case "difference":
+            return difference(result, mode)
+        case "steps":
+            return str(len(result["rounds"][mode][0]["loss"]))
+    raise KeyError(kind)
+
+
+def filled(text: str, results: Path, name: str = "page") -> str:
+    """A page with its tables and figures made anew from a folder of results.
+
+    Raises:
+        UserError: a marker without its other end, of no known kind, or a file that cannot be used.
+    """
+    for what, pattern in ENDS.items():
+        counts = text.count(f"<!-- {what}: "), text.count(f"<!-- end of {what} -->"), len(pattern.findall(text))
+        if len(set(counts)) > 1:
+            raise UserError(
+                f"{name}: {counts[0]} markers begin a {what}, {counts[1]} end one, {counts[2]} fit together"
+            )
+
+    def made(match: re.Match[str], make: Callable[[Result], str]) -> str:
+        path = results / match[3]
+        if match[3].startswith("gpu/") and not path.is_file():
+            return NOTHING
+        result = load(path)
+        try:
+            return make(result)
+        except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path}: gives no {match[2]} for {name} ({why})") from error
 
     def table(match: re.Match[str]) -> str:
-        path = results / match[3]
-        made = KINDS[match[2]](json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else NOTHING
-        return f"{match[1]}{made}\n{match[5]}"
+        return f"{match[1]}{made(match, lambda result: KINDS[match[2]](result))}\n{match[5]}"
 
-    return BLOCK.sub(table, text)
+    def inline(match: re.Match[str]) -> str:
+        return f"{match[1]}{made(match, lambda result: figure(result, match[2], match[4]))}{match[6]}"
+
+    return FIGURE.sub(inline, BLOCK.sub(table, text))
+
+
+def gpu_plots(folder: Path) -> dict[str, list[Path]]:
+    """The plots that lie beside a folder's results, by stage."""
+    return {stage: sorted(path for form in forms for path in (folder / "plots").glob(form))
+            for stage, forms in PLOTTED.items()}  # fmt: skip
 
 
 def gpu_page(folder: Path, plots: dict[str, list[Path]]) -> str:
@@ -229,21 +280,31 @@ def gpu_page(folder: Path, plots: dict[str, list[Path]]) -> str:
         path = folder / f"{stage}.json"
         if not path.is_file():
             continue
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        first = next(iter(parts.values()))
-        versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-        commits = ", ".join(sorted({record["commit"] for record in parts.values()}))
-        lines += [f"## {stage}", f"[{stage}.json]({stage}.json): {first['device']}, {versions}; commit {commits}.", ""]
+        lines += [f"## {stage}", f"[{stage}.json]({stage}.json): {origins(load(path)['parts'].values(), path)}.", ""]
         for kind in kinds:
             lines += [f"<!-- table: {kind} {stage}.json -->", "<!-- end of table -->", ""]
         lines += [f"![{path.stem}](plots/{path.name})\n" for path in plots.get(stage, [])]
-    return filled("\n".join(lines).rstrip() + "\n", folder)
+    return filled("\n".join(lines).rstrip() + "\n", folder, str(folder / "README.md"))
+
+
+def origins(records: Iterable[Result], path: Path) -> str:
+    """Every device, set of versions and commit of some records, with the days."""
+    found: dict[str, list[str]] = {}
+    try:
+        for record in records:
+            versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+            found.setdefault(f"{record['device']}, {versions}; commit {record['commit']}", []).append(
+                record["when"][:10]
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: a part without its origin ({error}); put the file back as it was measured") from error
+    return "; and ".join(f"{name}, {' to '.join(sorted({min(days), max(days)}))}" for name, days in found.items())
 
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with its tables as the results have them."""
     for page in PAGES:
-        yield page, filled(page.read_text(encoding="utf-8"), RESULTS)
+        yield page, filled(page.read_text(encoding="utf-8"), RESULTS, page.name)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -253,19 +314,41 @@ def main(arguments: list[str] | None = None) -> int:
     add("--check", action="store_true", help="write nothing; 1 where a table differs from its file")
     add("--gpu", type=Path, default=GPU, help="folder of the harness's results (default: benchmarks/results/gpu)")
     args = parser.parse_args(arguments)
-    old = [page for page, text in pages() if page.read_text(encoding="utf-8") != text]
-    if args.check:
-        for page in old:
-            print(f"{page.relative_to(ROOT)}: a table differs from its file; run python benchmarks/figures.py")
-        return int(bool(old))
+    if args.gpu != GPU and not args.gpu.is_dir():
+        print(f"error: --gpu {args.gpu}: no such folder", file=sys.stderr)
+        return 1
+    try:
+        return check(args.gpu) if args.check else write(args.gpu)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def check(gpu: Path) -> int:
+    """Whether all pages are what their files say."""
+    made = list(pages())
+    if any(gpu.glob("*.json")):
+        made.append((gpu / "README.md", gpu_page(gpu, gpu_plots(gpu))))
+    old = [page for page, text in made if not page.is_file() or page.read_text(encoding="utf-8") != text]
+    for page in old:
+        print(f"{page}: a table or figure differs from its file; run python benchmarks/figures.py")
+    return int(bool(old))
+
+
+def write(gpu: Path) -> int:
+    """Make all pages and plots, once everything could be read."""
+    made = list(pages())
+    if gpu.is_dir():
+        gpu_page(gpu, {})
     from benchmarks import figures_plots
 
-    for page, text in pages():
+    for page, text in made:
         page.write_text(text, encoding="utf-8")
-    figures_plots.beside_trl(RESULTS, PLOTS)
-    if args.gpu.is_dir():
-        plots = figures_plots.gpu(args.gpu, args.gpu / "plots")
-        (args.gpu / "README.md").write_text(gpu_page(args.gpu, plots), encoding="utf-8")
+    if PAGES:
+        figures_plots.beside_trl(RESULTS, PLOTS)
+    if any(gpu.glob("*.json")):
+        figures_plots.gpu(gpu, gpu / "plots")
+        (gpu / "README.md").write_text(gpu_page(gpu, gpu_plots(gpu)), encoding="utf-8")
     return 0
 
 

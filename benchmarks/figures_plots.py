@@ -1,6 +1,5 @@
 """The plots of benchmarks/figures.py: bars of ratios, loss curves of both sides, memory, the roofline."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from benchmarks.figures_raw import load
 from benchmarks.gpu.stages.kernels import joined
 from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
@@ -25,10 +25,6 @@ FILES = {  # of the comparison on a CPU: what each file is of
     "vs_trl_curve_smollm2.json": "SmolLM2-135M, 4 pairs\nof at most 128 tokens",
 }
 CURVE = "vs_trl_curve_smollm2.json"
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def bars(axes: Any, groups: dict[str, dict[str, float]], form: str) -> None:
@@ -72,7 +68,7 @@ def save(figure: Any, path: Path) -> Path:
 
 def beside_trl(results: Path, folder: Path) -> Path:
     """vs_trl_cpu.png: CPU time and memory as each file has them, and the losses of the longest run."""
-    found = {label: read(results / name) for name, label in FILES.items()}
+    found = {label: load(results / name) for name, label in FILES.items()}
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(13, 4.2), constrained_layout=True, gridspec_kw={"width_ratios": (1.25, 1, 1.1)}
     )
@@ -89,7 +85,7 @@ def beside_trl(results: Path, folder: Path) -> Path:
     bars(middle, memory, "{:.1f}")
     middle.set_yticks([])
     middle.set_xlabel("peak memory, GiB")
-    curve = read(results / CURVE)
+    curve = load(results / CURVE)
     worst = max(curve["largest_loss_difference"].values())
     curves(right, {mode: runs[0]["loss"] for mode, runs in curve["rounds"].items()},
            f"{FILES[CURVE].replace(chr(10), ' ')}:\nlosses differ by {worst:.0e} at most")  # fmt: skip
@@ -131,20 +127,31 @@ def steps(stage: dict[str, Any], folder: Path) -> Path | None:
     return save(figure, folder / "steps.png")
 
 
+def under_one_roof(whole: dict[str, Any]) -> dict[str, Any]:
+    """With every time as it would be under the first part's limits at the same share of them, so that a plot with one
+    roof shows each op's share of what its own process measured."""
+    limits = whole["limits"]
+    rows = []
+    for row in whole["results"]:
+        least = 1e3 * max(row["bytes"] / limits["bandwidth"], row["flops"] / limits["matmul"])
+        rows.append(row | {"milliseconds": least / row["share_of_limit"]})
+    return whole | {"results": rows}
+
+
 def gpu(folder: Path, plots: Path) -> dict[str, list[Path]]:
     """What a folder of the harness's results gives, by stage: roofline and bars of kernels, steps, real runs."""
     made: dict[str, list[Path]] = {"kernels": [], "steps": [], "real": []}
     if (folder / "kernels.json").is_file():
-        whole = joined(read(folder / "kernels.json")["parts"])
+        whole = joined(load(folder / "kernels.json")["parts"])
         if whole is not None and whole["results"]:
             plots.mkdir(parents=True, exist_ok=True)
             for name in ("roofline", "ratios"):
-                getattr(kernel_plots, name)(whole, plots / f"kernels_{name}.png")
+                getattr(kernel_plots, name)(under_one_roof(whole), plots / f"kernels_{name}.png")
                 made["kernels"].append(plots / f"kernels_{name}.png")
-    if (folder / "steps.json").is_file() and (path := steps(read(folder / "steps.json"), plots)):
+    if (folder / "steps.json").is_file() and (path := steps(load(folder / "steps.json"), plots)):
         made["steps"].append(path)
     if (folder / "real.json").is_file():
-        stage = read(folder / "real.json")
+        stage = load(folder / "real.json")
         if path := real(stage, plots):
             made["real"].append(path)
         if (found := paper(stage)) is not None:

@@ -14,7 +14,8 @@ class Table(Generic[T]):
     """Tiles by (generation, kinds ..., largest size).
 
     A generation is ten times the compute capability's first number and its second: 80, 90. The line for a size is the
-    one with the smallest "largest size" that holds it, of the newest generation that is not newer than the device.
+    one with the smallest "largest size" that holds it among generations that are not newer than the device, and of
+    those the newest; a device older than all lines takes the oldest.
 
     The lines are a plain dict literal, one line each: `benchmarks/gpu` writes the winners of its search into them.
     """
@@ -29,13 +30,14 @@ class Table(Generic[T]):
         Raises:
             KeyError: there is none.
         """
-        own = [key for key in self.lines if key[1:-1] == kinds and int(key[-1]) >= size]
-        if not own:
-            raise KeyError(f"no tile for {kinds} of size {size}")
-        bound = min(int(key[-1]) for key in own)
-        generations = sorted(int(key[0]) for key in own if key[-1] == bound)
         generation = 10 * capability[0] + capability[1]
-        newest = max((g for g in generations if g <= generation), default=generations[0])
+        fit = [key for key in self.lines if key[1:-1] == kinds and int(key[-1]) >= size]
+        if not fit:
+            raise KeyError(f"no tile for {kinds} of size {size}")
+        oldest = min(int(key[0]) for key in fit)  # serves devices older than every line
+        own = [key for key in fit if int(key[0]) <= max(generation, oldest)]
+        bound = min(int(key[-1]) for key in own)
+        newest = max(int(key[0]) for key in own if key[-1] == bound)
         return (newest, *kinds, bound)
 
     def find(self, capability: tuple[int, int], *kinds: str, size: int) -> T:

@@ -19,7 +19,8 @@ from types import FrameType
 from benchmarks.gpu import check, plan
 from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.runner import Runner, calls_of
+from benchmarks.gpu.runner import SETUP, Runner, calls_of
+from rmfast.errors import UserError
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,7 +38,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="SmolLM2-135M-Instruct: Hugging Face folder or .gguf file")
     add("--data", type=Path, help="folder of preference data")
     add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "rmfast-gpu", help="(default: %(default)s)")
-    add("--commit", help="of this tree, where it came without git")
+    add("--commit", help="of this tree; must be given where it came without git")
+    add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
     add("--workers", type=int, help="parts side by side, where they may (default: by stage)")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
     add("--show", action="store_true", help="print the tables of what is there")
@@ -62,15 +64,63 @@ def tables(results: Results, left: list[Part]) -> None:
     print(f"\n{len(left)} parts left" + (f": {', '.join(part.label for part in left[:12])}" if left else ""))
 
 
+def too_long(part: Part, budget: float) -> str:
+    """Why a part can never start."""
+    why = f"{part.label} takes about {part.seconds:.0f} s and can never start"
+    return f"--budget {budget:.0f}: {why}; give {part.seconds + SETUP + 5:.0f} or more"
+
+
+def writable(option: str, folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {folder}: cannot be written to ({error.strerror}); name another folder") from error
+
+
+def clean(folder: Path) -> None:
+    """Remove what calls that were killed left half written."""
+    for path in [*folder.glob("*.partial"), *folder.glob("verified.[0-9]*")]:
+        path.unlink(missing_ok=True)
+
+
+def chosen(option: str, words: list[str] | None, parts: list[Part]) -> list[Part]:
+    """Parts whose label holds one of some words.
+
+    Raises:
+        UserError: a word is in none.
+    """
+    for word in words or ():
+        if not any(word in part.label for part in parts):
+            raise UserError(f"{option} {word}: in the name of no part; {', '.join(part.label for part in parts)}")
+    return [part for part in parts if any(word in part.label for word in words or ())]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point: 0 if nothing is left, 3 if another call is needed, 1 if something is missing or cannot be used."""
+    """Entry point: 0 if nothing is left, 3 if another call is needed, 1 if something is missing or cannot be used;
+    2 for bad input."""
     start = time.monotonic()
     args = parse(arguments)
+    try:
+        return work(args, start)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def work(args: argparse.Namespace, start: float) -> int:
+    """The entry point's work."""
     tiny = args.size == "tiny"
     device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
     settings = Settings(
         out=args.out or Path(),
-        scratch=args.scratch,
+        scratch=args.scratch.resolve(),
         tiny=tiny,
         device="cuda" if device["cuda"] else "cpu",
         arch=device["capability"] or 90,
@@ -78,38 +128,55 @@ def main(arguments: list[str] | None = None) -> int:
         data=args.data and args.data.resolve(),
     )
     parts = plan.parts(settings, tuple(args.stages))
+    again = chosen("--again", args.again, parts)
     if args.only:
-        parts = [part for part in parts if any(word in part.label for word in args.only)]
+        parts = chosen("--only", args.only, parts)
     if args.check:
         lines, good = check.report(settings, device, parts)
         print("\n".join(lines))
-        for number, call in enumerate(calls_of(parts, args.budget), 1):
+        long = [part for part in parts if part.seconds + SETUP > args.budget]
+        for part in long:
+            print(too_long(part, args.budget))
+        for number, call in enumerate(calls_of([part for part in parts if part not in long], args.budget), 1):
             print(f"call {number}: {', '.join(part.label for part in call)}")
-        return int(not good)
+        return int(not good or bool(long))
     results = Results(args.out)
     if args.show:
+        if not args.out.is_dir():
+            raise UserError(f"--out {args.out}: no such folder")
         tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
         return 0
     name = "tiny" if tiny else device.get("name", "none")
-    other = check.same_device(args.out, name)
-    if other is not None:
-        print(
-            f"error: --out {args.out}: holds results of {other}, this is {name}; name another folder", file=sys.stderr
-        )
+    commit = check.commit(args.commit)
+    if commit is None:
+        print("error: --commit: this tree has no .git; name the commit that it is of", file=sys.stderr)
+        return 1
+    origin = {"device": name, "versions": check.versions(), "commit": commit, "size": args.size}
+    other = check.other_origin(results, origin)
+    if other is not None and not args.mix:
+        print(f"error: --out {args.out}: {other}; name another folder, or --mix to have both in it", file=sys.stderr)
         return 1
     if not tiny and not device["cuda"]:
         print("error: torch finds no CUDA device; --size tiny checks the harness on a CPU", file=sys.stderr)
+        return 1
+    if not tiny and (busy := check.others()):
+        print(f"error: other processes compute on the device; end them first: {'; '.join(busy)}", file=sys.stderr)
         return 1
     lacking = check.missing(settings)
     for part in [part for part in parts if check.blocked(part, lacking)]:
         print(f"{part.label}: left out, {lacking[check.blocked(part, lacking)[0]]}")
         parts.remove(part)
-    for part in parts:
-        if args.again and any(word in part.label for word in args.again):
-            results.forget(part.stage, part.name)
-    args.scratch.mkdir(parents=True, exist_ok=True)
-    origin = {"device": name, "versions": check.versions(), "commit": check.commit(args.commit), "size": args.size}
+    for folder in (("--out", args.out), ("--scratch", args.scratch)):
+        writable(*folder)
+    clean(args.out)
+    for part in again:
+        results.forget(part.stage, part.name)
     runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
+
+    long = runner.too_long(parts)
+    for part in long:
+        print(f"error: {too_long(part, args.budget)}", file=sys.stderr)
+        parts.remove(part)
 
     def end(number: int, _frame: FrameType | None) -> None:
         runner.stop()
@@ -118,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, end)
     left = runner.run(parts)
     tables(results, left)
-    return 3 if left else int(bool(lacking))
+    return 3 if left else int(bool(lacking or long))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.data import ALPACA, HH, RMB
-from benchmarks.gpu.parts import ROOT, Part, Settings
+from benchmarks.gpu.parts import ROOT, Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.results import STAGES, Results
 
 # Distributions that rmfast imports, with the module that shows them.
 PACKAGES = {
@@ -30,12 +34,49 @@ print(json.dumps(found))
 """
 
 
+IMPORTS = """
+from importlib.util import find_spec
+from transformers import AutoModelForSequenceClassification, LlamaConfig
+import torch, rmfast.kernels, benchmarks.lengths
+config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                     num_key_value_heads=1, num_labels=1, pad_token_id=0)
+model = AutoModelForSequenceClassification.from_config(config)
+model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+if find_spec("trl"):
+    from trl import RewardConfig, RewardTrainer
+if find_spec("liger_kernel"):
+    from transformers.integrations.liger import apply_liger_kernel
+"""
+
+
 def probe() -> dict[str, Any]:
     """Whether torch finds a CUDA device, and which; asked in another process: this one holds no memory on it."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if done.returncode:
         return {"cuda": False, "capability": 0, "memory_gib": 0.0, "error": done.stderr.strip().splitlines()[-1]}
     return json.loads(done.stdout)
+
+
+def others(command: Sequence[str] = ("nvidia-smi",)) -> list[str]:
+    """Processes that compute on the device, as nvidia-smi shows them; figures taken beside them would be theirs too."""
+    if shutil.which(command[0]) is None:
+        return []
+    asked = [*command, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+
+
+def imports(settings: Settings) -> str | None:
+    """Why transformers or trl cannot be used in the commands' own environment, or None."""
+    with tempfile.TemporaryDirectory() as scratch:
+        call = Call(replace(settings, scratch=Path(scratch), out=Path(scratch)), time.monotonic() + 300.0)
+        try:
+            call.run(sys.executable, "-P", "-c", IMPORTS)
+        except Cut:
+            return "importing them takes more than 300 s"
+        except Failed as error:
+            return f"cannot be used: {str(error).strip().splitlines()[-1]}"
+    return None
 
 
 def packages(*modules: str) -> Callable[[Settings], str | None]:
@@ -106,6 +147,8 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     else:
         lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
     lines += [f"  {name:<10}{lacking.get(name, 'ok')}" for name in NEEDS]
+    broken = None if "packages" in lacking else imports(settings)
+    lines.append(f"  {'imports':<10}{broken or 'ok'}")
     for name in ("torch", "triton", "transformers", "trl", "liger_kernel", "datasets", "pydantic", "numpy"):
         try:
             lines.append(f"  {name:<14}{version(name)}")
@@ -116,17 +159,18 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     without = [part.label for part in plan if blocked(part, lacking)]
     if without:
         lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")
-    return lines, not lacking
+    return lines, not lacking and broken is None
 
 
-def commit(given: str | None) -> str:
-    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it."""
+def commit(given: str | None, root: Path = ROOT) -> str | None:
+    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it; None where
+    nobody knows."""
     if given:
         return given
-    if shutil.which("git") is None:
-        return "unknown"
-    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    if shutil.which("git") is None or not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
@@ -140,11 +184,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def same_device(results: Path, device: str) -> str | None:
-    """Another device or size that a folder of results was made with, or None."""
-    for path in sorted(results.glob("*.json")):
-        text = json.loads(path.read_text(encoding="utf-8"))
-        for record in text.get("parts", {}).values():
-            if record["device"] != device:
-                return str(record["device"])
+def other_origin(results: Results, origin: dict[str, Any]) -> str | None:
+    """What tells results that are there from this machine and tree, both named; None where nothing does. A package
+    that only one side has is no difference: what needs it is not in the other's results."""
+    for stage in STAGES:
+        for name, record in results.stage(stage).items():
+            for key in ("device", "size", "commit"):
+                if record.get(key, origin[key]) != origin[key]:
+                    return f"{stage}/{name} is of {key} {record[key]}, this is {origin[key]}"
+            for package, own in origin["versions"].items():
+                if record.get("versions", {}).get(package, own) != own:
+                    return f"{stage}/{name} is of {package} {record['versions'][package]}, this is {own}"
     return None

@@ -1,5 +1,6 @@
 """What the harness is made of: parts of work that are done once, and what a part is given to do it with."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("rmfast", "benchmarks", "tests")
+GUARD = Path(__file__).with_name("guard.py")
 TAIL = 4000  # characters of a part's output that its error and the log keep
 
 
@@ -21,6 +25,12 @@ class Cut(Exception):
 
 class Failed(Exception):
     """A command of the part ended with an error; the message holds the end of what it wrote."""
+
+
+@cache
+def lifeline() -> tuple[int, int]:
+    """A pipe that ends with this process: commands are given its reading end, and end with it."""
+    return os.pipe()
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,11 @@ class Settings:
     data: Path | None
 
 
+def set_up(settings: Settings, stage: str) -> Path:
+    """The note in scratch that a stage's setup is done on this machine."""
+    return settings.scratch / stage / "set_up"
+
+
 @dataclass(eq=False)
 class Call:
     """One run of a part: commands that end when its time does, and what they wrote."""
@@ -53,6 +68,7 @@ class Call:
     settings: Settings
     deadline: float  # of time.monotonic
     written: list[str] = field(default_factory=list)
+    stopped: bool = False
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -60,23 +76,21 @@ class Call:
         """Run a command in the repository's root; what it wrote.
 
         Raises:
-            Cut: the time was over.
+            Cut: the time was over, or the call was stopped.
             Failed: it ended with an error.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise Cut
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        verdicts = str(self.settings.out.resolve() / "verified.json")
-        own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        own |= {"RMFAST_VERIFIED": verdicts} | environment
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
-        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        pipe = lifeline()[0]
+        guard = [sys.executable, "-I", "-S", str(GUARD), str(pipe)]
         with self._lock:
+            if self.stopped:
+                raise Cut
             process = subprocess.Popen(
-                [str(word) for word in command],
-                cwd=ROOT, env=inherited | own | hidden, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                [*guard, *map(str, command)],
+                cwd=ROOT, env=self.environment() | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True, pass_fds=[pipe],
             )  # fmt: skip
             self._running.add(process)
         try:
@@ -86,15 +100,34 @@ class Call:
         finally:
             self._end(process)
         text = output.decode(errors="replace")
+        if self.stopped:
+            raise Cut
         self.written.append(f"$ {' '.join(map(str, command))}\n{text}")
         if process.returncode:
             raise Failed(f"{command[1] if len(command) > 1 else command[0]} ended with code {process.returncode}:\n"
                          f"{text[-TAIL:]}")  # fmt: skip
         return text
 
+    def environment(self) -> dict[str, str]:
+        """Of all commands. Their path holds this tree's packages by links, for the root holds `kernels` too, the name
+        of a package that transformers may import; what they put aside lies in scratch."""
+        links = self.folder("path")
+        for name in PACKAGES:
+            with contextlib.suppress(FileExistsError):
+                (links / name).symlink_to(ROOT / name, target_is_directory=True)
+        given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        own = {
+            "PYTHONPATH": os.pathsep.join([str(links), *(path for path in given if Path(path).resolve() != ROOT)]),
+            "RMFAST_VERIFIED": str(self.settings.out.resolve() / "verified.json"),
+            "TMPDIR": str(self.folder("tmp")), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
+        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        return inherited | own | hidden
+
     def python(self, program: str, *arguments: object, **environment: str) -> str:
         """Run a program of this repository: a file's path, or a module's name."""
-        start = [program] if program.endswith(".py") else ["-m", program]
+        start = [program] if program.endswith(".py") else ["-P", "-m", program]
         return self.run(sys.executable, *start, *arguments, **environment)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -106,7 +139,9 @@ class Call:
             process.wait()
 
     def stop(self) -> None:
-        """End all commands that still run."""
+        """End all commands that still run, and start no other."""
+        with self._lock:
+            self.stopped = True
         for process in list(self._running):
             self._end(process)
 
@@ -128,6 +163,8 @@ class Part:
         run: does it; what it returns is kept as JSON.
         shared: runs beside other parts of its stage; for parts that time nothing.
         needs: names in `check.NEEDS` without which it cannot run.
+        keeps: goes on where it was cut off.
+        setup: seconds more that the first part of its stage takes on a machine.
     """
 
     stage: str
@@ -136,6 +173,8 @@ class Part:
     run: Callable[[Call], dict[str, Any]]
     shared: bool = False
     needs: tuple[str, ...] = ()
+    keeps: bool = False
+    setup: float = 0.0
 
     @property
     def label(self) -> str:

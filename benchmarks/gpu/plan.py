@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.gpu.parts import Part, Settings
+from benchmarks.gpu.results import STAGES
 from benchmarks.gpu.stages import kernels, real, steps, suite, tiles
 
-STAGES = ("suite", "kernels", "tiles", "steps", "real")
 LINES: dict[str, Callable[[dict[str, dict[str, Any]]], list[str]]] = {
     "suite": suite.lines, "kernels": kernels.lines, "tiles": tiles.lines, "steps": steps.lines, "real": real.lines,
 }  # fmt: skip

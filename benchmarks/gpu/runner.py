@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any
 
-from benchmarks.gpu.parts import TAIL, Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.parts import TAIL, Call, Cut, Failed, Part, Settings, set_up
 from benchmarks.gpu.results import Results, settled
 
 GRACE = 50.0  # seconds beyond the budget after which a part that was started in it is cut off
+SETUP = 15.0  # seconds of a call before its first part, about
 WORKERS = {"suite": 8, "real": 4}  # parts of a stage that run side by side
 
 
@@ -29,13 +30,14 @@ class Runner:
     ) -> None:  # fmt: skip
         self.settings, self.results, self.origin = settings, results, origin
         self.end = start + budget
+        self.most = min(budget - SETUP, self.end - time.monotonic() - 1.0)
         self.workers = workers
         self.calls: set[Call] = set()
         self.stopped = False
 
     def run(self, plan: Sequence[Part]) -> list[Part]:
         """Run parts; those that are left for another call."""
-        left = [part for part in plan if not settled(self.results.stage(part.stage).get(part.name))]
+        left = self.unsettled(plan)
         tried: set[str] = set()
         while True:
             ready = [p for p in left if p.label not in tried and time.monotonic() + self.expected(p) <= self.end]
@@ -47,13 +49,30 @@ class Runner:
             with ThreadPoolExecutor(max_workers=count if first.shared else 1) as pool:
                 list(pool.map(self.one, together))
             tried |= {part.label for part in together}
-            left = [part for part in left if not settled(self.results.stage(part.stage).get(part.name))]
+            left = self.unsettled(left)
         return left
 
+    def unsettled(self, plan: Sequence[Part]) -> list[Part]:
+        """The parts that are to be run."""
+        commit = self.origin.get("commit")
+        return [part for part in plan if not settled(self.results.stage(part.stage).get(part.name), commit)]
+
+    def too_long(self, plan: Sequence[Part]) -> list[Part]:
+        """The parts that no call of this budget can start."""
+        return [part for part in self.unsettled(plan) if self.guess(part) > self.most]
+
+    def guess(self, part: Part) -> float:
+        """Seconds as guessed, with the stage's setup where this machine has not seen it."""
+        done = not part.setup or set_up(self.settings, part.stage).is_file()
+        return part.seconds + (0.0 if done else part.setup)
+
     def expected(self, part: Part) -> float:
-        """Seconds that a part may take: as guessed, or half as long again as it was given when it was cut off."""
+        """Seconds that a part may take: as guessed, or half as long again as it was given when it was cut off, but no
+        more than a call has for its first part. One that goes on where it was cut keeps its guess."""
         before = self.results.stage(part.stage).get(part.name, {})
-        return max(part.seconds, 1.5 * before["seconds"]) if before.get("status") == "cut" else part.seconds
+        if before.get("status") != "cut" or part.keeps:
+            return self.guess(part)
+        return max(self.guess(part), min(1.5 * before["seconds"], self.most))
 
     def one(self, part: Part) -> None:
         """Run a part and keep what comes out."""
@@ -78,7 +97,9 @@ class Runner:
             return
         seconds = time.monotonic() - begin
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        self.results.record(part.stage, part.name, seconds=round(seconds, 2), when=when, **self.origin, **record)
+        self.results.record(
+            part.stage, part.name, keeps=part.keeps, seconds=round(seconds, 2), when=when, **self.origin, **record
+        )
         output = "\n".join(call.written)
         self.results.log(f"== {part.label} {record['status']} after {seconds:.0f} s\n{output[-5 * TAIL :]}\n")
         print(f"{part.label}: {record['status']}, {seconds:.0f} s", flush=True)
@@ -96,13 +117,16 @@ def calls_of(plan: Sequence[Part], budget: float) -> list[list[Part]]:
     """The plan dealt into calls of a budget by the guessed seconds, as `Runner` would with an empty folder."""
     calls: list[list[Part]] = []
     left = list(plan)
+    ready: set[str] = set()  # stages that are set up
     while left:
         taken: list[Part] = []
         spent = 0.0
         for part in left:
             own = part.seconds / (WORKERS.get(part.stage, 1) if part.shared else 1)
+            own += 0.0 if part.stage in ready else part.setup
             if spent + own <= budget:
                 taken.append(part)
+                ready.add(part.stage)
                 spent += own
         if not taken:
             raise ValueError(f"{left[0].label} takes {left[0].seconds:.0f} s: more than the budget of {budget:.0f} s")

@@ -1,19 +1,22 @@
 """The search for tiles and warps: `python -m benchmarks.gpu.search --target NAME --arch 90 --json OUT`.
 
 Every candidate is compiled first, by the rules of benchmarks/kernels/aot.py: one that spills or wants more shared
-memory than the device has is not timed. The others take turns with the tile that the table holds, first all of them
-briefly, then the five fastest. Without a GPU nothing is timed and there is no winner.
+memory than the device has is not timed. The others are timed briefly, then the five fastest of those that compute
+what plain torch does take turns with the tile that the table holds, which is timed twice a round. A winner is one of
+the five and faster by 3 % and by as much as these two times differ. Without a GPU nothing is timed and there is no
+winner.
 """
 
 import argparse
-import contextlib
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.targets import Target, targets
 from benchmarks.kernels.aot import Built, Variant, build_all, hard_faults, variant
@@ -33,7 +36,7 @@ def variants(target: Target, tile: Any, arch: int) -> list[Variant]:
     table = target.table[2]
     key = target.key(capability)
     with recording(capability) as started, table.replaced((arch, *key[1:]), tile):
-        for call in target.calls(torch.device("cpu"), True):
+        for call, _ in target.calls(torch.device("cpu"), True):
             call()
     return [variant(target.op, arch, one) for one in started if one.kernel.__name__ == target.kernel]
 
@@ -56,29 +59,77 @@ def compiled(target: Target, tiles: list[Any], arch: int, processes: int) -> lis
     return rows
 
 
-def timed(target: Target, tiles: list[Any], arch: int, device: torch.device) -> dict[int, float]:
-    """Milliseconds of those tiles that run, by their place; those of the first round alone of all but the fastest."""
+@dataclass
+class Times:
+    """Of one tile: milliseconds of its first calls, of its rounds if it is a finalist, and why it is out of the race.
+    The tile that holds has two times a round, before and after the others."""
+
+    first: float | None = None
+    rounds: list[float] = field(default_factory=list)
+    fault: str | None = None
+
+
+def differs(found: Any, true: tuple[Tensor, ...]) -> str | None:
+    """How far a call's outputs are from plain torch's, where that is too far."""
+    outputs = (found,) if isinstance(found, Tensor) else tuple(found)
+    for place, (own, right) in enumerate(zip(outputs, true, strict=False)):
+        loose = 1e-3 if right.dtype == torch.float32 == own.dtype else 3e-2
+        error, size = (own.double() - right.double()).abs().max().item(), right.double().abs().max().item()
+        if not error <= loose * max(size, 1e-3):
+            return f"wrong: output {place} differs by {error:.1e} at values up to {size:.1e}"
+    return None
+
+
+def usable(device: torch.device, error: Exception) -> None:
+    """End the search where an error has cost the process its device: nothing after it would be true.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    if device.type == "cuda":
+        try:
+            torch.cuda.synchronize(device)
+            torch.zeros(1, device=device).add_(1).item()
+        except Exception:
+            raise RuntimeError(f"the device is lost to this process: {error}") from error
+
+
+def timed(target: Target, tiles: list[Any], arch: int, device: torch.device, *, small: bool = False) -> list[Times]:
+    """Times of tiles, the one that holds first: all briefly, then the fastest that compute what plain torch does."""
     torch.manual_seed(SEED)
-    calls = target.calls(device, False)
+    calls = target.calls(device, small)
     table, key = target.table[2], target.key((arch // 10, arch % 10))
+    found = [Times() for _ in tiles]
 
     def once(place: int, count: int) -> float:
         with table.replaced((arch, *key[1:]), tiles[place]):
-            return sum(median(measure(call, device, calls=count).milliseconds) for call in calls)
+            return sum(median(measure(call, device, calls=count).milliseconds) for call, _ in calls)
 
-    found: dict[int, float] = {}
-    for place in range(len(tiles)):
-        with contextlib.suppress(Exception):  # what the device refuses has no time
+    def wrong(place: int) -> str | None:
+        with table.replaced((arch, *key[1:]), tiles[place]):
+            return next((why for (call, _), true in zip(calls, truths, strict=True) if (why := differs(call(), true))),
+                        None)  # fmt: skip
+
+    for place, own in enumerate(found):
+        try:
             once(place, 1)
-            found[place] = once(place, FIRST_CALLS)
-    fastest = sorted(found, key=lambda place: found[place])[:FINAL]
-    if 0 in found:  # the tile that holds
-        fastest = [0, *(place for place in fastest if place)]
-    rounds: dict[int, list[float]] = {place: [] for place in fastest}
+            own.first = once(place, FIRST_CALLS)
+        except Exception as error:  # what the device refuses has no time; it is kept
+            own.fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            usable(device, error)
+    truths = [truth() for _, truth in calls]
+    final: list[int] = []
+    for place in sorted(
+        (i for i, own in enumerate(found) if own.first is not None), key=lambda i: found[i].first or 0.0
+    ):
+        if place == 0 or len([other for other in final if other]) < FINAL:
+            found[place].fault = wrong(place)
+            final += [place] if found[place].fault is None else []
+    final.sort()  # the tile that holds first
     for _ in range(ROUNDS):
-        for place in fastest:
-            rounds[place].append(once(place, FINAL_CALLS))
-    return found | {place: median(spent) for place, spent in rounds.items()}
+        for place in final + ([0] if 0 in final else []):
+            found[place].rounds.append(once(place, FINAL_CALLS))
+    return found
 
 
 def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
@@ -94,16 +145,22 @@ def search(
     it is."""
     fit = [place for place, row in enumerate(rows) if not row["faults"]]
     if device.type == "cuda":
-        times = timed(target, [tiles[place] for place in fit], arch, device)
-        for at, spent in times.items():
-            rows[fit[at]]["milliseconds"] = spent
-    ranked = sorted((row for row in rows if "milliseconds" in row), key=lambda row: row["milliseconds"])
+        for place, times in zip(fit, timed(target, [tiles[place] for place in fit], arch, device), strict=True):
+            if times.fault is not None:
+                rows[place]["faults"] = [times.fault]
+            elif times.rounds:
+                rows[place] |= {"milliseconds": median(times.rounds), "rounds": times.rounds}
+            rows[place]["first_milliseconds"] = times.first
+    held = rows[0].get("rounds")
+    spread = abs(median(held[::2]) / median(held[1::2]) - 1) if held else 0.0
     now = rows[0].get("milliseconds")
-    better = [row for row in ranked if now is None or now / row["milliseconds"] >= WORTH]
+    ranked = sorted((row for row in rows[1:] if "rounds" in row), key=lambda row: row["milliseconds"])
+    better = [row for row in ranked if now is None or now / row["milliseconds"] >= WORTH + spread]
     key = target.key((arch // 10, arch % 10))
     return {
         "name": target.name, "table": target.table[0], "file": target.table[1], "key": [arch, *key[1:]],
-        "held": rows[0]["tile"], "held_milliseconds": now, "winner": better[0]["tile"] if better else None,
+        "held": rows[0]["tile"], "held_milliseconds": now, "held_spread": spread,
+        "winner": better[0]["tile"] if better else None,
         "winner_milliseconds": better[0]["milliseconds"] if better else None, "tried": rows,
     }  # fmt: skip
 

@@ -16,17 +16,22 @@ from torch import Tensor
 
 from benchmarks.lengths import draw_groups
 from rmfast.kernels import prefix_layout
+from rmfast.kernels.attention import reference as attention_reference
 from rmfast.kernels.attention import tiles as attention_tiles
 from rmfast.kernels.attention import triton as attention
+from rmfast.kernels.contrastive.info_nce import reference as nce_reference
 from rmfast.kernels.contrastive.info_nce import tiles as nce_tiles
 from rmfast.kernels.contrastive.info_nce import triton as nce
+from rmfast.kernels.contrastive.sinkhorn import reference as sinkhorn_reference
 from rmfast.kernels.contrastive.sinkhorn import tiles as sinkhorn_tiles
 from rmfast.kernels.contrastive.sinkhorn import triton as sinkhorn
+from rmfast.kernels.head.log_prob import reference as log_prob_reference
 from rmfast.kernels.head.log_prob import tiles as log_prob_tiles
 from rmfast.kernels.head.log_prob import triton as log_prob
 from rmfast.kernels.tables import Key, Table
 
 Thunk = Callable[[], Any]
+Pair = tuple[Thunk, Thunk]  # a launcher call, and plain torch's of it: the first of its outputs, or all
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Target:
         kinds, size: the line, as `Table.key` is asked for it.
         kernel: the name of the Triton kernel that reads it.
         candidates: tiles to try beside the one that holds.
-        calls: makes launcher calls on a device, whose times are added up. Small where nothing is to be timed.
+        calls: makes launcher calls on a device, whose times are added up, each with the call of plain torch that it
+            must agree with. Small where nothing is to be timed.
     """
 
     op: str
@@ -47,7 +53,7 @@ class Target:
     size: int
     kernel: str
     candidates: tuple[Any, ...]
-    calls: Callable[[torch.device, bool], list[Thunk]]
+    calls: Callable[[torch.device, bool], list[Pair]]
 
     @property
     def name(self) -> str:
@@ -61,18 +67,28 @@ def normal(device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat1
     return torch.randn(shape, device=device).to(dtype)
 
 
-def attention_calls(which: str, dim: int, device: torch.device, small: bool) -> list[Thunk]:
-    calls: list[Thunk] = []
+def attention_truth(grad: Tensor | None, *inputs: Tensor, layout: Tensor, scale: float) -> tuple[Tensor, ...]:
+    leaves = [x.detach().requires_grad_(grad is not None) for x in inputs]
+    q, k, v = leaves
+    out = attention_reference.prefix_attention(q, k, v, layout, None, scale=scale, window=None, softcap=None)
+    return (out,) if grad is None else torch.autograd.grad(out, leaves, grad)
+
+
+def attention_calls(which: str, dim: int, device: torch.device, small: bool) -> list[Pair]:
+    calls: list[Pair] = []
     for lengths in ("tiny",) if small else ("hh", "long"):
         layout = prefix_layout(draw_groups(lengths, 96 if small else 16384)).to(device)
         q, k, v = (normal(device, layout.shape[1], heads, dim) for heads in (32, 8, 8))
         options = (layout, None, dim**-0.5, None, None)
         forward = partial(attention.prefix_attention_fwd, q, k, v, *options)
+        truth = partial(attention_truth, layout=layout, scale=dim**-0.5)
         if which == "fwd":
-            calls.append(forward)
+            calls.append((forward, partial(truth, None, q, k, v)))
             continue
         out, lse = forward()
-        calls.append(partial(attention.prefix_attention_bwd, normal(device, *q.shape), q, k, v, out, lse, *options))
+        grad = normal(device, *q.shape)
+        backward = partial(attention.prefix_attention_bwd, grad, q, k, v, out, lse, *options)
+        calls.append((backward, partial(truth, grad, q, k, v)))
     return calls
 
 
@@ -92,17 +108,23 @@ def attention_targets() -> Iterator[Target]:
             )  # fmt: skip
 
 
-def nce_calls(which: str, device: torch.device, small: bool) -> list[Thunk]:
+def nce_truth(backward: bool, *inputs: Any) -> tuple[Tensor, ...]:
+    loss, *kept = nce_reference.info_nce_fwd(*inputs)
+    return nce_reference.info_nce_bwd(torch.ones_like(loss), *inputs[:3], *kept, inputs[3]) if backward else (loss,)
+
+
+def nce_calls(which: str, device: torch.device, small: bool) -> list[Pair]:
     width = 128 if which == "resident" else 1024
     rows = 64 if small else 8192
     q, k = normal(device, rows, width), normal(device, rows, width)
     positive = torch.arange(rows, device=device)
     forward = partial(nce.info_nce_fwd, q, k, positive, 0.05)
+    truth = partial(nce_truth, which != "forward", q, k, positive, 0.05)
     if which == "forward":
-        return [forward]
+        return [(forward, truth)]
     _, lse, query_length, key_length = forward()
     one = torch.ones((), device=device)
-    return [partial(nce.info_nce_bwd, one, q, k, positive, lse, query_length, key_length, 0.05)]
+    return [(partial(nce.info_nce_bwd, one, q, k, positive, lse, query_length, key_length, 0.05), truth)]
 
 
 def nce_targets() -> Iterator[Target]:
@@ -120,16 +142,24 @@ def nce_targets() -> Iterator[Target]:
         )  # fmt: skip
 
 
-def log_prob_calls(which: str, device: torch.device, small: bool) -> list[Thunk]:
+def log_prob_truth(grads: tuple[Tensor, Tensor] | None, *inputs: Any) -> tuple[Tensor, ...]:
+    log_p, entropy, log_z = log_prob_reference.linear_log_prob_fwd(*inputs)
+    if grads is None:
+        return (log_p, entropy)
+    return log_prob_reference.linear_log_prob_bwd(*grads, *inputs[:3], log_z, entropy, inputs[3])
+
+
+def log_prob_calls(which: str, device: torch.device, small: bool) -> list[Pair]:
     rows, width, vocabulary = (4, 16, 512) if small else (4096, 2048, 128256)
     hidden, weight = normal(device, rows, width), normal(device, vocabulary, width) / width**0.5
     target = torch.zeros(rows, dtype=torch.int64, device=device)
     forward = partial(log_prob.linear_log_prob_fwd, hidden, weight, target, 1.0)
     if which == "fwd":
-        return [forward]
+        return [(forward, partial(log_prob_truth, None, hidden, weight, target, 1.0))]
     log_p, entropy, log_z = forward()
     grads = torch.ones_like(log_p), torch.ones_like(log_p)
-    return [partial(log_prob.linear_log_prob_bwd, *grads, hidden, weight, target, log_z, entropy, 1.0)]
+    backward = partial(log_prob.linear_log_prob_bwd, *grads, hidden, weight, target, log_z, entropy, 1.0)
+    return [(backward, partial(log_prob_truth, grads, hidden, weight, target, 1.0))]
 
 
 def log_prob_targets() -> Iterator[Target]:
@@ -142,9 +172,9 @@ def log_prob_targets() -> Iterator[Target]:
         )  # fmt: skip
 
 
-def sinkhorn_calls(device: torch.device, small: bool) -> list[Thunk]:
+def sinkhorn_calls(device: torch.device, small: bool) -> list[Pair]:
     scores = normal(device, *((64, 48) if small else (4096, 3000)), dtype=torch.float32)
-    return [partial(sinkhorn.sinkhorn, scores, 0.05, 3)]
+    return [(partial(sinkhorn.sinkhorn, scores, 0.05, 3), lambda: (sinkhorn_reference.sinkhorn(scores, 0.05, 3),))]
 
 
 def sinkhorn_targets() -> Iterator[Target]:

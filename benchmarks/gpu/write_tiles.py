@@ -2,7 +2,8 @@
 
 FOLDER is one of results. A line for the device's generation is added or replaced; lines of other generations stay.
 Then `python benchmarks/kernels/aot.py --update` says whether the compiler's rules hold in every form of the kernels
-(windows, softcaps, odd sizes), and writes the golden file; take a line out again that it refuses.
+(windows, softcaps, odd sizes), and writes the golden file; take a line out again that it refuses. Other tiles are
+another commit: `python -m benchmarks.gpu --out NEW --stages suite kernels` tests and times them.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks.gpu.parts import ROOT
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.stages.tiles import gain
 from rmfast.kernels.tables import ANY
 
 
@@ -52,8 +54,7 @@ def main(folder: str, flag: str = "") -> int:
         for line in record["result"]["lines"] if record["status"] == "done" else ():
             if line["winner"] is None:
                 continue
-            gain = line["held_milliseconds"] / line["winner_milliseconds"]
-            print(f"{line['file']}: {key_text(line['key'])}: {line['held']} -> {line['winner']}, {gain:.2f} x")
+            print(f"{line['file']}: {key_text(line['key'])}: {line['held']} -> {line['winner']}, {gain(line)}")
             if flag != "--dry-run":
                 path = ROOT / line["file"]
                 text = with_line(path.read_text(encoding="utf-8"), line["table"], line["key"], line["winner"])

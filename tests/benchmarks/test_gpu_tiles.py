@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +45,73 @@ def test_every_line_that_is_searched_is_read_by_its_kernel() -> None:
         assert count == distinct > 10, name
 
 
-def test_a_winner_must_be_clearly_faster_and_free_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_winner_must_be_clearly_faster_and_free_of_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from benchmarks import figures
+    from benchmarks.gpu import search, targets, write_tiles
+    from benchmarks.gpu.stages import tiles as tiles_stage
+
+    target = next(t for t in targets.targets() if t.name == "sinkhorn rows")
+    tiles = search.tiles_of(target, 90, 3)
+    found = [tile._asdict() for tile in tiles]
+    card = torch.device("cuda")
+
+    def line(*times: Any, refused: int = 1) -> dict[str, Any]:
+        given = [one if isinstance(one, search.Times) else search.Times(one, [one, one]) for one in times]
+        monkeypatch.setattr(search, "timed", lambda *_: given)
+        rows = [{"tile": t._asdict(), "faults": ["spills"] if i == refused else []} for i, t in enumerate(tiles)]
+        return search.search(target, tiles, rows, 90, card)
+
+    assert line(1.0, 0.99, 1.2)["winner"] is None  # within the noise
+    assert line(1.0, 0.9, 0.8)["winner"] == found[3]  # place 1 is refused: the third that is timed is the fourth tile
+    assert line(1.0, 0.9, search.Times(0.5))["winner"] == found[2]  # the faster one was no finalist
+    assert line(1.0, 0.9, search.Times(0.5, [], "wrong: x"))["winner"] == found[2]
+    noisy = line(search.Times(1.0, [1.0, 1.1] * 5), 0.95, 1.0)  # the tile that holds differs from itself by 10 %
+    assert noisy["winner"] is None and noisy["held_spread"] == pytest.approx(0.0909, abs=1e-3)
+    alone = line(0.9, 1.0, 1.0, refused=0)  # the tile that holds spills
+    assert alone["winner"] == found[1] and alone["held_milliseconds"] is None
+    record = {"one": {"status": "done", "result": {"lines": [alone]}}}
+    assert "the only one that runs" in tiles_stage.lines(record)[0]
+    assert "the only one that runs" in figures.gpu_tiles({"parts": record})
+    Results(tmp_path).record("tiles", "one", status="done", result={"lines": [alone]})
+    assert write_tiles.main(str(tmp_path), "--dry-run") == 0
+
+
+def test_finalists_must_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from benchmarks.gpu import search, targets
 
-    target = next(t for t in targets.targets() if t.name == "sinkhorn rows")
-    spent: dict[int, float] = {}
+    monkeypatch.setattr(search, "FIRST_CALLS", 1)
+    monkeypatch.setattr(search, "FINAL_CALLS", 1)
+    monkeypatch.setattr(search, "ROUNDS", 1)
+    monkeypatch.setattr(search, "FINAL", 1)
+    cpu = torch.device("cpu")
+    for target in targets.targets():
+        if target.name in CHECKED:
+            tiles = search.tiles_of(target, 90, 1)
+            held, other = search.timed(target, tiles, 90, cpu, small=True)
+            assert held.fault is None and other.fault is None, (target.name, held.fault, other.fault)
+            assert len(held.rounds) == 2 and len(other.rounds) == 1
 
-    tiles = search.tiles_of(target, 90, 3)
-    monkeypatch.setattr(search, "timed", lambda *_: spent)
-    card = torch.device("cuda")
+    run, truth = target.calls(cpu, True)[0]
+    seen = iter(range(100))
+    broken = [(lambda: run() * (1.1 if next(seen) >= 4 else 1.0), truth)]  # what is checked second is the other tile
 
-    def winner(**times: float) -> Any:
-        spent.clear()
-        spent.update({int(name[1:]): value for name, value in times.items()})
-        rows = [{"tile": t._asdict(), "faults": ["spills"] if i == 1 else []} for i, t in enumerate(tiles)]
-        return search.search(target, tiles, rows, 90, card)["winner"]
+    found = search.timed(replace(target, calls=lambda *_: broken), tiles, 90, cpu, small=True)
+    assert sum(one.fault is not None and one.fault.startswith("wrong: output 0") for one in found) >= 1
+    assert all(not one.rounds for one in found if one.fault)
 
-    found = [tile._asdict() for tile in tiles]
-    assert winner(t0=1.0, t1=0.99, t2=1.2) is None  # within the noise
-    assert winner(t0=1.0, t1=0.9, t2=0.8) == found[3]  # place 1 is refused: the third that is timed is the fourth tile
-    assert winner(t1=0.9) == found[2]  # the tile that holds does not run there
-    assert winner(t0=1.0) is None
+    def refuses() -> Any:
+        raise ValueError("out of shared memory")
+
+    refused = search.timed(replace(target, calls=lambda *_: [(refuses, truth)]), tiles, 90, cpu, small=True)
+    assert [one.fault for one in refused] == ["ValueError: out of shared memory"] * 2
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: refuses())
+    with pytest.raises(RuntimeError, match="device is lost to this process: illegal address"):
+        search.usable(torch.device("cuda"), RuntimeError("illegal address"))
+
+
+CHECKED = ("linear_log_prob fwd", "linear_log_prob bwd", "sinkhorn rows")  # the others take minutes in the interpreter
 
 
 def test_winners_become_lines_of_the_tables(

@@ -10,6 +10,7 @@ TABLE: Table[str] = Table(
         (80, "a", 128): "large",
         (90, "a", 128): "large, new",
         (80, "b", ANY): "any",
+        (90, "b", 256): "only new",
     }
 )
 
@@ -25,6 +26,9 @@ TABLE: Table[str] = Table(
         ((12, 0), "a", 100, "large, new"),
         ((7, 0), "a", 100, "large"),
         ((9, 0), "b", 10**9, "any"),
+        ((9, 0), "b", 256, "only new"),
+        ((8, 9), "b", 256, "any"),  # a bound that only a newer generation has
+        ((7, 0), "b", 256, "any"),
     ],
 )
 def test_the_smallest_size_of_the_newest_generation(

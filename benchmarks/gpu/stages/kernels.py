@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings, set_up
 
 # Op -> sizes of a part and seconds. FlexAttention and the engines are attention's rivals; compiling its reference, a
 # loop over prompt groups, would take minutes.
@@ -29,14 +29,17 @@ def flags(op: str, sizes: tuple[str, ...] = ()) -> list[str]:
 
 def warm(call: Call) -> None:
     """Let all ops compile side by side, once on a machine, where there is time: what takes minutes one after another is
-    then in caches."""
-    note = call.folder("kernels") / "warm"
+    then in caches. Cut off, it goes on with the ops that are left."""
+    note = set_up(call.settings, "kernels")
     if note.is_file() or call.deadline - time.monotonic() < WARM_SECONDS:
         return
 
     def compile_one(op: str) -> None:
-        with contextlib.suppress(Failed):  # it will say so where it is timed
-            call.python("benchmarks/kernels/run.py", *flags(op), "--rounds", 1)
+        mark = call.folder("kernels") / f"warm-{op}"
+        if not mark.is_file():
+            with contextlib.suppress(Failed):  # it will say so where it is timed
+                call.python("benchmarks.kernels.run", *flags(op), "--rounds", 1)
+            mark.touch()
 
     with ThreadPoolExecutor(WARM) as pool:
         list(pool.map(compile_one, ["prefix_attention", *OTHERS]))
@@ -51,7 +54,7 @@ def run(op: str, sizes: tuple[str, ...], call: Call) -> dict[str, Any]:
     out.unlink(missing_ok=True)
     small = ["--size", "tiny", "--device", call.settings.device, "--against", "--rounds", 2]
     try:
-        call.python("benchmarks/kernels/run.py", *(["--op", op, *small] if tiny else flags(op, sizes)), "--json", out)
+        call.python("benchmarks.kernels.run", *(["--op", op, *small] if tiny else flags(op, sizes)), "--json", out)
     except Cut:
         raise
     except Failed:  # code 1: the op's tests fail, and the result says so
@@ -71,20 +74,31 @@ def parts(settings: Settings) -> list[Part]:
             90.0 if name == "hh" else 40.0,
             partial(run, "prefix_attention", sizes),
             needs=("cuda",),
+            setup=WARM_SECONDS,
         )
         for name, sizes in ATTENTION.items()
     ]
     return first + [
-        Part("kernels", op, seconds, partial(run, op, ()), needs=("cuda",)) for op, seconds in OTHERS.items()
+        Part("kernels", op, seconds, partial(run, op, ()), needs=("cuda",), setup=WARM_SECONDS)
+        for op, seconds in OTHERS.items()
     ]
 
 
+def with_limits(row: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
+    """A row of run.py's, its share of what its own process measured computed again from the time."""
+    memory, compute = row["bytes"] / limits["bandwidth"], row["flops"] / limits["matmul"]
+    least = 1e3 * max(memory, compute)
+    by = "memory" if memory >= compute else "matmul"
+    return row | {"limits": limits, "limit_milliseconds": least, "share_of_limit": least / row["milliseconds"],
+                  "limit_by": by}  # fmt: skip
+
+
 def joined(records: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The parts' results as one of run.py's; each row keeps the share of its own part's limits."""
+    """The parts' results as one of run.py's; each row is divided by its own part's limits, and holds them."""
     done = [record["result"] for record in records.values() if record["status"] == "done"]
     if not done:
         return None
-    rows = [row for result in done for row in result["results"]]
+    rows = [with_limits(row, result["limits"]) for result in done for row in result["results"]]
     return done[0] | {"results": rows, "skipped": [line for result in done for line in result["skipped"]]}
 
 
@@ -93,9 +107,10 @@ def lines(records: dict[str, dict[str, Any]]) -> list[str]:
     whole = joined(records)
     if whole is None:
         return []
-    limits = whole["limits"]
-    out = [f"copy {limits['bandwidth'] / 1e9:.0f} GB/s, {limits['dtype']} product {limits['matmul'] / 1e12:.1f} TFLOP/s"
-           " (each part measures both again)"]  # fmt: skip
+    every = [record["result"]["limits"] for record in records.values() if record["status"] == "done"]
+    copies, products = ([each[key] for each in every] for key in ("bandwidth", "matmul"))
+    out = [f"copy {min(copies) / 1e9:.0f} to {max(copies) / 1e9:.0f} GB/s, {every[0]['dtype']} product "
+           f"{min(products) / 1e12:.1f} to {max(products) / 1e12:.1f} TFLOP/s, by part"]  # fmt: skip
     groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for row in whole["results"]:
         groups.setdefault((row["op"], row["size"], row["pass"]), {})[row["contender"]] = row

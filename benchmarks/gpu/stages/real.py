@@ -12,11 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.gpu.data import Ready, prepare
 from benchmarks.gpu.parts import Call, Part, Settings
 
 SEEDS = (0, 1, 2)
 KEPT = "kept.tar.gz"  # what the experiments have done so far, small: rows and strengths
+PACK_EVERY = 20.0  # seconds
 CURVE = 200  # points of a loss curve that are kept
 RECIPE = {"model.dtype": "bfloat16", "optim.lr": 2e-5, "data.tokens_per_pack": 16384, "eval.at_start": "false"}
 TINY = {"run.max_steps": 4, "data.pairs_per_step": 8, "data.tokens_per_pack": 1024, "optim.lr": 1e-3, "run.threads": 1,
@@ -46,7 +49,7 @@ def train(call: Call, name: str, data: Ready, pairs: Path, held_out: Path, seed:
     words = [
         word for key, value in (every | own | keys | (TINY if tiny else RECIPE)).items() for word in (f"--{key}", value)
     ]
-    call.python("rmfast/train.py", "configs/smollm2_hh.yaml", *words)
+    call.python("rmfast.train", "configs/smollm2_hh.yaml", *words)
     for folder in run.rglob("checkpoints"):  # large, and not needed once the model is there
         shutil.rmtree(folder)
     note.touch()
@@ -116,23 +119,50 @@ def moving(seed: int, call: Call) -> dict[str, Any]:
     if not call.settings.tiny:
         sizes = ["--limit", 2299, "--prompts", 60, "--lr", 2e-5, "--layers", 0, "--tokens", 512,
                  "--noises", 0.1, 0.3, "--sizes", 1, 3, 10]  # fmt: skip
+    over = threading.Event()
+    keeper = threading.Thread(target=pack_often, args=(call, over))
+    keeper.start()
     try:
-        call.python("benchmarks/paper/moving.py", "--model", data.model, "--data", data.hh_train, "--other",
+        call.python("benchmarks.paper.moving", "--model", data.model, "--data", data.hh_train, "--other",
                     data.alpaca_test, "--samples", data.alpaca_train, "--seeds", seed, *sizes, "--keep", keep,
                     "--json", out)  # fmt: skip
     finally:
+        over.set()
+        keeper.join()
         pack(call)
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+def pack_often(call: Call, over: threading.Event) -> None:
+    """Pack while the experiments run, so that a harness that is killed loses little."""
+    while not over.wait(PACK_EVERY):
+        pack(call)
+
+
+def whole(path: Path) -> bool:
+    """Whether a file is written to its end: not while an experiment still writes it."""
+    try:
+        json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else np.load(path)
+    except (ValueError, EOFError):
+        return False
+    return True
+
+
 def pack(call: Call) -> None:
-    """Put what the experiments have done into the folder of results."""
+    """Put what the experiments have done into the folder of results, where anything is new."""
     folder = call.folder("moving")
     with _lock:
-        aside = call.settings.out / f"{KEPT}.partial"
+        found = sorted([*folder.glob("seed-*/*-*.json"), *folder.glob("seed-*/strengths-*.npy")])
+        names = [str(path.relative_to(folder)) for path in found if whole(path)]
+        kept = call.settings.out / KEPT
+        if kept.is_file():
+            with tarfile.open(kept) as archive:
+                if archive.getnames() == names:
+                    return
+        aside = kept.with_name(f"{KEPT}.partial")
         with tarfile.open(aside, "w:gz") as archive:
-            for path in sorted([*folder.glob("seed-*/*-*.json"), *folder.glob("seed-*/strengths-*.npy")]):
-                archive.add(path, path.relative_to(folder))
+            for name in names:
+                archive.add(folder / name, name)
         aside.replace(call.settings.out / KEPT)
 
 
@@ -154,8 +184,8 @@ def parts(settings: Settings) -> list[Part]:
     return [
         *(Part("real", f"hh seed {s}", 110.0, partial(reward, "hh", s), True, needs) for s in SEEDS),
         *(Part("real", f"alpaca seed {s}", 240.0, partial(reward, "alpaca", s), True, needs) for s in SEEDS),
-        Part("real", "ensemble", 300.0, ensemble, True, needs),
-        *(Part("real", f"moving seed {s}", 420.0, partial(moving, s), True, needs) for s in SEEDS),
+        Part("real", "ensemble", 300.0, ensemble, True, needs, keeps=True),
+        *(Part("real", f"moving seed {s}", 420.0, partial(moving, s), True, needs, keeps=True) for s in SEEDS),
     ]
 
 

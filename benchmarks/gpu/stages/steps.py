@@ -1,6 +1,7 @@
 """Whole training steps beside TRL and packed transformers, by benchmarks/train_throughput.py."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -33,16 +34,30 @@ NAMES = {
 def run(model: str, lengths: str, modes: tuple[str, ...], steps: int, call: Call) -> dict[str, Any]:
     settings = call.settings
     out = call.folder("steps") / f"{model}-{lengths}.json"
-    out.unlink(missing_ok=True)
+    # Not removed: one that was cut short goes on from there, and it tells one of another job or source apart.
     if settings.tiny:
         flags: list[Any] = TINY
     else:
-        absent = [name for name, module in (("trl", "trl"), ("trl-liger", "liger_kernel")) if find_spec(module) is None]
-        ready = [m for m in modes if m not in absent and not ("trl" in absent and m.startswith("trl"))]
+        ready = [mode for mode in modes if mode not in absent(modes)]
         profiled = ["--breakdown", "rmfast", "hf-packed"] if modes == ALL else ["--breakdown", "rmfast"]
         flags = ["--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready, *profiled]
     call.python("benchmarks/train_throughput.py", *flags, "--device", settings.device, "--json", out)
-    return json.loads(out.read_text(encoding="utf-8"))
+    result = json.loads(out.read_text(encoding="utf-8"))
+    return result | {"absent": {} if settings.tiny else absent(modes)}
+
+
+def absent(modes: Sequence[str]) -> dict[str, str]:
+    """Modes that need a package which is not here, and that package."""
+    wanted = {mode: (["trl"] if mode.startswith("trl") else []) + (["liger_kernel"] if mode == "trl-liger" else [])
+              for mode in modes}  # fmt: skip
+    missing = {mode: [name for name in names if find_spec(name) is None] for mode, names in wanted.items()}
+    return {mode: ", ".join(names) for mode, names in missing.items() if names}
+
+
+def without(result: dict[str, Any]) -> dict[str, str]:
+    """Modes that have no figures, and why."""
+    lacking = {mode: f"not installed: {names}" for mode, names in result.get("absent", {}).items()}
+    return lacking | {mode: why.strip().splitlines()[-1][:160] for mode, why in result.get("failed", {}).items()}
 
 
 def parts(settings: Settings) -> list[Part]:
@@ -51,7 +66,8 @@ def parts(settings: Settings) -> list[Part]:
         return [Part("steps", "tiny", 20.0, partial(run, "tiny", "tiny", (), 2))]
     return [
         Part(
-            "steps", f"{model} {lengths}", seconds, partial(run, model, lengths, modes, steps), needs=("cuda",)
+            "steps", f"{model} {lengths}", seconds, partial(run, model, lengths, modes, steps), needs=("cuda",),
+            keeps=True,
         )
         for model, lengths, modes, steps, seconds in RUNS
     ]  # fmt: skip
@@ -72,6 +88,7 @@ def lines(records: dict[str, dict[str, Any]]) -> list[str]:
             mfu = "" if row["mfu"] is None else f"{row['mfu']:>7.1%} MFU"
             out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{row['wall_seconds'] / own:>7.2f} x"
                        f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['peak_gib']:>7.1f} GiB")  # fmt: skip
+        out += [f"    {mode:<22}{why}" for mode, why in without(result).items()]
         for mode, profile in result["breakdown"].items():
             groups = ", ".join(f"{group} {spent:.0f}" for group, spent in list(profile["groups"].items())[:5])
             if profile["gap_ms"] is not None:

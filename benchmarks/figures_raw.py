@@ -1,0 +1,103 @@
+"""Files of results, read for tables and plots: what they sum up must be what their raw times give.
+
+Medians, ratios and shares are computed again from the rounds, so that no summary and no time can be changed alone.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rmfast.errors import UserError
+
+Result = dict[str, Any]
+Said = Iterator[tuple[str, float, float]]  # what a file says of something, and what its raw figures give
+
+
+def of_modes(result: Result) -> Said:
+    """Training steps side by side, as vs_trl.py and train_throughput.py write them."""
+    rounds, step = result["rounds"], result.get("step")
+    whole = step["sequence_tokens"] if step else max(fmean(runs[0]["real_tokens"][1:]) for runs in rounds.values())
+    for mode, row in result["summary"].items():
+        runs = rounds[mode]
+        computed, real = (fmean(runs[0][name][1:]) for name in ("computed_tokens", "real_tokens"))
+        wall = median(fmean(run["wall_seconds"][1:]) for run in runs)
+        found = {
+            "wall_seconds": wall,
+            "cpu_seconds": median(fmean(run["cpu_seconds"][1:]) for run in runs),
+            "pairs_per_second": result["settings"]["pairs_per_step"] / wall,
+            "computed_tokens": computed,
+            "padding_share": 1 - real / computed,
+            "prefix_share": 1 - real / whole,
+            "peak_gib": median(run["peak_bytes"] for run in runs) / 2**30,
+        }
+        if step:
+            rate = step["flops"] / wall
+            product = max(each["matmul"] for each in result["limits"])
+            found |= {"tokens_per_second": whole / wall, "tflops": rate / 1e12, "share_of_product": rate / product}
+        yield from ((f"{mode}, {key}", row[key], value) for key, value in found.items())
+    losses = {mode: runs[0]["loss"] for mode, runs in rounds.items() if runs}
+    last = list(losses.values())[-1]
+    for mode, difference in result["largest_loss_difference"].items():
+        worst = max(abs(a - b) for a, b in zip(losses[mode], last, strict=True))
+        yield f"{mode}, largest difference of a loss", difference, worst
+
+
+def of_kernels(result: Result) -> Said:
+    """Ops, as kernels/run.py writes them."""
+    torch = {(r["op"], r["size"], r["pass"]): r for r in result["results"] if r["contender"] == "torch"}
+    for row in result["results"]:
+        where = (row["op"], row["size"], row["pass"])
+        label = ", ".join((*where, row["contender"]))
+        yield f"{label}, milliseconds", row["milliseconds"], median(row["rounds"])
+        yield f"{label}, speed", row["speed_of_torch"], median(torch[where]["rounds"]) / median(row["rounds"])
+
+
+def of_tiles(result: Result) -> Said:
+    """The tile search."""
+    for line in result["lines"]:
+        for row in line["tried"]:
+            if "rounds" in row:
+                yield f"{line['name']}, {row['tile']}", row["milliseconds"], median(row["rounds"])
+        for which in ("held", "winner"):
+            for row in line["tried"] if line[f"{which}_milliseconds"] is not None else ():
+                if row["tile"] == line[which]:
+                    yield f"{line['name']}, {which}", line[f"{which}_milliseconds"], row["milliseconds"]
+
+
+RAW = {"kernels": of_kernels, "tiles": of_tiles, "steps": of_modes}
+
+
+def said(result: Result) -> Said:
+    """All that a file says and can be computed again."""
+    if "parts" not in result:
+        yield from of_modes(result) if "rounds" in result else ()
+        return
+    for name, record in result["parts"].items():
+        if record["status"] == "done" and result["stage"] in RAW:
+            for what, own, raw in RAW[result["stage"]](record["result"]):
+                yield f"{name}: {what}", own, raw
+
+
+def load(path: Path) -> Result:
+    """A file of results.
+
+    Raises:
+        UserError: it is not there, no result, or its figures are not what its raw times give.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or result.get("parts", True) in ({}, None, []):
+            raise UserError(f"{path}: holds no results; put the file back as it was measured")
+        for what, own, raw in said(result):
+            if abs(own - raw) > 1e-6 * abs(raw) + 1e-12:
+                raise UserError(f"{path}: {what}: the file says {own:.6g}, its raw figures give {raw:.6g}")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; put the file back, or take its table out of the page") from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path}: damaged or no result ({why}); put the file back as it was measured") from error
+    return result
