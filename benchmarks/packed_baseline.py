@@ -99,7 +99,7 @@ def varlen_works(heads: int, kv_heads: int, width: int, device: torch.device) ->
     try:
         outs = [varlen(q, k, v, starts, max(lengths), width**-0.5), truth()]
         found, right = ([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))] for out in outs)
-    except (RuntimeError, NotImplementedError, TypeError):
+    except (RuntimeError, TypeError):
         return False
     pairs = [(a.float(), b.float()) for a, b in zip(found, right, strict=True)]
     return all(bool((a - b).norm() < 0.02 * b.norm()) for a, b in pairs)  # rounding to bf16 gives some 0.005

@@ -29,6 +29,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 from inputs import open_run, stepping_alone  # noqa: E402
+from run import commit  # noqa: E402
 
 from rmfast.config import load_config  # noqa: E402
 from rmfast.launch.cost import Layout, Workload, memory  # noqa: E402
@@ -210,7 +211,9 @@ def main(arguments: list[str]) -> int:
         print(f"| {name} | {sum(one['planned'].values()) / 1e6:.2f} | {one['total'] / 1e6:.2f} | ", end="")
         print(f"{one['ratio']:.3f} | {one['step_ratio']:.3f} |")
     if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        about = {"device": device, "torch": torch.__version__, "commit": commit()}
+        options.out.write_text(json.dumps({"about": about, "cases": found}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -132,7 +132,7 @@ def test_ranks_hold_what_the_plan_says(tmp_path: Path) -> None:
     words = [sys.executable, str(ROOT / "benchmarks" / "scaling" / "memory.py"), "--out", str(tmp_path / "out.json")]
     done = subprocess.run([*words, "--case", *cases], capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
+    found = json.loads((tmp_path / "out.json").read_text())["cases"]
     assert list(found) == cases
     for name, one in found.items():
         assert one["step_ratio"] == pytest.approx(1, abs=0.1), (name, one)
