@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.prompt import prompt_key
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.sources import Row
@@ -45,6 +46,7 @@ class Chunk:
     rows: int
     files: list[tuple[str, int]]  # (label, groups), in order
     bad: list[tuple[str, BadRow]]  # ("file:row", why), in order
+    notes: list[tuple[str, Note]]  # ("file:row", what), in order
     double_bos: int
     merged: int
     guessed_prompts: int
@@ -66,6 +68,7 @@ def encode_chunk(
     encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
     files = {label: 0 for label, _, _ in rows}
     bad: list[tuple[str, BadRow]] = []
+    notes: list[tuple[str, Note]] = []
     groups: list[tuple[int, Example, Encoded]] = []
     for (label, number, _), example in zip(rows, parsed, strict=True):
         result = next(encoded) if isinstance(example, Example) else example
@@ -75,6 +78,7 @@ def encode_chunk(
             bad.append((f"{label}:{number}", cast(BadRow, result)))
         else:
             files[label] += 1
+            notes += [(f"{label}:{number}", note) for note in result.notes]
             groups.append((number, example, result))
     examples = [example for _, example, _ in groups]
     keys = [prompt_key(example) for example in examples]
@@ -84,6 +88,7 @@ def encode_chunk(
         rows=len(rows),
         files=list(files.items()),
         bad=bad,
+        notes=notes,
         double_bos=sum(encoded.double_bos for _, _, encoded in groups),
         merged=sum(encoded.merged for _, _, encoded in groups),
         guessed_prompts=sum(guessed for _, guessed in keys),
@@ -140,6 +145,7 @@ class Summary:
     first_bad: str | None = None
     bad: dict[str, int] = field(default_factory=dict)
     bad_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
     double_bos: int = 0
     merged: int = 0
     guessed_prompts: int = 0
@@ -161,6 +167,7 @@ class Summary:
             shown = self.bad_examples.setdefault(bad.cause, [])
             if len(shown) < _EXAMPLES_PER_CAUSE:
                 shown.append((where, bad.detail))
+        add_notes(self.notes, chunk.notes)
         if self.first_bad and bad_rows == "error":
             raise UserError(self.first_bad)
         self.double_bos += chunk.double_bos
@@ -184,6 +191,7 @@ class Summary:
             "bad": self.bad,
             "bad_examples": self.bad_examples,
             "first_bad": self.first_bad,
+            "notes": self.notes,
             "double_bos": self.double_bos,
             "merged": self.merged,
             "guessed_prompts": self.guessed_prompts,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore
 
 _BATCH = 8  # groups in the padded batch that packing is compared with
@@ -26,6 +27,7 @@ def _section(store: TokenStore, max_length: int, seen: set[bytes]) -> str:
     lines: list[tuple[str, str]] = [
         ("rows", f"{store.meta['rows_read']:,} read, {store.meta['rows_kept']:,} kept"),
         *_bad_rows(store),
+        *_notes(store),
         *_lengths(store, max_length),
         *_edges(store),
         *_text(store),
@@ -41,6 +43,10 @@ def _bad_rows(store: TokenStore) -> list[tuple[str, str]]:
         where, detail = store.meta["bad_examples"][cause][0]
         lines.append((f"bad: {cause}", f"{count:,}, such as {where}: {detail}"))
     return lines or [("bad rows", "none")]
+
+
+def _notes(store: TokenStore) -> list[tuple[str, str]]:
+    return [("note", line) for line in note_lines(store.meta["notes"])]
 
 
 def _lengths(store: TokenStore, max_length: int) -> list[tuple[str, str]]:

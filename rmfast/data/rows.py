@@ -22,6 +22,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from rmfast.data.notes import Note
+
 NOT_UTF8 = "not UTF-8"
 NOT_JSON = "not JSON"
 NOT_OBJECT = "not an object"
@@ -80,6 +82,8 @@ class Example:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt_ids: int = 0
     """How many of the ready ids with which every response begins came as the prompt's."""
+    notes: tuple[Note, ...] = ()
+    """What was done to the row's columns to read them."""
 
     @property
     def is_messages(self) -> bool:

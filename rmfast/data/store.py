@@ -31,7 +31,7 @@ from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-FORMAT = 4
+FORMAT = 5
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
@@ -49,9 +49,9 @@ class TokenStore:
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
-    double_bos, merged (identical samples), guessed_prompts (groups without a prompt of their own), tokenizer
-    (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the largest token id),
-    has_strings, has_messages.
+    notes (see `rmfast.data.notes`), double_bos, merged (identical samples), guessed_prompts (groups without a prompt
+    of their own), tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the
+    largest token id), has_strings, has_messages.
     """
 
     tokens: np.ndarray  # int32 [sum of stored tokens]
@@ -288,4 +288,5 @@ def _open(folder: Path, source: str) -> TokenStore:
     meta["bad_examples"] = {
         cause: [[moved(where), detail] for where, detail in shown] for cause, shown in meta["bad_examples"].items()
     }
+    meta["notes"] = {kind: [n, moved(where), detail] for kind, (n, where, detail) in meta["notes"].items()}
     return TokenStore(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}, meta=meta)

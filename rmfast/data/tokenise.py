@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.notes import Note
 from rmfast.data.rows import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
 from rmfast.errors import UserError
 
@@ -31,6 +32,7 @@ class Encoded:
             template's assistant header included). Without a separate prompt it is the common prefix.
         double_bos: sequences from which a second bos was taken.
         merged: samples that were the same as an earlier one (see `distinct_samples`).
+        notes: the example's, and what its tokenisation adds to them.
     """
 
     ids: tuple[Ids, ...]
@@ -38,6 +40,7 @@ class Encoded:
     answer_start: tuple[int, ...]
     double_bos: int = 0
     merged: int = 0
+    notes: tuple[Note, ...] = ()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded | BadRow]:
@@ -80,7 +83,7 @@ def distinct_samples(encoded: Encoded, k: int) -> Encoded | BadRow:
     ids = tuple(encoded.ids[place] for place in kept)
     prefix = min(common_prefix(ids[0], other) for other in ids)
     starts = tuple(encoded.answer_start[place] for place in kept)
-    return Encoded(ids, prefix, starts, encoded.double_bos, count - len(places))
+    return Encoded(ids, prefix, starts, encoded.double_bos, count - len(places), encoded.notes)
 
 
 def common_prefix(a: Ids, b: Ids) -> int:
@@ -167,7 +170,7 @@ def _assemble(
         return BadRow(EMPTY, "a response has no tokens")
     prefix = min(common_prefix(sequences[0], ids) for ids in sequences)
     starts = tuple(common_prefix(prompt[0], ids) if prompt else prefix for ids in sequences)
-    return Encoded(tuple(sequences), prefix, starts, double_bos)
+    return Encoded(tuple(sequences), prefix, starts, double_bos, notes=example.notes)
 
 
 def _has_double_bos(ids: Ids, bos: int | None) -> bool:

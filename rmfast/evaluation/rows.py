@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
@@ -16,12 +17,14 @@ from rmfast.evaluation.answers import Reader
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row: where it stands, its columns (None where they could not be read), and its example or what is wrong."""
+    """A row: where it stands, its columns (None where they could not be read), its example or what is wrong, and what
+    people should know of it."""
 
     label: str
     columns: dict[str, Any] | None
     example: Example | None
     error: str | None
+    notes: tuple[Note, ...] = ()
 
 
 def read_file(source: str, *, require_edges: bool) -> list[ReadRow]:
@@ -57,6 +60,8 @@ def readable(rows: Sequence[ReadRow], reader: Reader) -> list[ReadRow]:
     out = []
     for row in rows:
         result = next(encoded) if row.example else None
+        if result is not None and not isinstance(result, BadRow):
+            row = replace(row, notes=result.notes)
         if isinstance(result, BadRow):
             row = replace(row, example=None, error=f"{result.cause}: {result.detail}")
         out.append(row)
@@ -64,6 +69,13 @@ def readable(rows: Sequence[ReadRow], reader: Reader) -> list[ReadRow]:
         first = next(row for row in out if row.error)
         raise UserError(f"no row can be used, of {len(out)}; the first: {first.label}: {first.error}")
     return out
+
+
+def noted(rows: Sequence[ReadRow]) -> Notes:
+    """The notes of all rows."""
+    notes: Notes = {}
+    add_notes(notes, ((row.label, note) for row in rows for note in row.notes))
+    return notes
 
 
 def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
+from rmfast.data.notes import note_lines
 from rmfast.data.report import data_report
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import load
-from rmfast.evaluation.rows import ReadRow, bad_rows, json_line, read_file, readable, scored_row, unscored_row
+from rmfast.evaluation.rows import ReadRow, bad_rows, json_line, noted, read_file, readable, scored_row, unscored_row
 from rmfast.evaluation.score import score_table
 from rmfast.models.config import DTYPES
 from rmfast.tasks.options import check_models, load_model, out_file, reader, write_file
@@ -58,6 +59,8 @@ def score(options: Namespace) -> None:
     many = f" ({heads} heads)" if heads > len(scores) else ""
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
     _say_unusable(rows, unusable)
+    for line in note_lines(noted(rows)):
+        say(line)
 
 
 def _scored(row: ReadRow, rewards: Iterator[np.ndarray]) -> dict[str, Any]:

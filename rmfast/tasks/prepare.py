@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
 from rmfast.data.denoise import Denoise
+from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore, build_store
 from rmfast.data.table import GroupTable, build_table, treat_table
 from rmfast.data.views import Views, view_tokens
@@ -120,6 +121,9 @@ def make_table(
             say(f"{what}: left out {causes} (details: rmfast data report{'' if need_edges else ' --samples K'})")
         if too_big:
             say(f"{what}: {too_big}")
+        for store in stores:
+            for line in note_lines(store.meta["notes"]):
+                say(f"{what}: {line}")
         merged = sum(store.meta.get("merged", 0) for store in stores)
         if merged:
             say(f"{what}: merged {merged:,} samples that were the same as another of their prompt")
