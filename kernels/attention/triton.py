@@ -49,7 +49,9 @@ def key_ranges(row, start, prefix_end, segment, WINDOW: tl.constexpr):
     prefix_last = tl.max(tl.minimum(prefix_end, row + 1), 0)
     own_first = tl.min(tl.where(responds & (row >= 0), own, FAR), 0)
     own_last = tl.max(tl.where(responds, row + 1, 0), 0)
-    return tl.min(start, 0), prefix_last, tl.maximum(own_first, prefix_last), own_last
+    # Not even an empty range may begin at FAR: the pipeliner asks whether the second iteration begins before the end of
+    # the range, and FAR + N wraps around to a negative number: keys would be loaded from wild addresses.
+    return tl.min(start, 0), prefix_last, tl.minimum(tl.maximum(own_first, prefix_last), own_last), own_last
 
 
 @triton.jit
