@@ -7,9 +7,10 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.prompt import prompt_key
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import Row
 from rmfast.data.tokenise import Encoded, distinct_samples, encode
 from rmfast.data.tokenizer import fingerprint

@@ -25,8 +25,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
+from rmfast.data.example import Example
 from rmfast.data.files import sync, sync_tree
-from rmfast.data.rows import Example
 from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError

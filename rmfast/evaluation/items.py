@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.example import BadRow
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import SUFFIXES, Row, read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.suite import Item, Path_, Unscored

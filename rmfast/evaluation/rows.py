@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader

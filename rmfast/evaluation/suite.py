@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.evaluation.metrics import accuracy_interval
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from rmfast.config import read_denoise
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
-from rmfast.data.rows import BadRow, Example, Response, parse_row
+from rmfast.data.example import BadRow, Example, Response
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.rows import json_line

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rmfast.config import Config, load_config
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.example import BadRow
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer

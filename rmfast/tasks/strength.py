@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.example import BadRow
 from rmfast.data.files import write_text, written_aside
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.table import Edges, GroupTable, table_edges
 from rmfast.data.tokenise import encode

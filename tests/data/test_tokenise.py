@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.example import BadRow, Example
+from rmfast.data.rows import parse_row
 from rmfast.data.tokenise import Encoded, common_prefix, encode
 from rmfast.errors import UserError
 

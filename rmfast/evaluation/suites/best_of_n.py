@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from rmfast.data.rows import NO_EDGE, BadRow, parse_row
+from rmfast.data.example import NO_EDGE, BadRow
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.evaluation.items import read_items
 from rmfast.evaluation.suite import Rows, Suite
