@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from rmfast.data.example import CONTRADICTION, UnmappedColumn, bad
 from rmfast.data.layouts import LAYOUTS
+
+Pairs = tuple[tuple[str, str], ...]
+"""(column, what it is used as)"""
 
 EDGE_COLUMNS = ("margin", "target", "weight", "strength_mean", "strength_std")
 TURNS = ("system", "history", "user", "input")
@@ -101,12 +104,14 @@ class Columns:
         ignore_prompts: whether columns that look like a prompt and are not named are left out.
     """
 
-    names: tuple[tuple[str, str], ...] = ()
+    names: Pairs = ()
     layouts: tuple[str, ...] = ()
     ignore_prompts: bool = False
 
-    def __str__(self) -> str:
-        return " ".join([*self.layouts, *(f"{a}={b}" for a, b in self.names), *[IGNORE] * self.ignore_prompts])
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """What `read_columns` makes the same of."""
+        return *self.layouts, *(f"{theirs}={ours}" for theirs, ours in self.names), *[IGNORE] * self.ignore_prompts
 
     @cached_property
     def targets(self) -> dict[str, str]:
@@ -147,7 +152,11 @@ class Columns:
 
     def prompts(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of a row's columns that look like a prompt and that nobody has said a word about."""
-        return () if self.ignore_prompts else _prompts(self, names)
+        if (found := self._prompts.get(names)) is None:
+            known = BY_NAME.union(self.targets)
+            found = () if self.ignore_prompts else tuple(n for n in names if n not in known and _simple(n) in _PROMPTS)
+            self._prompts[names] = found
+        return found
 
     def uses(
         self, names: tuple[str, ...], used: frozenset[str], repeated: frozenset[str]
@@ -158,7 +167,24 @@ class Columns:
             used: columns, by rmfast's names, that the row was read from.
             repeated: columns, by their names, that only say again what others say.
         """
-        return _uses(self, names, used, repeated)
+        key = names, used, repeated
+        if (found := self._uses.get(key)) is None:
+            found = tuple((name, REPEATED if name in repeated else self._use(name, used)) for name in names)
+            self._uses[key] = found
+        return found
+
+    def _use(self, name: str, used: frozenset[str]) -> str:
+        target = self.targets.get(name, name)
+        return target if used.intersection(target.split(" and ")) else IGNORE
+
+    # By the names of a row's columns, of which a source has few sets.
+    @cached_property
+    def _prompts(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _uses(self) -> dict[Any, Pairs]:
+        return {}
 
 
 def _merged(layouts: Iterable[Mapping[str, str]]) -> dict[str, str]:
@@ -173,23 +199,8 @@ AS_NAMED = Columns()
 """Columns mean what they are called."""
 
 
-@lru_cache(maxsize=1024)
-def _prompts(columns: Columns, names: tuple[str, ...]) -> tuple[str, ...]:
-    known = columns.targets.keys() | BY_NAME
-    return tuple(n for n in names if n not in known and "".join(filter(str.isalnum, n)).lower() in _PROMPTS)
-
-
-@lru_cache(maxsize=1024)
-def _uses(
-    columns: Columns, names: tuple[str, ...], used: frozenset[str], repeated: frozenset[str]
-) -> tuple[tuple[str, str], ...]:
-    def use(name: str) -> str:
-        target = columns.targets.get(name, name)
-        if name in repeated:
-            return REPEATED
-        return target if used.intersection(target.split(" and ")) else IGNORE
-
-    return tuple((name, use(name)) for name in names)
+def _simple(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def is_media(name: str) -> bool:
@@ -212,14 +223,14 @@ def refuse_prompt(name: str, names: Sequence[str]) -> UnmappedColumn:
 
 
 def _reads_all(layout: Mapping[str, str], names: Sequence[str]) -> bool:
-    return set(_prompts(AS_NAMED, tuple(names))) <= layout.keys()
+    return set(AS_NAMED.prompts(tuple(names))) <= layout.keys()
 
 
 def _empty(value: Any) -> bool:
     return value is None or value == "" or value == []
 
 
-def read_columns(given: str | Sequence[str] | Mapping[str, str]) -> Columns:
+def read_columns(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns:
     """What `data.columns` and `--columns` say: layouts, THEIRS=OURS and `ignore`, or a mapping of theirs to ours.
 
     Raises:
@@ -227,7 +238,7 @@ def read_columns(given: str | Sequence[str] | Mapping[str, str]) -> Columns:
     """
     if isinstance(given, Mapping):
         given = [f"{theirs}={ours}" for theirs, ours in given.items()]
-    words = (given,) if isinstance(given, str) else given
+    words = (given,) if isinstance(given, str) else tuple(given or ())
     names: dict[str, str] = {}
     layouts: list[str] = []
     for word in words:
@@ -256,6 +267,14 @@ def add_uses(uses: Uses, more: Iterable[tuple[str, str]]) -> None:
     for name, use in more:
         if use not in (REPEATED, IGNORE) or uses.get(name, IGNORE) == IGNORE:
             uses[name] = use
+
+
+def uses_of(rows: Iterable[Pairs]) -> Uses:
+    """What the columns of some rows were used as, from their `Example.columns`."""
+    uses: Uses = {}
+    for columns in dict.fromkeys(rows):
+        add_uses(uses, columns)
+    return uses
 
 
 def uses_line(uses: Mapping[str, str]) -> str:

@@ -108,6 +108,8 @@ def _numbers(ours: dict[str, Any], name: str, count: int) -> list[float]:
 
 def read_edges(ours: dict[str, Any], pairs: Sequence[Pair], strengths: bool) -> tuple[tuple[Edge, ...], bool]:
     """The edges with their optional columns, and whether their weight came one per edge."""
+    if _RANGES.keys().isdisjoint(ours):
+        return tuple([Edge(better, worse) for better, worse in pairs]), False
     columns: list[dict[str, float]] = [{} for _ in pairs]
     for name, (low, high) in _RANGES.items():
         if name not in ours or (name.startswith("strength") and not strengths):

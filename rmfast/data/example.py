@@ -99,6 +99,11 @@ class Example:
     def is_messages(self) -> bool:
         return isinstance(self.prompt, list) or (bool(self.responses[0]) and is_messages(self.responses[0]))
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether the responses are ready token ids."""
+        return not isinstance(self.responses[0], str) and not self.is_messages
+
     def conversation(self, response: Response) -> list[Message]:
         """Prompt and answer as one list of messages; a string answers as the assistant."""
         answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response

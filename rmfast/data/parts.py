@@ -11,7 +11,7 @@ from typing import Any
 from rmfast.data.example import CONTRADICTION, WRONG_TYPE, BadRow, Message, Response, bad, is_messages
 from rmfast.data.messages import asks, read_messages, written_messages
 from rmfast.data.notes import Note
-from rmfast.data.turns import TURNS, ends_in_turn, has_turn
+from rmfast.data.turns import ends_in_turn, has_turn
 
 TWICE = "prompt given twice, used once"
 TEXT_PROMPT = "prompt as text beside messages, read as a user's turn"
@@ -124,31 +124,28 @@ def _read_prompt(value: Any, notes: list[Note]) -> Any:
 
 
 def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[str | None, list[str]]:
-    head = prompt.rstrip()
-    begin = [_begins(response, head) for response in responses]
-    if any(begin):
-        sure = all(begin) and (is_long(head) or has_turn(head))
-        if sure or ends_in_turn(head):
-            notes.append(Note(TWICE, f"the texts begin with the prompt {head[:40]!r}"))
-            cut = [r[len(head) :] if own else r for r, own in zip(responses, begin, strict=True)]
-            return head, cut if all(begin) else [
-                r if own else prompt[len(head) :] + r for r, own in zip(cut, begin, strict=True)
-            ]
+    text = prompt.strip()
+    if not any(text in response for response in responses):  # as in nearly all rows
         return prompt, responses
+    head = prompt.rstrip()
+    rests = [_rest(response, head) for response in responses]
+    whole = None not in rests and (is_long(head) or has_turn(head))
+    if whole or (any(rests) and ends_in_turn(head)):
+        notes.append(Note(TWICE, f"the texts begin with the prompt {head[:40]!r}"))
+        space = prompt[len(head) :]
+        return head, [space + own if rest is None else rest for own, rest in zip(responses, rests, strict=True)]
     # A dialogue that the prompt is a turn of, as text.
-    common, text = os.path.commonprefix(responses), prompt.strip()
-    if is_long(text) and text in common:
-        rest = common[common.index(text) + len(text) :]
-        if any(turn.search(rest) for turn in TURNS):
-            notes.append(Note(TWICE, f"the texts hold the prompt {text[:40]!r}"))
-            return None, responses
+    _, found, rest = os.path.commonprefix(responses).partition(text)
+    if found and is_long(text) and has_turn(rest):
+        notes.append(Note(TWICE, f"the texts hold the prompt {text[:40]!r}"))
+        return None, responses
     return prompt, responses
 
 
-def _begins(text: str, head: str) -> bool:
-    """Whether a text begins with another, and not in the middle of a word."""
+def _rest(text: str, head: str) -> str | None:
+    """What follows in a text that begins with another one, and not in the middle of a word."""
     inside = head[-1].isalnum() and head[-1].isascii() and text[len(head) : len(head) + 1].isalnum()
-    return text.startswith(head) and not inside
+    return text[len(head) :] if text.startswith(head) and not inside else None
 
 
 def _as_turn(prompt: str, responses: list[list[Message]], notes: list[Note]) -> list[Message] | None:
