@@ -208,22 +208,28 @@ def is_media(name: str) -> bool:
     return name.lower() in _MEDIA
 
 
-def refuse_prompt(name: str, names: Sequence[str]) -> UnmappedColumn:
-    """The error of a column that looks like a prompt, with what to write for it."""
-    fitting = [layout for layout, its in LAYOUTS.items() if name in its.columns and _reads_all(its.columns, names)]
-    targets = {"system (a system turn)": name.lower().startswith("sys"), "tools": name.lower() == "functions"}
-    targets |= {f"{name} (docs/data.md)": name in ("history", "input")}
-    targets |= {"user (a user's turn)": not any(targets.values()), "prompt (as it is)": not any(targets.values())}
-    ways = ", ".join(f"{name}={target}" for target, fits in targets.items() if fits and not is_media(name))
-    ways = f"{ways} or {name}={IGNORE}" if ways else f"{name}={IGNORE} (only text is read)"
-    ways += f", or a layout that reads it: {', '.join(fitting)}" if fitting else ""
+def refuse_prompts(found: Sequence[str]) -> UnmappedColumn:
+    """The error of columns that look like a prompt and are not used, with what to write for them."""
+    words = " ".join(f"{name}={_guess(name)}" for name in found)
+    layouts = [name for name, layout in LAYOUTS.items() if set(found) <= layout.columns.keys()]
+    ways = [
+        f"what they are, such as {words}",
+        "NAME=ignore",
+        *([f"a layout that reads them ({', '.join(layouts)})"] * bool(layouts)),
+    ]
     return UnmappedColumn(
-        f"column `{name}` looks like a prompt and is not used: set data.columns (--columns) to {ways}"
+        f"{', '.join(map('`{}`'.format, found))}: looks like a prompt and is not used; set data.columns (--columns) to "
+        f"{', or '.join(ways)}; see docs/data.md"
     )
 
 
-def _reads_all(layout: Mapping[str, str], names: Sequence[str]) -> bool:
-    return set(AS_NAMED.prompts(tuple(names))) <= layout.keys()
+def _guess(name: str) -> str:
+    """The likeliest use of a column that looks like a prompt."""
+    simple = _simple(name)
+    if simple in _MEDIA:  # only text is read
+        return IGNORE
+    guesses = {"functions": "tools", "input": "input", "inputs": "input", "history": "history"}
+    return guesses.get(simple, "system" if simple.startswith("sys") else "user")
 
 
 def _empty(value: Any) -> bool:
@@ -281,7 +287,7 @@ def uses_line(uses: Mapping[str, str]) -> str:
     """A line for people: the columns that are used, and as what; those that repeat others; and the rest."""
     used = [name if name == use else f"{name} as {use}" for name, use in uses.items() if use not in (REPEATED, IGNORE)]
     lines = [", ".join(used)]
-    for word, use in (("say the same again", REPEATED), ("ignored", IGNORE)):
+    for word, use in (("repeat these", REPEATED), ("ignored", IGNORE)):
         if names := [name for name in uses if uses[name] == use]:
             lines.append(f"{word}: {', '.join(names)}")
     return "; ".join(lines)

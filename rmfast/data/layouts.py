@@ -1,6 +1,6 @@
 """Column layouts of public preference sets: what their columns are in rmfast's terms."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,12 @@ LAYOUTS: dict[str, Layout] = {
         (Listed("completions", {"response": "responses", "overall_score": "scores"}),),
     ),
 }
+
+
+def layouts_with_answers(names: Iterable[str]) -> list[str]:
+    """The layouts whose answers a row of such columns holds."""
+    have = set(names)
+    return [name for name, layout in LAYOUTS.items() if any(part.columns.keys() <= have for part in layout.answers)]
 
 
 def _unzipped(columns: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def joined_prompt(ours: dict[str, Any], notes: list[Note]) -> Any:
     prompt = _read_prompt(ours.get("prompt"), notes)
     asked = "\n\n".join(part for part in (_text(ours, "user"), _text(ours, "input")) if part.strip())
     if isinstance(prompt, str):
-        prompt, asked = [], _same_text(prompt, asked)
+        asked, prompt = _same_text(prompt, asked), []
     if not is_messages(prompt or []):
         return prompt  # for the caller to refuse
     turns: list[Message] = [*_history(ours.get("history") or []), *(prompt or ())]

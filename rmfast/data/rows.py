@@ -15,10 +15,9 @@ Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` h
 What a row says twice is used once where it agrees and is a bad row where it does not.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from rmfast.data.columns import AS_NAMED, EDGE_COLUMNS, Columns, is_media, refuse_prompt
+from rmfast.data.columns import AS_NAMED, EDGE_COLUMNS, Columns, is_media, refuse_prompts
 from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
 from rmfast.data.example import (
     CONTRADICTION,
@@ -36,6 +35,7 @@ from rmfast.data.example import (
 )
 from rmfast.data.ids import TWICE as IDS_TWICE
 from rmfast.data.ids import has_ids, read_ids
+from rmfast.data.layouts import layouts_with_answers
 from rmfast.data.messages import asks, from_json, without_nulls
 from rmfast.data.notes import Note
 from rmfast.data.parts import joined_prompt, repeats, settle
@@ -47,6 +47,7 @@ _BESIDE = frozenset((*EDGE_COLUMNS, "tools", "chat_template_kwargs", "system", "
 """Columns that are read whatever the others are."""
 _TEXTS = frozenset(("prompt", "chosen", "rejected"))
 _PAIR = _TEXTS | _BESIDE
+_NONE: frozenset[str] = frozenset()
 _RANKING = frozenset(("responses", "edges", "ranks", "scores"))
 _NOT_THE_ROWS = frozenset(("chat_template", "conversation", "messages", "tools", "tokenize", "add_generation_prompt"))
 """Arguments of a chat template that are the run's or the row's columns to give."""
@@ -95,8 +96,8 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     ours = columns.read(row)
     notes: list[Note] = []
     front = 0
-    if columns.has_turns:
-        ours["prompt"] = joined_prompt(ours, notes)
+    if columns.has_turns and not has_ids(ours) and (joined := joined_prompt(ours, notes)) is not None:
+        ours["prompt"] = joined
     if "responses" in ours:
         prompt, responses, pairs, used = _ranked(ours, notes)
     elif has_ids(ours):
@@ -111,7 +112,7 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     tools, template_kwargs = _template_arguments(ours)
     _check_contents(prompt, responses, allow_empty)
     names = tuple(row)
-    repeated = frozenset(() if front else _repeated(prompt, responses, row, columns, names))
+    repeated = _NONE if has_ids(ours) else _repeated(prompt, responses, row, columns, names)
     if prompt is None and "prompt" in used and "prompt" in ours:
         repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
     return Example(
@@ -138,12 +139,12 @@ def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], li
         bad(MISSING_COLUMN, f"no `prompt` beside `responses`; the row has {', '.join(map(repr, ours))}")
     count = len(responses)
     pairs = ranked_pairs(ours, count)
-    sides = [_several(ours[side]) for side in ("chosen", "rejected") if side in ours]
-    prompt, settled = settle(ours["prompt"], responses + [answer for side in sides for answer in side], notes)
-    if len(sides) == 2:
-        better, worse = settled[count : count + len(sides[0])], settled[count + len(sides[0]) :]
-        _check_pair(settled[:count], pairs, better, worse)
-    return prompt, settled[:count], pairs, _RANKING | (_PAIR if len(sides) == 2 else _BESIDE | {"prompt"})
+    prompt, settled = settle(ours["prompt"], responses, notes)
+    if "chosen" not in ours or "rejected" not in ours:
+        return prompt, settled, pairs, _RANKING | _BESIDE | {"prompt"}
+    better, worse = (settle(ours["prompt"], _several(ours[side]), [])[1] for side in ("chosen", "rejected"))
+    _check_pair(settled, pairs, better, worse)
+    return prompt, settled, pairs, _RANKING | _PAIR
 
 
 def _check_pair(responses: list[Any], pairs: list[Pair], better: list[Any], worse: list[Any]) -> None:
@@ -159,9 +160,9 @@ def _check_pair(responses: list[Any], pairs: list[Pair], better: list[Any], wors
 
 
 def _answer(response: Any) -> Any:
-    """A response as it is compared: a lone turn is its text."""
-    if is_messages(response) and len(response) == 1 and response[0].keys() <= {"role", "content"}:
-        response = response[0].get("content")
+    """A response as it is compared: what its last turn says."""
+    if response and is_messages(response) and not response[-1].get("tool_calls"):
+        response = response[-1].get("content")
     return response.strip() if isinstance(response, str) else response
 
 
@@ -181,7 +182,8 @@ def _pair(
     """Chosen over rejected answers, as text or messages."""
     for name in ("chosen", "rejected"):
         if name not in ours:
-            bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}")
+            layouts = "".join(f"; data.columns (--columns) {found} reads it" for found in layouts_with_answers(row))
+            bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}{layouts}")
     chosen, rejected = _several(ours["chosen"]), _several(ours["rejected"])
     if ours["rejected"] == [] or (len(chosen) > 1 and not rejected):
         bad(NO_EDGE, "`rejected` is an empty list")
@@ -247,13 +249,14 @@ def _is_ids(response: Response) -> bool:
 
 def _repeated(
     prompt: Any, responses: list[Any], row: dict[str, Any], columns: Columns, names: tuple[str, ...]
-) -> Iterator[str]:
+) -> frozenset[str]:
     """Columns that look like a prompt and repeat what is used.
 
     Raises:
-        UnmappedColumn: one says more.
+        UnmappedColumn: some say more.
     """
-    for name in columns.prompts(names):
-        if (is_media(name) and row[name]) or not repeats(row[name], prompt, responses):
-            raise refuse_prompt(name, names)
-        yield name
+    found = columns.prompts(names)
+    more = [n for n in found if (is_media(n) and row[n]) or not repeats(row[n], prompt, responses)]
+    if more:
+        raise refuse_prompts(more)
+    return frozenset(found)

@@ -246,10 +246,11 @@ def _treated_row(
         if use in _KEPT or (use in (IGNORE, REPEATED) and name not in BY_NAME)
     }
     suffix = "_ids" if example.has_ids else ""
-    prompt, responses = example.prompt, list(example.responses)
+    prompt: Any = example.prompt
+    responses: list[Any] = list(example.responses)
     if example.prompt_ids:
         prompt, responses = responses[0][: example.prompt_ids], [ids[example.prompt_ids :] for ids in responses]
-    values = {f"prompt{suffix}": prompt} if prompt is not None else {}
+    values: dict[str, Any] = {f"prompt{suffix}": prompt} if prompt is not None else {}
     values |= {f"{name}{suffix}": responses[r] for name, r in zip(("chosen", "rejected"), ends, strict=True)}
     # By way of text: the fewest digits that give the same float32.
     values |= {name: float(str(getattr(treatment, name)[number])) for name in ("margin", "target", "weight")}
