@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 from transformers.utils import logging
 
 from rmfast.checkpoint.export import choose_pad_token, write_tokenizer
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.example import BadRow, Example
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.store import TokenStore, build_store
 from rmfast.data.table import GroupTable, build_table

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name")
     report.add_argument("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
     report.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    _columns(report)
     report.add_argument("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
     report.add_argument(
         "--samples", type=positive, metavar="K", help="the sources are MetaRM's: K responses of a prompt"
@@ -137,6 +138,7 @@ def _compare(commands: Any) -> None:
 
 def _denoise(command: argparse.ArgumentParser) -> None:
     command.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name, with strengths")
+    _columns(command)
     command.add_argument("--preset", "--data.denoise", choices=list(PRESETS), help="of Part II; default: baseline")
     for name, field in DenoiseConfig.model_fields.items():
         flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}", f"--denoise.{name}"))
@@ -149,7 +151,19 @@ def _denoise(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plot", metavar="FILE.png", help="write the histogram of strengths")
 
 
+def _columns(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--columns",
+        "--data.columns",
+        nargs="+",
+        default=(),
+        metavar="WORD",
+        help="what columns of other names are: THEIRS=OURS, a layout (orca, alpaca, ...) or ignore (docs/data.md)",
+    )
+
+
 def _scoring(command: argparse.ArgumentParser) -> None:
+    _columns(command)
     command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and maths")
     command.add_argument(

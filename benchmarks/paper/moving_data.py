@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.paper.frozen import draw_pairs, held_out
 from benchmarks.paper.top_layers import Kept, Top, everything, join, keep, split
-from rmfast.data.rows import Edge, Example
+from rmfast.data.example import Edge, Example
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenizer import load_tokenizer

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.data.store import store_examples
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError

@@ -129,9 +129,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = []
+    known = known_keys()  # of which some hold mappings
     for name, value in values.items():
         key = f"{prefix}{name}"
-        out += _flatten(value, f"{key}.") if isinstance(value, dict) and value else [(key, value)]
+        is_section = isinstance(value, dict) and value and key not in known
+        out += _flatten(value, f"{key}.") if is_section else [(key, value)]
     return out
 
 

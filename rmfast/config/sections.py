@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from rmfast.data.columns import read_columns
 from rmfast.data.denoise import Denoise, resolve
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
@@ -25,6 +26,9 @@ def _suites(value: Any) -> Any:
         if not all(str(one).partition("=")):
             raise ValueError(f"is SUITE=PATH, as in rmb=RMB_dataset, got {one!r}")
     return values
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_columns(value).words)]
 
 
 Suites = Annotated[tuple[str, ...], BeforeValidator(_suites)]
@@ -112,6 +116,10 @@ class DataConfig(Section):
     pairs_per_step: int = Field(8, ge=1, description="global batch in prompt groups (a pair or a ranked list is one)")
     tokens_per_pack: int = Field(16384, ge=2, lt=2**31, description="token budget of one forward pass")
     shuffle: bool = Field(True, description="new order each epoch; false: as in the files")
+    columns: Columns = Field(
+        (),
+        description="what other columns are: THEIRS=OURS, a layout (orca, alpaca, ...), ignore (docs/data.md)",
+    )
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
     cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")

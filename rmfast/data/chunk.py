@@ -7,9 +7,11 @@ from typing import Any, Literal, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.columns import AS_NAMED, Columns, Uses, add_uses, uses_of
+from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.prompt import prompt_key
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import read_row
 from rmfast.data.sources import Row
 from rmfast.data.tokenise import Encoded, distinct_samples, encode
 from rmfast.data.tokenizer import fingerprint
@@ -47,6 +49,7 @@ class Chunk:
     files: list[tuple[str, int]]  # (label, groups), in order
     bad: list[tuple[str, BadRow]]  # ("file:row", why), in order
     notes: list[tuple[str, Note]]  # ("file:row", what), in order
+    columns: Uses
     double_bos: int
     merged: int
     guessed_prompts: int
@@ -57,14 +60,20 @@ class Chunk:
 
 
 def encode_chunk(
-    rows: Sequence[Row | tuple[str, int, Example]], tokenizer: PreTrainedTokenizerBase, samples: int | None = None
+    rows: Sequence[Row | tuple[str, int, Example]],
+    tokenizer: PreTrainedTokenizerBase,
+    samples: int | None = None,
+    columns: Columns = AS_NAMED,
 ) -> Chunk:
-    """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are set aside, never raised.
+    """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are kept apart, never raised.
 
     Args:
-        samples: see `build_store`.
+        samples, columns: see `build_store`.
+
+    Raises:
+        UserError: a row has a column that looks like a prompt and that `columns` says nothing of.
     """
-    parsed = [_parsed(row, samples is None) for _, _, row in rows]
+    parsed = [_parsed(f"{label}:{number}", row, columns, samples is None) for label, number, row in rows]
     encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
     files = {label: 0 for label, _, _ in rows}
     bad: list[tuple[str, BadRow]] = []
@@ -89,6 +98,7 @@ def encode_chunk(
         files=list(files.items()),
         bad=bad,
         notes=notes,
+        columns=uses_of(example.columns for example in examples),
         double_bos=sum(encoded.double_bos for _, _, encoded in groups),
         merged=sum(encoded.merged for _, _, encoded in groups),
         guessed_prompts=sum(guessed for _, guessed in keys),
@@ -99,11 +109,13 @@ def encode_chunk(
     )
 
 
-def _parsed(row: dict[str, Any] | BadRow | Example, require_edges: bool) -> Example | BadRow:
-    if not isinstance(row, dict):
+def _parsed(
+    where: str, row: dict[str, Any] | BadRow | Example, columns: Columns, require_edges: bool
+) -> Example | BadRow:
+    if isinstance(row, Example):
         return row
     try:
-        return parse_row(row, require_edges=require_edges)
+        return read_row(where, row, columns, require_edges=require_edges)
     except BadRow as bad:
         return bad
 
@@ -146,6 +158,7 @@ class Summary:
     bad: dict[str, int] = field(default_factory=dict)
     bad_examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     notes: Notes = field(default_factory=dict)
+    columns: Uses = field(default_factory=dict)
     double_bos: int = 0
     merged: int = 0
     guessed_prompts: int = 0
@@ -168,6 +181,7 @@ class Summary:
             if len(shown) < _EXAMPLES_PER_CAUSE:
                 shown.append((where, bad.detail))
         add_notes(self.notes, chunk.notes)
+        add_uses(self.columns, chunk.columns.items())
         if self.first_bad and bad_rows == "error":
             raise UserError(self.first_bad)
         self.double_bos += chunk.double_bos
@@ -192,6 +206,7 @@ class Summary:
             "bad_examples": self.bad_examples,
             "first_bad": self.first_bad,
             "notes": self.notes,
+            "columns": self.columns,
             "double_bos": self.double_bos,
             "merged": self.merged,
             "guessed_prompts": self.guessed_prompts,

@@ -7,28 +7,13 @@ goes by the keys. The rules for prompts that are no column of their own are ours
 
 import hashlib
 import json
-import re
 from typing import cast
 
 import numpy as np
 
-from rmfast.data.rows import Example, Message
+from rmfast.data.example import Example, Message
 from rmfast.data.tokenise import common_prefix
-
-
-def _speaker(names: str) -> str:
-    """A line that begins with one of the names, marked by a colon."""
-    return rf"^[ \t#*\[(]*(?:{names})[ \t*\])]*:"
-
-
-_TURNS = (
-    r"<\|(?:im_start|start_header_id)\|>\s*assistant(?:<\|end_header_id\|>)?|<\|assistant\|>|\[/INST\]|"
-    r"<start_of_turn>model|" + _speaker("assistant|ai|bot|chatbot|agent|model|gpt"),
-    _speaker("response|output|completion|reply|tl;?dr"),
-    _speaker("answer|a|summary"),
-)
-"""Where a text hands over to whoever replies. Names that also stand inside replies count only without the others."""
-TURNS = tuple(re.compile(turn, re.IGNORECASE | re.MULTILINE) for turn in _TURNS)
+from rmfast.data.turns import TURNS
 
 
 def prompt_key(example: Example) -> tuple[int, bool]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore
 
@@ -26,6 +27,7 @@ def data_report(stores: Sequence[TokenStore], max_length: int) -> str:
 def _section(store: TokenStore, max_length: int, seen: set[bytes]) -> str:
     lines: list[tuple[str, str]] = [
         ("rows", f"{store.meta['rows_read']:,} read, {store.meta['rows_kept']:,} kept"),
+        *([("columns", uses_line(store.meta["columns"]))] if store.meta["columns"] else []),
         *_bad_rows(store),
         *_notes(store),
         *_lengths(store, max_length),

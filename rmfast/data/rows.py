@@ -1,105 +1,84 @@
 """One row of preference data -> one `Example`: a prompt, its responses and the preference edges between them.
 
-Formats (each with prompts and responses as strings or as lists of messages):
+Formats (each with prompts and responses as texts or messages, in the shapes of `rmfast.data.messages`):
 
 - `prompt`, `chosen`, `rejected`; or `chosen`, `rejected` alone, which then hold the prompt too (implicit prompt);
 - a prompt of messages with string answers, which then are assistant turns;
-- `rejected` as a list of several answers: one chosen over many;
+- `chosen` or `rejected` as a list of several answers: each chosen over each rejected one;
 - `prompt`, `responses`, best first, unless `edges` ([[better, worse], ...]), `ranks` (lower is better, ties give no
-  edge) or `scores` (higher is better) says otherwise; the first of the three that is there counts;
-- ready token ids: `chosen_ids`, `rejected_ids` (or `chosen_input_ids`, `rejected_input_ids`), with `prompt_ids` joined
-  in front where present.
+  edge) or `scores` (higher is better) say otherwise;
+- ready token ids: `chosen_ids`, `rejected_ids` (see `rmfast.data.ids`), with `prompt_ids` joined in front.
 
 Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` hold a number, or a list of one per edge;
-`tools` and `chat_template_kwargs` go to the chat template.
+`tools` and `chat_template_kwargs` go to the chat template. Columns of other names: see `rmfast.data.columns`.
+
+What a row says twice is used once where it agrees and is a bad row where it does not.
 """
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-
+from rmfast.data.columns import AS_NAMED, EDGE_COLUMNS, Columns, is_media, refuse_prompts
+from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
+from rmfast.data.example import (
+    CONTRADICTION,
+    EMPTY,
+    MISSING_COLUMN,
+    NO_EDGE,
+    WRONG_ROLES,
+    WRONG_TYPE,
+    BadRow,
+    Example,
+    Response,
+    UnmappedColumn,
+    bad,
+    is_messages,
+)
+from rmfast.data.ids import TWICE as IDS_TWICE
+from rmfast.data.ids import has_ids, read_ids
+from rmfast.data.layouts import layouts_with_answers
+from rmfast.data.messages import asks, from_json, without_nulls
 from rmfast.data.notes import Note
+from rmfast.data.parts import joined_prompt, repeats, settle
+from rmfast.errors import UserError
 
-NOT_UTF8 = "not UTF-8"
-NOT_JSON = "not JSON"
-NOT_OBJECT = "not an object"
-MISSING_COLUMN = "missing column"
-WRONG_TYPE = "wrong type"
-EMPTY = "empty"
-WRONG_ROLES = "wrong roles"
-NO_EDGE = "no edge"
-BAD_NUMBER = "bad number"
-TOO_FEW = "too few responses"
-IDENTICAL = "identical"
+IDS_ALONE = "token ids taken, texts beside them not read"
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-Message = dict[str, Any]
-Response = str | list[Message] | list[int]
+_BESIDE = frozenset((*EDGE_COLUMNS, "tools", "chat_template_kwargs", "system", "history", "user", "input"))
+"""Columns that are read whatever the others are."""
+_TEXTS = frozenset(("prompt", "chosen", "rejected"))
+_PAIR = _TEXTS | _BESIDE
+_NONE: frozenset[str] = frozenset()
+_RANKING = frozenset(("responses", "edges", "ranks", "scores"))
+_NOT_THE_ROWS = frozenset(("chat_template", "conversation", "messages", "tools", "tokenize", "add_generation_prompt"))
+"""Arguments of a chat template that are the run's or the row's columns to give."""
 
 
-class BadRow(ValueError):
-    """Why a row cannot be used: a `cause` from the constants above (for counts) and a `detail` (for people)."""
+def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAMED, **options: bool) -> Example:
+    """`parse_row` of a row of a source.
 
-    def __init__(self, cause: str, detail: str) -> None:
-        super().__init__(cause, detail)
-        self.cause = cause
-        # One short line that any terminal can print: details quote the data.
-        self.detail = " ".join(detail.encode(errors="backslashreplace").decode().split())[:200]
+    Args:
+        where: "file:row".
 
-    def __str__(self) -> str:
-        return f"{self.cause}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """Response `better` is preferred to response `worse` with probability `target`. Absent strengths are nan."""
-
-    better: int
-    worse: int
-    margin: float = 0.0
-    target: float = 1.0
-    weight: float = 1.0
-    strength_mean: float = math.nan
-    strength_std: float = math.nan
+    Raises:
+        BadRow: the row cannot be used.
+        UserError: a column looks like a prompt and is not used; no row of the source can be trusted then.
+    """
+    if isinstance(row, BadRow):
+        raise row
+    try:
+        return parse_row(row, columns, **options)
+    except UnmappedColumn as error:
+        raise UserError(f"{where}: {error.detail}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One prompt (None: inside the responses), N >= 1 responses of one kind, E >= 0 edges between them."""
-
-    prompt: str | list[Message] | None
-    responses: tuple[Response, ...]
-    edges: tuple[Edge, ...] = ()
-    per_edge_weight: bool = False
-    """Whether `weight` came as a list. If not, the edges of the group share its one number."""
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    prompt_ids: int = 0
-    """How many of the ready ids with which every response begins came as the prompt's."""
-    notes: tuple[Note, ...] = ()
-    """What was done to the row's columns to read them."""
-
-    @property
-    def is_messages(self) -> bool:
-        return isinstance(self.prompt, list) or (bool(self.responses[0]) and _is_messages(self.responses[0]))
-
-    def conversation(self, response: Response) -> list[Message]:
-        """Prompt and answer as one list of messages; a string answers as the assistant."""
-        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-        return [*(self.prompt or ()), *answer]
-
-
-def parse_row(row: dict[str, Any], *, require_edges: bool = True, allow_empty: bool = False) -> Example:
+def parse_row(
+    row: dict[str, Any], columns: Columns = AS_NAMED, *, require_edges: bool = True, allow_empty: bool = False
+) -> Example:
     """Read one row of any of the module's formats.
 
     Args:
         row: columns; a column that holds None counts as absent.
+        columns: what the row's columns are.
         require_edges: refuse rows that prefer nothing. Scoring passes False.
         allow_empty: accept responses without text, and read no strengths. Scoring, which makes them, passes True.
 
@@ -107,182 +86,177 @@ def parse_row(row: dict[str, Any], *, require_edges: bool = True, allow_empty: b
         BadRow: the row cannot be used.
     """
     row = {name: value for name, value in row.items() if value is not None}
-    if "responses" in row:
-        prompt, responses, pairs = _ranked(row)
-        front = 0
+    try:
+        return _parse(row, columns, require_edges, allow_empty)
+    except RecursionError:
+        raise BadRow(WRONG_TYPE, "lists or objects nested too deep") from None
+
+
+def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_empty: bool) -> Example:
+    ours = columns.read(row)
+    notes: list[Note] = []
+    front = 0
+    if columns.has_turns and not has_ids(ours) and (joined := joined_prompt(ours, notes)) is not None:
+        ours["prompt"] = joined
+    if "responses" in ours:
+        prompt, responses, pairs, used = _ranked(ours, notes)
+    elif has_ids(ours):
+        prompt = None
+        responses, pairs, front = _ids(ours, notes)
+        used = frozenset(ours) - _TEXTS - _RANKING
     else:
-        prompt, responses, pairs, front = _chosen_rejected(row)
+        prompt, responses, pairs, used = _pair(ours, row, notes)
     if require_edges and not pairs:
-        _bad(NO_EDGE, "no response is preferred to another")
-    edges, per_edge_weight = _edges(row, pairs, strengths=not allow_empty)
-    tools, template_kwargs = _template_arguments(row)
-    example = Example(prompt, tuple(responses), edges, per_edge_weight, tools, template_kwargs, front)
-    _check_contents(example, allow_empty)
-    return example
+        bad(NO_EDGE, "no response is preferred to another")
+    edges, per_edge_weight = read_edges(ours, pairs, strengths=not allow_empty)
+    tools, template_kwargs = _template_arguments(ours)
+    _check_contents(prompt, responses, allow_empty)
+    names = tuple(row)
+    repeated = _NONE if has_ids(ours) else _repeated(prompt, responses, row, columns, names)
+    if prompt is None and "prompt" in used and "prompt" in ours:
+        repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
+    return Example(
+        prompt=prompt,
+        responses=tuple(responses),
+        edges=edges,
+        per_edge_weight=per_edge_weight,
+        tools=tools,
+        template_kwargs=template_kwargs,
+        prompt_ids=front,
+        notes=tuple(notes),
+        columns=columns.uses(names, used, repeated),
+    )
 
 
-def _bad(cause: str, detail: str) -> NoReturn:
-    raise BadRow(cause, detail)
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _is_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _ranked(row: dict[str, Any]) -> tuple[Any, list[Any], list[tuple[int, int]]]:
+def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], list[Pair], frozenset[str]]:
     """`responses` and the order that edges, ranks, scores or their place in the list give them."""
-    responses = row["responses"]
+    responses = ours["responses"]
     if not isinstance(responses, list):
-        _bad(WRONG_TYPE, f"`responses` is not a list but {type(responses).__name__}")
+        bad(WRONG_TYPE, f"`responses` is not a list but {type(responses).__name__}")
     if not responses:
-        _bad(EMPTY, "`responses` is an empty list")
-    if "prompt" not in row:
-        _bad(MISSING_COLUMN, f"no `prompt` beside `responses`; the row has {', '.join(map(repr, row))}")
+        bad(EMPTY, "`responses` is an empty list")
+    if ours.get("prompt") is None:
+        bad(MISSING_COLUMN, f"no `prompt` beside `responses`; the row has {', '.join(map(repr, ours))}")
     count = len(responses)
-    if "edges" in row:
-        return row.get("prompt"), responses, [_index_pair(pair, count) for pair in _list(row, "edges")]
-    if "ranks" in row:
-        keys = _numbers(row, "ranks", count)
-    elif "scores" in row:
-        keys = [-score for score in _numbers(row, "scores", count)]
-    else:
-        keys = [float(place) for place in range(count)]
-    order = sorted(range(count), key=keys.__getitem__)
-    pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :] if keys[a] < keys[b]]
-    return row.get("prompt"), responses, pairs
+    pairs = ranked_pairs(ours, count)
+    prompt, settled = settle(ours["prompt"], responses, notes)
+    if "chosen" not in ours or "rejected" not in ours:
+        return prompt, settled, pairs, _RANKING | _BESIDE | {"prompt"}
+    better, worse = (settle(ours["prompt"], _several(ours[side]), [])[1] for side in ("chosen", "rejected"))
+    _check_pair(settled, pairs, better, worse)
+    return prompt, settled, pairs, _RANKING | _PAIR
 
 
-def _chosen_rejected(row: dict[str, Any]) -> tuple[Any, list[Any], list[tuple[int, int]], int]:
-    """One chosen answer over one or many rejected ones, as text, messages or token ids; last how many ids are in
-    front."""
-    suffix = next((s for s in ("_ids", "_input_ids") if f"chosen{s}" in row or f"rejected{s}" in row), "")
-    names = (f"chosen{suffix}", f"rejected{suffix}")
-    for name in names:
-        if name not in row:
-            _bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}")
-    chosen, rejected = (row[name] for name in names)
-    many = isinstance(rejected, list) and bool(rejected) and isinstance(rejected[0], str | list)
-    losers = rejected if many else [rejected]
-    if rejected == [] and not suffix:
-        _bad(NO_EDGE, "`rejected` is an empty list")
-    prompt = None if suffix else row.get("prompt")
-    front: Any = []
-    if suffix:
-        front = row.get("prompt_ids", row.get("prompt_input_ids", []))
-        if not all(map(_is_ids, (front, chosen, *losers))):
-            _bad(WRONG_TYPE, f"{', '.join(names)} and the prompt's ids must be lists of token ids")
-        if not all((chosen, *losers)):
-            _bad(EMPTY, f"{' or '.join(names)} holds no token ids")
-        chosen, losers = front + chosen, [front + ids for ids in losers]
-    return prompt, [chosen, *losers], [(0, 1 + place) for place in range(len(losers))], len(front)
+def _check_pair(responses: list[Any], pairs: list[Pair], better: list[Any], worse: list[Any]) -> None:
+    """Refuse a pair beside a ranking that is not in it."""
+    known = [_answer(response) for response in responses]
+    places = [[i for i, own in enumerate(known) if own == _answer(answer)] for answer in (*better, *worse)]
+    if not all(places):
+        bad(CONTRADICTION, "`chosen` or `rejected` is none of the `responses` beside it")
+    for above in places[: len(better)]:
+        for below in places[len(better) :]:
+            if not any((i, j) in pairs for i in above for j in below):
+                bad(CONTRADICTION, "the `responses` are not ordered as `chosen` and `rejected` beside them are")
 
 
-def _index_pair(pair: Any, count: int) -> tuple[int, int]:
-    ok = isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < count for i in pair)
-    if not ok or pair[0] == pair[1]:
-        _bad(WRONG_TYPE, f"`edges` holds {pair!r}, not two different places in a list of {count} responses")
-    return pair[0], pair[1]
+def _answer(response: Any) -> Any:
+    """A response as it is compared: what its last turn says."""
+    if response and is_messages(response) and not response[-1].get("tool_calls"):
+        response = response[-1].get("content")
+    return response.strip() if isinstance(response, str) else response
 
 
-def _list(row: dict[str, Any], name: str) -> list[Any]:
-    if not isinstance(row[name], list):
-        _bad(WRONG_TYPE, f"`{name}` is not a list but {type(row[name]).__name__}")
-    return row[name]
+def _several(value: Any) -> list[Any]:
+    """The answers of a column: itself, or the items of a list that is no conversation and holds no ids."""
+    return value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
 
 
-def _number(value: Any, name: str, low: float = -_FLOAT32_MAX, high: float = _FLOAT32_MAX) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        _bad(WRONG_TYPE, f"`{name}` holds {value!r}, which is not a number")
-    if not low <= value <= high:  # also catches nan, and integers that no float can hold
-        _bad(BAD_NUMBER, f"`{name}` holds {str(value)[:40]}, not a number from {low:g} to {high:g}")
-    return float(value)
+def _crossed(better: int, worse: int) -> list[Pair]:
+    """Each of the first responses over each of the others."""
+    return [(i, better + j) for i in range(better) for j in range(worse)]
 
 
-def _numbers(row: dict[str, Any], name: str, count: int) -> list[float]:
-    values = _list(row, name)
-    if len(values) != count:
-        _bad(WRONG_TYPE, f"`{name}` holds {len(values)} numbers for {count} responses")
-    return [_number(value, name) for value in values]
+def _pair(
+    ours: dict[str, Any], row: dict[str, Any], notes: list[Note]
+) -> tuple[Any, list[Any], list[Pair], frozenset[str]]:
+    """Chosen over rejected answers, as text or messages."""
+    for name in ("chosen", "rejected"):
+        if name not in ours:
+            layouts = "".join(f"; data.columns (--columns) {found} reads it" for found in layouts_with_answers(row))
+            bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}{layouts}")
+    chosen, rejected = _several(ours["chosen"]), _several(ours["rejected"])
+    if ours["rejected"] == [] or (len(chosen) > 1 and not rejected):
+        bad(NO_EDGE, "`rejected` is an empty list")
+    pairs = _crossed(len(chosen), len(rejected))
+    orders = pair_order(ours, len(chosen) + len(rejected))
+    for name, order in orders.items():
+        check_pairs(pairs, order, "`chosen` and `rejected`", f"`{name}`")
+    prompt, responses = settle(ours.get("prompt"), chosen + rejected, notes)
+    return prompt, responses, pairs, _PAIR.union(orders) if orders else _PAIR
 
 
-_EDGE_COLUMNS: dict[str, tuple[float, float]] = {
-    "margin": (-_FLOAT32_MAX, _FLOAT32_MAX),
-    "target": (0.0, 1.0),
-    "weight": (0.0, _FLOAT32_MAX),
-    "strength_mean": (-_FLOAT32_MAX, _FLOAT32_MAX),
-    "strength_std": (0.0, _FLOAT32_MAX),
-}
+def _ids(ours: dict[str, Any], notes: list[Note]) -> tuple[list[Any], list[Pair], int]:
+    """Chosen over rejected answers as token ids, and how many of each are the prompt's."""
+    front, chosen, rejected, twice = read_ids(ours)
+    if twice:
+        notes.append(Note(IDS_TWICE, f"{len(front)} ids"))
+    if texts := [name for name in ours if name in _TEXTS]:
+        notes.append(Note(IDS_ALONE, ", ".join(texts)))
+    return [front + ids for ids in chosen + rejected], _crossed(len(chosen), len(rejected)), len(front)
 
 
-def _edges(row: dict[str, Any], pairs: Sequence[tuple[int, int]], strengths: bool) -> tuple[tuple[Edge, ...], bool]:
-    """The edges with their optional columns, and whether their weight came one per edge."""
-    columns: list[dict[str, float]] = [{} for _ in pairs]
-    for name, (low, high) in _EDGE_COLUMNS.items():
-        if name not in row or (name.startswith("strength") and not strengths):
-            continue
-        values = row[name] if isinstance(row[name], list) else [row[name]] * len(pairs)
-        if len(values) != len(pairs):
-            _bad(WRONG_TYPE, f"`{name}` holds {len(values)} numbers for {len(pairs)} edges")
-        for column, value in zip(columns, values, strict=True):
-            if value is not None:
-                column[name] = _number(value, name, low, high)
-    edges = tuple(Edge(better, worse, **column) for (better, worse), column in zip(pairs, columns, strict=True))
-    return edges, isinstance(row.get("weight"), list)
-
-
-def _template_arguments(row: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError:
-            _bad(WRONG_TYPE, "`tools` is a string that is not JSON")
+def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:
+    if "tools" not in ours and "chat_template_kwargs" not in ours:
+        return None, {}
+    tools = from_json(ours.get("tools") or None, "tools")
     if tools is not None and not isinstance(tools, list):
-        _bad(WRONG_TYPE, f"`tools` is not a list but {type(tools).__name__}")
-    template_kwargs = row.get("chat_template_kwargs", {})
+        bad(WRONG_TYPE, f"`tools` is not a list but {type(tools).__name__}")
+    template_kwargs = from_json(ours.get("chat_template_kwargs", {}), "chat_template_kwargs")
     if not isinstance(template_kwargs, dict):
-        _bad(WRONG_TYPE, f"`chat_template_kwargs` is not an object but {type(template_kwargs).__name__}")
-    return tools or None, template_kwargs
+        bad(WRONG_TYPE, f"`chat_template_kwargs` is not an object but {type(template_kwargs).__name__}")
+    if wrong := sorted(template_kwargs.keys() & _NOT_THE_ROWS):
+        bad(WRONG_TYPE, f"`chat_template_kwargs` sets {', '.join(wrong)}, which a row cannot")
+    tools = [from_json(tool, "tools") for tool in tools or ()]
+    return without_nulls(tools) or None, without_nulls(template_kwargs)
 
 
-def _check_contents(example: Example, allow_empty: bool) -> None:
-    """Types that fit together, roles in order, text in every response."""
-    prompt, responses = example.prompt, example.responses
-    if prompt is not None and not isinstance(prompt, str) and not _is_messages(prompt):
-        _bad(WRONG_TYPE, f"the prompt is neither text nor a list of messages but {type(prompt).__name__}")
-    if all(isinstance(response, str) for response in responses):
-        if not allow_empty and not all(map(str.strip, responses)):  # type: ignore[arg-type]
-            _bad(EMPTY, "a response has no text")
-        if not isinstance(prompt, list):
-            return
-    elif all(map(_is_messages, responses)):
-        if isinstance(prompt, str):
-            _bad(WRONG_TYPE, "the prompt is text, its responses are messages")
-    elif prompt is None and all(map(_is_ids, responses)):
+def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> None:
+    """Types that fit together, turns in order, text in every response."""
+    if prompt is not None and not isinstance(prompt, str) and not is_messages(prompt):
+        bad(WRONG_TYPE, f"the prompt is neither text nor a list of messages but {type(prompt).__name__}")
+    if set(map(type, responses)) == {str}:
+        if not allow_empty and not all(map(str.strip, responses)):
+            bad(EMPTY, "a response has no text")
+        if prompt == []:
+            bad(WRONG_ROLES, "no turn before the answer")
         return
-    else:
-        _bad(WRONG_TYPE, "the responses are not all text, all lists of messages or all lists of token ids")
+    if prompt is None and all(map(_is_ids, responses)):
+        return
+    if isinstance(prompt, str) or not all(map(is_messages, responses)):
+        bad(WRONG_TYPE, "the responses are not all text, all lists of messages or all lists of token ids")
     for response in responses:
-        _check_roles(example.conversation(response), allow_empty)
+        if not response or asks(response[-1]):
+            bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
+        if not prompt and len(response) == 1:
+            bad(WRONG_ROLES, "no turn before the answer")
+        if not allow_empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
+            bad(EMPTY, "the last assistant turn has no text")
 
 
-def _check_roles(messages: list[Message], allow_empty: bool) -> None:
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or (content is None and not message.get("tool_calls")):
-            _bad(WRONG_ROLES, f"a message without role or content: keys {', '.join(map(repr, message))}")
-        if role not in ROLES:
-            _bad(WRONG_ROLES, f"unknown role {role!r}")
-        if content is not None and not isinstance(content, str):
-            _bad(WRONG_TYPE, f"a message's content is not text but {type(content).__name__}")
-    if not messages or messages[-1]["role"] != "assistant":
-        _bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
-    if not any(message["role"] == "user" for message in messages):
-        _bad(WRONG_ROLES, "no user turn")
-    last = messages[-1]
-    if not allow_empty and not (last.get("content") or "").strip() and not last.get("tool_calls"):
-        _bad(EMPTY, "the last assistant turn has no text")
+def _is_ids(response: Response) -> bool:
+    return isinstance(response, list) and bool(response) and type(response[0]) is int
+
+
+def _repeated(
+    prompt: Any, responses: list[Any], row: dict[str, Any], columns: Columns, names: tuple[str, ...]
+) -> frozenset[str]:
+    """Columns that look like a prompt and repeat what is used.
+
+    Raises:
+        UnmappedColumn: some say more.
+    """
+    found = columns.prompts(names)
+    more = [n for n in found if (is_media(n) and row[n]) or not repeats(row[n], prompt, responses)]
+    if more:
+        raise refuse_prompts(more)
+    return frozenset(found)

@@ -22,7 +22,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from rmfast.data.rows import NOT_JSON, NOT_OBJECT, NOT_UTF8, BadRow
+from rmfast.data.example import NOT_JSON, NOT_OBJECT, NOT_UTF8, BadRow
 from rmfast.errors import UserError
 
 if TYPE_CHECKING:

@@ -25,13 +25,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
+from rmfast.data.columns import AS_NAMED, Columns
+from rmfast.data.example import Example
 from rmfast.data.files import sync, sync_tree
-from rmfast.data.rows import Example
 from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-FORMAT = 5
+FORMAT = 6
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
@@ -49,9 +50,9 @@ class TokenStore:
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
-    notes (see `rmfast.data.notes`), double_bos, merged (identical samples), guessed_prompts (groups without a prompt
-    of their own), tokenizer (fingerprint), bos_id (if every sequence begins with it, else None), eos_id, max_id (the
-    largest token id), has_strings, has_messages.
+    notes (see `rmfast.data.notes`), columns ({column: what it is used as}), double_bos, merged (identical samples),
+    guessed_prompts (groups without a prompt of their own), tokenizer (fingerprint), bos_id (if every sequence begins
+    with it, else None), eos_id, max_id (the largest token id), has_strings, has_messages.
     """
 
     tokens: np.ndarray  # int32 [sum of stored tokens]
@@ -125,6 +126,7 @@ def build_store(
     workers: int | None = None,
     bad_rows: Literal["drop", "error"] = "drop",
     samples: int | None = None,
+    columns: Columns = AS_NAMED,
 ) -> TokenStore:
     """Tokenise a source into `cache_dir`, or open what an earlier call left there.
 
@@ -137,12 +139,15 @@ def build_store(
         bad_rows: drop and count rows that cannot be used, or stop at the first.
         samples: groups without edges: of each row the first so many different responses. Rows with fewer responses, or
             with none that differs from the others, cannot be used; responses that repeat one are counted as merged.
+        columns: what the rows' columns are.
 
     Raises:
-        UserError: nothing readable there, no usable row, or a bad row with `bad_rows="error"`.
+        UserError: nothing readable there, no usable row, a column that looks like a prompt and that `columns` says
+            nothing of, or a bad row with `bad_rows="error"`.
     """
     content = f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}"
     content += "" if samples is None else f" {samples} samples"
+    content += f" {columns.words}" if columns.words else ""
     key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
     if not folder.is_dir():
@@ -153,7 +158,7 @@ def build_store(
         except OSError as error:
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
-            _build(source, tokenizer, aside, default_split, workers, bad_rows, samples)
+            _build(source, tokenizer, aside, default_split, workers, bad_rows, samples, columns)
             _publish(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -171,6 +176,7 @@ def _build(
     workers: int | None,
     bad_rows: Literal["drop", "error"],
     samples: int | None,
+    columns: Columns,
 ) -> None:
     """Stream the source into `folder`, in the rows' order whatever the number of processes."""
     rows = read_rows(source, default_split)
@@ -182,7 +188,7 @@ def _build(
     for name in STARTS:
         files[name].append(np.zeros(1, np.int64))
     summary = Summary()
-    for chunk in chunks(itertools.chain(head, rows), tokenizer, count, samples):
+    for chunk in chunks(itertools.chain(head, rows), tokenizer, count, samples, columns):
         summary.add(chunk, bad_rows)
         for name, array in chunk.arrays.items():
             if name in STARTS and len(array):
@@ -201,14 +207,14 @@ def _cores() -> int:
 
 
 def _serial(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None, columns: Columns
 ) -> Iterator[Chunk]:
     while batch := list(itertools.islice(rows, _BATCH)):
-        yield encode_chunk(batch, tokenizer, samples)
+        yield encode_chunk(batch, tokenizer, samples, columns)
 
 
 def _parallel(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None, columns: Columns
 ) -> Iterator[Chunk]:
     """The same chunks from `workers` processes, a few batches ahead of the reader."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,))
@@ -216,7 +222,7 @@ def _parallel(
     try:
         while True:
             while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
-                pending.append(pool.submit(_work, batch, samples))
+                pending.append(pool.submit(_work, batch, samples, columns))
             if not pending:
                 return
             yield pending.popleft().result()
@@ -235,9 +241,9 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     _worker_tokenizer = tokenizer
 
 
-def _work(rows: list[Row], samples: int | None) -> Chunk:
+def _work(rows: list[Row], samples: int | None, columns: Columns) -> Chunk:
     assert _worker_tokenizer is not None
-    return encode_chunk(rows, _worker_tokenizer, samples)
+    return encode_chunk(rows, _worker_tokenizer, samples, columns)
 
 
 class _ArrayFile:

@@ -14,8 +14,8 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.example import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
 from rmfast.data.notes import Note
-from rmfast.data.rows import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
 from rmfast.errors import UserError
 
 Ids = np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.rows import BadRow, Example
+from rmfast.data.example import BadRow, Example
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import Rule, ballot, combine, standardise

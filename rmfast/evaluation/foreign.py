@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from rmfast.checkpoint.store import MANIFEST
-from rmfast.data.rows import BadRow, Example
+from rmfast.data.example import BadRow, Example
 from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError

@@ -6,15 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.columns import AS_NAMED, Columns, uses_line, uses_of
+from rmfast.data.example import BadRow, Example
+from rmfast.data.rows import read_row
 from rmfast.data.sources import SUFFIXES, Row, read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.suite import Item, Path_, Unscored
 
-Columns = dict[str, Any]
-Place = Callable[[Columns], tuple[str, Path_]]
-PlaceInFile = Callable[[Columns, str], tuple[str, Path_]]
-Convert = Callable[[Columns], Columns]
+Raw = dict[str, Any]
+Place = Callable[[Raw], tuple[str, Path_]]
+PlaceInFile = Callable[[Raw, str], tuple[str, Path_]]
+Convert = Callable[[Raw], Raw]
 
 
 def data_files(source: str) -> list[Path]:
@@ -42,9 +44,11 @@ def read_items(
     place: Place,
     convert: Convert = dict,
     *,
-    uid: Callable[[Columns], Any] = lambda row: row.get("id"),
-    sources: Callable[[Columns], Sequence[str]] = lambda row: (),
-    extra: Callable[[Columns], Mapping[str, Any]] = lambda row: {},
+    columns: Columns = AS_NAMED,
+    judged: Callable[[Example], Example] = lambda example: example,
+    uid: Callable[[Raw], Any] = lambda row: row.get("id"),
+    sources: Callable[[Raw], Sequence[str]] = lambda row: (),
+    extra: Callable[[Raw], Mapping[str, Any]] = lambda row: {},
 ) -> tuple[list[Item], list[Unscored]]:
     """Items of raw rows, and the rows that cannot be judged; none is left out.
 
@@ -52,6 +56,11 @@ def read_items(
         place: part and path of a row, good or bad ({} for one that could not be read).
         convert: a row in one of the formats of `rmfast.data.rows`; raises BadRow, or KeyError, TypeError, IndexError
             for a column that is missing or of another kind.
+        columns: what its columns are.
+        judged: what of an example is judged; raises BadRow where nothing is.
+
+    Raises:
+        UserError: a converted row has a column that looks like a prompt and that `columns` says nothing of.
     """
     items: list[Item] = []
     bad: list[Unscored] = []
@@ -63,7 +72,7 @@ def read_items(
             try:
                 part, path = place(row)
                 path = tuple(map(str, path))  # a group may be named by a number
-                example = parse_row(convert(row), allow_empty=True)
+                example = judged(read_row(label, convert(row), columns, allow_empty=True))
                 name = uid(row)
                 items.append(
                     Item(
@@ -107,13 +116,18 @@ def read_files(
     return items, bad
 
 
-def _place_in_file(place: PlaceInFile, stem: str, row: Columns) -> tuple[str, Path_]:
+def _place_in_file(place: PlaceInFile, stem: str, row: Raw) -> tuple[str, Path_]:
     return place(row, stem)
 
 
 def as_turns(prompt: Any) -> Any:
     """A prompt of plain text as the turn of a user; anything else as it is."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def column_note(items: Iterable[Item]) -> str:
+    """A line that says what the columns of a source were used as."""
+    return f"columns: {uses_line(uses_of(item.example.columns for item in items))}"
 
 
 def duplicate_notes(items: Iterable[Item]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.combine import OF_REWARDS

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
+from rmfast.data.example import BadRow, Example
 from rmfast.data.pack import Pack
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenise import encode

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.data.columns import AS_NAMED, Columns, Uses, uses_of
+from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader
@@ -27,23 +29,21 @@ class ReadRow:
     notes: tuple[Note, ...] = ()
 
 
-def read_file(source: str, *, require_edges: bool) -> list[ReadRow]:
+def read_file(source: str, columns: Columns = AS_NAMED, *, require_edges: bool) -> list[ReadRow]:
     """All rows of a source, good and bad.
 
     Raises:
-        UserError: the source cannot be read, or no row of it can be used.
+        UserError: the source cannot be read, no row of it can be used, or a column looks like a prompt and `columns`
+            says nothing of it.
     """
     rows = []
     for file, number, row in read_rows(source, "test"):
-        label = f"{file}:{number}"
-        if isinstance(row, BadRow):
-            rows.append(ReadRow(label, None, None, f"{row.cause}: {row.detail}"))
-            continue
+        label, own = f"{file}:{number}", None if isinstance(row, BadRow) else row
         try:
-            example = parse_row(row, require_edges=require_edges, allow_empty=True)
-            rows.append(ReadRow(label, row, example, None))
+            example = read_row(label, row, columns, require_edges=require_edges, allow_empty=True)
+            rows.append(ReadRow(label, own, example, None))
         except BadRow as error:
-            rows.append(ReadRow(label, row, None, f"{error.cause}: {error.detail}"))
+            rows.append(ReadRow(label, own, None, f"{error.cause}: {error.detail}"))
     if not any(row.example for row in rows):
         first = f"; the first: {rows[0].label}: {rows[0].error}" if rows else ""
         raise UserError(f"{source}: no row can be used, of {len(rows)}{first}")
@@ -76,6 +76,11 @@ def noted(rows: Sequence[ReadRow]) -> Notes:
     notes: Notes = {}
     add_notes(notes, ((row.label, note) for row in rows for note in row.notes))
     return notes
+
+
+def columns_used(rows: Sequence[ReadRow]) -> Uses:
+    """What the columns of all rows were used as."""
+    return uses_of(row.example.columns for row in rows if row.example)
 
 
 def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.evaluation.suite import Item, Result, prompt_key
 
 

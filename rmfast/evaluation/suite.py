@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmfast.data.rows import Example
+from rmfast.data.columns import Columns
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.evaluation.metrics import accuracy_interval
 
@@ -120,15 +121,21 @@ class Suite:
     Attributes:
         about: a line for people.
         read: its items from a file or folder; raises UserError where nothing there can be used.
+        takes_columns: whether `read` takes `Columns` too: data of any format, where a benchmark has its own.
         verdicts: of a result.
         headline: the figures that the benchmark is quoted by, the most important first.
     """
 
     name: str
     about: str
-    read: Callable[[str], Rows]
+    read: Callable[..., Rows]
     verdicts: Callable[[Result], Iterable[Verdict]] = one_verdict
     headline: Callable[[Sequence[Cell], Sequence[Result]], dict[str, float]] = accuracies
+    takes_columns: bool = False
+
+    def rows(self, source: str, columns: Columns) -> Rows:
+        """`read`, with `columns` where it takes them."""
+        return self.read(source, columns) if self.takes_columns else self.read(source)
 
 
 def find_suite(name: str) -> Suite:

@@ -10,24 +10,36 @@ import numpy as np
 import torch
 
 from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
+from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.report import data_report
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import load
-from rmfast.evaluation.rows import ReadRow, bad_rows, json_line, noted, read_file, readable, scored_row, unscored_row
+from rmfast.evaluation.rows import (
+    ReadRow,
+    bad_rows,
+    columns_used,
+    json_line,
+    noted,
+    read_file,
+    readable,
+    scored_row,
+    unscored_row,
+)
 from rmfast.evaluation.score import score_table
 from rmfast.models.config import DTYPES
-from rmfast.tasks.options import check_models, load_model, out_file, reader, write_file
+from rmfast.tasks.options import check_models, columns_of, load_model, out_file, reader, write_file
 from rmfast.trainer.log import say
 
 
 def report(options: Namespace) -> None:
     """rmfast data report"""
     tokenizer = load_tokenizer(options.model, options.chat_template) if options.model else byte_tokenizer()
+    how: dict[str, Any] = {"samples": options.samples, "columns": columns_of(options)}
     with tempfile.TemporaryDirectory() as cache:
-        stores = [build_store(source, tokenizer, cache, samples=options.samples) for source in options.sources]
+        stores = [build_store(source, tokenizer, cache, **how) for source in options.sources]
         if not options.model:
             say("Lengths are in bytes; --model PATH counts that model's tokens.")
         say(data_report(stores, options.max_length))
@@ -35,7 +47,7 @@ def report(options: Namespace) -> None:
 
 def _read_for(paths: Sequence[str], options: Namespace, *, require_edges: bool) -> list[ReadRow]:
     """The rows of --data; one that a model's tokenizer refuses is scored by none."""
-    rows = read_file(options.data, require_edges=require_edges)
+    rows = read_file(options.data, columns_of(options), require_edges=require_edges)
     for path in paths:
         rows = readable(rows, reader(path, options.chat_template))
     return rows
@@ -58,6 +70,7 @@ def score(options: Namespace) -> None:
     heads = sum(own[0].shape[1] for own in scores)
     many = f" ({heads} heads)" if heads > len(scores) else ""
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
+    say(f"columns: {uses_line(columns_used(rows))}")
     _say_unusable(rows, unusable)
     for line in note_lines(noted(rows)):
         say(line)

@@ -6,26 +6,30 @@ from argparse import Namespace
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rmfast.config import read_denoise
+from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, Pairs, uses_line, uses_of
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
-from rmfast.data.rows import BadRow, Example, Response, parse_row
+from rmfast.data.example import BadRow, Example, Response
+from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
 from rmfast.evaluation.rows import json_line
 from rmfast.report.plots import render
 from rmfast.report.strength import strength_plot
-from rmfast.tasks.options import out_file, write_file
+from rmfast.tasks.options import columns_of, out_file, write_file
 from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]
 """("file:row", columns, what they mean)"""
 
 COLUMNS = ("strength", "margin", "target", "weight")
+_KEPT = ("strength_mean", "strength_std", "tools", "chat_template_kwargs")  # besides those that a row does not use
 _TEXT = 110  # characters shown of a prompt or a response
 
 
@@ -35,21 +39,23 @@ def preview(options: Namespace) -> None:
     wanted = read_denoise(options.preset, {name.removeprefix("denoise."): words for name, words in given.items()})
     out, plot = (_target(getattr(options, name), f"--{name}", options.sources) for name in ("out", "plot"))
     bad: Counter[str] = Counter()
-    count, arrays = _edges_of(_examples(options.sources, bad))
+    data, uses = _Data(options.sources, columns_of(options)), Counter[Pairs]()
+    count, arrays = _edges_of(data.examples(bad), uses)
     came = arrays["strength"]
     treatment = treat(wanted, **arrays)
     if plot is not None and not treatment.known.any():
         raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
     say(f"{', '.join(options.sources)}: {count:,} rows; denoise ({wanted}): {treatment.summary()}")
+    say(f"columns: {uses_line(uses_of(uses))}")
     if bad:
         say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in bad.items())} (rmfast data report)")
     say("\n".join(["", *_by_tenth(came, treatment, arrays["weight"])]))
     shown = _shown(came, treatment, options.examples)
-    found = dict(_examples_of(options.sources, arrays, treatment, shown))
+    found = dict(_examples_of(data, arrays, treatment, shown))
     for number in shown:
         say("\n".join(["", *found[number]]))
     if out is not None:
-        rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(options.sources, treatment))
+        rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(data, treatment))
         say(f"\n{write_file(out, rows):,} rows written, one for each edge: {out}")
     if plot is not None:
         write_file(plot, [render(strength_plot(came, treatment))])
@@ -60,25 +66,36 @@ def _target(path: str | None, option: str, sources: Sequence[str]) -> Path | Non
     return [out_file(path, source, option) for source in sources][0] if path is not None else None
 
 
-def _examples(sources: Sequence[str], bad: Counter[str]) -> Iterator[Labelled]:
-    """The usable rows; the others are counted by cause."""
-    for source in sources:
-        for file, number, row in read_rows(source, "train"):
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                yield f"{file}:{number}", row, parse_row(row)
-            except BadRow as error:
-                bad[error.cause] += 1
+@dataclass(frozen=True)
+class _Data:
+    """What is looked at: sources, and what their columns are."""
+
+    sources: Sequence[str]
+    columns: Columns
+
+    def examples(self, bad: Counter[str]) -> Iterator[Labelled]:
+        """The usable rows; the others are counted by cause."""
+        for source in self.sources:
+            for file, number, row in read_rows(source, "train"):
+                label = f"{file}:{number}"
+                try:
+                    example = read_row(label, row, self.columns)
+                except BadRow as error:
+                    bad[error.cause] += 1
+                else:
+                    assert isinstance(row, dict)
+                    yield label, row, example
 
 
-def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]:
-    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them."""
+def _edges_of(examples: Iterator[Labelled], uses: Counter[Pairs]) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them; counts in `uses`
+    what the rows' columns were used as."""
     columns = {name: array("f") for name in COLUMNS}
     identical = array("b")
     rows = 0
     for _, _, example in examples:
         rows += 1
+        uses[example.columns] += 1
         responses = example.responses
         same = [responses[edge.better] == responses[edge.worse] for edge in example.edges]
         shares = 1 if example.per_edge_weight else max(1, len(same) - sum(same))
@@ -139,21 +156,21 @@ def _shown(came: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]
     return shown
 
 
-def _each_edge(sources: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
+def _each_edge(data: _Data) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
     """Number of the edge, label and columns of its row, the example and the edge's place in it."""
     number = 0
-    for label, row, example in _examples(sources, Counter()):
+    for label, row, example in data.examples(Counter()):
         for place in range(len(example.edges)):
             yield number, label, row, example, place
             number += 1
 
 
 def _examples_of(
-    sources: Sequence[str], arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
+    data: _Data, arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
 ) -> Iterator[tuple[int, list[str]]]:
     """Numbers of some edges, and the lines that show them; the data is read up to the last of them."""
     missing = len(shown)
-    for number, label, _, example, place in _each_edge(sources) if missing else ():
+    for number, label, _, example, place in _each_edge(data) if missing else ():
         if number not in shown:
             continue
         yield number, _before_and_after(f"{shown[number]}: {label}", example, place, number, arrays, treatment)
@@ -162,8 +179,8 @@ def _examples_of(
             return
 
 
-def _treated_rows(sources: Sequence[str], treatment: Treatment) -> Iterator[dict[str, Any]]:
-    for number, _, row, example, place in _each_edge(sources):
+def _treated_rows(data: _Data, treatment: Treatment) -> Iterator[dict[str, Any]]:
+    for number, _, row, example, place in _each_edge(data):
         if not treatment.dropped[number]:
             yield _treated_row(row, example, place, number, treatment)
 
@@ -216,23 +233,25 @@ def _clip(text: str, end: bool = False) -> str:
 def _treated_row(
     row: dict[str, Any], example: Example, place: int, number: int, treatment: Treatment
 ) -> dict[str, Any]:
-    """A pair with the treated columns; the row's other columns stay.
+    """A pair with the treated columns, as rmfast read the row; columns that mean nothing to it stay.
 
     Lists (rankings, one chosen over many) become a pair for each edge, which every trainer reads; its weight is the
     edge's own, so that the pairs of a list weigh together what the list did.
     """
     edge, flipped = example.edges[place], treatment.flipped[number]
     ends = (edge.worse, edge.better) if flipped else (edge.better, edge.worse)
-    if "responses" in row:
-        names, responses = ("chosen", "rejected"), row["responses"]
-        row = {name: value for name, value in row.items() if name not in ("responses", "edges", "ranks", "scores")}
-    else:
-        suffix = next((s for s in ("_ids", "_input_ids") if row.get(f"chosen{s}") is not None), "")
-        names = (f"chosen{suffix}", f"rejected{suffix}")
-        rejected = row[names[1]]
-        many = bool(rejected) and isinstance(rejected, list) and isinstance(rejected[0], str | list)
-        responses = [row[names[0]], *(rejected if many else [rejected])]
-    values: dict[str, Any] = {name: responses[r] for name, r in zip(names, ends, strict=True)}
+    row = {
+        use if use in _KEPT else name: row[name]
+        for name, use in example.columns
+        if use in _KEPT or (use in (IGNORE, REPEATED) and name not in BY_NAME)
+    }
+    suffix = "_ids" if example.has_ids else ""
+    prompt: Any = example.prompt
+    responses: list[Any] = list(example.responses)
+    if example.prompt_ids:
+        prompt, responses = responses[0][: example.prompt_ids], [ids[example.prompt_ids :] for ids in responses]
+    values: dict[str, Any] = {f"prompt{suffix}": prompt} if prompt is not None else {}
+    values |= {f"{name}{suffix}": responses[r] for name, r in zip(("chosen", "rejected"), ends, strict=True)}
     # By way of text: the fewest digits that give the same float32.
     values |= {name: float(str(getattr(treatment, name)[number])) for name in ("margin", "target", "weight")}
     # What `rmfast score` left in the row goes by sides and edges too.

@@ -19,7 +19,7 @@ from rmfast.evaluation.suite import Item, Rows, find_suite
 from rmfast.report.suite_table import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
 from rmfast.tasks.judge import make_judge, wants_judge
-from rmfast.tasks.options import check_models, load_model, out_file, reader, write_file
+from rmfast.tasks.options import check_models, columns_of, load_model, out_file, reader, write_file
 from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed
@@ -31,7 +31,9 @@ def evaluate(options: Namespace) -> None:
         raise UserError("--k belongs to --combine mean-k-std")
     if options.standardise and options.combine == "majority":
         raise UserError("--standardise changes nothing under --combine majority: votes know no scale; leave it out")
-    suite = find_suite(options.suite)
+    suite, columns = find_suite(options.suite), columns_of(options)
+    if columns.words and not suite.takes_columns:
+        raise UserError(f"--columns belongs to the suites pairwise and best-of-n; {suite.name} has columns of its own")
     out = out_file(options.out, options.data) if options.out else None
     judging = wants_judge(options)
     if judging == bool(options.models):
@@ -39,7 +41,7 @@ def evaluate(options: Namespace) -> None:
     if judging and (options.combine or options.standardise):
         raise UserError("--combine and --standardise belong to reward models; a judge has --votes")
     check_models(options.models, options)
-    rows = suite.read(options.data)
+    rows = suite.rows(options.data, columns)
     if not rows.items:
         first = f"; the first: {_bad_row(rows.unscored[0])}" if rows.unscored else ""
         raise UserError(f"{options.data}: no row can be used, of {len(rows.unscored)}{first}")

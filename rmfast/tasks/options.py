@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from rmfast.data.columns import Columns, read_columns
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader
@@ -36,6 +37,14 @@ def reader(path: str, chat_template: str | None) -> Reader:
     folder = find_folder(path)
     window = context_window(read_config(folder)) if is_foreign(folder) else None
     return Reader(load_tokenizer(folder, chat_template), window)
+
+
+def columns_of(options: Namespace) -> Columns:
+    """--columns."""
+    try:
+        return read_columns(options.columns)
+    except ValueError as error:
+        raise UserError(f"--columns {error}") from None
 
 
 def device_of(options: Namespace) -> str:

@@ -2,13 +2,16 @@
 
 import json
 from argparse import Namespace
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from rmfast.config import Config, load_config
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.columns import read_columns
+from rmfast.data.example import BadRow
+from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
@@ -96,13 +99,12 @@ def workload(config: Config, tokens_per_group: int | None) -> Workload:
 def _sample(config: Config) -> tuple[list[int], list[int], list[int]]:
     """Computed tokens, responses and visible pairs of some groups of the data."""
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    columns = read_columns(config.data.columns)
     examples = []
-    for _, _, row in islice(read_rows(config.data.train[0], "train"), SAMPLE):
-        try:
-            examples.append(parse_row(row) if isinstance(row, dict) else None)
-        except BadRow:
-            continue
-    made = [e for e in encode(tokenizer, [e for e in examples if e is not None]) if not isinstance(e, BadRow)]
+    for file, number, row in islice(read_rows(config.data.train[0], "train"), SAMPLE):
+        with suppress(BadRow):
+            examples.append(read_row(f"{file}:{number}", row, columns))
+    made = [e for e in encode(tokenizer, examples) if not isinstance(e, BadRow)]
     kept = [e for e in made if max(map(len, e.ids)) <= config.data.max_length]
     if not kept:
         raise UserError(f"{config.data.train[0]}: none of its first {SAMPLE} rows can be used")

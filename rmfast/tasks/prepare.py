@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
+from rmfast.data.columns import read_columns, uses_line
 from rmfast.data.denoise import Denoise
 from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore, build_store
@@ -42,7 +43,7 @@ def open_stores(
     def build() -> list[TokenStore]:
         cache = Path(data.cache).expanduser()
         options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
-        options["samples"] = samples
+        options |= {"samples": samples, "columns": read_columns(data.columns)}
         return [build_store(source, tokenizer, cache, **options) for source in sources]
 
     stores: list[TokenStore] = []
@@ -122,6 +123,8 @@ def make_table(
         if too_big:
             say(f"{what}: {too_big}")
         for store in stores:
+            if store.meta["columns"]:
+                say(f"{what}: columns of {store.meta['source']}: {uses_line(store.meta['columns'])}")
             for line in note_lines(store.meta["notes"]):
                 say(f"{what}: {line}")
         merged = sum(store.meta.get("merged", 0) for store in stores)

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model, write_tokenizer
 from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
 from rmfast.config import Config
+from rmfast.data.columns import read_columns
 from rmfast.data.loader import Step, StepLoader
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
@@ -81,7 +82,9 @@ class RewardRun:
         self.decoder_config = decoder_config(hf)
         top, layers = config.model.top_layers, self.decoder_config.layers
         self.first_trained = 0 if top is None else layers - top
-        self.suites = open_suites(config.eval.suites, tokenizer, self.decoder_config.vocabulary, world)
+        self.suites = open_suites(
+            config.eval.suites, tokenizer, self.decoder_config.vocabulary, world, read_columns(config.data.columns)
+        )
         self.attention = ""
         self.log: RunLog | None = None
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.columns import Columns, read_columns
+from rmfast.data.example import BadRow
 from rmfast.data.files import write_text, written_aside
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.table import Edges, GroupTable, table_edges
 from rmfast.data.tokenise import encode
@@ -43,7 +45,7 @@ def finish(ensemble: Ensemble) -> None:
     rewards = np.stack([s["data"] for s in scores])  # [M, R]
     judges = np.stack([ensemble.judges(m) for m in members])  # [M, G]
     folder = ensemble.folder
-    counts = write_data(folder / "data.jsonl", ensemble.whole, ensemble.tokenizer, rewards, judges, ensemble.fold)
+    counts = write_data(folder / "data.jsonl", ensemble, rewards, judges)
     edges = table_edges(ensemble.whole)
     gaps = np.where(judges[:, edges.group], rewards[:, edges.better] - rewards[:, edges.worse], np.nan)
     strengths = Strengths.of(gaps, judges[:, edges.group])
@@ -67,26 +69,19 @@ def finish(ensemble: Ensemble) -> None:
     write_text(folder / "summary.json", json.dumps(_nulls(figures), indent=1) + "\n")
 
 
-def write_data(
-    path: Path,
-    whole: GroupTable,
-    tokenizer: PreTrainedTokenizerBase,
-    rewards: np.ndarray,
-    judges: np.ndarray,
-    fold: np.ndarray | None,
-) -> dict[str, int]:
+def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.ndarray) -> dict[str, int]:
     """The rows of the training sources as they were read, with the columns of `rmfast score`.
 
     With folds a row also says which members judged it (`members`) and its `fold`. Lines that are no rows are left out.
 
     Args:
-        whole: all groups of the sources, in their order.
-        rewards: [M, R]. judges: bool [M, G]. fold: int [G], or None.
+        rewards: [M, R]. judges: bool [M, G].
 
     Returns:
         Rows written, rows without rewards, and rows left out: "rows", "unscored", "unreadable".
     """
     counts = {"rows": 0, "unscored": 0, "unreadable": 0}
+    whole, fold, means = ensemble.whole, ensemble.fold, read_columns(ensemble.config.data.columns)
     with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         for columns, group in _rows(whole):
             if columns is None:
@@ -95,11 +90,11 @@ def write_data(
             counts["rows"] += 1
             if group is None:
                 counts["unscored"] += 1
-                line = unscored_row(columns, _why(columns, tokenizer))
+                line = unscored_row(columns, _why(columns, means, ensemble.tokenizer))
             else:
                 first, last = whole.first_response[group], whole.first_response[group + 1]
                 mine = np.flatnonzero(judges[:, group])
-                line = strength_row(columns, parse_row(columns), rewards[mine, first:last])
+                line = strength_row(columns, parse_row(columns, means), rewards[mine, first:last])
                 if fold is not None:
                     line |= {"members": mine.tolist(), "fold": int(fold[group])}
             file.write(json_line(line) + "\n")
@@ -122,10 +117,10 @@ def _rows(whole: GroupTable) -> Iterator[tuple[dict[str, Any] | None, int | None
         offset += len(store)
 
 
-def _why(columns: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+def _why(columns: dict[str, Any], means: Columns, tokenizer: PreTrainedTokenizerBase) -> str:
     """What keeps a row out of the training data."""
     try:
-        found = encode(tokenizer, [parse_row(columns)])[0]
+        found = encode(tokenizer, [parse_row(columns, means)])[0]
     except BadRow as bad:
         found = bad
     assert isinstance(found, BadRow)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.columns import Columns
 from rmfast.data.files import write_text
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
@@ -24,14 +25,16 @@ from rmfast.trainer.log import finite_or_null, say
 class SuiteRun:
     """One suite of a run, ready to be scored again and again."""
 
-    def __init__(self, name: str, source: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+    def __init__(
+        self, name: str, source: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int, columns: Columns
+    ) -> None:
         self.source = source
         label, _, suite = name.rpartition(":")
         self.name = label or Path(suite).stem
         """What files and metrics call it."""
         try:
             self.suite = find_suite(suite)
-            self.rows = self.suite.read(source)
+            self.rows = self.suite.rows(source, columns)
             self.items, self.unscored, self.lengths = usable(self.rows.items, [Reader(tokenizer)])
         except UserError as error:
             raise UserError(f"eval.suites: {name}: {error}") from None
@@ -51,7 +54,11 @@ class SuiteRun:
 
 
 def open_suites(
-    suites: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocabulary: int, world: World
+    suites: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+    world: World,
+    columns: Columns,
 ) -> list[SuiteRun]:
     """The suites of `eval.suites`, SUITE=PATH or LABEL:SUITE=PATH each; rank 0 says what they hold.
 
@@ -59,7 +66,7 @@ def open_suites(
         UserError: a name that there is not, a path that holds nothing, two of one name.
     """
     parts = [suite.partition("=") for suite in suites]
-    opened = [SuiteRun(name, source, tokenizer, vocabulary) for name, _, source in parts]
+    opened = [SuiteRun(name, source, tokenizer, vocabulary, columns) for name, _, source in parts]
     names = [one.name for one in opened]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmfast.data.example import Example
 from rmfast.data.prompt import prompt_key
-from rmfast.data.rows import Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 
 ASK = "Is a tomato a fruit?"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmfast.data.example import Example
 from rmfast.data.report import data_report
-from rmfast.data.rows import Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.store import build_store, store_examples
 
 

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.example import BadRow
+from rmfast.data.rows import parse_row
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}

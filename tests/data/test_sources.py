@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from rmfast.data import sources
-from rmfast.data.rows import BadRow
+from rmfast.data.example import BadRow
 from rmfast.data.sources import content_key, read_rows, source_root
 from rmfast.errors import UserError
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rmfast.data import chunk, store
-from rmfast.data.rows import Edge, Example, parse_row
+from rmfast.data.example import Edge, Example
+from rmfast.data.rows import parse_row
 from rmfast.data.store import TokenStore, build_store, store_examples
 from rmfast.errors import UserError
 

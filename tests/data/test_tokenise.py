@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.example import BadRow, Example
+from rmfast.data.rows import parse_row
 from rmfast.data.tokenise import Encoded, common_prefix, encode
 from rmfast.errors import UserError
 
@@ -147,7 +148,7 @@ def test_bad_rows_do_not_spoil_their_batch(make_tokenizer: Make) -> None:
         {"prompt": "\ud800", "chosen": "cat", "rejected": "dog"},
         {"prompt": ask("q"), "chosen": say("a\udfff"), "rejected": say("b")},
         {"chosen_ids": [len(tokenizer)], "rejected_ids": [1]},
-        {"chosen_ids": [2**40], "rejected_ids": [1]},
+        {"chosen_ids": [2**31 - 1], "rejected_ids": [1]},
         {"prompt": ask("q"), "chosen": say("a"), "rejected": say("b")},
     ]
     result = encode(tokenizer, [parse_row(row) for row in rows])

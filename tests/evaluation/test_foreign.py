@@ -24,7 +24,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.evaluation.foreign import ForeignModel, context_window, is_foreign, load_any
 from rmfast.evaluation.reward_model import RewardModel

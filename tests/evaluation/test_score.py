@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rmfast.data.example import Example
 from rmfast.data.pack import Pack
-from rmfast.data.rows import Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.table import GroupTable
 from rmfast.evaluation import score as module
 from rmfast.evaluation.rows import strengths

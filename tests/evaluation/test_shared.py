@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from rmfast.data.rows import Edge, Example
+from rmfast.data.example import Edge, Example
 from rmfast.evaluation.shared import results_of, share
 from rmfast.evaluation.suite import Item, prompt_key
 

@@ -34,7 +34,7 @@ PAIRS: list[dict[str, Any]] = [
 BROKEN: list[Any] = [
     {"prompt": "x", "responses": []},
     {"prompt": "x", "responses": [" a", 3]},
-    {"prompt": [{"role": "alien", "content": "x"}], "chosen": "a", "rejected": "b", "id": 17},
+    {"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b", "id": 17},
 ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.data.rows import Edge, Example
+from rmfast.data.example import Edge, Example
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.resample import Figure, Indices, figure, resampled, tallies
 from rmfast.evaluation.metrics import SEED, Floats

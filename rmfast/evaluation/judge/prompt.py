@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from rmfast.data.rows import Example, Message, Response
+from rmfast.data.example import Example, Message, Response
 from rmfast.errors import UserError
 
 Verdict = Literal["A", "B", "C"]

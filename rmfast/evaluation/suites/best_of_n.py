@@ -1,17 +1,17 @@
 """Best-of-n lists: a row is right where its best response is above every other one."""
 
-from typing import Any
+from dataclasses import replace
 
-from rmfast.data.rows import NO_EDGE, BadRow, parse_row
+from rmfast.data.columns import AS_NAMED, Columns
+from rmfast.data.example import NO_EDGE, BadRow, Edge, Example
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import read_items
+from rmfast.evaluation.items import column_note, read_items
 from rmfast.evaluation.suite import Rows, Suite
 from rmfast.evaluation.suites.pairwise import subset
 
 
-def convert(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with edges from its one best response to all others."""
-    example = parse_row(row, allow_empty=True)
+def best_first(example: Example) -> Example:
+    """The example with its one best response in front, and edges from it to all others."""
     beaten = {edge.worse for edge in example.edges}
     best = {edge.better for edge in example.edges} - beaten
     below = {edge.worse for edge in example.edges if edge.better in best}
@@ -19,16 +19,15 @@ def convert(row: dict[str, Any]) -> dict[str, Any]:
         raise BadRow(NO_EDGE, f"of {len(example.responses)} responses {len(best)} are above all others; one must be")
     (top,) = best
     others = [response for place, response in enumerate(example.responses) if place != top]
-    is_ids = example.prompt is None and not example.is_messages and not isinstance(others[0], str)
-    suffix = "_ids" if is_ids else ""
-    kept = {key: row[key] for key in ("tools", "chat_template_kwargs") if key in row}
-    return kept | {"prompt": example.prompt, f"chosen{suffix}": example.responses[top], f"rejected{suffix}": others}
+    edges = tuple(Edge(0, place) for place in range(1, len(example.responses)))
+    return replace(example, responses=(example.responses[top], *others), edges=edges, per_edge_weight=False)
 
 
-def read(source: str) -> Rows:
+def read(source: str, columns: Columns = AS_NAMED) -> Rows:
     """All rows of a source, in the formats of `rmfast.data.rows`."""
-    items, bad = read_items(read_rows(source, "test"), lambda row: ("best-of-n", subset(row)), convert)
-    return Rows(tuple(items), tuple(bad))
+    rows = read_rows(source, "test")
+    items, bad = read_items(rows, lambda row: ("best-of-n", subset(row)), columns=columns, judged=best_first)
+    return Rows(tuple(items), tuple(bad), (column_note(items),) if items else ())
 
 
-SUITE = Suite("best-of-n", "lists with one best response, which must be above every other", read)
+SUITE = Suite("best-of-n", "lists with one best response, which must be above every other", read, takes_columns=True)

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import read_items
+from rmfast.evaluation.items import column_note, read_items
 from rmfast.evaluation.suite import Path_, Result, Rows, Suite, Verdict
 
 
@@ -14,10 +15,10 @@ def subset(row: dict[str, Any]) -> Path_:
     return tuple(names)
 
 
-def read(source: str) -> Rows:
+def read(source: str, columns: Columns = AS_NAMED) -> Rows:
     """All rows of a source, in the formats of `rmfast.data.rows`."""
-    items, bad = read_items(read_rows(source, "test"), lambda row: ("pairwise", subset(row)))
-    return Rows(tuple(items), tuple(bad))
+    items, bad = read_items(read_rows(source, "test"), lambda row: ("pairwise", subset(row)), columns=columns)
+    return Rows(tuple(items), tuple(bad), (column_note(items),) if items else ())
 
 
 def verdicts(result: Result) -> Iterator[Verdict]:
@@ -26,4 +27,4 @@ def verdicts(result: Result) -> Iterator[Verdict]:
         yield Verdict("pairwise", result.item.path, bool(gap > 0))
 
 
-SUITE = Suite("pairwise", "preference pairs and ranked lists, each edge for itself", read, verdicts)
+SUITE = Suite("pairwise", "preference pairs and ranked lists, each edge for itself", read, verdicts, takes_columns=True)

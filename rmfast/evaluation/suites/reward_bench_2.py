@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.data.rows import WRONG_TYPE, BadRow
+from rmfast.data.example import WRONG_TYPE, BadRow
 from rmfast.data.sources import read_rows
 from rmfast.evaluation.items import as_turns, duplicate_notes, listed, read_items
 from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite

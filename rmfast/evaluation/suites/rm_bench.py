@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.data.rows import WRONG_TYPE, BadRow
+from rmfast.data.example import WRONG_TYPE, BadRow
 from rmfast.evaluation.items import as_turns, data_files, duplicate_notes, listed, read_files
 from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite, Verdict
 

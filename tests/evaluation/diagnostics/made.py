@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from rmfast.data.rows import Edge, Example
+from rmfast.data.example import Edge, Example
 from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.result import result_json, suite_result
 from rmfast.evaluation.suite import Item, Result, Rows, Suite, Unscored, find_suite

@@ -173,7 +173,7 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
         pair("c", 3, "1", "2") | {"chosen": "text alone"},
         {key: value for key, value in pair("d", 4, "1", "2").items() if key != "reject"},
         pair("e", 5, "1", "2") | {"conversation_input": []},
-        pair("f", 6, "1", "2") | {"conversation_input": [{"role": "robot", "content": "hm"}]},
+        pair("f", 6, "1", "2") | {"conversation_input": [{"role": "user", "content": None}]},
         "no object",
     ]
     write_json(root / "Pairwise_set" / f"{name}.json", pairs)

@@ -1,0 +1,110 @@
+"""What a row of preference data means once it is read: an `Example`; or why it means nothing: a `BadRow`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from rmfast.data.notes import Note
+
+NOT_UTF8 = "not UTF-8"
+NOT_JSON = "not JSON"
+NOT_OBJECT = "not an object"
+MISSING_COLUMN = "missing column"
+WRONG_TYPE = "wrong type"
+EMPTY = "empty"
+WRONG_ROLES = "wrong roles"
+NO_EDGE = "no edge"
+BAD_NUMBER = "bad number"
+TOO_FEW = "too few responses"
+IDENTICAL = "identical"
+CONTRADICTION = "contradiction"
+UNMAPPED = "looks like a prompt"
+
+Message = dict[str, Any]
+Response = str | list[Message] | list[int]
+
+
+class BadRow(ValueError):
+    """Why a row cannot be used: a `cause` from the constants above (for counts) and a `detail` (for people)."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        super().__init__(cause, detail)
+        self.cause = cause
+        # One short line that any terminal can print: details quote the data.
+        self.detail = " ".join(detail.encode(errors="backslashreplace").decode().split())[:200]
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}"
+
+
+class UnmappedColumn(BadRow):
+    """A column that looks like a prompt and that nobody has said a word about: no row is used before they have."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(UNMAPPED, detail)
+        self.args = (detail,)  # what unpickling calls it with
+        self.detail = detail
+
+
+def bad(cause: str, detail: str) -> NoReturn:
+    """Raise a `BadRow`."""
+    raise BadRow(cause, detail)
+
+
+def shown(value: Any) -> str:
+    """A value as a detail quotes it."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # an integer of thousands of digits
+        return f"a huge {type(value).__name__}"
+
+
+def is_messages(value: Any) -> bool:
+    """Whether it is a list of nothing but objects."""
+    return isinstance(value, list) and set(map(type, value)) <= {dict}
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Response `better` is preferred to response `worse` with probability `target`. Absent strengths are nan."""
+
+    better: int
+    worse: int
+    margin: float = 0.0
+    target: float = 1.0
+    weight: float = 1.0
+    strength_mean: float = math.nan
+    strength_std: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt (None: inside the responses), N >= 1 responses of one kind, E >= 0 edges between them."""
+
+    prompt: str | list[Message] | None
+    responses: tuple[Response, ...]
+    edges: tuple[Edge, ...] = ()
+    per_edge_weight: bool = False
+    """Whether `weight` came as a list. If not, the edges of the group share its one number."""
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    prompt_ids: int = 0
+    """How many of the ready ids with which every response begins came as the prompt's."""
+    notes: tuple[Note, ...] = ()
+    """What was done to the row's columns to read them."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Each column of the row and what it was used as (see `rmfast.data.columns`)."""
+
+    @property
+    def is_messages(self) -> bool:
+        return isinstance(self.prompt, list) or (bool(self.responses[0]) and is_messages(self.responses[0]))
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether the responses are ready token ids."""
+        return not isinstance(self.responses[0], str) and not self.is_messages
+
+    def conversation(self, response: Response) -> list[Message]:
+        """Prompt and answer as one list of messages; a string answers as the assistant."""
+        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
+        return [*(self.prompt or ()), *answer]

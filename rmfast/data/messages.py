@@ -1,0 +1,145 @@
+"""Messages in the shapes in which files hold them -> one shape: a list of `{"role": ..., "content": ...}`.
+
+- Keys that hold null are dropped at any depth: arrow gives all objects of a column the same keys, and fills in nulls.
+- One message alone is a list of one. An object of lists (`{"role": [...], "content": [...]}`) is a list of objects.
+- `from` and `value` (ShareGPT) are role and content, human and gpt the user and the assistant; a function_call is a
+  tool call of the assistant, an observation a tool's turn.
+- Content in parts is the parts' texts, one after another; parts that are no text are refused.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, Message, bad, is_messages
+
+ASKING = frozenset(
+    {"system", "developer", "user", "human", "tool", "function", "observation", "environment", "ipython"}
+)
+"""Roles whose turns are no answers. Which others there are is the chat template's to know."""
+
+_SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
+_WRITTEN = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+_DEPTH = 50  # of lists and objects inside a message or a tool
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def read_messages(value: Any) -> Any:
+    """A list of messages from any of the module's shapes; what is none of them (text, ids) as it is.
+
+    Raises:
+        BadRow: a turn without role or content, content that is no text.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        value = objects(value)
+    if value and is_messages(value):
+        return [_message(turn) for turn in value]
+    return value
+
+
+def objects(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """An object of lists as a list of objects; another object as a list of it alone."""
+    columns = {name: items for name, items in value.items() if items is not None}
+    key = next((key for key in ("role", "from") if key in columns), None)
+    if key is None or not isinstance(columns[key], list):
+        return [value]
+    count = len(columns[key])
+    if any(not isinstance(items, list) or len(items) != count for items in columns.values()):
+        bad(WRONG_TYPE, f"messages as an object of lists of different lengths: {', '.join(map(repr, columns))}")
+    return [{name: items[place] for name, items in columns.items()} for place in range(count)]
+
+
+def _message(turn: dict[str, Any]) -> Message:
+    if len(turn) == 2 and type(turn.get("role")) is str and type(turn.get("content")) is str:
+        return turn  # as nearly all are
+    turn = without_nulls(turn)
+    if "role" not in turn and "from" in turn:
+        turn = _sharegpt(turn)
+    role, content = turn.get("role"), turn.get("content")
+    if isinstance(content, list):
+        turn["content"] = content = "".join(map(_part, content))
+    if not isinstance(role, str) or (content is None and not turn.get("tool_calls")):
+        bad(WRONG_ROLES, f"a message without role or content: keys {', '.join(map(repr, turn))}")
+    if content is not None and not isinstance(content, str):
+        bad(WRONG_TYPE, f"a message's content is not text but {type(content).__name__}")
+    return turn
+
+
+def _sharegpt(turn: dict[str, Any]) -> Message:
+    who, said = str(turn.pop("from")), turn.pop("value", None)
+    if who != "function_call":
+        return {"role": _SHAREGPT.get(who, who), "content": said} | turn
+    call = _decoded(said) if isinstance(said, str) else said
+    if not isinstance(call, dict) or not {"name", "arguments"} <= call.keys():
+        bad(WRONG_TYPE, "a function_call turn is not a JSON object of name and arguments")
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]} | turn
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    if not isinstance(text, str) or kind not in ("text", "input_text", "output_text"):
+        bad(WRONG_TYPE, f"a message holds a part of type {kind!r}, and only text is read")
+    return text
+
+
+def asks(turn: Message) -> bool:
+    """Whether a turn is no answer, going by its role."""
+    return turn["role"].lower() in ASKING
+
+
+def without_nulls(value: Any, depth: int = 0) -> Any:
+    """The same without keys that hold null, in the objects at any depth; lists keep theirs."""
+    if isinstance(value, _PLAIN):
+        return value
+    if depth == _DEPTH:
+        bad(WRONG_TYPE, f"lists or objects nested more than {_DEPTH} deep")
+    if isinstance(value, dict):
+        return {key: without_nulls(item, depth + 1) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item, depth + 1) for item in value]
+    return value
+
+
+def written_messages(texts: list[str], ends: Callable[[str], bool] = lambda role: role not in ASKING) -> Any:
+    """What texts hold that are all lists of messages written as JSON or as Python prints them; None where they are not.
+
+    Args:
+        ends: whether a conversation may end in a turn of that role. Others are texts after all.
+
+    Raises:
+        BadRow: they begin as such lists do, and cannot be read.
+    """
+    if not all(map(_WRITTEN.match, texts)):
+        return None
+    found = [_decoded(text) for text in texts]
+    if not all(map(is_messages, found)):
+        bad(
+            WRONG_TYPE, "text that begins as a list of messages does, and is neither JSON nor what Python prints of one"
+        )
+    conversations = [read_messages(turns) for turns in found]
+    return conversations if all(ends(turns[-1]["role"]) for turns in conversations) else None
+
+
+def _decoded(text: str) -> Any:
+    """The value that a text is in JSON, or as Python prints it; None where it is neither."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def from_json(value: Any, name: str) -> Any:
+    """A column's value, decoded where it is JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        bad(WRONG_TYPE, f"`{name}` is a string that is not JSON")

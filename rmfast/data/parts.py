@@ -1,0 +1,252 @@
+"""A prompt that is spread over columns, or given more than once -> one prompt, and answers without it.
+
+What agrees is used once and noted; what contradicts is a bad row. The rules are ours.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from rmfast.data.example import CONTRADICTION, WRONG_TYPE, BadRow, Message, Response, bad, is_messages
+from rmfast.data.messages import asks, read_messages, written_messages
+from rmfast.data.notes import Note
+from rmfast.data.turns import ends_in_turn, has_turn
+
+TWICE = "prompt given twice, used once"
+TEXT_PROMPT = "prompt as text beside messages, read as a user's turn"
+WRITTEN = "messages written as text, read as messages"
+_SURE = 4, 16
+"""Words, or else characters (for scripts without spaces), from which on a text is no coincidence."""
+
+Prompt = str | list[Message] | None
+
+
+def is_long(text: str) -> bool:
+    """Whether a text is too long to stand inside another by coincidence."""
+    return len(text) >= _SURE[1] or len(text.split()) >= _SURE[0]
+
+
+def plain(turn: Message) -> Message:
+    """A turn as it is compared: white space at the ends of its text counts for nothing."""
+    return turn | {"content": str(turn.get("content") or "").strip()}
+
+
+def joined_prompt(ours: dict[str, Any], notes: list[Note]) -> Any:
+    """The prompt of a row whose `data.columns` speaks of parts: system turn, history, what the user asks.
+
+    `user` is a user's turn, to which `input` is appended after a blank line; a `prompt` of text is such a turn too.
+    `history` holds messages or pairs of texts, a user's and the assistant's. A row without any part has the prompt that
+    it has.
+
+    Raises:
+        BadRow: a part of a wrong type, or one that contradicts another.
+    """
+    prompt = _read_prompt(ours.get("prompt"), notes)
+    asked = "\n\n".join(part for part in (_text(ours, "user"), _text(ours, "input")) if part.strip())
+    if isinstance(prompt, str):
+        asked, prompt = _same_text(prompt, asked), []
+    if not is_messages(prompt or []):
+        return prompt  # for the caller to refuse
+    turns: list[Message] = [*_history(ours.get("history") or []), *(prompt or ())]
+    if prompt and asked.strip() not in ("", *(plain(turn)["content"] for turn in prompt)):
+        bad(CONTRADICTION, "the column used as user is no turn of the prompt")
+    if asked.strip() and not prompt:
+        turns.append({"role": "user", "content": asked})
+    system = _text(ours, "system").strip()
+    first = plain(turns[0]) if turns else {}
+    if system and first.get("role") == "system" and first["content"] != system:
+        bad(CONTRADICTION, "the column used as system is not the prompt's system turn")
+    if system and first.get("role") != "system":
+        turns.insert(0, {"role": "system", "content": ours["system"]})
+    return turns or ours.get("prompt")
+
+
+def _text(ours: dict[str, Any], name: str) -> str:
+    value = ours.get(name, "")
+    if not isinstance(value, str):
+        bad(WRONG_TYPE, f"the column used as {name} is not text but {type(value).__name__}")
+    return value
+
+
+def _same_text(prompt: str, asked: str) -> str:
+    if prompt.strip() and asked.strip() and prompt.strip() != asked.strip():
+        bad(CONTRADICTION, "`prompt` and the column used as user hold different texts; ignore one: prompt=ignore")
+    return asked if asked.strip() else prompt
+
+
+def _history(value: Any) -> list[Message]:
+    turns = read_messages(value)
+    if is_messages(turns):
+        return turns
+    if not isinstance(turns, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in turns
+    ):
+        bad(WRONG_TYPE, "the column used as history holds neither messages nor pairs of texts")
+    return [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, list[Any]]:
+    """The prompt and the responses in one kind each, the prompt in one of them alone; `notes` gets what was done.
+
+    Args:
+        prompt, responses: as files hold them, in any shape; anything that is no prompt stays for the caller to refuse.
+
+    Raises:
+        BadRow: prompt and responses contradict each other.
+    """
+    prompt, responses = _read_prompt(prompt, notes), [read_messages(response) for response in responses]
+    if set(map(type, responses)) == {str}:
+        if found := written_messages(responses):
+            responses = found
+            notes.append(Note(WRITTEN, "the responses"))
+        elif isinstance(prompt, str) and prompt.strip():
+            return _texts_once(prompt, responses, notes)
+        else:
+            return prompt, responses
+    if not all(map(is_messages, responses)) or not all(responses):
+        return prompt, responses
+    if isinstance(prompt, str):
+        prompt = _as_turn(prompt, responses, notes)
+    return _turns_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
+
+
+def _read_prompt(value: Any, notes: list[Note]) -> Any:
+    prompt = read_messages(value)
+    if isinstance(prompt, str) and (found := written_messages([prompt], ends=lambda role: True)):
+        notes.append(Note(WRITTEN, "the prompt"))
+        return found[0]
+    return prompt
+
+
+def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[str | None, list[str]]:
+    text = prompt.strip()
+    if not any(text in response for response in responses):  # as in nearly all rows
+        return prompt, responses
+    head = prompt.rstrip()
+    rests = [_rest(response, head) for response in responses]
+    whole = None not in rests and (is_long(head) or has_turn(head))
+    if whole or (any(rests) and ends_in_turn(head)):
+        notes.append(Note(TWICE, f"the texts begin with the prompt {head[:40]!r}"))
+        space = prompt[len(head) :]
+        return head, [space + own if rest is None else rest for own, rest in zip(responses, rests, strict=True)]
+    # A dialogue that the prompt is a turn of, as text.
+    _, found, rest = os.path.commonprefix(responses).partition(text)
+    if found and is_long(text) and has_turn(rest):
+        notes.append(Note(TWICE, f"the texts hold the prompt {text[:40]!r}"))
+        return None, responses
+    return prompt, responses
+
+
+def _rest(text: str, head: str) -> str | None:
+    """What follows in a text that begins with another one, and not in the middle of a word."""
+    inside = head[-1].isalnum() and head[-1].isascii() and text[len(head) : len(head) + 1].isalnum()
+    return text[len(head) :] if text.startswith(head) and not inside else None
+
+
+def _as_turn(prompt: str, responses: list[list[Message]], notes: list[Note]) -> list[Message] | None:
+    """A prompt of text beside messages: the turns that it is, or None where the responses hold it.
+
+    Raises:
+        BadRow: it is none of theirs.
+    """
+    text = prompt.strip()
+    if not text:
+        return None
+    whole = [response for response in responses if asks(response[0])]
+    if not whole:
+        notes.append(Note(TEXT_PROMPT, f"{text[:40]!r}"))
+    if len(whole) < len(responses):
+        return [{"role": "user", "content": prompt}]
+    for response in whole:
+        asked = [turn for turn in response[:-1] if turn["role"].lower() in ("user", "human")]
+        if not asked or text not in (plain(asked[0])["content"], plain(asked[-1])["content"]):
+            bad(
+                CONTRADICTION,
+                "`prompt` is neither the first nor the last user's turn of the messages beside it; data.columns "
+                "(--columns) prompt=ignore leaves it out",
+            )
+    notes.append(Note(TWICE, f"the messages hold the prompt {text[:40]!r}"))
+    return None
+
+
+def _turns_once(
+    prompt: list[Message], responses: list[list[Message]], notes: list[Note]
+) -> tuple[list[Message], list[list[Message]]]:
+    has_turn = not all(map(_is_system, prompt))
+    if has_turn and not any(asks(response[0]) for response in responses):
+        return prompt, responses
+    first = responses[0][0]
+    if _is_system(first) and all(_repeated([first, *prompt], response) > len(prompt) for response in responses):
+        prompt = [first, *prompt]  # the prompt column leaves the system turn out
+    cuts = [_repeated(prompt, response) for response in responses]
+    for response, cut in zip(responses, cuts, strict=True):
+        asks_again = response[0]["role"] == prompt[-1]["role"] and prompt[-1]["role"].lower() in ("user", "human")
+        if not cut and len(response) > 1 and (_is_system(response[0]) or asks_again):
+            bad(
+                CONTRADICTION,
+                f"the turn of role {response[0]['role']} that a response begins with is not the prompt's; data.columns "
+                "(--columns) prompt=ignore leaves the prompt out",
+            )
+    if any(cuts):
+        notes.append(Note(TWICE, f"the messages begin with {max(cuts)} of the prompt's turns"))
+        responses = [response[cut:] for response, cut in zip(responses, cuts, strict=True)]
+    if not has_turn:  # what is asked is in the responses
+        shared = 0
+        while all(len(r) > shared + 1 and plain(r[shared]) == plain(responses[0][shared]) for r in responses):
+            shared += 1
+        prompt, responses = [*prompt, *responses[0][:shared]], [response[shared:] for response in responses]
+    return prompt, responses
+
+
+def _is_system(turn: Message) -> bool:
+    return turn["role"].lower() in ("system", "developer")
+
+
+def _repeated(prompt: Sequence[Message], response: Sequence[Message]) -> int:
+    """How many of the prompt's last turns a response begins with; all of them, or from one that asks on."""
+    known, own = [plain(turn) for turn in prompt], [plain(turn) for turn in response[: len(prompt)]]
+    for count in range(min(len(known), len(response) - 1), 0, -1):
+        last = known[len(known) - count :]
+        if (count == len(known) or asks(last[0])) and own[:count] == last:
+            return count
+    return 0
+
+
+def repeats(value: Any, prompt: Prompt, responses: Sequence[Response]) -> bool:
+    """Whether a further column says nothing that prompt and responses do not say: text, messages, lists of texts."""
+    with suppress(BadRow):  # no messages
+        value = _read_prompt(value, [])
+    if value and is_messages(value) and all("role" in turn for turn in value):
+        said = [str(turn.get("content") or "") for turn in value]
+        if len(said) > 1 and not asks(value[-1]):
+            said.pop()  # an answer, which may be a third one
+    else:
+        said = _strings(value)
+    return all(_said(text.strip(), prompt, responses) for text in said)
+
+
+def _strings(value: Any) -> list[str]:
+    """All texts at any depth."""
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in items for text in _strings(item)]
+
+
+def _said(text: str, prompt: Prompt, responses: Sequence[Response]) -> bool:
+    """Whether a text is in what each response answers: a text or turn of it, or inside one."""
+    for response in responses:
+        asked: list[Any] = [prompt] if isinstance(prompt, str) else [turn.get("content") for turn in prompt or ()]
+        if isinstance(response, str):
+            asked += [response] if prompt is None else []
+        else:
+            asked += [turn.get("content") for turn in response[:-1]]  # type: ignore[union-attr]
+        places = [place for place in asked if isinstance(place, str)]
+        if text and not any(text == place.strip() or (is_long(text) and text in place) for place in places):
+            return False
+    return True
