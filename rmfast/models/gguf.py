@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, supported_families
@@ -134,6 +134,11 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
         raise UserError(f"{path}: the model's config cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
+def gguf_architecture(path: Path) -> str | None:
+    """llama.cpp's name of the architecture of the model in a GGUF file."""
+    return _open(path).keys.get("general.architecture")
+
+
 def gguf_weights(path: Path) -> dict[str, StoredWeight]:
     """What reads each weight of a GGUF file, by Hugging Face's names; nothing is read yet.
 
@@ -162,6 +167,26 @@ def gguf_weights(path: Path) -> dict[str, StoredWeight]:
         part = f"model.layers.{layer[1]}.{part}" if layer else part
         weights[f"{part}.{kind}"] = StoredWeight(stored.read, _itself(stored))
     return weights
+
+
+def load_gguf_language_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' causal language model with the weights of a GGUF file.
+
+    Raises:
+        UserError: see `read_gguf_config` and `gguf_weights`; or tensors are missing or of another model.
+    """
+    model = AutoModelForCausalLM.from_config(read_gguf_config(path), dtype=dtype)
+    state = {name: weight().to(dtype) for name, weight in gguf_weights(path).items()}
+    try:
+        found = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:  # shapes
+        raise UserError(f"{path}: {str(error).strip().splitlines()[-1].strip()}") from None
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    odd = sorted({*found.missing_keys, *found.unexpected_keys} - tied)
+    if odd:
+        raise UserError(f"{path}: weight {odd[0]} is missing, or is not part of a {model.config.model_type} model")
+    model.tie_weights()
+    return model
 
 
 def _itself(tensor: GGUFTensor) -> Callable[[], GGUFTensor]:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
-from rmfast.models.gguf import gguf_file
+from rmfast.models.gguf import gguf_file, load_gguf_language_model
 from rmfast.models.hf import load_network, open_weights, read_config, save_hf
 from tests.models.conftest import Saved
 from tests.models.gguf_files import round_weights, write_gguf
@@ -174,6 +174,22 @@ def test_parts_of_a_weight_are_what_the_whole_is(tmp_path: Path) -> None:
             whole = stored()
             assert stored.shape == tuple(whole.shape)
             assert torch.equal(stored.view()[1:3], whole[1:3])
+
+
+@pytest.mark.parametrize("name", ["llama-tied-llama3", "llama-biases", "qwen3"])
+def test_language_model_of_a_file(tmp_path: Path, name: str) -> None:
+    """As a judge runs it."""
+    torch.manual_seed(0)
+    config = hf_config(name, initializer_range=0.2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    path = write_gguf(model, tmp_path / "m.gguf")
+    ids = torch.randint(3, 90, (1, 40))
+    with torch.no_grad():
+        ours = load_gguf_language_model(path, torch.float32).eval()(ids).logits
+        torch.testing.assert_close(ours, model(ids).logits, rtol=1e-4, atol=1e-5)
+    for tensors in ({"blk.0.ffn_up.weight": None}, {"cls.output.weight": torch.zeros(1, 32)}):
+        with pytest.raises(UserError, match="weight (model.layers.0.mlp.up_proj|score).weight is missing, or is not"):
+            load_gguf_language_model(write_gguf(model, tmp_path / "n.gguf", tensors=tensors), torch.float32)
 
 
 # What is refused
