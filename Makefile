@@ -15,7 +15,7 @@ RESULTS ?= runs/bench
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test check smollm2 test-gpu bench
+.PHONY: help train test check smollm2 test-gpu bench verify-exports
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -35,6 +35,9 @@ test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, 
 bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
 	$(BIN)/python benchmarks/train_throughput.py --json $(RESULTS)/train_throughput.json
+
+verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.57, 5.17 and 5.24: same ids and scores
+	$(BIN)/python -m benchmarks.exports.verify --json benchmarks/results/exports_transformers.json
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

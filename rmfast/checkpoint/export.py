@@ -1,6 +1,7 @@
 """Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -108,6 +109,14 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) 
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     tokenizer.save_pretrained(folder)
     tokenizer.pad_token = before
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    # tokenizer.json has all rules. The classes of other families add some of their own, which differ between versions
+    # of transformers, and version 4 does not know version 5's class without any, nor a list of extra tokens.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

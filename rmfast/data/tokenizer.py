@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,9 +25,11 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
     is_local = path.exists()
     if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):
         raise UserError(f"no tokenizer at {path}: no such file or folder")
-    ggufs = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "tokenizer_config.json").is_file() else []
-    if len(ggufs) == 1:
-        path = ggufs[0]
+    if path.is_dir() and not (path / "tokenizer_config.json").is_file():
+        ggufs = {_first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
+        path = ggufs.pop() if len(ggufs) == 1 else path
+    elif path.is_file():
+        path = _first_part(path)
     try:
         if path.is_file():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -44,6 +47,11 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
     return tokenizer
+
+
+def _first_part(file: Path) -> Path:
+    """Of a GGUF file that is split into parts the first, which has the tokenizer; other files as they are."""
+    return file.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", file.name, flags=re.IGNORECASE))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

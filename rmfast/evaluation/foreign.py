@@ -31,7 +31,7 @@ from rmfast.evaluation.answers import too_long
 from rmfast.evaluation.reward_model import RewardModel, find_folder, load
 from rmfast.evaluation.score import Progress
 from rmfast.models.config import decoder_config
-from rmfast.models.hf import first_line, gguf_file, open_weights, read_config
+from rmfast.models.hf import first_line, open_weights, read_config
 
 CHUNK = 256  # examples tokenised at a time
 LAST_TOKEN = ("ctrl", "modernbert-decoder")  # score the last token through a head of another name than `score`
@@ -191,8 +191,6 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 
 def _has_score(folder: Path) -> bool:
-    if gguf_file(folder) is not None:  # a format of causal language models
-        return False
     with open_weights(folder) as weights:
         return "score.weight" in weights
 

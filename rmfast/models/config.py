@@ -113,7 +113,9 @@ def _windows(hf: PreTrainedConfig) -> tuple[int | None, ...]:
 def _rope(hf: PreTrainedConfig, head_dim: int, where: str) -> tuple[tuple[float, ...], float]:
     parameters: dict[str, Any] = dict(hf.rope_parameters or {})
     kind = parameters.get("rope_type", "default")
-    if kind not in ROPE_TYPES:
+    if kind == "longrope" and parameters["short_factor"] == parameters["long_factor"]:
+        pass  # with one list it does not depend on the batch's longest sequence
+    elif kind not in ROPE_TYPES:
         raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; these are: {', '.join(ROPE_TYPES)}")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{where}: partial rotary embedding is not supported")

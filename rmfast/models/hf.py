@@ -3,8 +3,7 @@
 import contextlib
 import json
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,23 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.utils import logging
+from transformers import AutoConfig, PreTrainedConfig
 
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, DecoderConfig, decoder_config, supported_families
 from rmfast.models.decoder import Decoder
+from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config
 from rmfast.models.recompute import Recompute
 from rmfast.models.reward import RewardNetwork, draw, initialise
-from rmfast.models.weights import HEAD, hf_parts, join, to_hf
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight of a model folder. Calling it reads it whole; `view` gives what reads a part where it is indexed."""
-
-    whole: Callable[[], Tensor]
-    view: Callable[[], Any]
-
-    def __call__(self) -> Tensor:
-        return self.whole()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        view = self.view()
-        return tuple(view.shape if isinstance(view, Tensor) else view.get_shape())
-
+from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join, to_hf
 
 Reader = dict[str, StoredWeight]
+BASE_MODELS = ("auto_map", "custom_pipelines", "sbert_ce_default_activation_function")
+"""Keys that a base model's config may have, and that would make others run its code or squash scores."""
+RAW_SCORES = {
+    "problem_type": "regression",  # transformers' pipelines and vLLM: no sigmoid, no softmax
+    "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},  # its CrossEncoder, and vLLM
+}
 IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias")
 
 
@@ -53,12 +41,12 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     """
     path = Path(path)
     gguf = gguf_file(path)
-    if gguf is None and not (path / "config.json").is_file():
+    if gguf is not None:
+        return read_gguf_config(gguf)
+    if not (path / "config.json").is_file():
         reason = "holds no config.json and no .gguf file" if path.is_dir() else "is not a folder or .gguf file"
         raise UserError(f"{path} {reason}; a model is a Hugging Face folder or a .gguf file (model.path)")
     try:
-        if gguf is not None:
-            return AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # None would ask on the terminal
     except Exception as error:  # transformers' own validation raises kinds of its own
         kind = _model_type(path)
@@ -83,16 +71,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def gguf_file(path: Path) -> Path | None:
-    """The GGUF file that a path means: itself, or the only one in a folder without safetensors."""
-    if path.suffix == ".gguf" and path.is_file():
-        return path
-    found = sorted(path.glob("*.gguf")) if path.is_dir() and not any(path.glob("*.safetensors")) else []
-    if len(found) > 1:
-        raise UserError(f"{path} holds {len(found)} .gguf files; name one of them")
-    return found[0] if found else None
-
-
 def _in_memory(tensor: Tensor) -> StoredWeight:
     return StoredWeight(lambda: tensor, lambda: tensor)
 
@@ -102,9 +80,7 @@ def open_weights(path: Path) -> Iterator[Reader]:
     """Name -> what reads it, of every weight in a model folder; what was not read is not in memory."""
     gguf = gguf_file(path)
     if gguf is not None:
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        yield {name: _in_memory(tensor) for name, tensor in model.state_dict().items()}
+        yield gguf_weights(gguf)
         return
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
@@ -345,7 +321,14 @@ def save_hf(
     out.num_labels = state[HEAD].shape[0]
     out.pad_token_id = pad_token_id
     out.dtype = dtype
+    for key in BASE_MODELS:
+        if hasattr(out, key):
+            delattr(out, key)
+    out.update(RAW_SCORES)
     out.save_pretrained(folder)
+    file = folder / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | _older_rope(settings), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in to_hf(config, state)}
     shards = split_torch_state_dict_into_shards(tensors, filename_pattern="model{suffix}.safetensors")
     for name, keys in shards.filename_to_tensors.items():
@@ -353,3 +336,11 @@ def save_hf(
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _older_rope(settings: dict[str, Any]) -> dict[str, Any]:
+    """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; without them it takes
+    theta 10,000 and no scaling."""
+    scaling = dict(settings["rope_parameters"])
+    theta = scaling.pop("rope_theta")
+    return {"rope_theta": theta, "rope_scaling": None if scaling["rope_type"] == "default" else scaling}

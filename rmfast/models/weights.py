@@ -1,6 +1,8 @@
 """The names of our weights and of Hugging Face's: which of theirs, joined along the rows, make one of ours."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,22 @@ LM_HEAD = "lm_head.weight"
 PROTOTYPES = "prototypes"
 TRAINING_ONLY = (LM_HEAD, PROTOTYPES)
 """Weights that some objectives train beside the reward model; they are no part of it."""
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of a model folder. Calling it reads it whole; `view` gives what reads a part where it is indexed."""
+
+    whole: Callable[[], Tensor]
+    view: Callable[[], Any]
+
+    def __call__(self) -> Tensor:
+        return self.whole()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        view = self.view()
+        return tuple(view.shape if isinstance(view, Tensor) else view.get_shape())
 
 
 def hf_parts(config: DecoderConfig) -> dict[str, list[tuple[str, int]]]:

@@ -22,7 +22,7 @@ from rmfast.evaluation.combine import combined_metrics
 from rmfast.evaluation.score import CHUNK, score_table
 from rmfast.kernels import describe, rms_norm
 from rmfast.models.config import DTYPES
-from rmfast.models.hf import first_line, gguf_file, load_network, open_weights
+from rmfast.models.hf import first_line, load_network, open_weights
 from rmfast.models.reward import Outputs, PackInputs, RewardNetwork, initialise
 from rmfast.models.weights import HEAD
 from rmfast.parallel.native import NativeEngine
@@ -100,10 +100,8 @@ def train_heads(ensemble: Ensemble, stop: StopRequest) -> None:
 
 def stored_heads(path: str) -> int:
     """Reward heads of a model folder, 0 of one without."""
-    if gguf_file(Path(path)) is not None:
-        return 0
     with open_weights(Path(path)) as reader:
-        return int(reader["score.weight"]().shape[0]) if "score.weight" in reader else 0
+        return reader["score.weight"].shape[0] if "score.weight" in reader else 0
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """An exported folder is scored by transformers as by us, in padded batches too; one that is not is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
 from rmfast.checkpoint.export import TOLERANCE, check_export, choose_pad_token, write_model
 from rmfast.data.pack import build_pack
@@ -149,3 +150,25 @@ def test_an_older_export_is_replaced_whole(base: Path, tmp_path: Path, tokenizer
     export(base, folder, tokenizer)
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
     assert not (folder / "left.by.a.crash").exists()
+
+
+def test_transformers_4_reads_the_tokenizer(base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """It knows no class TokenizersBackend and takes extra_special_tokens for a mapping; version 5 reads both names."""
+    export(base, tmp_path / "model", tokenizer)
+    settings = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "extra_special_tokens" not in settings and "<|im_start|>" in settings["additional_special_tokens"]
+    read = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert set(read.all_special_ids) == set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_pipelines_give_the_score_itself(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, heads: int
+) -> None:
+    network, table = export(base, tmp_path / "model", tokenizer, heads=heads)
+    _, scores = sequences_and_scores(network, table)
+    classify = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu", top_k=None)
+    answer = classify([ROWS[0]["prompt"] + ROWS[0]["chosen"] + tokenizer.eos_token])[0]
+    given = {entry["label"]: entry["score"] for entry in answer}
+    assert given == pytest.approx({f"LABEL_{i}": float(scores[0, i]) for i in range(heads)}, rel=1e-4)

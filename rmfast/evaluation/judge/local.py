@@ -13,7 +13,9 @@ from transformers.utils import logging
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
-from rmfast.models.hf import first_line, gguf_file
+from rmfast.models.config import FAMILIES
+from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
+from rmfast.models.hf import first_line
 
 PLAIN_END = "\n\nAnswer:\n"  # after the question, where a model has no chat template
 
@@ -155,6 +157,8 @@ def _fingerprint(model: torch.nn.Module) -> str:
 def _load_model(path: Path, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     gguf = gguf_file(path)
+    if gguf is not None and gguf_architecture(gguf) in FAMILIES:
+        return load_gguf_language_model(gguf, dtype)
     folder, options = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)

@@ -1,0 +1,372 @@
+"""Models from GGUF files: config and weights, by the rules of llama.cpp, which writes and runs them.
+
+transformers' own reader passes over tensors and keys that it does not know, among them the RoPE scaling of Llama 3 and
+all biases, and so loads another model. Here each tensor and each key of the architecture is used, changes nothing, or
+is refused by name. Rules: llama.cpp, conversion/llama.py and conversion/base.py (what the names mean, how queries and
+keys are permuted), src/llama-model.cpp and src/llama-context.cpp (defaults, RoPE).
+"""
+
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rmfast.errors import UserError
+from rmfast.models.config import FAMILIES, supported_families
+from rmfast.models.weights import StoredWeight
+
+TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "cls.output": "score"}
+LAYER_TENSORS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+ROPE_FREQS = "rope_freqs.weight"
+HARMLESS = (  # keys that change nothing of what is computed here
+    "vocab_size",  # the rows of the embedding say it
+    "tensor_data_layout",
+    "pooling_type",
+    "classifier.output_labels",
+    "rope.scaling.finetuned",
+)
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every Llama that has this scaling
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+    """A tensor of a GGUF file; it is dequantised, to fp32, whenever it is read. Indexed like a safetensors slice."""
+
+    where: str
+    """File and name, for errors."""
+    data: Any
+    kind: Any
+    shape: tuple[int, ...]
+    heads: int = 0
+    """Of a query or key whose rows llama.cpp has permuted for its way of rotating; 0: not permuted."""
+
+    def read(self) -> Tensor:
+        from gguf import dequantize
+
+        try:
+            values = dequantize(self.data, self.kind)
+        except NotImplementedError:
+            raise UserError(f"{self.where} is stored as {self.kind.name}, which the gguf package cannot read") from None
+        tensor = torch.from_numpy(np.array(values, dtype=np.float32))
+        if self.heads:
+            tensor = tensor.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self.shape)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.read()[index]
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """What is in a GGUF file, or in all parts of a split one: keys and tensors by llama.cpp's names."""
+
+    keys: dict[str, Any]
+    tensors: dict[str, GGUFTensor]
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one in a folder without safetensors.
+
+    Of a file that is split into parts it is the first part, which has the keys.
+    """
+    if path.is_file():
+        return _first_part(path) if path.suffix.lower() == ".gguf" or _has_magic(path) else None
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return None
+    found = {_first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} .gguf files; name one of them")
+    return next(iter(found), None)
+
+
+def read_gguf_config(path: Path) -> PreTrainedConfig:
+    """The Hugging Face config of the model in a GGUF file.
+
+    Raises:
+        UserError: no whole GGUF file, no model of `FAMILIES`, or a key that rmfast does not know.
+    """
+    model = _open(path)
+    family = model.keys.get("general.architecture")
+    if model.keys.get("general.type", "model") != "model":
+        raise UserError(f"{path}: holds a GGUF {model.keys['general.type']}, which is no whole model")
+    if family not in FAMILIES:
+        raise UserError(f"{path}: architecture {family!r} is not supported; these are: {supported_families()}")
+    if "token_embd.weight" not in model.tensors:
+        raise UserError(f"{path}: holds no weights (no tensor token_embd.weight)")
+    prefix = f"{family}."
+    keys = {key.removeprefix(prefix): value for key, value in model.keys.items() if key.startswith(prefix)}
+    settings = _settings(path, prefix, keys, model)
+    odd = sorted(key for key, value in keys.items() if value and key not in HARMLESS)
+    if odd:
+        raise UserError(f"{path}: rmfast does not know what {prefix}{odd[0]} = {keys[odd[0]]!r} changes in the model")
+    if settings.get("sliding_window"):
+        if family != "llama":
+            raise UserError(f"{path}: {prefix}attention.sliding_window does not say which layers of a {family} have it")
+        family = "mistral"  # to transformers, a Llama with a window
+    try:
+        return CONFIG_MAPPING[family](**settings)
+    except Exception as error:  # its validation raises kinds of its own
+        raise UserError(f"{path}: the model's config cannot be read: {str(error).strip().splitlines()[0]}") from error
+
+
+def gguf_architecture(path: Path) -> str | None:
+    """llama.cpp's name of the architecture of the model in a GGUF file."""
+    return _open(path).keys.get("general.architecture")
+
+
+def gguf_weights(path: Path) -> dict[str, StoredWeight]:
+    """What reads each weight of a GGUF file, by Hugging Face's names; nothing is read yet.
+
+    Raises:
+        UserError: a tensor that belongs to no such model.
+    """
+    model, weights = _open(path), {}
+    permuted = model.keys["general.architecture"] == "llama"
+    heads = model.keys.get("llama.attention.head_count", 0)
+    rows = {"attn_q": heads, "attn_k": model.keys.get("llama.attention.head_count_kv", heads)} if permuted else {}
+    for name, tensor in model.tensors.items():
+        if name == ROPE_FREQS:
+            continue  # in the config
+        stem, _, kind = name.rpartition(".")
+        layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+        part = LAYER_TENSORS.get(layer[2]) if layer else TENSORS.get(stem)
+        if part is None or kind not in ("weight", "bias"):
+            raise UserError(f"{path}: rmfast does not know what tensor {name} is for")
+        if name == "cls.output.weight" and tensor.shape[0] > 1:
+            raise UserError(f"{path}: {name} is a classifier of {tensor.shape[0]} labels, no reward head")
+        stored = replace(tensor, heads=rows.get(layer[2], 0) if layer else 0)
+        if stored.heads and tensor.shape[0] % (2 * stored.heads):
+            raise UserError(
+                f"{path}: tensor {name} has {tensor.shape[0]} rows, which {stored.heads} heads do not divide"
+            )
+        part = f"model.layers.{layer[1]}.{part}" if layer else part
+        weights[f"{part}.{kind}"] = StoredWeight(stored.read, _itself(stored))
+    return weights
+
+
+def load_gguf_language_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """transformers' causal language model with the weights of a GGUF file.
+
+    Raises:
+        UserError: see `read_gguf_config` and `gguf_weights`; or tensors are missing or of another model.
+    """
+    model = AutoModelForCausalLM.from_config(read_gguf_config(path), dtype=dtype)
+    state = {name: weight().to(dtype) for name, weight in gguf_weights(path).items()}
+    try:
+        found = model.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:  # shapes
+        raise UserError(f"{path}: {str(error).strip().splitlines()[-1].strip()}") from None
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    odd = sorted({*found.missing_keys, *found.unexpected_keys} - tied)
+    if odd:
+        raise UserError(f"{path}: weight {odd[0]} is missing, or is not part of a {model.config.model_type} model")
+    model.tie_weights()
+    return model
+
+
+def _itself(tensor: GGUFTensor) -> Callable[[], GGUFTensor]:
+    return lambda: tensor
+
+
+def _settings(path: Path, prefix: str, keys: dict[str, Any], model: GGUFModel) -> dict[str, Any]:
+    """Arguments of a Hugging Face config; the keys that were used are taken out of `keys`."""
+
+    def take(key: str, default: Any = None) -> Any:
+        value = keys.pop(key, default)
+        if isinstance(value, list) and len(set(map(str, value))) == 1:  # one for each layer
+            value = value[0]
+        if value is None or isinstance(value, list):
+            what = "is missing" if value is None else "differs between layers, which is not supported"
+            raise UserError(f"{path}: {prefix}{key} {what}")
+        return value
+
+    vocabulary, width = model.tensors["token_embd.weight"].shape
+    heads = take("attention.head_count")
+    head_dim = take("attention.key_length", keys.get("rope.dimension_count", width // max(heads, 1)))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if take(key, head_dim) != head_dim:
+            raise UserError(f"{path}: {prefix}{key} is not the heads' dimension {head_dim}, which is not supported")
+    if not take("attention.causal", True):
+        raise UserError(f"{path}: {prefix}attention.causal = False is not supported")
+    context = take("context_length")
+    window = take("attention.sliding_window", 0)
+    settings = {
+        "vocab_size": vocabulary,
+        "hidden_size": take("embedding_length"),
+        "intermediate_size": take("feed_forward_length"),
+        "num_hidden_layers": take("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": take("attention.head_count_kv", heads),
+        "max_position_embeddings": context,
+        "rms_norm_eps": take("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "output.weight" not in model.tensors,
+        "rope_parameters": _rope(path, take, model.tensors.get(ROPE_FREQS), context, head_dim),
+        "num_labels": 1,
+    }
+    if prefix != "qwen2." or head_dim != width // heads:  # no key of Qwen2's config, though its model takes it
+        settings["head_dim"] = head_dim
+    if prefix != "qwen2.":  # which always has them
+        settings["attention_bias"] = "blk.0.attn_q.bias" in model.tensors
+    if prefix == "llama.":
+        settings["mlp_bias"] = "blk.0.ffn_gate.bias" in model.tensors
+    if 0 < window < context:
+        settings["sliding_window"] = window
+    for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+        settings[f"{ours}_token_id"] = model.keys.get(f"tokenizer.ggml.{theirs}_token_id")
+    return settings
+
+
+def _rope(
+    path: Path, take: Callable[..., Any], freqs: GGUFTensor | None, context: int, head_dim: int
+) -> dict[str, Any]:
+    """transformers' rope_parameters of a file."""
+    theta = take("rope.freq_base", 10_000.0)
+    kind = take("rope.scaling.type", "linear")
+    factor = take("rope.scaling.factor", take("rope.scale_linear", 0.0)) or 1.0
+    original = take("rope.scaling.original_context_length", context)
+    scale = take("rope.scaling.attn_factor", 1.0)
+    yarn = {key: take(f"rope.scaling.yarn_{key}", 0.0) for key in ("attn_factor", "beta_fast", "beta_slow")}
+    if take("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):  # -1: not set
+        raise UserError(f"{path}: rope.scaling.yarn_ext_factor is not supported")
+    if kind not in ("none", "linear", "yarn"):
+        raise UserError(f"{path}: RoPE scaling {kind!r} is not supported; these are: none, linear, yarn, {ROPE_FREQS}")
+    scaled = kind != "none" and factor != 1.0
+    if freqs is not None and scaled or scale != 1.0 and not (scaled and kind == "yarn"):
+        raise UserError(f"{path}: RoPE scaling {kind!r} with {ROPE_FREQS} or an attn_factor is not supported")
+    if freqs is not None:
+        return {"rope_theta": theta} | _divided(freqs.read().double(), theta, context, head_dim)
+    if not scaled:
+        return {"rope_theta": theta, "rope_type": "default"}
+    parameters = {"rope_theta": theta, "rope_type": kind, "factor": factor}
+    if kind == "linear":
+        return parameters
+    parameters["original_max_position_embeddings"] = original
+    parameters |= {key: value for key, value in yarn.items() if value and key != "attn_factor"}
+    if scale != 1.0 or yarn["attn_factor"]:
+        # The converter writes transformers' attention_factor as yarn_attn_factor; attn_factor multiplies the usual one.
+        parameters["attention_factor"] = yarn["attn_factor"] or scale * (0.1 * math.log(factor) + 1.0)
+    return parameters
+
+
+def _divided(divisors: Tensor, theta: float, context: int, head_dim: int) -> dict[str, Any]:
+    """rope_parameters that divide the frequencies as the tensor `rope_freqs.weight` [head_dim / 2] does.
+
+    The converter computes it from Llama 3's scaling; where it can be told which, that is given, since every program
+    knows it. Else longrope with these divisors.
+    """
+    lengths = 2 * math.pi * theta ** (torch.arange(0, head_dim, 2, dtype=torch.double) / head_dim)
+    factor = float(divisors.max())
+    low, high = LLAMA3.values()
+    originals = [8192]
+    for divisor, length in zip(divisors.tolist(), lengths.tolist(), strict=False):
+        if 1.0 < divisor < factor:  # between the two limits, where the divisor tells them
+            smooth = (1 / divisor - 1 / factor) / (1 - 1 / factor)
+            originals.append(round((smooth * (high - low) + low) * length))
+    for original in originals:
+        smooth = ((original / lengths - low) / (high - low)).clamp(0, 1)
+        if len(divisors) == len(lengths) and torch.allclose(
+            1 / ((1 - smooth) / factor + smooth), divisors, rtol=1e-5, atol=0
+        ):
+            scaling = {"factor": factor, "original_max_position_embeddings": original}
+            return {"rope_type": "llama3"} | scaling | LLAMA3
+    return {
+        "rope_type": "longrope",
+        "short_factor": divisors.tolist(),
+        "long_factor": divisors.tolist(),
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": context,
+    }
+
+
+def _open(path: Path) -> GGUFModel:
+    """All parts of a file; the last one that was opened is remembered, since its keys take seconds to read."""
+    name = PART.fullmatch(path.name)
+    files = [path]
+    if name:
+        files = [path.with_name(f"{name[1]}-{i:05d}-of-{name[3]}.gguf") for i in range(1, int(name[3]) + 1)]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; a split model is read from all its parts")
+    return _parsed(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _parsed(files: tuple[tuple[Path, int, int], ...]) -> GGUFModel:
+    first, *others = (_read_part(file) for file, _, _ in files)
+    path, count = files[0][0], first.keys.get("split.count", 1)
+    if count != len(files):
+        raise UserError(f"{path}: is one of {count} parts; they must be named NAME-00001-of-{count:05d}.gguf and so on")
+    for other in others:
+        first.tensors.update(other.tensors)
+    expected = first.keys.get("split.tensors.count", len(first.tensors))
+    if expected != len(first.tensors):
+        raise UserError(f"{path}: its parts hold {len(first.tensors)} tensors, not {expected}")
+    return first
+
+
+def _read_part(path: Path) -> GGUFModel:
+    try:
+        from gguf import GGUFEndian, GGUFReader
+    except ImportError:
+        raise UserError(f"{path}: reading GGUF needs the package gguf: pip install 'rmfast[gguf]'") from None
+    try:
+        reader = GGUFReader(path)
+        keys = {
+            name: _value(field)
+            for name, field in reader.fields.items()
+            if not name.startswith("tokenizer.") or name.endswith("_token_id")
+        }
+        tensors = {
+            t.name: GGUFTensor(f"{path}: tensor {t.name}", t.data, t.tensor_type, tuple(reversed(t.shape.tolist())))
+            for t in reader.tensors
+        }
+    except Exception as error:  # whatever comes of bytes that are no GGUF
+        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: is no whole GGUF file: {cause}") from error
+    if (reader.endianess == GGUFEndian.BIG) != (sys.byteorder == "big"):
+        raise UserError(f"{path}: was written for machines of the other byte order; convert the model again")
+    return GGUFModel(keys, tensors)
+
+
+def _value(field: Any) -> Any:
+    """A key's value; of a float the shortest number that is it in fp32, as it was before it was written."""
+    value = field.contents()
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _first_part(path: Path) -> Path:
+    name = PART.fullmatch(path.name)
+    return path.with_name(f"{name[1]}-00001-of-{name[3]}.gguf") if name and name[2] != "00001" else path
+
+
+def _has_magic(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
