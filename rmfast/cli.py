@@ -16,6 +16,7 @@ from rmfast.errors import RunError, UserError
 from rmfast.tasks.judge import add_flags
 
 RULES = ("mean", "median", "worst", "mean-k-std", "majority")  # of rmfast.evaluation.combine, which imports torch
+LABEL = 'of a classifier of several labels, the one that is the reward, by name or number; "ensemble": all, as heads'
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     export.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     export.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    export.add_argument("--label", metavar="NAME", help=LABEL)
 
     plan = commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take")
     plan.add_argument("config", nargs="+", metavar="CONFIG", help="as torchrun rmfast/train.py takes it, keys included")
@@ -173,6 +175,12 @@ def _scoring(command: argparse.ArgumentParser) -> None:
         help="tokens of a forward pass; of a local judge's batch (default %(default)s)",
     )
     command.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    command.add_argument("--label", metavar="NAME", help=LABEL)
+    command.add_argument(
+        "--scored-token",
+        choices=["last", "transformers"],
+        help="of a response: its last (default), or as transformers the last that is no pad token",
+    )
 
 
 def positive(text: str) -> int:

@@ -17,7 +17,8 @@ CLOSE = 1e-5  # of the largest score
 
 def save_reward_model(folder: Path, name: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
     """One of tests.tiny's random reward models, with the quickstart's tokenizer."""
-    save_hf_model(name, folder, seed, vocab_size=TEXT_VOCABULARY, **changes)
+    # A window that the longest of the rows fits into.
+    save_hf_model(name, folder, seed, **{"vocab_size": TEXT_VOCABULARY, "max_position_embeddings": 8192} | changes)
     AutoTokenizer.from_pretrained(DECODER).save_pretrained(folder)
     return folder
 

@@ -43,9 +43,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int
     Raises:
         UserError: the tokenizer has no token for it.
     """
-    eos = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id
-    last = _template_ends(tokenizer) | {eos}
+    last = last_tokens(tokenizer)
     if pad is not None and pad not in last and pad < vocabulary:
         return pad
     special = {i: t for i, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special and i < vocabulary}
@@ -59,6 +58,11 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int
         "the tokenizer has no special token besides its eos to pad with: add one (tokenizer.add_special_tokens("
         '{"pad_token": "<|pad|>"})), resize the embedding, and save both'
     )
+
+
+def last_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that texts and conversations end in."""
+    return _template_ends(tokenizer) | {tokenizer.eos_token_id}
 
 
 def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:

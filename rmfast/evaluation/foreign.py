@@ -5,11 +5,12 @@ change a score. Texts become tokens as everywhere in rmfast (`rmfast.data.tokeni
 never a pair of segments. A model's own code is never run.
 """
 
-import json
-from collections.abc import Sequence
-from contextlib import suppress
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,10 +29,12 @@ from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import too_long
-from rmfast.evaluation.reward_model import RewardModel, find_folder, load
+from rmfast.evaluation.reward_model import RewardModel, ScoredToken, find_folder, load, warn_of_tokens
 from rmfast.evaluation.score import Progress
-from rmfast.models.config import decoder_config
-from rmfast.models.hf import first_line, open_weights, read_config
+from rmfast.models.config import context_window, decoder_config
+from rmfast.models.folder import Reader, first_line, read_json
+from rmfast.models.hf import no_head, open_model, open_named, read_config
+from rmfast.models.names import SCORE, choose_row
 
 CHUNK = 256  # examples tokenised at a time
 LAST_TOKEN = ("ctrl", "modernbert-decoder")  # score the last token through a head of another name than `score`
@@ -42,6 +45,8 @@ def load_any(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
+    label: str | int | None = None,
+    scored_token: ScoredToken | None = None,
     chat_template: str | None = None,
     tokens_per_pack: int = 16384,
     progress: Progress | None = None,
@@ -51,47 +56,53 @@ def load_any(
     The arguments are those of `rmfast.load`; tokens_per_pack is of no use to transformers' models.
 
     Raises:
-        UserError: nothing there, an architecture that transformers does not know, no reward head.
+        UserError: nothing there, an architecture that transformers does not know, no reward head, several labels.
     """
     folder = find_folder(path)
-    if is_foreign(folder):
+    options: dict[str, Any] = {"scored_token": scored_token, "progress": progress}
+    if is_foreign(folder, label):
         tokenizer = load_tokenizer(folder, chat_template)
-        return ForeignModel(_load_foreign(folder, device, dtype), tokenizer, name=str(folder), progress=progress)
-    return load(folder, device, dtype, chat_template=chat_template, tokens_per_pack=tokens_per_pack, progress=progress)
+        model, row = _load_foreign(folder, device, dtype, label)
+        if scores_a_token(model):
+            warn_of_tokens(scored_token, model.config, tokenizer, folder)
+        return ForeignModel(model, tokenizer, row=row, name=str(folder), **options)
+    options |= {"label": label, "chat_template": chat_template, "tokens_per_pack": tokens_per_pack}
+    return load(folder, device, dtype, **options)
 
 
-def is_foreign(path: str | Path) -> bool:
+def is_foreign(path: str | Path, label: str | int | None = None) -> bool:
     """Whether transformers has to run the model of a path; refuses what is no reward model, before weights are read.
 
     Raises:
-        UserError: no model, an unknown architecture, no reward head.
+        UserError: no model, an unknown architecture, no reward head, several labels and none chosen.
     """
     folder = find_folder(path)
     hf = _config(folder)
-    architecture = (hf.architectures or [""])[0]
     try:
         decoder_config(hf)
     except UserError:  # another family, or a variant of a known one
-        if architecture and not architecture.endswith("ForSequenceClassification"):
-            raise _no_head(folder, architecture) from None
-        if hf.num_labels != 1:
-            raise UserError(
-                f"{folder}: a classifier of {hf.num_labels} labels; a reward model has one (num_labels: 1)"
-            ) from None
+        with _open_foreign(folder, hf) as found:
+            choose_row(label, found.rows, hf, folder)
         return True
-    if not (folder / MANIFEST).is_file() and not _has_score(folder):
-        raise _no_head(folder, architecture)
+    if not (folder / MANIFEST).is_file():
+        with open_model(folder, hf, label=label) as weights:
+            if SCORE not in weights:
+                raise no_head(folder, weights, (hf.architectures or [SCORE])[0])
     return False
 
 
 class ForeignModel:
     """Scores responses to prompts as `RewardModel` does, through a transformers model. Make one with `load_any`.
 
-    A causal model's score is that of its very last token, whatever `pad_token_id` says; encoders pool as they do.
+    A causal model's score is that of its very last token, whatever `pad_token_id` says, unless `scored_token` is
+    "transformers"; encoders pool as they do.
+
+    Args:
+        row: the label that is the reward; None for all, as members of an ensemble.
 
     Attributes:
         model: the transformers model. hf: its config. tokenizer: its tokenizer.
-        window: tokens of the longest sequence that it takes, None without a limit (see `context_window`).
+        window: tokens of the longest sequence that it takes, None without a limit (see `longest_sequence`).
         note: a line for people: why this is slow.
     """
 
@@ -100,24 +111,26 @@ class ForeignModel:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
+        row: int | None = None,
+        scored_token: ScoredToken | None = None,
         name: str = "the model",
         progress: Progress | None = None,
     ) -> None:
         self.model, self.hf, self.tokenizer = model.eval().requires_grad_(False), model.config, tokenizer
-        self.name, self.progress = name, progress
-        self.window = context_window(self.hf)
+        self.row, self.name, self.progress = row, name, progress
+        self.window = longest_sequence(self.hf)
         self.note = (
             f"{name}: rmfast's decoder does not have this architecture ({type(model).__name__}), so transformers runs "
             "it, one sequence at a time: slower, as no prompt is shared and nothing is packed"
         )
-        if hasattr(model, "score") or self.hf.model_type in LAST_TOKEN:
+        if scores_a_token(model) and scored_token != "transformers":
             # Told of a pad token, these models look for the last token that is none, and pass over an eos that is both.
             self.hf.pad_token_id = None
             self.hf.get_text_config().pad_token_id = None
         self.hf.use_cache = False
 
     def score_examples(self, examples: Sequence[Example]) -> list[np.ndarray]:
-        """Scores [N, 1] of each example's N responses.
+        """Scores [N, 1] of each example's N responses, or [N, M] of an ensemble's M heads.
 
         Raises:
             UserError: an example that cannot be tokenised or is longer than the window, by its number.
@@ -139,64 +152,116 @@ class ForeignModel:
 
     @torch.no_grad()
     def _score(self, ids: np.ndarray) -> np.ndarray:
-        """Logits [1] of one sequence."""
+        """Logits [1] or [M] of one sequence."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         if ids.max() >= vocabulary:
             raise UserError(f"token id {ids.max()} is beyond the vocabulary of {self.name}, {vocabulary}")
         tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
-        return logits[0].double().cpu().numpy()
+        rows = slice(None) if self.row is None else slice(self.row, self.row + 1)
+        return logits[0, rows].double().cpu().numpy()
 
 
-def context_window(hf: PreTrainedConfig) -> int | None:
-    """Tokens of the longest sequence that a model of transformers is made for; None where its config sets no limit."""
-    limit = getattr(hf.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit <= 0 or not getattr(hf, "position_biased_input", True):
-        return None  # relative positions only
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(hf)
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+def scores_a_token(model: PreTrainedModel) -> bool:
+    """Whether a classifier's score is that of one token, rather than of all."""
+    return hasattr(model, "score") or model.config.model_type in LAST_TOKEN
+
+
+def longest_sequence(hf: PreTrainedConfig) -> int | None:
+    """As `context_window`, and no more than the position table of the model has rows for."""
+    limit = context_window(hf)
+    if limit is None:
+        return None
+    tables = (module for name, module in _skeleton(hf).named_modules() if name.endswith("position_embeddings"))
     # RoBERTa and its like count positions from behind the pad token's.
     rows = [t.num_embeddings - t.padding_idx - 1 for t in tables if getattr(t, "padding_idx", None) is not None]
     return min([limit, *rows])
 
 
-def _load_foreign(folder: Path, device: str | torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    logging.disable_progress_bar()
-    model: Any
+def _skeleton(hf: PreTrainedConfig, labels: int | None = None) -> PreTrainedModel:
+    """transformers' classifier of a config, without weights.
+
+    Raises:
+        UserError: transformers has none of this architecture.
+    """
+    config = copy.deepcopy(hf)
+    if labels is not None:
+        config.num_labels = labels
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
-    except Exception as error:  # every kind comes out of the library's loading code
-        raise UserError(f"{folder}: transformers cannot load it as a reward model: {first_line(error)}") from error
+        with torch.device("meta"):
+            return cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+    except Exception as error:  # every kind comes out of the library's code
+        raise UserError(
+            f"transformers has no classifier of architecture {hf.model_type!r}, so no reward model: {first_line(error)}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A folder's weights for transformers' classifier of its architecture.
+
+    Attributes:
+        kind: the classifier's class. rows: labels that its head has.
+        weights: by the architecture's names. changed: whether the files have other names, which transformers cannot
+            read by itself.
+    """
+
+    kind: type[PreTrainedModel]
+    rows: int
+    weights: Reader
+    changed: bool
+
+
+@contextmanager
+def _open_foreign(folder: Path, hf: PreTrainedConfig) -> Iterator[_Found]:
+    """What a folder holds for transformers' classifier.
+
+    Raises:
+        UserError: no reward head.
+    """
+    architecture = (hf.architectures or [""])[0]
+    two, three = (_skeleton(hf, labels) for labels in (2, 3))
+    shapes = {name: weight.shape for name, weight in two.state_dict().items()}
+    heads = [name for name, weight in three.state_dict().items() if weight.shape != shapes[name]]
+    with open_named(folder, hf, shapes) as (weights, changed):
+        found = [weights[name].shape[0] for name in heads if name in weights]
+        if not found and not architecture.endswith("ForSequenceClassification"):
+            raise no_head(folder, weights, architecture or heads[0])
+        # A head of an older name, which transformers may know, has as many labels as its config says.
+        rows = found[0] if found else hf.num_labels or 1
+        yield _Found(type(two), rows, weights, changed)
+
+
+def _load_foreign(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, label: str | int | None
+) -> tuple[PreTrainedModel, int | None]:
+    """The model, and the row of its head that the label means."""
+    logging.disable_progress_bar()
+    hf = _config(folder)
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "trust_remote_code": False}
+    with _open_foreign(folder, hf) as found:
+        row = choose_row(label, found.rows, hf, folder)
+        hf.num_labels = found.rows  # the head decides: a config that does not say gets 2
+        where, kind = cast(Any, folder), cast(Any, found.kind)
+        if found.changed:
+            where, options["state_dict"] = None, {name: weight() for name, weight in found.weights.items()}
+        try:
+            model, info = kind.from_pretrained(where, config=hf, **options)
+        except Exception as error:  # every kind comes out of the library's loading code
+            raise UserError(f"{folder}: transformers cannot load it as a reward model: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
-        raise _no_head(folder, f"without {', '.join(missing[:3])}")
+        raise no_head(folder, {}, f"without {', '.join(missing[:3])}")
     loaded: PreTrainedModel = model.to(device)
-    return loaded
+    return loaded, row
 
 
 def _config(folder: Path) -> PreTrainedConfig:
     try:
         return read_config(folder)
     except UserError:
-        raw: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        raw = read_json(folder / "config.json")
+        kind = raw.get("model_type")
         if kind is None or kind in CONFIG_MAPPING:
             raise
         own = "; its own code (auto_map) is never run" if raw.get("auto_map") else ""
         raise UserError(f"{folder}: neither rmfast nor transformers has the architecture {kind!r}{own}") from None
-
-
-def _has_score(folder: Path) -> bool:
-    with open_weights(folder) as weights:
-        return "score.weight" in weights
-
-
-def _no_head(folder: Path, what: str) -> UserError:
-    return UserError(
-        f"{folder}: no reward head ({what or 'no score.weight'}): this is no reward model; "
-        "train one from it, or let it judge (--judge)"
-    )

@@ -53,6 +53,22 @@ class DecoderConfig:
         return attention + 3 * self.width * self.ffn
 
 
+def context_window(hf: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that a config's positions are made for; None where it sets no limit.
+
+    Its `max_position_embeddings`, which RoPE scaling of some kinds extends: linear and dynamic multiply it, YaRN
+    multiplies the length before. Elsewhere it is the scaled length already.
+    """
+    text = hf.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    relative = not getattr(hf, "position_biased_input", True) or getattr(text, "alibi", False)
+    if not isinstance(limit, int) or limit <= 0 or relative:
+        return None
+    rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    before = {"linear": limit, "dynamic": limit, "yarn": rope.get("original_max_position_embeddings") or limit}
+    return max(limit, int(before.get(rope.get("rope_type", ""), 0) * (rope.get("factor") or 1)))
+
+
 def supported_families() -> str:
     return ", ".join(f"{name} ({text})" for name, text in FAMILIES.items())
 

@@ -2,15 +2,12 @@
 
 import contextlib
 import json
-import pickle
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -18,12 +15,21 @@ from transformers import AutoConfig, PreTrainedConfig
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, DecoderConfig, decoder_config, supported_families
 from rmfast.models.decoder import Decoder
+from rmfast.models.folder import (
+    Reader,
+    first_line,
+    open_files,
+    read_json,
+    refuse_adapter,
+    told,
+    weight_files,
+)
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config
+from rmfast.models.names import ENSEMBLE, SCORE, choose_row, head_files, head_names, unwrapped, with_head
 from rmfast.models.recompute import Recompute
 from rmfast.models.reward import RewardNetwork, draw, initialise
 from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join, to_hf
 
-Reader = dict[str, StoredWeight]
 BASE_MODELS = ("auto_map", "custom_pipelines", "sbert_ce_default_activation_function")
 """Keys that a base model's config may have, and that would make others run its code or squash scores."""
 RAW_SCORES = {
@@ -43,13 +49,15 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     gguf = gguf_file(path)
     if gguf is not None:
         return read_gguf_config(gguf)
+    refuse_adapter(path)
     if not (path / "config.json").is_file():
         reason = "holds no config.json and no .gguf file" if path.is_dir() else "is not a folder or .gguf file"
-        raise UserError(f"{path} {reason}; a model is a Hugging Face folder or a .gguf file (model.path)")
+        what = f"{reason}; a model is a Hugging Face folder or a .gguf file (model.path)"
+        raise UserError(f"{path} {what}{told(path)}")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # None would ask on the terminal
     except Exception as error:  # transformers' own validation raises kinds of its own
-        kind = _model_type(path)
+        kind = read_json(path / "config.json").get("model_type")
         if kind is not None and kind not in FAMILIES:
             raise UserError(
                 f"{path}: architecture {kind!r} is not supported; these are: {supported_families()}"
@@ -60,21 +68,6 @@ def read_config(path: str | Path) -> PreTrainedConfig:
     return config
 
 
-def _model_type(path: Path) -> str | None:
-    with contextlib.suppress(OSError, ValueError):
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        return config.get("model_type") if isinstance(config, dict) else None
-    return None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _in_memory(tensor: Tensor) -> StoredWeight:
-    return StoredWeight(lambda: tensor, lambda: tensor)
-
-
 @contextlib.contextmanager
 def open_weights(path: Path) -> Iterator[Reader]:
     """Name -> what reads it, of every weight in a model folder; what was not read is not in memory."""
@@ -82,37 +75,47 @@ def open_weights(path: Path) -> Iterator[Reader]:
     if gguf is not None:
         yield gguf_weights(gguf)
         return
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            files = [path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index}: cannot be read as an index of weights: {first_line(error)}") from error
-    pickled = sorted(path.glob("pytorch_model*.bin"))
-    with contextlib.ExitStack() as stack:
-        reader: Reader = {}
-        for file in files:
-            try:
-                handle = stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: cannot be read as safetensors: {first_line(error)}") from error
-            reader |= {
-                name: StoredWeight(partial(handle.get_tensor, name), partial(handle.get_slice, name))
-                for name in handle.keys()  # noqa: SIM118
-            }
-        if not files:
-            if not pickled:
-                raise UserError(f"{path}: no weights (*.safetensors) in this folder")
-            for file in pickled:
-                try:
-                    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-                except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-                    raise UserError(
-                        f"{file}: is no plain file of tensors, and pickled objects are never run; "
-                        "convert the model to safetensors"
-                    ) from error
-                reader |= {name: _in_memory(tensor) for name, tensor in state.items()}
+    with open_files(weight_files(path)) as reader:
+        yield reader
+
+
+@contextlib.contextmanager
+def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iterator[tuple[Reader, bool]]:
+    """A folder's weights by the names of its architecture, and whether its files have others.
+
+    Args:
+        names: the architecture's. Where `score.weight` is one of them, it is the folder's reward head, if there is one.
+
+    Raises:
+        UserError: weights or a head that cannot be read rightly (see `rmfast.models.names`).
+    """
+    with open_weights(path) as stored, contextlib.ExitStack() as stack:
+        reader, beside = unwrapped(stored, names, path), Reader()
+        if SCORE in names:
+            for file in head_files(path):
+                beside |= head_names(stack.enter_context(open_files([file])), file)
+            reader = with_head(reader, path, beside, getattr(hf, "value_head_prefix", None))
+        yield reader, reader.keys() != stored.keys()
+
+
+@contextlib.contextmanager
+def open_model(
+    path: Path, hf: PreTrainedConfig, *, heads: int | None = None, label: str | int | None = None
+) -> Iterator[Reader]:
+    """A folder's weights by the names of a decoder, its reward head (where it has one) as `score.weight`.
+
+    Args:
+        heads: how many are asked for; where a classifier has as many labels, they are taken for heads of an ensemble.
+        label: see `choose_row`.
+
+    Raises:
+        UserError: as `open_named` and `choose_row`.
+    """
+    names = {name for parts in hf_parts(decoder_config(hf, str(path))).values() for name, _ in parts}
+    with open_named(path, hf, names) as (reader, _):
+        if SCORE in reader and (label is not None or heads != reader[SCORE].shape[0]):
+            row = choose_row(label, reader[SCORE].shape[0], hf, path)
+            reader |= {} if row is None else {SCORE: reader[SCORE].row(row)}
         yield reader
 
 
@@ -142,6 +145,7 @@ def load_network(
     path: str | Path,
     *,
     heads: int | None = None,
+    label: str | int | None = None,
     new_heads: bool = False,
     seed: int = 0,
     from_scratch: bool = False,
@@ -157,6 +161,7 @@ def load_network(
     Args:
         path: of a base or chat model, or of a reward model (`*ForSequenceClassification`).
         heads: reward heads; default those that the folder has, or 1.
+        label: which label of a classifier of several is the reward (see `choose_row`).
         new_heads: whether a folder without heads gets random ones, drawn from `seed`.
         from_scratch: take only the config and draw all weights.
         lm: compute log-probabilities in training (see `RewardNetwork`).
@@ -179,7 +184,7 @@ def load_network(
         network.load_state_dict(empty, assign=True)
         initialise(network, seed)
         return network, hf
-    with open_weights(path) as reader:
+    with open_model(path, hf, heads=heads, label=label) as reader:
         absent, heads = _heads(reader, heads, new_heads, path)
         network = build_network(hf, where=str(path), heads=heads, **options)
         state = _read_state(network, reader, absent, stored, path)
@@ -191,13 +196,23 @@ def load_network(
     return network, hf
 
 
+def no_head(path: Path, reader: Reader, what: str = "score.weight") -> UserError:
+    """The error of a folder without a reward head, which names a weight that could be one."""
+    rows = [name for name, weight in reader.items() if len(shape := weight.shape) == 2 and shape[0] == 1]
+    hint = "; if {} is its head, one row without bias over the last hidden state, call it score.weight"
+    return UserError(
+        f"{path}: no reward head ({what}): this is no reward model; train one from it, or let it judge (--judge)"
+        f"{hint.format(rows[0]) if rows else ''}"
+    )
+
+
 def _heads(reader: Reader, asked: int | None, new: bool, path: Path) -> tuple[set[str], int]:
     """Weights that a folder without heads lacks, and the number of heads."""
-    if "score.weight" not in reader:
+    if SCORE not in reader:
         if not new:
-            raise UserError(f"{path}: no reward head (score.weight): this is no reward model; train one from it")
+            raise no_head(path, reader)
         return {HEAD}, asked or 1
-    found = reader["score.weight"].shape[0]
+    found = reader[SCORE].shape[0]
     if asked not in (None, found):
         raise UserError(f"{path}: model has {found} reward heads, {asked} are asked for (model.heads)")
     return set(), found
@@ -293,7 +308,7 @@ def open_rows(
         network = build_network(hf, where=str(path), heads=heads or 1, lm=lm)
         yield ModelRows(network, {}, {name for name, _ in network.named_parameters()}, seed)
         return
-    with open_weights(path) as reader:
+    with open_model(path, hf, heads=heads) as reader:
         absent, heads = _heads(reader, heads, True, path)
         network = build_network(hf, where=str(path), heads=heads, lm=lm)
         yield ModelRows(network, _find(network, reader, absent, path), absent, seed)
@@ -318,8 +333,10 @@ def save_hf(
     out = hf.__class__.from_dict(hf.to_dict())
     prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
     out.architectures = [f"{prefix}ForSequenceClassification"]
-    out.num_labels = state[HEAD].shape[0]
+    out.num_labels = heads = state[HEAD].shape[0]
     out.pad_token_id = pad_token_id
+    if heads > 1:
+        out.rmfast = {"heads": ENSEMBLE}  # which tells them from the labels of a classifier
     out.dtype = dtype
     for key in BASE_MODELS:
         if hasattr(out, key):

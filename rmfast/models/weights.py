@@ -33,6 +33,11 @@ class StoredWeight:
         view = self.view()
         return tuple(view.shape if isinstance(view, Tensor) else view.get_shape())
 
+    def row(self, number: int) -> "StoredWeight":
+        """One of its rows, as a weight of one row."""
+        rows = slice(number, number + 1)
+        return StoredWeight(lambda: self.view()[rows], lambda: self.view()[rows])
+
 
 def hf_parts(config: DecoderConfig) -> dict[str, list[tuple[str, int]]]:
     """For each of our weights the Hugging Face weights it is made of, with their rows, in order.

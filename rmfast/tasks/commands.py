@@ -49,7 +49,7 @@ def _read_for(paths: Sequence[str], options: Namespace, *, require_edges: bool) 
     """The rows of --data; one that a model's tokenizer refuses is scored by none."""
     rows = read_file(options.data, columns_of(options), require_edges=require_edges)
     for path in paths:
-        rows = readable(rows, reader(path, options.chat_template))
+        rows = readable(rows, reader(path, options))
     return rows
 
 
@@ -92,7 +92,7 @@ def export(options: Namespace) -> None:
     if not folder.absolute().parent.is_dir():
         raise UserError(f"--out {folder}: there is no folder {folder.absolute().parent}")
     dtype = DTYPES[options.dtype]
-    model = load(options.model, dtype=dtype, chat_template=options.chat_template)
+    model = load(options.model, dtype=dtype, label=options.label, chat_template=options.chat_template)
     state = {name: p.detach() for name, p in model.network.named_parameters()}
     write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
     # The model as it was, in the folder's dtype, against the folder as transformers reads it.

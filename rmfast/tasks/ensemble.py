@@ -9,10 +9,12 @@ import torch
 
 from rmfast.config import Config
 from rmfast.errors import UserError
+from rmfast.evaluation.answers import first_too_long
 from rmfast.evaluation.score import score_table
+from rmfast.models.config import context_window
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import select
-from rmfast.tasks.heads import stored_heads, train_heads
+from rmfast.tasks.heads import train_heads
 from rmfast.tasks.inputs import open_inputs, open_world, run_folder
 from rmfast.tasks.members import (
     Ensemble,
@@ -24,6 +26,7 @@ from rmfast.tasks.members import (
     read_scores,
     write_scores,
 )
+from rmfast.tasks.model import stored_heads
 from rmfast.tasks.reward import RewardRun
 from rmfast.tasks.strength import finish
 from rmfast.trainer.log import say
@@ -53,6 +56,11 @@ def run(config: Config) -> None:
                 f"model.path: {config.model.path} has {count} reward heads, and a member of an ensemble has one; "
                 "give a model with one or none"
             )
+        for store in table.stores:  # whose rows are judged at full length, also those that training cuts
+            if beyond := first_too_long(store, context_window(hf)):
+                raise UserError(
+                    f"{store.label(beyond[0])}: {beyond[1]}; an ensemble judges all rows: take this one out"
+                )
         ensemble = Ensemble(
             config=config,
             world=world,

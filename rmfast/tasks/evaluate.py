@@ -40,6 +40,8 @@ def evaluate(options: Namespace) -> None:
         raise UserError("name what is evaluated: CKPT, or a judge by --judge DIR or --endpoint URL; not both")
     if judging and (options.combine or options.standardise):
         raise UserError("--combine and --standardise belong to reward models; a judge has --votes")
+    if judging and (options.label or options.scored_token):
+        raise UserError("--label and --scored-token belong to reward models; a judge answers in words")
     check_models(options.models, options)
     rows = suite.rows(options.data, columns)
     if not rows.items:
@@ -56,7 +58,7 @@ def evaluate(options: Namespace) -> None:
 
 def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers]:
     paths = options.models
-    readers = [reader(path, options.chat_template) for path in paths]
+    readers = [reader(path, options) for path in paths]
     answers = answers_of_models(
         items,
         readers,

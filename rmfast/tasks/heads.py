@@ -22,7 +22,8 @@ from rmfast.evaluation.combine import combined_metrics
 from rmfast.evaluation.score import CHUNK, score_table
 from rmfast.kernels import describe, rms_norm
 from rmfast.models.config import DTYPES
-from rmfast.models.hf import first_line, load_network, open_weights
+from rmfast.models.folder import first_line
+from rmfast.models.hf import load_network
 from rmfast.models.reward import Outputs, PackInputs, RewardNetwork, initialise
 from rmfast.models.weights import HEAD
 from rmfast.parallel.native import NativeEngine
@@ -32,6 +33,7 @@ from rmfast.tasks.attention import choose_attention
 from rmfast.tasks.folds import select
 from rmfast.tasks.inputs import step_plan
 from rmfast.tasks.members import Ensemble, all_or_none, member_config, open_folder, read_scores, write_scores
+from rmfast.tasks.model import head_line, stored_heads
 from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
 from rmfast.trainer.log import RunLog, say
 from rmfast.trainer.stop import StopRequest
@@ -96,12 +98,6 @@ def train_heads(ensemble: Ensemble, stop: StopRequest) -> None:
             else None
         ),
     )
-
-
-def stored_heads(path: str) -> int:
-    """Reward heads of a model folder, 0 of one without."""
-    with open_weights(Path(path)) as reader:
-        return reader["score.weight"].shape[0] if "score.weight" in reader else 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +184,7 @@ def _engine(ensemble: Ensemble, network: RewardNetwork) -> NativeEngine:
             f"{world.size} x {world.device.type}, {describe(world.device, config.model.kernels)}"
             f"{', flash attention' if attention == 'flash' else ''}; {config.ensemble.members} heads"
         )
+        say(head_line(config, ensemble.hf, ensemble.tokenizer))
     return engine
 
 

@@ -16,8 +16,10 @@ from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
 from rmfast.models.config import decoder_config
-from rmfast.models.hf import first_line, read_config
+from rmfast.models.folder import first_line
+from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
+from rmfast.tasks.model import check_window
 from rmfast.tasks.objectives import training_views
 from rmfast.tasks.prepare import group_counts, make_table, open_stores
 from rmfast.trainer.log import say
@@ -53,6 +55,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
     check_sources(config)
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
+    check_window(config, hf)
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
     stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
     held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")

@@ -11,10 +11,10 @@ from rmfast.data.columns import Columns, read_columns
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader
-from rmfast.evaluation.foreign import ForeignModel, context_window, is_foreign, load_any
+from rmfast.evaluation.foreign import ForeignModel, is_foreign, load_any, longest_sequence
 from rmfast.evaluation.reward_model import RewardModel, find_folder
 from rmfast.evaluation.score import Progress
-from rmfast.models.config import DTYPES
+from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
 from rmfast.trainer.log import say
 
@@ -22,8 +22,8 @@ from rmfast.trainer.log import say
 def check_models(paths: Sequence[str], options: Namespace) -> None:
     """Wrong paths, templates and devices, answered before any data is read."""
     for path in paths:
+        is_foreign(path, options.label)
         load_tokenizer(find_folder(path), options.chat_template)
-        is_foreign(path)
     try:
         if torch.device(device_of(options)).type not in ("cpu", "cuda"):
             raise UserError(f"--device {options.device}: models run on cpu or cuda")
@@ -32,11 +32,12 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
         raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
-def reader(path: str, chat_template: str | None) -> Reader:
-    """How a model reads: its tokenizer and, of one that rmfast's decoder does not run, its window."""
+def reader(path: str, options: Namespace) -> Reader:
+    """How a model reads: its tokenizer and its window."""
     folder = find_folder(path)
-    window = context_window(read_config(folder)) if is_foreign(folder) else None
-    return Reader(load_tokenizer(folder, chat_template), window)
+    hf = read_config(folder)
+    window = longest_sequence(hf) if is_foreign(folder, options.label) else context_window(hf)
+    return Reader(load_tokenizer(folder, options.chat_template), window)
 
 
 def columns_of(options: Namespace) -> Columns:
@@ -53,11 +54,13 @@ def device_of(options: Namespace) -> str:
 
 
 def load_model(path: str, options: Namespace, progress: Progress | None = None) -> RewardModel | ForeignModel:
-    """A reward model, as --device, --dtype, --chat-template and --tokens-per-pack say; a slow one says that it is."""
+    """A reward model, as the options of `rmfast score` and `rmfast eval` say; a slow one says that it is."""
     model = load_any(
         path,
         device_of(options),
         DTYPES[options.dtype],
+        label=options.label,
+        scored_token=options.scored_token,
         chat_template=options.chat_template,
         tokens_per_pack=options.tokens_per_pack,
         progress=progress,

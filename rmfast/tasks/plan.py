@@ -21,6 +21,7 @@ from rmfast.launch.hardware import GPUS, find_gpu
 from rmfast.launch.layouts import Plan, plans
 from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import read_config
+from rmfast.tasks.model import check_window
 from rmfast.trainer.log import say
 
 SAMPLE = 1000  # rows of the data that lengths are taken from
@@ -33,7 +34,9 @@ def plan(options: Namespace) -> None:
         raise UserError("--gpus must be at least 1")
     gpu = find_gpu(options.gpu)
     config = load_config([*options.config, *options.more])
-    shape = decoder_config(read_config(config.model.path), config.model.path)
+    hf = read_config(config.model.path)
+    shape = decoder_config(hf, config.model.path)
+    check_window(config, hf)
     load = workload(config, options.tokens_per_group)
     fit, rest = plans(shape, options.gpus, gpu, load)
     say(

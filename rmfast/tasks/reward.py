@@ -19,9 +19,10 @@ from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable
 from rmfast.errors import UserError
+from rmfast.evaluation.answers import Reader
 from rmfast.evaluation.score import evaluate_table
 from rmfast.kernels import describe
-from rmfast.models.config import DTYPES, decoder_config
+from rmfast.models.config import DTYPES, context_window, decoder_config
 from rmfast.objectives.reward import Statistics
 from rmfast.parallel.engine import tensor_name
 from rmfast.parallel.world import World
@@ -30,6 +31,7 @@ from rmfast.report.summary import final_summary
 from rmfast.tasks.attention import choose_attention
 from rmfast.tasks.engines import describe_parallel, open_engine
 from rmfast.tasks.inputs import move_aside, open_inputs, open_world, run_folder, step_plan
+from rmfast.tasks.model import head_line
 from rmfast.tasks.objectives import reward_objective, training_views
 from rmfast.tasks.prepare import data_key
 from rmfast.tasks.suites import open_suites, suite_line, suite_metrics, write_result
@@ -82,9 +84,9 @@ class RewardRun:
         self.decoder_config = decoder_config(hf)
         top, layers = config.model.top_layers, self.decoder_config.layers
         self.first_trained = 0 if top is None else layers - top
-        self.suites = open_suites(
-            config.eval.suites, tokenizer, self.decoder_config.vocabulary, world, read_columns(config.data.columns)
-        )
+        reader = Reader(tokenizer, context_window(hf))
+        columns = read_columns(config.data.columns)
+        self.suites = open_suites(config.eval.suites, reader, self.decoder_config.vocabulary, world, columns)
         self.attention = ""
         self.log: RunLog | None = None
 
@@ -143,6 +145,8 @@ class RewardRun:
         )
         if progress.step:
             say(f"resumed from step {progress.step} in {self.folder}")
+        else:
+            say(head_line(self.config, self.hf, self.tokenizer))
 
     def train(self, progress: Progress, stop: StopRequest | None = None) -> None:
         """Take the steps that are left after `progress`, and no more: no evaluation at the end, no export, no report.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.columns import Columns
 from rmfast.data.files import write_text
@@ -25,9 +24,7 @@ from rmfast.trainer.log import finite_or_null, say
 class SuiteRun:
     """One suite of a run, ready to be scored again and again."""
 
-    def __init__(
-        self, name: str, source: str, tokenizer: PreTrainedTokenizerBase, vocabulary: int, columns: Columns
-    ) -> None:
+    def __init__(self, name: str, source: str, reader: Reader, vocabulary: int, columns: Columns) -> None:
         self.source = source
         label, _, suite = name.rpartition(":")
         self.name = label or Path(suite).stem
@@ -35,11 +32,11 @@ class SuiteRun:
         try:
             self.suite = find_suite(suite)
             self.rows = self.suite.rows(source, columns)
-            self.items, self.unscored, self.lengths = usable(self.rows.items, [Reader(tokenizer)])
+            self.items, self.unscored, self.lengths = usable(self.rows.items, [reader])
         except UserError as error:
             raise UserError(f"eval.suites: {name}: {error}") from None
         self.shared = share(self.items)
-        store = store_examples(self.shared.examples, tokenizer)
+        store = store_examples(self.shared.examples, reader.tokenizer)
         if store.meta["max_id"] >= vocabulary:
             raise UserError(f"eval.suites: {name}: token id {store.meta['max_id']} is beyond the model's vocabulary")
         self.table: GroupTable = build_table([store], need_edges=False)[0]
@@ -54,19 +51,18 @@ class SuiteRun:
 
 
 def open_suites(
-    suites: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    vocabulary: int,
-    world: World,
-    columns: Columns,
+    suites: Sequence[str], reader: Reader, vocabulary: int, world: World, columns: Columns
 ) -> list[SuiteRun]:
     """The suites of `eval.suites`, SUITE=PATH or LABEL:SUITE=PATH each; rank 0 says what they hold.
+
+    Args:
+        reader: how the model reads. vocabulary: rows of its embedding.
 
     Raises:
         UserError: a name that there is not, a path that holds nothing, two of one name.
     """
     parts = [suite.partition("=") for suite in suites]
-    opened = [SuiteRun(name, source, tokenizer, vocabulary, columns) for name, _, source in parts]
+    opened = [SuiteRun(name, source, reader, vocabulary, columns) for name, _, source in parts]
     names = [one.name for one in opened]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)

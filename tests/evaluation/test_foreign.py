@@ -26,7 +26,7 @@ from transformers import (
 
 from rmfast.data.example import Example
 from rmfast.errors import UserError
-from rmfast.evaluation.foreign import ForeignModel, context_window, is_foreign, load_any
+from rmfast.evaluation.foreign import ForeignModel, is_foreign, load_any, longest_sequence
 from rmfast.evaluation.reward_model import RewardModel
 from tests.runs import DECODER, write_model
 from tests.scoring import TEXT_VOCABULARY, save_reward_model, token_ids
@@ -160,7 +160,7 @@ def test_a_sequence_beyond_the_window_is_named(tmp_path: Path) -> None:
 
 
 def test_windows_are_those_that_do_not_crash() -> None:
-    assert {name: context_window(config) for name, config in (CAUSAL | POOLED).items()} == {
+    assert {name: longest_sequence(config) for name, config in (CAUSAL | POOLED).items()} == {
         "gpt_neox": 128,
         "opt": 128,
         "gemma": 128,

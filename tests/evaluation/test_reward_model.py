@@ -173,7 +173,7 @@ def test_rows_without_responses_and_no_rows(model: RewardModel) -> None:
 def test_several_heads_give_their_mean(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "heads", num_labels=3)
     rows = ROWS[2:12]
-    loaded = rmfast.load(folder)
+    loaded = rmfast.load(folder, label="ensemble")
     assert loaded.network.head.weight.shape[0] == 3
     assert_same_scores(loaded.score(rows), transformers_scores(folder, rows))
 

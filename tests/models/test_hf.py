@@ -281,7 +281,7 @@ def test_random_weights(folder: Path) -> None:
 @torch.no_grad()
 def test_saved_model_scores_the_same_in_transformers(saved: Saved, tmp_path: Path, name: str) -> None:
     _, source = saved(name, num_labels=3) if name == "qwen3" else saved(name)
-    network, config = load_network(source)
+    network, config = load_network(source, label="ensemble")
     for parameter in network.parameters():  # as training would
         parameter.mul_(1.1)
     state = dict(network.state_dict())

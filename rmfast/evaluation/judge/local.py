@@ -13,9 +13,9 @@ from transformers.utils import logging
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
-from rmfast.models.config import FAMILIES
+from rmfast.models.config import FAMILIES, context_window
+from rmfast.models.folder import first_line, refuse_adapter
 from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
-from rmfast.models.hf import first_line
 
 PLAIN_END = "\n\nAnswer:\n"  # after the question, where a model has no chat template
 
@@ -47,6 +47,7 @@ class Local:
         chat_template: str | None = None,
     ) -> None:
         self.path, self.sampling, self.seed, self.tokens_per_batch = Path(path), sampling, seed, tokens_per_batch
+        refuse_adapter(self.path)
         self.tokenizer = load_tokenizer(path, chat_template)
         self.model = _load_model(self.path, dtype).to(device).eval().requires_grad_(False)
         stop = self.model.generation_config.eos_token_id
@@ -81,7 +82,7 @@ class Local:
         texts = [self._text(request.prompt) for request in requests]
         plain = self.tokenizer.chat_template is None  # a template writes its special tokens itself
         ids = self.tokenizer(texts, add_special_tokens=plain)["input_ids"] if texts else []
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = context_window(self.model.config)
         fits = []
         for number, tokens in enumerate(ids):
             if most is not None and len(tokens) + self.sampling.max_tokens > most:
