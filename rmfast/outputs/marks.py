@@ -9,8 +9,6 @@ from typing import Any
 
 import yaml
 
-from rmfast.outputs.overlap import Identity, identity
-
 LOCK = "rmfast.lock"  # in a run folder from its first moment on
 MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that came with it
 CONFIG = "config.yaml"
@@ -58,26 +56,25 @@ def is_unmarked_run(folder: Path) -> bool:
     )
 
 
-def stranger(folder: Path, known: Collection[Identity]) -> Path | None:
+def stranger(folder: Path, known: Collection[Path]) -> Path | None:
     """A file that neither a run nor the scripts around it put into a folder; None where there is none.
 
     Args:
         known: files and folders that are passed over.
     """
-    seen: set[Identity | None] = set()
+    passed: set[str] = {os.path.realpath(path) for path in known}
+    seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
-        if (here := identity(Path(root))) in seen:  # a link that leads back
+        real = os.path.realpath(root)
+        if real in seen or real in passed or root == str(folder / HARMLESS_FOLDER):
             folders.clear()
             continue
-        seen.add(here)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if identity(Path(root, name)) not in known and not (Path(root) == folder and name == HARMLESS_FOLDER)
-        )
+        seen.add(real)  # a link may lead back
+        folders.sort()
         for name in sorted(names):
-            if not any(fnmatch(name, form) for form in HARMLESS) and identity(Path(root, name)) not in known:
-                return Path(root, name)
+            file = Path(root, name)
+            if not any(fnmatch(name, form) for form in HARMLESS) and os.path.realpath(file) not in passed:
+                return file
     return None
 
 

@@ -21,7 +21,7 @@ from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite_table import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
 from rmfast.tasks.judge import judge_log, make_judge, wants_judge
-from rmfast.tasks.options import check_models, load_model, out_file, read_by, reader, write_file
+from rmfast.tasks.options import check_differ, check_models, load_model, out_file, read_by, reader, write_file
 from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed
@@ -39,6 +39,8 @@ def evaluate(options: Namespace) -> None:
     out = out_file("--out", options.out, RESULT, inputs) if options.out else None
     if judging and (log := judge_log(options)) is not None:
         check_overlap([Output("--judge-log", log, "name another file")], inputs)
+        if out is not None:
+            check_differ(("--out", out), ("--judge-log", log))
     if judging == bool(options.models):
         raise UserError("name what is evaluated: CKPT, or a judge by --judge DIR or --endpoint URL; not both")
     if judging and (options.combine or options.standardise):

@@ -90,6 +90,12 @@ def out_file(option: str, path: str, kind: Kind, inputs: Sequence[Input]) -> Pat
     return out
 
 
+def check_differ(first: tuple[str, Path], second: tuple[str, Path]) -> None:
+    """Refuse two options, with their files, that name one file."""
+    if os.path.realpath(first[1]) == os.path.realpath(second[1]):
+        raise UserError(f"{first[0]} and {second[0]} both name {second[1]}; name two files")
+
+
 def out_files(inputs: Sequence[Input], *wanted: Wanted) -> list[Path | None]:
     """`out_file` of several options, None for those that were not given; no two may name one file."""
     found: list[tuple[str, Path]] = []
@@ -97,9 +103,8 @@ def out_files(inputs: Sequence[Input], *wanted: Wanted) -> list[Path | None]:
         if path is None:
             continue
         out = out_file(option, path, kind, inputs)
-        for other, before in found:
-            if os.path.realpath(before) == os.path.realpath(out):
-                raise UserError(f"{other} and {option} both name {out}; name two files")
+        for before in found:
+            check_differ(before, (option, out))
         found.append((option, out))
     return [dict(found).get(option) for option, _, _ in wanted]
 

@@ -24,7 +24,7 @@ from rmfast.outputs.marks import (
     mark_earlier_model,
     stranger,
 )
-from rmfast.outputs.overlap import Identity, Input, Output, around, check_overlap, identity
+from rmfast.outputs.overlap import Input, Output, around, check_overlap, identity
 from rmfast.parallel.world import World
 from rmfast.trainer.log import say
 
@@ -86,9 +86,7 @@ def check_run(config: Config, files: Sequence[str]) -> None:
     check_overlap(outputs, inputs)
     if config.run.resume == "never":
         _check_move(folder, inputs)
-    _check_contents(
-        config, folder, {own for path in (*(i.path for i in inputs), cache_folder) if (own := identity(path))}
-    )
+    _check_contents(config, folder, [cache_folder, *(one.path for one in inputs)])
 
 
 def _check_move(folder: Path, inputs: Sequence[Input]) -> None:
@@ -97,7 +95,7 @@ def _check_move(folder: Path, inputs: Sequence[Input]) -> None:
             raise UserError(f"{one.name}: {one.path} is in run.dir, which run.resume never moves; {ANOTHER}")
 
 
-def _check_contents(config: Config, folder: Path, known: set[Identity]) -> None:
+def _check_contents(config: Config, folder: Path, known: Sequence[Path]) -> None:
     if not is_run(folder):
         if (file := stranger(folder, known)) is not None:
             raise UserError(f"run.dir: {folder} holds {file.relative_to(folder)} and no run of rmfast; {ANOTHER}")
@@ -154,7 +152,7 @@ class RunFolder:
                 error = raised
         # Refused on one, refused on all: none may be left waiting.
         if self.world.sum_(torch.tensor(float(error is not None))):
-            raise error or UserError("run.dir: rank 0 could not take it; its own line says why")
+            raise error or UserError(f"run.dir: {self.path} was refused to the first rank, whose line says why")
 
 
 @cache
