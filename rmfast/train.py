@@ -11,7 +11,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
 # DDP looks for unused parameters so that its sums keep their order (parallel/native.py), and would warn of it.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-from rmfast.config import config_help, load_config  # noqa: E402
+from rmfast.config import config_help, load_config, split_arguments  # noqa: E402
 from rmfast.errors import Interrupted, RunError, UserError  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         # After the config, so that a misspelt key is answered before the seconds that torch takes to import.
         from rmfast.tasks import run_task
 
-        run_task(config)
+        run_task(config, split_arguments(arguments)[0])
     except (UserError, RunError) as error:
         if rank == 0:
             print(f"rmfast: {error}", file=sys.stderr, flush=True)

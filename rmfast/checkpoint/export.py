@@ -20,6 +20,7 @@ from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
 from rmfast.models.hf import save_hf
+from rmfast.outputs.marks import kept_model, mark_model
 
 CHECK_TEXTS = (  # tokenised, and by `rmfast export` scored, on both sides of an export
     Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
@@ -91,18 +92,24 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
 ) -> None:
-    """Write a Hugging Face folder aside and rename it; an older one of that name is replaced.
+    """Write a Hugging Face folder under a temporary name and rename it; one that rmfast wrote before is replaced.
 
     Args:
         state: all weights, by our names.
         dtype: of the weights in the folder.
+
+    Raises:
+        UserError: a folder of that name holds what rmfast did not write.
     """
+    if (file := kept_model(folder)) is not None:
+        raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     pad = choose_pad_token(tokenizer, config.vocabulary)
     write_tokenizer(tokenizer, aside, pad)
     save_hf(aside, hf, config, state, dtype=dtype, pad_token_id=pad)
+    mark_model(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
 

@@ -1,6 +1,6 @@
 """The config of a run. It imports no torch, so that a misspelt key is answered at once."""
 
-from rmfast.config.load import config_help, known_keys, load_config, read_denoise
+from rmfast.config.load import config_help, known_keys, load_config, read_denoise, split_arguments
 from rmfast.config.sections import Config, DataConfig, DenoiseConfig, ParallelConfig
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "known_keys",
     "load_config",
     "read_denoise",
+    "split_arguments",
 ]

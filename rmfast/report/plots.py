@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from rmfast.evaluation.metrics import reliability
+from rmfast.outputs.kinds import PICTURE_SOFTWARE
 from rmfast.report.summary import Floats, Run, Scores, baseline, column, number, percent
 
 INCHES = (4.8, 3.5)  # so that the text stays readable where a phone shows the picture 340 pixels wide
@@ -112,7 +113,7 @@ def render(plot: Plot, theme: Theme = LIGHT) -> bytes:
         title = textwrap.fill(plot.title.replace(" %", "\u00a0%"), 46)
         figure.suptitle(title, x=0.02, horizontalalignment="left", fontsize=11.5, fontweight="bold")
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        figure.savefig(buffer, format="png", metadata={"Software": PICTURE_SOFTWARE})
     return buffer.getvalue()
 
 

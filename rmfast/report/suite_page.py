@@ -4,7 +4,6 @@ No script, no network, dark and light, readable on a phone. Every text that come
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,13 @@ LONG = 160  # characters of a note above which it is folded
 NAMED = 100  # unscored rows that are named
 
 
-def write_page(path: Path, results: Sequence[Data], diagnostics: Data | None = None) -> None:
-    """Write the page of one or several models' results.
+def suite_page(results: Sequence[Data], diagnostics: Data | None = None) -> str:
+    """The page of one or several models' results, as HTML.
 
     Args:
         results: as `suite_result` makes or `read_result` reads them (null is nan); of one suite and data.
         diagnostics: of the same results in the same order, as `rmfast.evaluation.diagnostics.diagnose` makes them.
     """
-    path.write_text(suite_page(results, diagnostics), encoding="utf-8")
-
-
-def suite_page(results: Sequence[Data], diagnostics: Data | None = None) -> str:
-    """The page's HTML; see `write_page`."""
     if not results:
         raise ValueError("a page needs at least one result")
     grid = Grid.of(results)

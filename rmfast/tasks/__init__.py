@@ -1,15 +1,21 @@
 """What a config can ask for, each task in a file of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rmfast.config import Config
 
 
-def run_task(config: Config) -> None:
-    """Run the task that a config names."""
+def run_task(config: Config, files: Sequence[str] = ()) -> None:
+    """Run the task that a config names, unless it would write over what is not its own.
+
+    Args:
+        files: of the config.
+    """
     from rmfast.tasks.ensemble import run as ensemble
     from rmfast.tasks.meta import run as meta
     from rmfast.tasks.reward import run as reward
+    from rmfast.tasks.run_folder import check_run
 
     tasks: dict[str, Callable[[Config], None]] = {"reward": reward, "ensemble": ensemble, "meta": meta}
+    check_run(config, files)
     tasks[config.task](config)

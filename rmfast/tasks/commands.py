@@ -16,7 +16,7 @@ from rmfast.data.report import data_report
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
-from rmfast.evaluation.reward_model import load
+from rmfast.evaluation.reward_model import find_folder, load
 from rmfast.evaluation.rows import (
     ReadRow,
     bad_rows,
@@ -30,7 +30,9 @@ from rmfast.evaluation.rows import (
 )
 from rmfast.evaluation.score import score_table
 from rmfast.models.config import DTYPES
-from rmfast.tasks.options import check_models, columns_of, load_model, out_file, reader, write_file
+from rmfast.outputs.kinds import SCORED
+from rmfast.outputs.overlap import Input, Output, check_overlap
+from rmfast.tasks.options import check_models, columns_of, load_model, out_file, read_by, reader, write_file
 from rmfast.trainer.log import say
 
 
@@ -55,7 +57,7 @@ def _read_for(paths: Sequence[str], options: Namespace, *, require_edges: bool) 
 
 def score(options: Namespace) -> None:
     """rmfast score"""
-    out = out_file(options.out, options.data)
+    out = out_file("--out", options.out, SCORED, read_by(options, "chat_template"))
     check_models(options.models, options)
     rows = _read_for(options.models, options, require_edges=False)
     examples = [row.example for row in rows if row.example]
@@ -91,6 +93,7 @@ def export(options: Namespace) -> None:
         raise UserError(f"--out {folder} exists already; name a folder that does not")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"--out {folder}: there is no folder {folder.absolute().parent}")
+    check_overlap([Output("--out", folder, "name another")], [Input("CKPT", find_folder(options.model))])
     dtype = DTYPES[options.dtype]
     model = load(options.model, dtype=dtype, label=options.label, chat_template=options.chat_template)
     state = {name: p.detach() for name, p in model.network.named_parameters()}

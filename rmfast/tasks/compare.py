@@ -10,8 +10,10 @@ from rmfast.evaluation.diagnostics.common import on_common_rows
 from rmfast.evaluation.diagnostics.selection import Candidates, read_candidates
 from rmfast.evaluation.result import Data, read_result, result_json
 from rmfast.evaluation.suite import find_suite
+from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
+from rmfast.outputs.overlap import Input
 from rmfast.report.compare_table import compare_tables
-from rmfast.tasks.options import out_file, write_file
+from rmfast.tasks.options import out_files, read_by, write_file
 from rmfast.trainer.log import say
 
 
@@ -31,12 +33,9 @@ def compare(options: Namespace) -> None:
     if out is not None:  # before anything is printed: who reads it may have gone
         write_file(out, [result_json(found).encode()])
     if html is not None:
-        from rmfast.report.suite_page import write_page
+        from rmfast.report.suite_page import suite_page
 
-        try:
-            write_page(html, results, found)
-        except OSError as error:
-            raise UserError(f"--html {html}: cannot be written: {error.strerror}") from None
+        write_file(html, [suite_page(results, found).encode()])
     say(tables)
     if out is not None:
         say(f"Figures: {out}")
@@ -44,16 +43,11 @@ def compare(options: Namespace) -> None:
         say(f"Page: {html}")
 
 
-def _outputs(options: Namespace) -> tuple[Path | None, Path | None]:
+def _outputs(options: Namespace) -> list[Path | None]:
     """--out and --html, refused where they would replace what is read."""
-    read = [*options.results, *(options.candidates or ()), *([options.gold] if options.gold else [])]
-    out, html = (
-        path and [out_file(path, source, option) for source in read][0]
-        for option, path in (("--out", options.out), ("--html", options.html))
-    )
-    if out is not None and html is not None and out.resolve() == html.resolve():
-        raise UserError(f"--out and --html both name {out}; name two files")
-    return out, html
+    inputs = [Input("RESULT", Path(path)) for path in options.results]
+    inputs += read_by(options, "candidates", "gold", "suite")
+    return out_files(inputs, ("--out", options.out, DIAGNOSTICS), ("--html", options.html, PAGE))
 
 
 def _candidates(options: Namespace) -> Candidates | None:

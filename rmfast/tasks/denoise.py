@@ -17,12 +17,14 @@ from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, Pairs, uses_
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
 from rmfast.data.example import BadRow, Example, Response
 from rmfast.data.rows import read_row
-from rmfast.data.sources import read_rows
+from rmfast.data.sources import read_rows, source_root
 from rmfast.errors import UserError
 from rmfast.evaluation.rows import json_line
+from rmfast.outputs.kinds import PICTURE, TREATED
+from rmfast.outputs.overlap import Input
 from rmfast.report.plots import render
 from rmfast.report.strength import strength_plot
-from rmfast.tasks.options import columns_of, out_file, write_file
+from rmfast.tasks.options import columns_of, out_files, write_file
 from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]
@@ -37,7 +39,8 @@ def preview(options: Namespace) -> None:
     """rmfast data denoise"""
     given = {name: words for name, words in vars(options).items() if name.startswith("denoise.") and words is not None}
     wanted = read_denoise(options.preset, {name.removeprefix("denoise."): words for name, words in given.items()})
-    out, plot = (_target(getattr(options, name), f"--{name}", options.sources) for name in ("out", "plot"))
+    inputs = [Input("PATH", Path(source_root(source))) for source in options.sources]
+    out, plot = out_files(inputs, ("--out", options.out, TREATED), ("--plot", options.plot, PICTURE))
     bad: Counter[str] = Counter()
     data, uses = _Data(options.sources, columns_of(options)), Counter[Pairs]()
     count, arrays = _edges_of(data.examples(bad), uses)
@@ -60,10 +63,6 @@ def preview(options: Namespace) -> None:
     if plot is not None:
         write_file(plot, [render(strength_plot(came, treatment))])
         say(f"\nHistogram: {plot}")
-
-
-def _target(path: str | None, option: str, sources: Sequence[str]) -> Path | None:
-    return [out_file(path, source, option) for source in sources][0] if path is not None else None
 
 
 @dataclass(frozen=True)

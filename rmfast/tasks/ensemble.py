@@ -15,7 +15,7 @@ from rmfast.models.config import context_window
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import select
 from rmfast.tasks.heads import train_heads
-from rmfast.tasks.inputs import open_inputs, open_world, run_folder
+from rmfast.tasks.inputs import open_inputs, open_world
 from rmfast.tasks.members import (
     Ensemble,
     all_or_none,
@@ -28,6 +28,7 @@ from rmfast.tasks.members import (
 )
 from rmfast.tasks.model import stored_heads
 from rmfast.tasks.reward import RewardRun
+from rmfast.tasks.run_folder import RunFolder, run_folder
 from rmfast.tasks.strength import finish
 from rmfast.trainer.log import say
 from rmfast.trainer.stop import StopRequest, listening
@@ -48,7 +49,10 @@ def run(config: Config) -> None:
     world = open_world(config, None if together else WEEK)
     if config.ensemble.spread == "ranks":
         check_ranks(config, world.size, "torchrun's --nproc_per_node x --nnodes")
-    with world:
+    part = config.ensemble.part
+    # A job of one member holds that member's folder alone: others train theirs beside it.
+    held = contextlib.nullcontext() if isinstance(part, int) else RunFolder(run_folder(config.run.dir), world)
+    with world, held as folder:
         hf, tokenizer, table, evals = open_inputs(config, world)
         count = 0 if config.model.from_scratch else stored_heads(config.model.path)
         if count > 1:
@@ -72,8 +76,9 @@ def run(config: Config) -> None:
         )
         for member in range(config.ensemble.folds or 0):
             ensemble.trains_on(member)  # refuses folds that leave a member nothing
+        if folder is not None and config.run.resume == "never":
+            folder.move_earlier()
         check_folder(ensemble)
-        part = config.ensemble.part
         if config.ensemble.folds and world.main:
             _say_guessed(ensemble)
         own = ensemble.path(part) if isinstance(part, int) else ensemble.folder
@@ -130,13 +135,23 @@ def _say_guessed(ensemble: Ensemble) -> None:
 
 def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest) -> None:
     """A member's whole reward run, then its rewards; nothing where they are there already."""
-    config, members = ensemble.config, ensemble.config.ensemble.members
+    members = ensemble.config.ensemble.members
     done = read_scores(ensemble, member, world) is not None
     world.barrier()  # all ranks must have looked before rank 0 writes
     if done:
         if world.main:
             say(f"member {member} of {members}: done before")
         return
+    with RunFolder(ensemble.path(member), world):
+        _run_member(ensemble, member, world, stop)
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _run_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest) -> None:
+    """The run and the rewards, in the member's folder."""
+    config, members = ensemble.config, ensemble.config.ensemble.members
     own = member_config(config, member, ensemble.path(member))
     table = ensemble.table if ensemble.fold is None else select(ensemble.table, ensemble.trains_on(member))
     reward = RewardRun(own, world, ensemble.hf, ensemble.tokenizer, table, ensemble.evals)
@@ -156,10 +171,6 @@ def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopReque
             write_scores(ensemble, member, rewards, {name: _final_scores(reward, name) for name in ensemble.evals})
             say(f"member {member} of {members}: {len(judged):,} groups judged")
     world.barrier()
-    del reward  # before the next one takes its memory
-    gc.collect()
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _final_scores(reward: RewardRun, name: str) -> np.ndarray:

@@ -16,10 +16,21 @@ from rmfast.evaluation.judge.figures import summary
 from rmfast.evaluation.result import Data, result_json, suite_result, text
 from rmfast.evaluation.score import Progress
 from rmfast.evaluation.suite import Item, Rows, find_suite
+from rmfast.outputs.kinds import RESULT
+from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite_table import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
-from rmfast.tasks.judge import make_judge, wants_judge
-from rmfast.tasks.options import check_models, columns_of, load_model, out_file, reader, write_file
+from rmfast.tasks.judge import judge_log, make_judge, wants_judge
+from rmfast.tasks.options import (
+    check_differ,
+    check_models,
+    columns_of,
+    load_model,
+    out_file,
+    read_by,
+    reader,
+    write_file,
+)
 from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed
@@ -34,8 +45,13 @@ def evaluate(options: Namespace) -> None:
     suite, columns = find_suite(options.suite), columns_of(options)
     if columns.words and not suite.takes_columns:
         raise UserError(f"--columns belongs to the suites pairwise and best-of-n; {suite.name} has columns of its own")
-    out = out_file(options.out, options.data) if options.out else None
     judging = wants_judge(options)
+    inputs = read_by(options, *("judge", "criteria") if judging else (), "suite", "chat_template")
+    out = out_file("--out", options.out, RESULT, inputs) if options.out else None
+    if judging and (log := judge_log(options)) is not None:
+        check_overlap([Output("--judge-log", log, "name another file")], inputs)
+        if out is not None:
+            check_differ(("--out", out), ("--judge-log", log))
     if judging == bool(options.models):
         raise UserError("name what is evaluated: CKPT, or a judge by --judge DIR or --endpoint URL; not both")
     if judging and (options.combine or options.standardise):

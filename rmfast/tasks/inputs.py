@@ -16,13 +16,11 @@ from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
 from rmfast.models.config import decoder_config
-from rmfast.models.folder import first_line
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
 from rmfast.tasks.model import check_window
 from rmfast.tasks.objectives import training_views
 from rmfast.tasks.prepare import group_counts, make_table, open_stores
-from rmfast.trainer.log import say
 
 
 def open_world(config: Config, timeout_minutes: float | None = None) -> World:
@@ -52,7 +50,6 @@ Inputs = tuple[PreTrainedConfig, PreTrainedTokenizerBase, GroupTable, dict[str, 
 
 def open_inputs(config: Config, world: World) -> Inputs:
     """Model config, tokenizer and tables of a run, on all ranks."""
-    check_sources(config)
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
     check_window(config, hf)
@@ -67,25 +64,6 @@ def open_inputs(config: Config, world: World) -> Inputs:
         for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
     }
     return hf, tokenizer, table, evals
-
-
-def check_sources(config: Config) -> None:
-    """Refuse data that the run itself would move away or write over.
-
-    Raises:
-        UserError: a source lies in run.dir, which run.resume never moves, or is the file that an ensemble writes there.
-    """
-    folder = run_folder(config.run.dir).resolve()
-    sources = {"data.train": config.data.train, "data.eval": config.data.eval, "meta.data": config.meta.data}
-    for key, paths in sources.items():
-        for path in map(Path, paths):
-            inside = path.exists() and folder in (path.resolve(), *path.resolve().parents)
-            if inside and config.run.resume == "never":
-                raise UserError(
-                    f"{key}: {path} lies in run.dir, which run.resume never moves aside: choose another run.dir"
-                )
-            if inside and config.task == "ensemble" and path.resolve() == folder / "data.jsonl":
-                raise UserError(f"{key}: {path} is where task ensemble writes its outcome: choose another run.dir")
 
 
 def eval_names(sources: Sequence[str]) -> list[str]:
@@ -110,28 +88,3 @@ def step_plan(config: Config, table: GroupTable) -> tuple[StepPlan, int]:
     counts = group_counts(table)
     plan = StepPlan(counts, weights, groups_per_step=data.pairs_per_step, seed=config.run.seed, shuffle=data.shuffle)
     return plan, config.run.max_steps or total_steps(plan, config.run.epochs)
-
-
-def run_folder(name: str) -> Path:
-    """The folder that run.dir means.
-
-    Raises:
-        UserError: it cannot be one.
-    """
-    try:
-        folder = Path(name).expanduser()
-        folder.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a home that is not there
-        raise UserError(f"run.dir: {name[:80]} cannot be a folder: {first_line(error)}") from None
-    return folder
-
-
-def move_aside(folder: Path) -> Path:
-    """Rename a folder to the first free NAME.1, NAME.2, ..."""
-    number = 1
-    while folder.with_name(f"{folder.name}.{number}").exists():
-        number += 1
-    target = folder.with_name(f"{folder.name}.{number}")
-    os.replace(folder, target)
-    say(f"run.resume is never: the earlier run was moved to {target}")
-    return target

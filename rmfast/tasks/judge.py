@@ -90,7 +90,7 @@ def make_judge(options: Namespace) -> Judge:
         ties=options.allow_ties,
         seed=options.seed,
     )
-    log = _log(options)
+    log = judge_log(options)
     return Judge(_endpoint(options, sampling) if options.endpoint else _local(options, sampling), judge_options, log)
 
 
@@ -111,8 +111,8 @@ def _criteria(name: str) -> str | None:
     return text
 
 
-def _log(options: Namespace) -> Path | None:
-    """--judge-log; without it, a file beside --out: answers cost time or money, and a run may die."""
+def judge_log(options: Namespace) -> Path | None:
+    """The file of --judge-log; without it, a file beside --out: answers cost time or money, and a run may die."""
     out = getattr(options, "out", None)
     name = options.judge_log or (f"{Path(out).with_suffix('')}.judge.jsonl" if out else None)
     if name is None:

@@ -6,11 +6,14 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from rmfast.config import Config, load_config
+from rmfast.config import Config, load_config, split_arguments
 from rmfast.errors import RunError, UserError
 from rmfast.launch.slurm import Job, check, members, once, point, train, word, wrapped
+from rmfast.outputs.kinds import SCRIPT
+from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.members import check_ranks
-from rmfast.tasks.options import out_file
+from rmfast.tasks.options import out_file, write_file
+from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 
 MODES = ("weak", "strong")
@@ -26,7 +29,7 @@ def slurm(options: Namespace) -> None:
         raise UserError("run.resume: a job that is queued again goes on from its checkpoint; never would start anew")
     if config.task == "ensemble" and config.ensemble.spread == "ranks":
         check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
-    out = out_file(options.out or f"{job.name}.sbatch", config.run.dir)
+    out = Path(options.out or f"{job.name}.sbatch")
     made_by = f"rmfast {' '.join(map(word, options.words))}"
     if options.array is not None:
         files, send = _ensemble(job, config, arguments, options, out, made_by)
@@ -40,9 +43,13 @@ def slurm(options: Namespace) -> None:
     if not options.out and not options.submit:
         print("\n".join(files.values()), end="")
         return
+    inputs = config_inputs(config, split_arguments(arguments)[0])
+    check_overlap([Output("--logs", Path(job.logs), "name another folder", replaced=False)], inputs)
+    for path in files:
+        out_file("--out", str(path), SCRIPT, inputs)
     Path(job.logs).mkdir(parents=True, exist_ok=True)  # Slurm fails a job whose log has no folder, without a word
     for path, text in files.items():
-        path.write_text(text, encoding="utf-8")
+        write_file(path, [text.encode()])
         say(f"wrote {path}")
     if config.checkpoint.every is None and not options.scaling:
         say("checkpoint.every is not set: only USR1 makes a checkpoint; after a node's death the run begins anew")

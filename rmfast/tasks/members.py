@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
 from rmfast.data.files import write_text, written_aside
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.outputs.marks import CONFIG, LOCK, config_text
 from rmfast.parallel.world import World, lost
 from rmfast.tasks.folds import fold_of_groups
-from rmfast.tasks.inputs import move_aside
 from rmfast.tasks.prepare import data_key
 from rmfast.trainer.log import say
 
@@ -166,21 +165,16 @@ def _settings(ensemble: Ensemble) -> dict[str, Any]:
 
 
 def check_folder(ensemble: Ensemble) -> None:
-    """Refuse a run folder that holds something else; move it aside if asked."""
-    folder, world = ensemble.folder, ensemble.world
+    """Refuse a run folder that holds another run, or an ensemble of other settings."""
+    folder = ensemble.folder
     file = folder / "ensemble.json"
-    advice = "set run.resume to never (moves it aside), or choose another run.dir"
+    advice = "set run.resume to never (moves it), or choose another run.dir"
     try:
         before = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
     except (OSError, ValueError, KeyError):
         raise UserError(f"{file}: damaged; {advice}") from None
     other_run = before is None and (folder / "checkpoints").is_dir()
-    world.barrier()  # all ranks must have looked before rank 0 moves anything
-    if ensemble.config.run.resume == "never":
-        if world.main and folder.is_dir() and any(folder.iterdir()):
-            move_aside(folder)
-        world.barrier()
-        return
+    ensemble.world.barrier()  # all ranks must have looked before rank 0 writes
     if other_run:
         raise UserError(f"run.dir: {folder} holds another run, no ensemble; {advice}")
     if before is None:
@@ -200,11 +194,12 @@ def open_folder(ensemble: Ensemble) -> None:
     folder = ensemble.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()  # first of all: jobs of other members see by it whose folder this is
     except OSError as error:
         raise UserError(f"run.dir: cannot make the folder {folder}: {error.strerror}") from None
     config = ensemble.config
     whole = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"part": None})})
-    write_text(folder / "config.yaml", yaml.safe_dump(whole.dump(), sort_keys=False))
+    write_text(folder / CONFIG, config_text(whole.dump()))
     write_text(folder / "ensemble.json", json.dumps({"settings": _settings(ensemble)}, indent=1) + "\n")
 
 

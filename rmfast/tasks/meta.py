@@ -21,10 +21,10 @@ from rmfast.objectives.reward import Statistics
 from rmfast.parallel.world import World
 from rmfast.tasks.inputs import open_inputs, open_world
 from rmfast.tasks.prepare import data_key, group_counts, make_table, open_stores
-from rmfast.tasks.reward import RewardRun
+from rmfast.tasks.reward import RewardRun, run_in
+from rmfast.tasks.run_folder import RunFolder, run_folder
 from rmfast.trainer.log import say
 from rmfast.trainer.loop import Progress, seed_dropout
-from rmfast.trainer.stop import listening
 
 
 def run(config: Config) -> None:
@@ -36,10 +36,8 @@ def run(config: Config) -> None:
         Interrupted: a run that was asked to stop.
     """
     world = open_world(config)
-    with world:
-        meta = MetaRun(config, world, *open_inputs(config, world))
-        with listening(meta.folder, world) as stop:
-            meta.run(stop)
+    with world, RunFolder(run_folder(config.run.dir), world) as folder:
+        run_in(folder, MetaRun(config, world, *open_inputs(config, world)))
 
 
 class MetaRun(RewardRun):

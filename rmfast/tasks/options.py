@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rmfast.data.columns import Columns, read_columns
+from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader
@@ -16,6 +17,8 @@ from rmfast.evaluation.reward_model import RewardModel, find_folder
 from rmfast.evaluation.score import Progress
 from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
+from rmfast.outputs.kinds import Kind, check_kind
+from rmfast.outputs.overlap import Input, Output, check_overlap
 from rmfast.trainer.log import say
 
 
@@ -70,20 +73,56 @@ def load_model(path: str, options: Namespace, progress: Progress | None = None) 
     return model
 
 
-def out_file(path: str, source: str, option: str = "--out") -> Path:
-    """A file to write, refused before any work is done where it could not be written or would replace the data."""
-    out, data = Path(path), Path(source)
-    if out.exists() and data.exists() and (out.samefile(data) or data.resolve() in out.resolve().parents):
-        raise UserError(f"{option} {out} would overwrite the data, {source}; name another file")
+def read_by(options: Namespace, *names: str) -> list[Input]:
+    """What a command reads: models, its data and the files that some options name."""
+    read = [Input("CKPT", find_folder(path)) for path in getattr(options, "models", ())]
+    read += [Input("--data", Path(source_root(options.data)))] if "data" in options else []
+    for name in names:
+        given = getattr(options, name)
+        paths = given if isinstance(given, list) else [given] if given else []
+        paths = [path for path in paths if name != "suite" or path.endswith(".py")]  # others are rmfast's, by name
+        read += [Input(f"--{name.replace('_', '-')}", Path(path)) for path in paths]
+    return read
+
+
+Wanted = tuple[str, str | None, Kind]
+"""An option that names a file to write, what it was given, and what the command writes there."""
+
+
+def out_file(option: str, path: str, kind: Kind, inputs: Sequence[Input]) -> Path:
+    """A file to write, refused before any work is done where it could not be written, or would replace anything but an
+    earlier result of its kind."""
+    out = Path(path)
     if out.is_dir():
         raise UserError(f"{option} {out} is a folder; name a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{option} {out}: there is no folder {out.absolute().parent}")
+    check_overlap([Output(option, out, "name another file")], inputs)
+    check_kind(option, out, kind)
     return out
 
 
+def check_differ(first: tuple[str, Path], second: tuple[str, Path]) -> None:
+    """Refuse two options, with their files, that name one file."""
+    if os.path.realpath(first[1]) == os.path.realpath(second[1]):
+        raise UserError(f"{first[0]} and {second[0]} both name {second[1]}; name two files")
+
+
+def out_files(inputs: Sequence[Input], *wanted: Wanted) -> list[Path | None]:
+    """`out_file` of several options, None for those that were not given; no two may name one file."""
+    found: list[tuple[str, Path]] = []
+    for option, path, kind in wanted:
+        if path is None:
+            continue
+        out = out_file(option, path, kind, inputs)
+        for before in found:
+            check_differ(before, (option, out))
+        found.append((option, out))
+    return [dict(found).get(option) for option, _, _ in wanted]
+
+
 def write_file(path: Path, chunks: Iterable[bytes]) -> int:
-    """Write a file aside and rename it; how many chunks it holds. A pipe or a device is written to."""
+    """Write a file under a temporary name and rename it; how many chunks it holds. A pipe or a device is written to."""
     real = path.is_file() or not path.exists()
     aside = path.with_name(f".{path.name}.partial") if real else path
     count = 0

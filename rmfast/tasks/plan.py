@@ -4,11 +4,12 @@ import json
 from argparse import Namespace
 from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmfast.config import Config, load_config
+from rmfast.config import Config, load_config, split_arguments
 from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
 from rmfast.data.rows import read_row
@@ -21,7 +22,11 @@ from rmfast.launch.hardware import GPUS, find_gpu
 from rmfast.launch.layouts import Plan, plans
 from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import read_config
+from rmfast.outputs.kinds import PLANS
+from rmfast.outputs.overlap import Input
 from rmfast.tasks.model import check_window
+from rmfast.tasks.options import out_file, write_file
+from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 
 SAMPLE = 1000  # rows of the data that lengths are taken from
@@ -33,7 +38,10 @@ def plan(options: Namespace) -> None:
     if options.gpus < 1:
         raise UserError("--gpus must be at least 1")
     gpu = find_gpu(options.gpu)
-    config = load_config([*options.config, *options.more])
+    arguments = [*options.config, *options.more]
+    config = load_config(arguments)
+    inputs = [*config_inputs(config, split_arguments(arguments)[0]), Input("--gpu", Path(options.gpu))]
+    out = out_file("--out", options.out, PLANS, inputs) if options.out else None
     hf = read_config(config.model.path)
     shape = decoder_config(hf, config.model.path)
     check_window(config, hf)
@@ -56,11 +64,10 @@ def plan(options: Namespace) -> None:
         )
     if left_out := uncounted(config):
         say(f"Not counted: {', '.join(left_out)} (docs/plan.md).")
-    if options.out:
+    if out is not None:
         rows = [describe(p) for p in (*fit, *rest)]
-        with open(options.out, "w", encoding="utf-8") as file:
-            about = {"gpu": options.gpu, "hardware": vars(gpu), "gpus": options.gpus, "workload": vars(load)}
-            json.dump(about | {"plans": rows}, file, indent=1)
+        about = {"gpu": options.gpu, "hardware": vars(gpu), "gpus": options.gpus, "workload": vars(load)}
+        write_file(out, [json.dumps(about | {"plans": rows}, indent=1).encode()])
 
 
 def uncounted(config: Config) -> list[str]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model, write_tokenizer
 from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
 from rmfast.config import Config
 from rmfast.data.columns import read_columns
+from rmfast.data.files import write_text
 from rmfast.data.loader import Step, StepLoader
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
@@ -24,16 +24,18 @@ from rmfast.evaluation.score import evaluate_table
 from rmfast.kernels import describe
 from rmfast.models.config import DTYPES, context_window, decoder_config
 from rmfast.objectives.reward import Statistics
+from rmfast.outputs.marks import CONFIG, config_text
 from rmfast.parallel.engine import tensor_name
 from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
 from rmfast.tasks.attention import choose_attention
 from rmfast.tasks.engines import describe_parallel, open_engine
-from rmfast.tasks.inputs import move_aside, open_inputs, open_world, run_folder, step_plan
+from rmfast.tasks.inputs import open_inputs, open_world, step_plan
 from rmfast.tasks.model import head_line
 from rmfast.tasks.objectives import reward_objective, training_views
 from rmfast.tasks.prepare import data_key
+from rmfast.tasks.run_folder import RunFolder, run_folder
 from rmfast.tasks.suites import open_suites, suite_line, suite_metrics, write_result
 from rmfast.trainer.flops import peak_flops, step_flops
 from rmfast.trainer.log import RunLog, finite_or_null, say
@@ -55,10 +57,8 @@ def run(config: Config) -> None:
         Interrupted: a run that was asked to stop.
     """
     world = open_world(config)
-    with world:
-        reward = RewardRun(config, world, *open_inputs(config, world))
-        with listening(reward.folder, world) as stop:
-            reward.run(stop)
+    with world, RunFolder(run_folder(config.run.dir), world) as folder:
+        run_in(folder, RewardRun(config, world, *open_inputs(config, world)))
 
 
 class RewardRun:
@@ -104,12 +104,7 @@ class RewardRun:
         self.engine.attend_with(self.attention)
         if world.main:
             self._announce(progress)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"run.dir: cannot make the folder {self.folder}: {error.strerror}") from None
-            text = yaml.safe_dump(config.dump(), sort_keys=False)
-            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            write_text(self.folder / CONFIG, config_text(config.dump()))
             self.log = RunLog(
                 self.folder,
                 last_step=progress.step,
@@ -257,13 +252,6 @@ class RewardRun:
 
     def _resume(self) -> Progress:
         checkpoints = list_checkpoints(self.folder / "checkpoints")
-        # All ranks must have looked before rank 0 moves anything.
-        self.world.barrier()
-        if self.config.run.resume == "never":
-            if self.world.main and self.folder.is_dir() and any(self.folder.iterdir()):
-                move_aside(self.folder)
-            self.world.barrier()
-            return Progress()
         if not checkpoints:
             return Progress()
         newest = checkpoints[-1]
@@ -273,11 +261,11 @@ class RewardRun:
             if before != value:
                 raise UserError(
                     f"{newest}: this run began with {key} {before}, now it is {value}; go back, set "
-                    "run.resume to never (moves the run aside), or choose another run.dir"
+                    "run.resume to never (moves the run), or choose another run.dir"
                 )
         if saved["data_key"] != self._data_key():
             raise UserError(
-                f"{newest}: holds a run on other data, order or seed; set run.resume to never (moves it aside), "
+                f"{newest}: holds a run on other data, order or seed; set run.resume to never (moves it), "
                 "or choose another run.dir"
             )
         if saved["step"] > self.total:
@@ -291,7 +279,7 @@ class RewardRun:
             if self.world.sum_(torch.tensor(float(len(other)))):
                 raise UserError(
                     f"{newest}: holds another model or other trained weights ({(other or ['one'])[0]} differs); set "
-                    "run.resume to never (moves it aside), or choose another run.dir"
+                    "run.resume to never (moves it), or choose another run.dir"
                 )
             self.engine.load_state(read)
         self.attention = saved["attention"]
@@ -368,3 +356,11 @@ class RewardRun:
         (self.folder / "summary.json").write_text(
             json.dumps(finite_or_null(metrics), indent=1) + "\n", encoding="utf-8"
         )
+
+
+def run_in(folder: RunFolder, run: RewardRun) -> None:
+    """Train to the end in a folder that is held, ready for requests to stop."""
+    if run.config.run.resume == "never":
+        folder.move_earlier()
+    with listening(folder.path, folder.world) as stop:
+        run.run(stop)

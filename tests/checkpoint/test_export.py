@@ -17,6 +17,7 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import RunError, UserError
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
+from rmfast.outputs.marks import mark_model
 from tests.runs import write_model as write_base
 
 ROWS = [
@@ -145,6 +146,7 @@ def test_an_older_export_is_replaced_whole(base: Path, tmp_path: Path, tokenizer
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "model-00001-of-00002.safetensors").write_text("of an earlier run")
+    mark_model(folder)
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "left.by.a.crash").touch()
     export(base, folder, tokenizer)

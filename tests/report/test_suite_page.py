@@ -16,7 +16,7 @@ from rmfast.evaluation.suite import Item, Result, Rows, Unscored
 from rmfast.evaluation.suites import SUITES
 from rmfast.report.suite_cells import Grid, headline_rules
 from rmfast.report.suite_look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
-from rmfast.report.suite_page import write_page
+from rmfast.report.suite_page import suite_page
 
 VOID = {"meta", "img", "source", "br"}
 HOSTILE = (
@@ -98,7 +98,7 @@ def made(suite, items, name="model", seed=0, change=None, votes=False, **more):
 
 
 def page(tmp_path, results, diagnostics=None):
-    write_page(tmp_path / "page.html", results, diagnostics)
+    (tmp_path / "page.html").write_text(suite_page(results, diagnostics), encoding="utf-8")
     source = (tmp_path / "page.html").read_text(encoding="utf-8")
     return Page(source), source
 

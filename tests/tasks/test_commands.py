@@ -166,7 +166,7 @@ def test_a_broken_model_gives_null_rewards(folder: Path, tmp_path: Path) -> None
 
 def test_an_older_file_is_replaced_and_a_device_is_written_to(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "scored.jsonl"
-    out.write_text("older\n" * 100)
+    out.write_text('{"prompt": "older", "rewards": [1.0]}\n' * 100)
     command = ["score", str(folder / "one"), "--data", str(folder / "pairs.jsonl"), "--out"]
     assert main([*command, str(out)]) == 0
     assert len(read_lines(out)) == len(PAIRS)
@@ -375,11 +375,12 @@ def test_no_usable_row_is_an_error_that_keeps_an_older_file(
     folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = write(tmp_path / "rows.jsonl", BROKEN), tmp_path / "out"
-    out.write_text("older")
+    older = '{"format": 1, "suite": "pairwise", "items": [], "rewards": null}'  # a result of either command
+    out.write_text(older)
     assert main([command, str(folder / "one"), "--data", str(data), "--out", str(out)]) == 2
     line = one_line(capsys.readouterr().err)
     assert "no row can be used, of 3" in line and f"{data}:1: empty" in line
-    assert out.read_text() == "older" and sorted(p.name for p in tmp_path.iterdir()) == ["out", "rows.jsonl"]
+    assert out.read_text() == older and sorted(p.name for p in tmp_path.iterdir()) == ["out", "rows.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rmfast.errors import RunError
+from rmfast.outputs.marks import LOCK
 from rmfast.parallel.world import World
 from rmfast.tasks.members import all_or_none
 from rmfast.train import main
@@ -28,6 +29,7 @@ def codes(folder: Path) -> dict[str, list[int]]:
     """Jobs of two ranks and of four, and their exit codes: three members, which two groups share unequally, or two."""
     (folder / "blocked" / "members").mkdir(parents=True)
     (folder / "blocked" / "members" / "01").write_text("a file where a folder is to be")
+    (folder / "blocked" / LOCK).touch()  # of an earlier start
     (folder / "file").mkdir()
     (folder / "file" / "stop").touch()
     killed = command(folder, "killed", **SHORT, **PAIRS, **FSDP, checkpoint__every=1)

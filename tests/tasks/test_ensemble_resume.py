@@ -10,6 +10,7 @@ import pytest
 
 import rmfast.tasks.ensemble as task
 import rmfast.tasks.heads as heads_task
+from rmfast.outputs.marks import LOCK
 from rmfast.train import main
 from rmfast.trainer.heads import HeadTrainer
 from tests.runs import Case, launch, read_lines
@@ -163,6 +164,7 @@ def test_the_folder_of_a_reward_run_is_refused_and_never_moves_it_aside(
 def test_two_ranks_against_one(folder: Path, full: Path, heads: Path) -> None:
     (folder / "blocked" / "members").mkdir(parents=True)
     (folder / "blocked" / "members" / "01").write_text("a file where a folder is to be")
+    (folder / "blocked" / LOCK).touch()  # of an earlier start
     cases = [
         Case("turn", command(folder, "turn")),
         Case("ranks", command(folder, "ranks", ensemble__spread="ranks")),

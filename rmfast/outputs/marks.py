@@ -1,0 +1,112 @@
+"""How a run folder and an exported model are told from what people or other programs wrote."""
+
+import json
+import os
+from collections.abc import Collection
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LOCK = "rmfast.lock"  # in a run folder from its first moment on
+MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that came with it
+CONFIG = "config.yaml"
+CONFIG_MARK = "# Written by rmfast: the resolved config of the run in this folder.\n"
+# What shells, Slurm and the scripts of `rmfast launch` put into a run folder, before or beside the run.
+HARMLESS = ("*.log", "*.out", "*.err", "*.sbatch", ".slurm-*", "stop", "requeue", LOCK)
+HARMLESS_FOLDER = "scaling"
+
+RUN_FILES = (
+    *(CONFIG, "metrics.jsonl", "eval.jsonl", "eval", "checkpoints", "model", "report", "summary.json"),
+    *("tensorboard", "wandb", LOCK),
+)
+ENSEMBLE_FILES = (*("ensemble.json", "members", "data.jsonl", "heads.safetensors", "features.npy", "features.json"),)
+
+
+def config_text(values: dict[str, Any]) -> str:
+    """What a run's config.yaml holds."""
+    return CONFIG_MARK + yaml.safe_dump(values, sort_keys=False)
+
+
+def is_own_config(path: Path) -> bool:
+    """Whether a run wrote a config.yaml: by its mark or, of one from before there were marks, by its exact form."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(CONFIG_MARK):
+            return True
+        values = yaml.safe_load(text)
+        return {"task", "run", "model", "checkpoint"} <= set(values) and text == yaml.safe_dump(values, sort_keys=False)
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return False
+
+
+def is_run(folder: Path) -> bool:
+    """Whether rmfast ran in a folder."""
+    return (folder / LOCK).is_file() or is_unmarked_run(folder)
+
+
+def is_unmarked_run(folder: Path) -> bool:
+    """Whether a folder holds a run, or an ensemble's, that began before runs had a mark."""
+    if (folder / LOCK).is_file():
+        return False
+    manifests = folder.glob("checkpoints/step-*/manifest.json")
+    return any({"format", "ranks", "progress"} <= _keys(file) for file in manifests) or "settings" in _keys(
+        folder / "ensemble.json"
+    )
+
+
+def stranger(folder: Path, known: Collection[Path]) -> Path | None:
+    """A file that neither a run nor the scripts around it put into a folder; None where there is none.
+
+    Args:
+        known: files and folders that are passed over.
+    """
+    passed: set[str] = {os.path.realpath(path) for path in known}
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen or real in passed or root == str(folder / HARMLESS_FOLDER):
+            folders.clear()
+            continue
+        seen.add(real)  # a link may lead back
+        folders.sort()
+        for name in sorted(names):
+            file = Path(root, name)
+            if not any(fnmatch(name, form) for form in HARMLESS) and os.path.realpath(file) not in passed:
+                return file
+    return None
+
+
+def mark_model(folder: Path) -> None:
+    """Note which files a model folder holds: these are rmfast's to replace."""
+    names = sorted(set(os.listdir(folder)) - {MODEL_MARK})
+    text = json.dumps({"written_by": "rmfast", "files": names}, indent=1)
+    (folder / MODEL_MARK).write_text(text + "\n", encoding="utf-8")
+
+
+def mark_earlier_model(run: Path) -> None:
+    """Mark the model of a run that began before there were marks."""
+    if is_unmarked_run(run) and (run / "model").is_dir() and not (run / "model" / MODEL_MARK).exists():
+        mark_model(run / "model")
+
+
+def kept_model(folder: Path) -> Path | None:
+    """What keeps a model folder from being replaced: a file in it, or itself, that rmfast did not write."""
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return folder
+    written = _keys(folder / MODEL_MARK, "files")
+    if not written:
+        return None if is_unmarked_run(folder.parent) or not os.listdir(folder) else folder
+    return next((folder / name for name in sorted(set(os.listdir(folder)) - written - {MODEL_MARK})), None)
+
+
+def _keys(file: Path, key: str | None = None) -> set[str]:
+    """Keys of a file that holds a JSON object, or the texts of a list in it; none of anything else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return set(values[key] if key else dict(values))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()

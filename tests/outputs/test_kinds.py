@@ -1,0 +1,45 @@
+"""A file that exists is replaced only where it looks like what the command writes."""
+
+from pathlib import Path
+
+import pytest
+
+from rmfast.errors import UserError
+from rmfast.outputs.kinds import DIAGNOSTICS, PAGE, PICTURE, PLANS, RESULT, SCORED, SCRIPT, TREATED, Kind, check_kind
+
+RIGHT = {
+    "result": (RESULT, b'{"format": 1, "suite": "x", "items": []}'),
+    "diagnostics": (DIAGNOSTICS, b'{"suite": "x", "models": [], "draws": 1}'),
+    "plans": (PLANS, b'{"workload": {}, "plans": []}'),
+    "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{}\n'),
+    "treated": (TREATED, b'{"margin": 0, "target": 1, "weight": 1}\n'),
+    "page": (PAGE, b"<!doctype html><title>rmfast: a</title>"),
+    "picture": (PICTURE, b"\x89PNG\r\n Software\0rmfast"),
+    "script": (SCRIPT, b"#!/bin/bash\n# x\n# Made by: rmfast launch\n"),
+}
+WRONG = (
+    b"learning_rate: 1\n",
+    b"[1]",
+    b'{"prompt": "a"}\n',
+    b"<!doctype html><title>a</title>",
+    b"\x89PNG other",
+    b"\0\xff",
+)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_an_earlier_result_is_told_from_other_files(name: str, tmp_path: Path) -> None:
+    kind, content = RIGHT[name]
+    file = tmp_path / "out"
+    check_kind("--out", file, kind)
+    for good in (content, b""):
+        file.write_bytes(good)
+        check_kind("--out", file, kind)
+    for bad in (*WRONG, *(other for key, (_, other) in RIGHT.items() if key != name)):
+        file.write_bytes(bad)
+        with pytest.raises(UserError, match=f"--out: {file} is there already and is no {kind.what.split('(')[0]}"):
+            check_kind("--out", file, kind)
+
+
+def test_a_device_may_be_written_to() -> None:
+    check_kind("--out", Path("/dev/null"), Kind("file", lambda path: False))
