@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from rmfast.data import sources
+from rmfast.data import unpack
 from rmfast.data.example import BadRow
 from rmfast.data.sources import content_key, read_rows, source_root
 from rmfast.errors import UserError
@@ -123,16 +123,32 @@ def test_absent(source: str, message: str) -> None:
 
 
 def test_unknown_kinds_and_splits_that_files_lack(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("a,b")
+    (tmp_path / "a.txt").write_text("a,b")
     with pytest.raises(UserError, match="unknown kind of file"):
-        rows_of(tmp_path / "a.csv")
+        rows_of(tmp_path / "a.txt")
     with pytest.raises(UserError, match="holds no file"):
         rows_of(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(LINES)
-    with pytest.raises(UserError, match="leave out #test"):
-        rows_of(f"{tmp_path / 'a.jsonl'}#test")
+    for asked in ("#test", ":en", ":en#test"):
+        with pytest.raises(UserError, match=f"one file and has no.*leave out {asked}"):
+            rows_of(f"{tmp_path / 'a.jsonl'}{asked}")
     with pytest.raises(UserError, match="no split 'test'"):
         rows_of(f"{tmp_path}#test")
+
+
+def test_csv_is_refused_by_name_and_never_left_out(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.tsv.gz"):
+        (tmp_path / name).write_text("prompt,chosen,rejected")
+        with pytest.raises(UserError, match=f"{name}: CSV is not read.*convert it to .jsonl or .parquet"):
+            rows_of(tmp_path / name)
+    with pytest.raises(UserError, match="CSV is not read"):
+        rows_of(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    assert rows_of(tmp_path) == ROWS, "a table beside plain shards is no shard"
+    (tmp_path / "train-1.csv").write_text("prompt,chosen,rejected")
+    (tmp_path / "train-2.jsonl").write_bytes(LINES)
+    with pytest.raises(UserError, match="train-1.csv: CSV is not read"):
+        rows_of(tmp_path)
 
 
 def test_folder_is_sorted_and_recursive(tmp_path: Path) -> None:
@@ -153,13 +169,28 @@ def test_folder_with_splits_never_mixes_them(tmp_path: Path) -> None:
     assert rows_of(tmp_path) == [{"from": "train-0.jsonl"}, {"from": "train-1.jsonl"}]
     assert rows_of(tmp_path, "test") == rows_of(f"{tmp_path}#test") == [{"from": "test.jsonl"}]
     assert rows_of(f"{tmp_path}#validation") == [{"from": "validation/a.jsonl"}]
-    with pytest.raises(UserError, match="no split 'dev'.*test, train, validation"):
-        rows_of(tmp_path, "dev")
+    with pytest.raises(UserError, match="no split 'filtered'.*test, train, validation and files of none: name one"):
+        rows_of(tmp_path, "filtered")
 
 
-def test_a_name_with_a_hash_is_a_name_if_it_exists(tmp_path: Path) -> None:
-    (tmp_path / "a#1.jsonl").write_bytes(LINES)
-    assert rows_of(tmp_path / "a#1.jsonl") == ROWS
+@pytest.mark.parametrize("name", ["a#1.jsonl", "a:b.jsonl", "a:b#c.jsonl", "a#b:c.jsonl"])
+def test_marks_in_a_name_that_is_there_are_the_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / name).write_bytes(LINES)
+    assert list(read_rows(str(tmp_path / name))) == [(str(tmp_path / name), n, row) for n, row in enumerate(ROWS, 1)]
+    folder = tmp_path / f"{name}-folder" / "en"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_bytes(LINES)
+    assert rows_of(f"{folder.parent}:en#test") == rows_of(f"{folder.parent}#test") == rows_of(f"{folder.parent}:en")
+    assert source_root(f"{folder.parent}:en#test") == source_root(f"{folder.parent}/") == str(folder.parent)
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl.gz"), ("train.json", "train.parquet")])
+def test_one_file_in_two_kinds_is_not_read_twice(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(FILES["list.json"])
+    with pytest.raises(UserError, match=f"holds {names[0]} and {names[1]}, the same rows by their names"):
+        rows_of(tmp_path)
 
 
 def test_saved_datasets(tmp_path: Path) -> None:
@@ -175,21 +206,47 @@ def test_saved_datasets(tmp_path: Path) -> None:
             rows_of(source)
 
 
+def test_saved_datasets_that_are_damaged(tmp_path: Path) -> None:
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved" / "train").glob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UserError, match="cannot be read as arrow"):
+        rows_of(tmp_path / "saved")
+    (tmp_path / "saved" / "train" / "state.json").write_text("{")
+    with pytest.raises(UserError, match="damaged; save the dataset again"):
+        rows_of(tmp_path / "saved")
+
+
 def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def load(name: str, config: str | None, split: str) -> datasets.Dataset:
-        calls.append((name, config, split))
+    def load(name: str, config: str | None) -> datasets.DatasetDict:
+        calls.append((name, config))
         if name == "nobody/nothing":
             raise ConnectionError("no route\nto the host")
-        return datasets.Dataset.from_list(ROWS)
+        if name == "someone/parts" and config not in ("easy", "hard"):
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs")
+        train, test = datasets.Dataset.from_list(ROWS), datasets.Dataset.from_list(ROWS[:2])
+        splits = {"train": train} if config != "hard" else {"train_prefs": train, "train_sft": test, "test_prefs": test}
+        return datasets.DatasetDict(splits)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert rows_of("someone/prefs:hard#test") == rows_of("someone/else") == ROWS
-    assert calls == [("someone/prefs", "hard", "test"), ("someone/else", None, "train")]
-    assert content_key("someone/else") == content_key("someone/else")
-    with pytest.raises(UserError, match="nobody/nothing.*no route$"):
-        rows_of("nobody/nothing")
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda name: ["easy", "hard"])
+    assert rows_of("someone/parts:hard#train_prefs") == rows_of("someone/else") == ROWS
+    assert rows_of("someone/parts:hard", "test") == ROWS[:2], "the one split for testing"
+    assert calls == [("someone/parts", "hard"), ("someone/else", None), ("someone/parts", "hard")]
+    assert [label for label, _, _ in read_rows("someone/else#train")] == ["someone/else"] * 5
+    assert content_key("someone/else") == content_key("someone/else#train")
+    assert content_key("someone/parts:hard#train_prefs") != content_key("someone/parts:hard#train_sft")
+    for source, message in {
+        "nobody/nothing": "nobody/nothing.*no route$",
+        "someone/parts": "someone/parts has the configurations easy, hard: name one, as in someone/parts:easy$",
+        "someone/parts:middle": "no configuration 'middle'; it has easy, hard: name one",
+        "someone/parts:hard": "parts:hard has no split 'train', and 2 of them could be meant; it has test_",
+        "someone/parts:hard#dev": "no split 'dev'; it has test_prefs, train_prefs, train_sft: name one with #SPLIT",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            rows_of(source)
 
 
 def test_content_key_is_of_bytes_and_not_of_names(tmp_path: Path) -> None:
@@ -200,6 +257,7 @@ def test_content_key_is_of_bytes_and_not_of_names(tmp_path: Path) -> None:
     assert key("a.jsonl", LINES) == key("b.jsonl", LINES)
     same_length = LINES.replace(b"p0", b"q0")
     assert len({key("a.jsonl", LINES), key("a.jsonl", same_length), key("a.json", LINES)}) == 3
+    (tmp_path / "a.json").unlink()
     before = content_key(str(tmp_path))
     (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
     assert content_key(str(tmp_path)) != before, "in a folder the name is part of a row's label"
@@ -232,13 +290,13 @@ def test_big_files_are_streamed(tmp_path: Path, name: str, pack: Callable[[bytes
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize("name", [name for name in FILES if not name.endswith((".zst", ".parquet"))])
 def test_blocks_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
-    monkeypatch.setattr(sources, "_CHUNK", size)
+    monkeypatch.setattr(unpack, "CHUNK", size)
     (tmp_path / name).write_bytes(FILES[name])
     assert rows_of(tmp_path / name) == ROWS
 
 
 def test_numbers_are_not_cut_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_CHUNK", 1)
+    monkeypatch.setattr(unpack, "CHUNK", 1)
     (tmp_path / "a.json").write_text('[123, {"a": 1}, 456]')
     rows = [row.cause if isinstance(row, BadRow) else row for _, _, row in read_rows(str(tmp_path / "a.json"))]
     assert rows == ["not an object", {"a": 1}, "not an object"]
