@@ -244,7 +244,7 @@ def read_columns(given: str | Sequence[str] | Mapping[str, str] | None) -> Colum
     """
     if isinstance(given, Mapping):
         given = [f"{theirs}={ours}" for theirs, ours in given.items()]
-    words = (given,) if isinstance(given, str) else tuple(given or ())
+    words = tuple(given or ()) if isinstance(given, list | tuple | None) else (given,)
     names: dict[str, str] = {}
     layouts: list[str] = []
     for word in words:

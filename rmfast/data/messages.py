@@ -57,7 +57,7 @@ def _message(turn: dict[str, Any]) -> Message:
     if len(turn) == 2 and type(turn.get("role")) is str and type(turn.get("content")) is str:
         return turn  # as nearly all are
     turn = without_nulls(turn)
-    if "role" not in turn and "from" in turn:
+    if "role" not in turn and isinstance(turn.get("from"), str):
         turn = _sharegpt(turn)
     role, content = turn.get("role"), turn.get("content")
     if isinstance(content, list):
@@ -70,7 +70,7 @@ def _message(turn: dict[str, Any]) -> Message:
 
 
 def _sharegpt(turn: dict[str, Any]) -> Message:
-    who, said = str(turn.pop("from")), turn.pop("value", None)
+    who, said = turn.pop("from"), turn.pop("value", None)
     if who != "function_call":
         return {"role": _SHAREGPT.get(who, who), "content": said} | turn
     call = _decoded(said) if isinstance(said, str) else said

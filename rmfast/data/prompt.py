@@ -68,7 +68,7 @@ def _of_text(example: Example) -> tuple[str, bool]:
     if prompt and prompt.strip():
         return prompt.strip(), False
     texts = cast(tuple[str, ...], example.responses)
-    ends = [np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in (min(texts), max(texts))]
+    ends = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (min(texts), max(texts))]
     shared = min(texts)[: common_prefix(*ends)]
     for turn in TURNS:
         cuts = [found.end() for found in turn.finditer(shared) if shared[: found.start()].strip()]

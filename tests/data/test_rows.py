@@ -63,12 +63,30 @@ def test_one_chosen_over_many_rejected() -> None:
         ({"scores": [0.5, -1, 2.0]}, [(2, 0), (2, 1), (0, 1)]),
         ({"scores": [1, 1, 0], "ranks": None}, [(0, 2), (1, 2)]),
         ({"edges": [[2, 0], [0, 1]]}, [(2, 0), (0, 1)]),
-        ({"edges": [[2, 0]], "ranks": [0, 1, 2], "scores": [0, 1, 2]}, [(2, 0)]),
-        ({"ranks": [0, 1, 2], "scores": [0, 1, 2]}, [(0, 1), (0, 2), (1, 2)]),
+        ({"edges": [[2, 0]], "ranks": [2, 1, 0], "scores": [0, 1, 2]}, [(2, 0)]),
+        ({"ranks": [0, 1, 2], "scores": [2, 1, 0]}, [(0, 1), (0, 2), (1, 2)]),
+        ({"scores": [1, 5, 3], "chosen": "b", "rejected": "a"}, [(1, 2), (1, 0), (2, 0)]),
     ],
 )
 def test_rankings(columns: dict, expected: list) -> None:
     assert pairs({"prompt": "p", "responses": ["a", "b", "c"], **columns}) == expected
+
+
+def test_several_right_answers_each_beat_each_wrong_one() -> None:
+    row = {"prompt": "p", "chosen": ["a", "b"], "rejected": ["c", "d"], "margin": [1, 2, 3, 4]}
+    assert parse_row(row).responses == ("a", "b", "c", "d")
+    assert pairs(row) == [(0, 2), (0, 3), (1, 2), (1, 3)]
+    assert [edge.margin for edge in parse_row(row).edges] == [1, 2, 3, 4]
+    assert pairs({"prompt": [USER], "chosen": [[GOOD], [GOOD]], "rejected": [POOR]}) == [(0, 2), (1, 2)]
+    assert pairs({"chosen_ids": [[1], [2]], "rejected_ids": [3]}) == [(0, 2), (1, 2)]
+
+
+def test_a_ranking_beside_a_pair_is_used_where_both_agree() -> None:
+    row = {"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, POOR], "responses": ["What?", "Hello!", "No."]}
+    example = parse_row(row | {"scores": [1, 3, 2]})
+    assert example.responses == ("What?", "Hello!", "No.") and len(example.edges) == 3
+    # Numbers of other answers than the pair's say nothing of it.
+    assert pairs(PAIR | {"scores": [1, 2, 3]}) == pairs(PAIR | {"scores": [2, 1]}) == [(0, 1)]
 
 
 def test_ranking_of_k_has_every_pair() -> None:
@@ -109,7 +127,6 @@ RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
         (PAIR | {"prompt": ["p"]}, "wrong type"),
         (PAIR | {"chosen": 7}, "wrong type"),
         (PAIR | {"chosen": [GOOD]}, "wrong type"),
-        (PAIR | {"chosen": [GOOD], "rejected": [POOR]}, "wrong type"),
         (PAIR | {"margin": "0.5"}, "wrong type"),
         (PAIR | {"margin": True}, "wrong type"),
         (PAIR | {"margin": [1, 2]}, "wrong type"),
@@ -128,7 +145,10 @@ RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
         (RANKED | {"edges": [[1, 1]]}, "wrong type"),
         (RANKED | {"edges": [[-1, 0]]}, "wrong type"),
         (RANKED | {"edges": [0, 1]}, "wrong type"),
-        (CHAT | {"chosen": [GOOD | {"content": [{"type": "text", "text": "a"}]}]}, "wrong type"),
+        (CHAT | {"chosen": [GOOD | {"content": [{"type": "image", "text": "a"}]}]}, "wrong type"),
+        (CHAT | {"chosen": [GOOD | {"content": 3}]}, "wrong type"),
+        (PAIR | {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "wrong type"),
+        (PAIR | {"chat_template_kwargs": "{"}, "wrong type"),
         (PAIR | {"rejected": ""}, "empty"),
         (PAIR | {"chosen": " \n"}, "empty"),
         (PAIR | {"rejected": ["b", ""]}, "empty"),
@@ -137,11 +157,11 @@ RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
         (CHAT | {"rejected": "b"}, "wrong type"),
         (RANKED | {"responses": []}, "empty"),
         ({"chosen_ids": [1], "rejected_ids": []}, "empty"),
-        (CHAT | {"prompt": [USER | {"role": "wizard"}]}, "wrong roles"),
         (CHAT | {"prompt": [USER | {"role": None}]}, "wrong roles"),
         (CHAT | {"prompt": [{"role": "user"}]}, "wrong roles"),
         (CHAT | {"prompt": [{"content": "Hi"}]}, "wrong roles"),
-        (CHAT | {"prompt": [{"role": "system", "content": "Hi"}]}, "wrong roles"),
+        ({"chosen": [GOOD], "rejected": [POOR]}, "wrong roles"),
+        (CHAT | {"chosen": [GOOD, {"role": "environment", "content": "4"}]}, "wrong roles"),
         (CHAT | {"prompt": []}, "wrong roles"),
         (CHAT | {"chosen": [USER]}, "wrong roles"),
         (CHAT | {"chosen": []}, "wrong roles"),
@@ -159,6 +179,16 @@ RANKED = {"prompt": "p", "responses": ["a", "b", "c"]}
         (PAIR | {"strength_mean": math.nan}, "bad number"),
         (PAIR | {"strength_std": -1}, "bad number"),
         (RANKED | {"scores": [1, math.nan, 2]}, "bad number"),
+        (PAIR | {"margin": 10**5000}, "bad number"),
+        ({"chosen_ids": [2**70], "rejected_ids": [1]}, "bad number"),
+        ({"chosen_ids": [2**31], "rejected_ids": [1]}, "bad number"),
+        (RANKED | {"ranks": [0, 1, 2], "scores": [0, 1, 2]}, "contradiction"),
+        (RANKED | {"edges": [[2, 0]], "ranks": [0, 1, 2]}, "contradiction"),
+        (RANKED | {"edges": [[0, 1]], "scores": [1, 1, 0]}, "contradiction"),
+        (RANKED | {"chosen": "b", "rejected": "a"}, "contradiction"),
+        (RANKED | {"chosen": "d", "rejected": "a"}, "contradiction"),
+        (PAIR | {"scores": [1, 2]}, "contradiction"),
+        (PAIR | {"ranks": [2, 1]}, "contradiction"),
     ],
 )
 def test_bad_rows_have_their_cause(row: dict, cause: str) -> None:
@@ -174,13 +204,14 @@ def test_scoring_takes_rows_without_edges_and_empty_or_equal_responses() -> None
     )
     assert example.responses == ("", "a", "a") and example.edges == ()
     assert pairs({"prompt": [USER], "responses": [""]}, require_edges=False, allow_empty=True) == []
-    with pytest.raises(BadRow, match="no user turn"):
+    with pytest.raises(BadRow, match="no turn before the answer"):
         parse_row({"prompt": [], "responses": ["a"]}, require_edges=False, allow_empty=True)
 
 
 def test_tool_calls_stand_for_content() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    assert parse_row(CHAT | {"chosen": [call]}).responses[0] == [call]
+    without_null = {key: value for key, value in call.items() if value is not None}
+    assert parse_row(CHAT | {"chosen": [call]}).responses[0] == [without_null]
 
 
 def test_bad_row_survives_pickling_and_prints_on_one_ascii_safe_line() -> None:
