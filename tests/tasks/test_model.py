@@ -12,12 +12,13 @@ from rmfast.data.rows import Example
 from rmfast.errors import UserError
 from rmfast.models.config import context_window
 from rmfast.train import main as train
-from tests.runs import arguments, read_lines, write_model, write_rows
+from tests.runs import ROOT, arguments, read_lines, write_model, write_rows
 from tests.scoring import assert_same_scores, save_reward_model, transformers_scores
 from tests.tiny import LLAMA3_ROPE, hf_config
 
 LABELS = {0: "helpfulness", 1: "verbosity"}
 WINDOW = 48
+CONFIG = str(ROOT / "configs" / "quickstart.yaml")
 SHORT = {"prompt": "The cat", "responses": [" sat", " ran home"], "edges": [[0, 1]]}
 LONG = {"prompt": "The cat", "responses": [" sat", " ran home" * 60], "edges": [[0, 1]]}
 
@@ -105,7 +106,7 @@ def test_training_refuses_a_length_beyond_the_window(
     assert "data.max_length: 49 tokens are more than the 48" in error and "set data.max_length to 48" in error
     assert not (tmp_path / "run").exists()
     keys = command(folder, tmp_path / "run", data__max_length=WINDOW + 1)
-    assert main(["plan", *keys, "--gpus", "1", "--tokens-per-group", "40"]) == 2
+    assert main(["plan", CONFIG, "--gpus", "1", "--tokens-per-group", "40", *keys]) == 2
     assert "data.max_length: 49 tokens" in capsys.readouterr().err
 
 
@@ -192,7 +193,7 @@ def test_an_adapter_is_named_wherever_a_model_is_taken(
         ["eval", str(adapter), *data],
         ["eval", "--judge", str(adapter), *data],
         ["export", str(adapter), "--out", str(tmp_path / "x")],
-        ["plan", *keys, "--gpus", "1"],
+        ["plan", CONFIG, "--gpus", "1", *keys],
     ):
         assert main(words) == 2
         assert "a PEFT adapter (adapter_config.json, LORA of some/base)" in capsys.readouterr().err, words[0]
