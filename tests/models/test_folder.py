@@ -106,6 +106,7 @@ def test_an_index_may_name_the_one_file(folder: Path) -> None:
         ("model.onnx", "weights of another framework"),
         ("checkpoint-500/config.json", "checkpoint-500, a trainer's checkpoints"),
         ("optimizer.pt", "a trainer's state without the model's weights"),
+        ("training_args.bin", "a trainer's state without the model's weights"),
         ("rank-00000.safetensors", "rmfast export"),
         ("model_weights.safetensors", "call it model.safetensors"),
         ("pytorch_model.pt", "call it model.safetensors"),
@@ -128,6 +129,14 @@ def test_files_that_are_not_there_yet(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(pointer)
     refused(folder, "git lfs pull")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x80\x02", b"PK\x03\x04"])
+@pytest.mark.parametrize("name", [WEIGHTS, "pytorch_model.bin"])
+def test_a_file_that_is_no_weights_is_named(folder: Path, name: str, content: bytes) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(content)
+    refused(folder, name, "safetensors")
 
 
 @pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s}, lambda s: s | {"step": 3}, lambda s: [s]])

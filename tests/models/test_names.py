@@ -136,6 +136,8 @@ def test_heads_that_would_be_read_wrongly_are_named(saved: Saved, tmp_path: Path
     deep = {"score.0.weight": torch.ones(32, 32), "score.2.weight": row}
     layers = moved(source, tmp_path / "layers", lambda s: {n: t for n, t in s.items() if n != "score.weight"} | deep)
     refused(layers, "score.0.weight is part of a reward head of more than one layer")
+    flat = moved(source, tmp_path / "flat", lambda s: s | {"score.weight": torch.ones(32)})
+    refused(flat, "score.weight has shape (32,), and a reward head has rows: (1, d)")
     save_file({"score.weight": row}, (folder := moved(source, tmp_path / "both", dict)) / "value_head.safetensors")
     refused(folder, "score.weight is in the weights and in a file beside them")
 
