@@ -89,9 +89,9 @@ def warn_of_tokens(
 def tokens_note(hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Where transformers may score another token than the last, a line that says so; otherwise empty."""
     pad, ends = hf.get_text_config().pad_token_id, {tokenizer.eos_token_id}
-    with suppress(UserError):  # a template that does not work matters where it is used
+    with suppress(Exception):  # of a template, which matters where it is used
         ends = last_tokens(tokenizer)
-    if pad not in ends:
+    if pad is None or pad not in ends:
         return ""
     return (
         f"its pad token, {tokenizer.convert_ids_to_tokens(pad)!r}, ends sequences, and transformers scores the last "

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pickle
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -38,7 +37,10 @@ OTHERS = (
         "weights of another framework: the PyTorch ones are missing",
     ),
     (("checkpoint-*",), "a trainer's checkpoints: name one of these folders"),
-    (("optimizer.*", "scheduler.pt", "rng_state*"), "a trainer's state without the model's weights"),
+    (
+        ("optimizer.*", "scheduler.pt", "rng_state*", "training_args.bin"),
+        "a trainer's state without the model's weights",
+    ),
     (
         ("*.safetensors", "*.bin", "*.pt", "*.pth"),
         "not a name that transformers reads: call it model.safetensors if it is the whole model",
@@ -173,7 +175,7 @@ def open_files(files: Sequence[Path]) -> Iterator[Reader]:
 def _pickled(file: Path) -> Reader:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+    except Exception as error:  # every kind comes out of a file that is no pickle, or of a torn one
         raise UserError(
             f"{file}: {_pointer(file) or 'is no plain file of tensors, and pickled objects are never run'}; "
             "convert the model to safetensors"

@@ -27,7 +27,7 @@ from rmfast.models.folder import (
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config
 from rmfast.models.names import ENSEMBLE, SCORE, choose_row, head_files, head_names, unwrapped, with_head
 from rmfast.models.recompute import Recompute
-from rmfast.models.reward import RewardNetwork, draw, initialise
+from rmfast.models.reward import RewardNetwork, initialise
 from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join, to_hf
 
 BASE_MODELS = ("auto_map", "custom_pipelines", "sbert_ce_default_activation_function")
@@ -185,7 +185,7 @@ def load_network(
         initialise(network, seed)
         return network, hf
     with open_model(path, hf, heads=heads, label=label) as reader:
-        absent, heads = _heads(reader, heads, new_heads, path)
+        absent, heads = head_count(reader, heads, new_heads, path)
         network = build_network(hf, where=str(path), heads=heads, **options)
         state = _read_state(network, reader, absent, stored, path)
     if absent:
@@ -206,7 +206,7 @@ def no_head(path: Path, reader: Reader, what: str = "score.weight") -> UserError
     )
 
 
-def _heads(reader: Reader, asked: int | None, new: bool, path: Path) -> tuple[set[str], int]:
+def head_count(reader: Reader, asked: int | None, new: bool, path: Path) -> tuple[set[str], int]:
     """Weights that a folder without heads lacks, and the number of heads."""
     if SCORE not in reader:
         if not new:
@@ -222,7 +222,7 @@ def _read_state(
     network: RewardNetwork, reader: Reader, absent: set[str], dtype: torch.dtype, path: Path
 ) -> dict[str, Tensor]:
     """All weights of a network but those in `absent`, checked against the shapes that the config asks for."""
-    stored, parts = _find(network, reader, absent, path), hf_parts(network.config)
+    stored, parts = find_weights(network, reader, absent, path), hf_parts(network.config)
     # Copied: what is read is mapped, so that a change of the file would change the weights, and its alignment (with it
     # the rounding) is the file's. Joined parts are copies already.
     return {
@@ -232,7 +232,7 @@ def _read_state(
     }
 
 
-def _find(network: RewardNetwork, reader: Reader, absent: set[str], path: Path) -> dict[str, StoredWeight]:
+def find_weights(network: RewardNetwork, reader: Reader, absent: set[str], path: Path) -> dict[str, StoredWeight]:
     """A folder's weights that a network is made of, all but those in `absent`, by Hugging Face's names.
 
     Raises:
@@ -261,57 +261,6 @@ def _find(network: RewardNetwork, reader: Reader, absent: set[str], path: Path) 
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
         raise UserError(f"{path}: weight {unexpected[0]}{more} is not part of a {network.config.family} model")
     return stored
-
-
-class ModelRows:
-    """Parts of a folder's weights by our names, fp32, so that a process reads no more than it holds.
-
-    Weights that are to be drawn are drawn whole, one at a time, as `load_network` draws them.
-    """
-
-    def __init__(self, network: RewardNetwork, stored: dict[str, StoredWeight], drawn: set[str], seed: int) -> None:
-        self.parameters = dict(network.named_parameters())
-        self._numbers = {name: i for i, name in enumerate(self.parameters)}
-        self._network, self._stored, self._drawn, self._seed = network, stored, drawn, seed
-        self._parts = hf_parts(network.config)
-
-    def __call__(self, name: str, begin: int, end: int, columns: tuple[int, int] | None = None, /) -> Tensor:
-        """Rows `begin` to `end` (exclusive) of a weight, of each all columns or some."""
-        if name in self._drawn:
-            rows = draw(self._network, self._seed, self._numbers[name], name)[begin:end]
-            return rows if columns is None else rows[:, slice(*columns)]
-        found, start = [], 0
-        for part, count in self._parts[name]:
-            stored = self._stored[part]
-            count = count if count >= 0 else stored.shape[0]
-            low, high = max(begin - start, 0), min(end - start, count)
-            if low < high:
-                view = stored.view()
-                found.append(view[low:high] if columns is None else view[low:high, slice(*columns)])
-            start += count
-        return torch.cat(found).float()
-
-
-@contextlib.contextmanager
-def open_rows(
-    path: str | Path,
-    hf: PreTrainedConfig,
-    *,
-    heads: int | None,
-    seed: int,
-    from_scratch: bool,
-    lm: bool,
-) -> Iterator[ModelRows]:
-    """What `load_network` would load (with `new_heads`), to be read in parts. Arguments and errors are its own."""
-    path = Path(path)
-    if from_scratch:
-        network = build_network(hf, where=str(path), heads=heads or 1, lm=lm)
-        yield ModelRows(network, {}, {name for name, _ in network.named_parameters()}, seed)
-        return
-    with open_model(path, hf, heads=heads) as reader:
-        absent, heads = _heads(reader, heads, True, path)
-        network = build_network(hf, where=str(path), heads=heads, lm=lm)
-        yield ModelRows(network, _find(network, reader, absent, path), absent, seed)
 
 
 def save_hf(

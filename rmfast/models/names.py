@@ -54,7 +54,8 @@ def unwrapped(stored: Reader, expected: Collection[str], path: Path) -> Reader:
     # A bare trunk (LlamaModel) has no "model." before its names.
     known = set(expected) | {name.removeprefix("model.") for name in expected}
     found = Counter(prefix for name in names.values() if (prefix := _prefix(name, known)) is not None)
-    prefix = found.most_common(1)[0][0] if found else ""
+    prefix, count = found.most_common(1)[0] if found else ("", 0)
+    prefix = prefix if count > len(names) / 2 else ""
     if other := [name for name, plain in names.items() if not plain.startswith(prefix) and _root(plain) not in ROOTS]:
         raise UserError(
             f"{path}: weights have the prefix {prefix!r} of a wrapper before their names, but {other[0]} has not: save "
@@ -109,6 +110,8 @@ def with_head(stored: Reader, path: Path, beside: Reader, configured: str | None
     if not heads:
         return both
     weight, bias = f"{heads[0]}.weight", f"{heads[0]}.bias"
+    if len(both[weight].shape) != 2:
+        raise UserError(f"{path}: {weight} has shape {both[weight].shape}, and a reward head has rows: (1, d)")
     if bias in both and (values := both[bias]()).count_nonzero():
         value = ", ".join(f"{v:.4g}" for v in values.flatten()[:3].tolist())
         raise UserError(

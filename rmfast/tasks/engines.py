@@ -8,8 +8,9 @@ from transformers import PreTrainedConfig
 from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
 from rmfast.models.config import DTYPES, decoder_config
-from rmfast.models.hf import load_network, open_rows
+from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
+from rmfast.models.rows import open_rows
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.megatron.groups import Layout, groups_of

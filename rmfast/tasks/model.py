@@ -9,7 +9,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import tokens_note
 from rmfast.models.config import context_window
 from rmfast.models.hf import gguf_file, open_model, read_config
-from rmfast.models.names import SCORE
+from rmfast.models.names import ENSEMBLE, SCORE
 
 
 def check_window(config: Config, hf: PreTrainedConfig) -> None:
@@ -26,22 +26,18 @@ def check_window(config: Config, hf: PreTrainedConfig) -> None:
         )
 
 
-def stored_heads(path: str, heads: int | None = None) -> int:
-    """Reward heads of a model folder, 0 of one without.
-
-    Args:
-        heads: how many are asked for (see `open_model`).
-    """
+def stored_heads(path: str) -> int:
+    """Reward heads of a model folder, or labels of a classifier; 0 of one without."""
     if gguf_file(Path(path)) is not None:
         return 0
-    with open_model(Path(path), read_config(path), heads=heads) as weights:
+    with open_model(Path(path), read_config(path), label=ENSEMBLE) as weights:
         return weights[SCORE].shape[0] if SCORE in weights else 0
 
 
 def head_line(config: Config, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Whether training begins with a new reward head or with the folder's, as a line."""
     model = config.model
-    found = 0 if model.from_scratch else stored_heads(model.path, model.heads)
+    found = 0 if model.from_scratch else stored_heads(model.path)
     if not found:
         many = f"{model.heads} reward heads are" if (model.heads or 1) > 1 else "the reward head is"
         return f"{many} new, randomly initialised (run.seed {config.run.seed})"

@@ -103,7 +103,7 @@ def test_a_larger_budget_means_fewer_packs() -> None:
 def test_a_network_scores_a_table_as_transformers_does(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("score")
     reference = save_hf_model("qwen3", folder, num_labels=2)
-    network, _ = load_network(folder)
+    network, _ = load_network(folder, label="ensemble")
     with torch.no_grad():
         want = hf_scores(reference, SEQUENCES).double().numpy()
         for budget in (1, 90):

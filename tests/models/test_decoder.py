@@ -133,7 +133,7 @@ def test_gradients_of_long_sequences(saved: Saved) -> None:
 
 def test_gradients_with_centering_and_several_heads(saved: Saved) -> None:
     model, folder = saved("qwen3", num_labels=3)
-    network, _ = load_network(folder)
+    network, _ = load_network(folder, label="ensemble")
     groups = ranked_groups()
     loss = hf_loss(model, groups, center=0.05)
     loss.backward()

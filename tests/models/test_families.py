@@ -94,7 +94,7 @@ def test_last_layer_computes_all_rows_or_the_scored_ones(saved: Saved) -> None:
 @torch.no_grad()
 def test_several_heads(saved: Saved) -> None:
     model, folder = saved("llama", num_labels=3)
-    network, _ = load_network(folder)
+    network, _ = load_network(folder, label="ensemble")
     groups = odd_groups()
     ours = our_scores(network, groups)
     assert ours.shape[1] == 3

@@ -16,8 +16,8 @@ from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_tokens
 from rmfast.kernels.attention import flash_lengths
-from rmfast.models.hf import ModelRows
 from rmfast.models.reward import Outputs, RewardNetwork
+from rmfast.models.rows import ModelRows
 from rmfast.models.weights import PROTOTYPES
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.reward import SUMS, RewardObjective, Statistics

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rmfast.models.hf import ModelRows
+from rmfast.models.rows import ModelRows
 from rmfast.models.weights import EMBEDDING, PROTOTYPES
 from rmfast.parallel.engine import Shard, piece_name
 from rmfast.parallel.megatron.groups import Groups

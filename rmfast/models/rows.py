@@ -1,0 +1,65 @@
+"""A folder's weights in parts, for processes that hold a part of the model each."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from rmfast.models.folder import StoredWeight
+from rmfast.models.hf import build_network, find_weights, head_count, open_model
+from rmfast.models.reward import RewardNetwork, draw
+from rmfast.models.weights import hf_parts
+
+
+class ModelRows:
+    """Parts of a folder's weights by our names, fp32, so that a process reads no more than it holds.
+
+    Weights that are to be drawn are drawn whole, one at a time, as `load_network` draws them.
+    """
+
+    def __init__(self, network: RewardNetwork, stored: dict[str, StoredWeight], drawn: set[str], seed: int) -> None:
+        self.parameters = dict(network.named_parameters())
+        self._numbers = {name: i for i, name in enumerate(self.parameters)}
+        self._network, self._stored, self._drawn, self._seed = network, stored, drawn, seed
+        self._parts = hf_parts(network.config)
+
+    def __call__(self, name: str, begin: int, end: int, columns: tuple[int, int] | None = None, /) -> Tensor:
+        """Rows `begin` to `end` (exclusive) of a weight, of each all columns or some."""
+        if name in self._drawn:
+            rows = draw(self._network, self._seed, self._numbers[name], name)[begin:end]
+            return rows if columns is None else rows[:, slice(*columns)]
+        found, start = [], 0
+        for part, count in self._parts[name]:
+            stored = self._stored[part]
+            count = count if count >= 0 else stored.shape[0]
+            low, high = max(begin - start, 0), min(end - start, count)
+            if low < high:
+                view = stored.view()
+                found.append(view[low:high] if columns is None else view[low:high, slice(*columns)])
+            start += count
+        return torch.cat(found).float()
+
+
+@contextlib.contextmanager
+def open_rows(
+    path: str | Path,
+    hf: PreTrainedConfig,
+    *,
+    heads: int | None,
+    seed: int,
+    from_scratch: bool,
+    lm: bool,
+) -> Iterator[ModelRows]:
+    """What `load_network` would load (with `new_heads`), to be read in parts. Arguments and errors are its own."""
+    path = Path(path)
+    if from_scratch:
+        network = build_network(hf, where=str(path), heads=heads or 1, lm=lm)
+        yield ModelRows(network, {}, {name for name, _ in network.named_parameters()}, seed)
+        return
+    with open_model(path, hf, heads=heads) as reader:
+        absent, heads = head_count(reader, heads, True, path)
+        network = build_network(hf, where=str(path), heads=heads, lm=lm)
+        yield ModelRows(network, find_weights(network, reader, absent, path), absent, seed)
