@@ -19,7 +19,7 @@ from rmfast.data.store import store_examples
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
-from rmfast.models.hf import save_hf
+from rmfast.models.save import save_hf
 from rmfast.outputs.marks import kept_model, mark_model
 
 CHECK_TEXTS = (  # tokenised, and by `rmfast export` scored, on both sides of an export

@@ -6,7 +6,6 @@ is refused by name. Rules: llama.cpp, conversion/llama.py and conversion/base.py
 keys are permuted), src/llama-model.cpp and src/llama-context.cpp (defaults, RoPE).
 """
 
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, supported_families
+from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
 
 TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "cls.output": "score"}
@@ -38,7 +38,6 @@ LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ROPE_FREQS = "rope_freqs.weight"
 HARMLESS = (  # keys that change nothing of what is computed here
     "vocab_size",  # the rows of the embedding say it
     "tensor_data_layout",
@@ -47,7 +46,6 @@ HARMLESS = (  # keys that change nothing of what is computed here
     "rope.scaling.finetuned",
 )
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # of every Llama that has this scaling
 
 
 @dataclass(frozen=True)
@@ -215,6 +213,8 @@ def _settings(path: Path, prefix: str, keys: dict[str, Any], model: GGUFModel) -
         raise UserError(f"{path}: {prefix}attention.causal = False is not supported")
     context = take("context_length")
     window = take("attention.sliding_window", 0)
+    freqs = model.tensors.get(ROPE_FREQS)
+    divisors = None if freqs is None else freqs.read()
     settings = {
         "vocab_size": vocabulary,
         "hidden_size": take("embedding_length"),
@@ -225,7 +225,7 @@ def _settings(path: Path, prefix: str, keys: dict[str, Any], model: GGUFModel) -
         "max_position_embeddings": context,
         "rms_norm_eps": take("attention.layer_norm_rms_epsilon"),
         "tie_word_embeddings": "output.weight" not in model.tensors,
-        "rope_parameters": _rope(path, take, model.tensors.get(ROPE_FREQS), context, head_dim),
+        "rope_parameters": rope_parameters(path, take, divisors, context, head_dim),
         "num_labels": 1,
     }
     if prefix != "qwen2." or head_dim != width // heads:  # no key of Qwen2's config, though its model takes it
@@ -239,68 +239,6 @@ def _settings(path: Path, prefix: str, keys: dict[str, Any], model: GGUFModel) -
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         settings[f"{ours}_token_id"] = model.keys.get(f"tokenizer.ggml.{theirs}_token_id")
     return settings
-
-
-def _rope(
-    path: Path, take: Callable[..., Any], freqs: GGUFTensor | None, context: int, head_dim: int
-) -> dict[str, Any]:
-    """transformers' rope_parameters of a file."""
-    theta = take("rope.freq_base", 10_000.0)
-    kind = take("rope.scaling.type", "linear")
-    factor = take("rope.scaling.factor", take("rope.scale_linear", 0.0)) or 1.0
-    original = take("rope.scaling.original_context_length", context)
-    scale = take("rope.scaling.attn_factor", 1.0)
-    yarn = {key: take(f"rope.scaling.yarn_{key}", 0.0) for key in ("attn_factor", "beta_fast", "beta_slow")}
-    if take("rope.scaling.yarn_ext_factor", 1.0) not in (1.0, -1.0):  # -1: not set
-        raise UserError(f"{path}: rope.scaling.yarn_ext_factor is not supported")
-    if kind not in ("none", "linear", "yarn"):
-        raise UserError(f"{path}: RoPE scaling {kind!r} is not supported; these are: none, linear, yarn, {ROPE_FREQS}")
-    scaled = kind != "none" and factor != 1.0
-    if freqs is not None and scaled or scale != 1.0 and not (scaled and kind == "yarn"):
-        raise UserError(f"{path}: RoPE scaling {kind!r} with {ROPE_FREQS} or an attn_factor is not supported")
-    if freqs is not None:
-        return {"rope_theta": theta} | _divided(freqs.read().double(), theta, context, head_dim)
-    if not scaled:
-        return {"rope_theta": theta, "rope_type": "default"}
-    parameters = {"rope_theta": theta, "rope_type": kind, "factor": factor}
-    if kind == "linear":
-        return parameters
-    parameters["original_max_position_embeddings"] = original
-    parameters |= {key: value for key, value in yarn.items() if value and key != "attn_factor"}
-    if scale != 1.0 or yarn["attn_factor"]:
-        # The converter writes transformers' attention_factor as yarn_attn_factor; attn_factor multiplies the usual one.
-        parameters["attention_factor"] = yarn["attn_factor"] or scale * (0.1 * math.log(factor) + 1.0)
-    return parameters
-
-
-def _divided(divisors: Tensor, theta: float, context: int, head_dim: int) -> dict[str, Any]:
-    """rope_parameters that divide the frequencies as the tensor `rope_freqs.weight` [head_dim / 2] does.
-
-    The converter computes it from Llama 3's scaling; where it can be told which, that is given, since every program
-    knows it. Else longrope with these divisors.
-    """
-    lengths = 2 * math.pi * theta ** (torch.arange(0, head_dim, 2, dtype=torch.double) / head_dim)
-    factor = float(divisors.max())
-    low, high = LLAMA3.values()
-    originals = [8192]
-    for divisor, length in zip(divisors.tolist(), lengths.tolist(), strict=False):
-        if 1.0 < divisor < factor:  # between the two limits, where the divisor tells them
-            smooth = (1 / divisor - 1 / factor) / (1 - 1 / factor)
-            originals.append(round((smooth * (high - low) + low) * length))
-    for original in originals:
-        smooth = ((original / lengths - low) / (high - low)).clamp(0, 1)
-        if len(divisors) == len(lengths) and torch.allclose(
-            1 / ((1 - smooth) / factor + smooth), divisors, rtol=1e-5, atol=0
-        ):
-            scaling = {"factor": factor, "original_max_position_embeddings": original}
-            return {"rope_type": "llama3"} | scaling | LLAMA3
-    return {
-        "rope_type": "longrope",
-        "short_factor": divisors.tolist(),
-        "long_factor": divisors.tolist(),
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": context,
-    }
 
 
 def _open(path: Path) -> GGUFModel:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import rmfast
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.evaluation.foreign import is_foreign, load_any
 from tests.runs import DECODER

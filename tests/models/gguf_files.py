@@ -1,5 +1,6 @@
 """GGUF files of tiny models, written by the rules of llama.cpp's convert_hf_to_gguf."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, dequantize, quantize
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -109,6 +110,7 @@ def write_gguf(
     tensors: Mapping[str, Tensor | None] | None = None,
     head: bool = True,
     parts: int = 1,
+    tokenizer: Path | None = None,
 ) -> Path:
     """Writes a model; the path of the (first) file.
 
@@ -118,6 +120,7 @@ def write_gguf(
         tensors: likewise, by their names in the file.
         head: whether to write the reward head.
         parts: over how many files, named as llama.cpp's gguf-split names them.
+        tokenizer: a folder with a byte-level tokenizer, written into the (first) file.
     """
     config = model.config
     family = "llama" if config.model_type == "mistral" else config.model_type
@@ -142,6 +145,8 @@ def write_gguf(
         writer = GGUFWriter(file, family)
         for key, value in values.items() if i == 0 else ():
             add_value(writer, key, value)
+        if tokenizer is not None and i == 0:
+            add_tokenizer(writer, tokenizer)
         if parts > 1:
             writer.add_uint16("split.no", i)
             writer.add_uint16("split.count", parts)
@@ -156,6 +161,21 @@ def write_gguf(
         writer.write_tensors_to_file()
         writer.close()
     return files[0] if parts > 1 else path
+
+
+def add_tokenizer(writer: GGUFWriter, folder: Path) -> None:
+    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"]: token["id"] for token in backend["added_tokens"]}
+    vocabulary = backend["model"]["vocab"] | special
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in backend["model"]["merges"]])
+    writer.add_eos_token_id(vocabulary[settings["eos_token"]])
+    writer.add_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
 
 
 def add_value(writer: GGUFWriter, key: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """A GGUF file is the model that it was made from: each tensor and key of it is used or refused by name."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import rmfast
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
 from rmfast.models.gguf import gguf_file, load_gguf_language_model
-from rmfast.models.hf import load_network, open_weights, read_config, save_hf
+from rmfast.models.hf import load_network, open_weights, read_config
+from rmfast.models.save import save_hf
+from rmfast.tasks.heads import stored_heads
 from tests.models.conftest import Saved
 from tests.models.gguf_files import round_weights, write_gguf
+from tests.runs import DECODER
 from tests.tiny import CONFIGS, hf_config, hf_model, hf_scores, odd_groups, pack_of
 
 WINDOWS = {"mistral-window", "qwen2-windows"}  # llama.cpp's converter writes no windows for these
@@ -153,6 +158,22 @@ def test_a_split_file_is_read_from_all_its_parts(tmp_path: Path) -> None:
     for path in (first, tmp_path / "m-00003-of-00003.gguf", tmp_path):
         with pytest.raises(UserError, match="m-00002-of-00003.gguf: no such file; a split model is read from all its"):
             load_network(path)
+
+
+def test_a_file_with_a_head_and_a_tokenizer_is_a_whole_reward_model(tmp_path: Path) -> None:
+    """By any name, split or not: the same scores as the folder that it was made from."""
+    folder, files = tmp_path / "folder", tmp_path / "files"
+    shutil.copytree(DECODER, folder)
+    model = hf_model("llama-tied-llama3", vocab_size=4096)
+    model.save_pretrained(folder)
+    files.mkdir()
+    examples = [{"prompt": [{"role": "user", "content": "Two in 2024?"}], "responses": ["It's 12.", " no\n"]}]
+    expected = rmfast.load(folder).score(examples)
+    for path in (files / "Some Name.v1.GGUF", files / "part.gguf"):
+        path = write_gguf(model, path, tokenizer=DECODER, parts=2 if path.stem == "part" else 1)
+        assert rmfast.load(path).score(examples)[0] == pytest.approx(expected[0], rel=1e-5)
+    assert stored_heads(str(path)) == 1
+    assert rmfast.load(files / "part-00002-of-00002.gguf").score(examples)[0] == pytest.approx(expected[0], rel=1e-5)
 
 
 def test_renamed_parts_are_refused(tmp_path: Path) -> None:

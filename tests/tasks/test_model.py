@@ -8,7 +8,7 @@ import pytest
 
 import rmfast
 from rmfast.cli import main
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.errors import UserError
 from rmfast.models.config import context_window
 from rmfast.train import main as train
