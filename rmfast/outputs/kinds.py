@@ -33,23 +33,23 @@ def check_kind(name: str, path: Path, kind: Kind) -> None:
         raise UserError(f"{name}: {path} is there already and cannot be read ({error.strerror})") from None
 
 
-def _keys(text: bytes) -> Any:
-    """Keys of a JSON object; none of anything else."""
+def json_object(text: bytes) -> dict[str, Any]:
+    """What a text says that is a JSON object; nothing of any other."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        return ()
-    return values.keys() if isinstance(values, dict) else ()
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _json(*keys: str) -> Callable[[Path], bool]:
-    return lambda path: set(keys) <= set(_keys(path.read_bytes()))
+    return lambda path: set(keys) <= json_object(path.read_bytes()).keys()
 
 
 def _rows(*keys: str) -> Callable[[Path], bool]:
     def matches(path: Path) -> bool:
         with path.open("rb") as file:
-            return set(keys) <= set(_keys(file.readline()))
+            return set(keys) <= json_object(file.readline()).keys()
 
     return matches
 

@@ -36,9 +36,10 @@ class FolderLock:
                 break
             os.close(self._file)  # another process, at its end, took the file away before it was locked
         text = f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now():%F %T}\n"
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
-        os.fsync(self._file)  # for readers on other machines
+        with contextlib.suppress(OSError):  # as of a full disk: the lock holds all the same
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text.encode(), 0)
+            os.fsync(self._file)  # for readers on other machines
 
     def _lock(self) -> None:
         try:
@@ -54,8 +55,8 @@ class FolderLock:
 
     def release(self) -> None:
         """Let go; a folder that was made for nothing is taken away again."""
-        os.ftruncate(self._file, 0)
-        with contextlib.suppress(OSError):  # it may have been moved
+        with contextlib.suppress(OSError):  # the folder may have been moved
+            os.ftruncate(self._file, 0)
             if _is_file(self._file, self.folder / LOCK) and os.listdir(self.folder) == [LOCK]:
                 (self.folder / LOCK).unlink()
                 for folder in self._made:

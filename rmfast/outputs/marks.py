@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from rmfast.outputs.kinds import json_object
+
 LOCK = "rmfast.lock"  # in a run folder from its first moment on
 MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that came with it
 CONFIG = "config.yaml"
@@ -19,9 +21,9 @@ HARMLESS_FOLDER = "scaling"
 
 RUN_FILES = (
     *(CONFIG, "metrics.jsonl", "eval.jsonl", "eval", "checkpoints", "model", "report", "summary.json"),
-    *("tensorboard", "wandb", LOCK),
+    *("tensorboard", "wandb", "stop", "requeue", LOCK),
 )
-ENSEMBLE_FILES = (*("ensemble.json", "members", "data.jsonl", "heads.safetensors", "features.npy", "features.json"),)
+ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", "heads.safetensors", "features.npy", "features.json")
 
 
 def config_text(values: dict[str, Any]) -> str:
@@ -51,8 +53,8 @@ def is_unmarked_run(folder: Path) -> bool:
     if (folder / LOCK).is_file():
         return False
     manifests = folder.glob("checkpoints/step-*/manifest.json")
-    return any({"format", "ranks", "progress"} <= _keys(file) for file in manifests) or "settings" in _keys(
-        folder / "ensemble.json"
+    return any({"format", "ranks", "progress"} <= _values(file).keys() for file in manifests) or (
+        "settings" in _values(folder / "ensemble.json")
     )
 
 
@@ -60,13 +62,14 @@ def stranger(folder: Path, known: Collection[Path]) -> Path | None:
     """A file that neither a run nor the scripts around it put into a folder; None where there is none.
 
     Args:
-        known: files and folders that are passed over.
+        known: files and folders inside it that are passed over.
     """
     passed: set[str] = {os.path.realpath(path) for path in known}
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen or real in passed or root == str(folder / HARMLESS_FOLDER):
+        inside = Path(root) != folder
+        if real in seen or (inside and (real in passed or Path(root) == folder / HARMLESS_FOLDER)):
             folders.clear()
             continue
         seen.add(real)  # a link may lead back
@@ -97,16 +100,14 @@ def kept_model(folder: Path) -> Path | None:
         return None
     if folder.is_symlink() or not folder.is_dir():
         return folder
-    written = _keys(folder / MODEL_MARK, "files")
-    if not written:
+    written = _values(folder / MODEL_MARK).get("files")
+    if not isinstance(written, list):
         return None if is_unmarked_run(folder.parent) or not os.listdir(folder) else folder
-    return next((folder / name for name in sorted(set(os.listdir(folder)) - written - {MODEL_MARK})), None)
+    return next((folder / name for name in sorted(os.listdir(folder)) if name not in (*written, MODEL_MARK)), None)
 
 
-def _keys(file: Path, key: str | None = None) -> set[str]:
-    """Keys of a file that holds a JSON object, or the texts of a list in it; none of anything else."""
+def _values(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return set(values[key] if key else dict(values))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()
+        return json_object(file.read_bytes())
+    except OSError:
+        return {}

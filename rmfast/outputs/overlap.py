@@ -2,8 +2,9 @@
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rmfast.errors import UserError
@@ -56,25 +57,24 @@ def check_overlap(outputs: Sequence[Output], inputs: Sequence[Input]) -> None:
     Raises:
         UserError: names both, and what to do.
     """
-    given = [(one, own) for one in inputs if (own := identity(one.path))]
+    given, files = [(one, found) for one in inputs if (found := identity(one.path))], cache(_files)
     for output in outputs:
-        own, folders, is_file = identity(output.path), around(output.path), output.path.is_file()
+        written, folders, is_file = identity(output.path), around(output.path), output.path.is_file()
         for one, read in given:
-            if read == own or (is_file and own in set(_files(one.path))):
+            if read == written or (is_file and written in files(one.path)):
                 what = "would overwrite" if output.replaced else "is"
                 raise UserError(f"{output.name}: {output.path} {what} {one.name}, {one.path}; {output.mend}")
             if read in folders:
                 raise UserError(
                     f"{output.name}: {output.path} is inside {one.name}, {one.path}, which is only read; {output.mend}"
                 )
-            if output.replaced and own and own in around(one.path):
+            if output.replaced and written and written in around(one.path):
                 raise UserError(
                     f"{output.name}: {output.path}, which would be replaced, holds {one.name}, {one.path}; "
                     f"{output.mend}"
                 )
 
 
-def _files(folder: Path) -> Iterator[Identity]:
+def _files(folder: Path) -> set[Identity | None]:
     """Of every file of a folder: one of them may have another name outside it."""
-    for root, _, names in os.walk(folder):
-        yield from (found for name in names if (found := identity(Path(root, name))))
+    return {identity(Path(root, name)) for root, _, names in os.walk(folder) for name in names}

@@ -56,7 +56,8 @@ def _inputs(config: Config) -> Iterator[Input]:
         yield from (Input(key, Path(source_root(source))) for source in sources)
     for suite in config.eval.suites:
         name, _, source = suite.partition("=")
-        yield Input("eval.suites", Path(name.rpartition(":")[2]))
+        if name.endswith(".py"):
+            yield Input("eval.suites", Path(name.rpartition(":")[2]))
         yield Input("eval.suites", Path(source_root(source)))
     yield Input("model.path", Path(config.model.path))
     if data.chat_template and "{" not in data.chat_template:  # else it is the template's text
@@ -90,6 +91,8 @@ def check_run(config: Config, files: Sequence[str]) -> None:
 
 
 def _check_move(folder: Path, inputs: Sequence[Input]) -> None:
+    if identity(folder) in {identity(Path.cwd()), *around(Path.cwd())}:
+        raise UserError(f"run.dir: run.resume never cannot move {folder}, where the command was started; {ANOTHER}")
     for one in inputs:
         if identity(one.path) and identity(folder) in around(one.path):
             raise UserError(f"{one.name}: {one.path} is in run.dir, which run.resume never moves; {ANOTHER}")
@@ -150,6 +153,8 @@ class RunFolder:
                     _say_unlocked(self._lock.missing)
             except UserError as raised:
                 error = raised
+            except OSError as raised:
+                error = UserError(f"run.dir: cannot write to the folder {self.path}: {raised.strerror}")
         # Refused on one, refused on all: none may be left waiting.
         if self.world.sum_(torch.tensor(float(error is not None))):
             raise error or UserError(f"run.dir: {self.path} was refused to the first rank, whose line says why")

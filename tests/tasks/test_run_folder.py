@@ -220,6 +220,15 @@ def test_a_folder_with_files_and_no_run_is_refused(inputs: Path, run: Path, caps
         shutil.rmtree(run)
 
 
+def test_the_folder_where_a_command_was_started_is_not_moved(
+    inputs: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(inputs, run)) == 0
+    monkeypatch.chdir(run / "checkpoints")
+    line = refused(command(inputs, Path(".."), run__resume="never"), capsys, run.parent)
+    assert "run.resume never cannot move .., where the command was started; choose another run.dir" in line
+
+
 def test_logs_notes_of_jobs_inputs_and_the_cache_may_be_there_before(inputs: Path, run: Path) -> None:
     run.mkdir()
     for name in ("train.log", "slurm-7.out", ".slurm-7"):
