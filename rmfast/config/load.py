@@ -15,6 +15,9 @@ from rmfast.config.sections import Config, DenoiseConfig, Section
 from rmfast.data.denoise import Denoise, resolve
 from rmfast.errors import UserError
 
+MAPPINGS = ("data.columns",)
+"""Keys whose value may be a mapping; others that hold one are sections."""
+
 
 def load_config(arguments: Sequence[str]) -> Config:
     """The config that `CONFIG.yaml [MORE.yaml ...] [--section.key value ...]` means; later wins.
@@ -129,10 +132,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = []
-    known = known_keys()  # of which some hold mappings
     for name, value in values.items():
         key = f"{prefix}{name}"
-        is_section = isinstance(value, dict) and value and key not in known
+        is_section = isinstance(value, dict) and value and key not in MAPPINGS
         out += _flatten(value, f"{key}.") if is_section else [(key, value)]
     return out
 

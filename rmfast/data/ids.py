@@ -41,6 +41,18 @@ def read_ids(ours: dict[str, Any]) -> tuple[Ids, list[Ids], list[Ids], bool]:
     return front, chosen, rejected, twice
 
 
+def check_ids(ids: Any, what: str) -> None:
+    """Refuse what is no list of token ids.
+
+    Raises:
+        BadRow: it is something else, or holds a number that no tokenizer has.
+    """
+    if not isinstance(ids, list) or any(type(item) is not int or item < 0 for item in ids):
+        bad(WRONG_TYPE, f"{what} is not a list of token ids")
+    if any(item > _MAX_ID for item in ids):
+        bad(BAD_NUMBER, f"{what} holds {shown(max(ids))}, which is beyond all token ids")
+
+
 def _several(ours: dict[str, Any], side: str, optional: bool = False) -> list[Ids]:
     """The lists of ids of one side, from the columns that hold them under any name."""
     masks = [ours[name] for spelling in _MASKS if (name := spelling.format(side)) in ours]
@@ -63,10 +75,7 @@ def _lists(value: Any, name: str, mask: Any) -> list[Ids]:
     many = isinstance(value, list) and bool(value) and isinstance(value[0], list)
     lists = value if many else [value]
     for ids in lists:
-        if not isinstance(ids, list) or any(type(item) is not int or item < 0 for item in ids):
-            bad(WRONG_TYPE, f"`{name}` is not a list of token ids")
-        if any(item > _MAX_ID for item in ids):
-            bad(BAD_NUMBER, f"`{name}` holds {shown(max(ids))}, which is beyond all token ids")
+        check_ids(ids, f"`{name}`")
     if mask is None:
         return lists
     own = mask if many else [mask]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, Message, bad, is_messages
+from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, Message, bad, is_messages, shown
 
 ASKING = frozenset(
     {"system", "developer", "user", "human", "tool", "function", "observation", "environment", "ipython"}
@@ -83,7 +83,7 @@ def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, dict) else part
     kind = part.get("type", "text") if isinstance(part, dict) else "text"
     if not isinstance(text, str) or kind not in ("text", "input_text", "output_text"):
-        bad(WRONG_TYPE, f"a message holds a part of type {kind!r}, and only text is read")
+        bad(WRONG_TYPE, f"a message holds a part of type {shown(kind)}, and only text is read")
     return text
 
 

@@ -219,11 +219,12 @@ def _repeated(prompt: Sequence[Message], response: Sequence[Message]) -> int:
 
 def repeats(value: Any, prompt: Prompt, responses: Sequence[Response]) -> bool:
     """Whether a further column says nothing that prompt and responses do not say: text, messages, lists of texts."""
+    turns: Any = None
     with suppress(BadRow):  # no messages
-        value = _read_prompt(value, [])
-    if value and is_messages(value) and all("role" in turn for turn in value):
-        said = [str(turn.get("content") or "") for turn in value]
-        if len(said) > 1 and not asks(value[-1]):
+        turns = _read_prompt(value, [])
+    if turns and is_messages(turns):
+        said = [str(turn.get("content") or "") for turn in turns]
+        if len(said) > 1 and not asks(turns[-1]):
             said.pop()  # an answer, which may be a third one
     else:
         said = _strings(value)

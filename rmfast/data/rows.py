@@ -34,7 +34,7 @@ from rmfast.data.example import (
     is_messages,
 )
 from rmfast.data.ids import TWICE as IDS_TWICE
-from rmfast.data.ids import has_ids, read_ids
+from rmfast.data.ids import check_ids, has_ids, read_ids
 from rmfast.data.layouts import layouts_with_answers
 from rmfast.data.messages import asks, from_json, without_nulls
 from rmfast.data.notes import Note
@@ -230,7 +230,9 @@ def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> Non
         if prompt == []:
             bad(WRONG_ROLES, "no turn before the answer")
         return
-    if prompt is None and all(map(_is_ids, responses)):
+    if prompt is None and all(map(_holds_ids, responses)):
+        for ids in responses:
+            check_ids(ids, "a response")
         return
     if isinstance(prompt, str) or not all(map(is_messages, responses)):
         bad(WRONG_TYPE, "the responses are not all text, all lists of messages or all lists of token ids")
@@ -243,7 +245,7 @@ def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> Non
             bad(EMPTY, "the last assistant turn has no text")
 
 
-def _is_ids(response: Response) -> bool:
+def _holds_ids(response: Response) -> bool:
     return isinstance(response, list) and bool(response) and type(response[0]) is int
 
 

@@ -204,6 +204,7 @@ def test_one_that_repeats_what_is_used_is_no_error(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "row",
     [
+        {"prompt": [USER], "messages": [{"role": None, "content": "y"}]} | ANSWERS,
         {"prompt": [USER], "messages": [SYSTEM, USER, GOOD]} | ANSWERS,  # a system turn that is not used
         {"prompt": "Is it so?", "question": "so"} | ANSWERS,  # too short for more than a coincidence
         {"chosen": [USER, GOOD], "rejected": [{"role": "user", "content": "?"}, POOR], "question": ASK},
@@ -352,6 +353,19 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
     }[kind]
 
 
+def usual_value(rng: random.Random, name: str) -> Any:
+    turns = [{"role": "user", "content": rng.choice("xy")}]
+    answers: list[Any] = [
+        "a",
+        "b",
+        [{"role": "assistant", "content": "a"}],
+        [*turns, {"role": "model", "content": "b"}],
+    ]
+    if name.endswith("_ids"):
+        return [rng.randrange(3) for _ in range(1, 5)]
+    return {"prompt": rng.choice(["x", turns]), "responses": ["a", "b"]}.get(name, rng.choice(answers))
+
+
 def test_no_row_raises_anything_but_a_bad_row() -> None:
     rng = random.Random(0)
     names = [*sorted(BY_NAME), *TURNS, "question", "completions", "response1", "response2", "overall_preference"]
@@ -360,8 +374,8 @@ def test_no_row_raises_anything_but_a_bad_row() -> None:
     bases = ["", "prompt chosen rejected", "prompt responses", "chosen_ids rejected_ids"]
     read_rows = 0
     for _ in range(3000):
-        columns = {*rng.choice(bases).split(), *rng.sample(names, rng.randrange(3))}
-        row = {name: any_value(rng) for name in columns}
+        row = {name: usual_value(rng, name) for name in rng.choice(bases).split()}
+        row |= {name: any_value(rng) for name in rng.sample(names, rng.randrange(3))}
         try:
             example = parse_row(row, rng.choice(hows), require_edges=rng.random() < 0.5, allow_empty=rng.random() < 0.5)
         except BadRow as bad:

@@ -77,6 +77,12 @@ def test_an_echo_is_an_answer(row: dict[str, Any]) -> None:
     assert not example.notes
 
 
+def test_an_answer_that_says_the_last_turn_again_keeps_it() -> None:
+    chosen, rejected = [say("Lima."), *BEFORE[:1], say("a")], [*BEFORE[:1], say("b")]
+    example = parse_row({"prompt": [USER, say("Lima.")], "chosen": chosen, "rejected": rejected})
+    assert example.responses == (chosen, rejected) and not example.notes
+
+
 def test_a_question_beside_texts_that_hold_the_dialogue_is_used_once() -> None:
     row = pair(ASK, f"\n\n{DIALOGUE}")
     example = parse_row(row)
