@@ -3,19 +3,25 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# What every install holds to, the isolated builds of packages too. make test CONSTRAINTS= takes the newest versions.
+CONSTRAINTS ?= constraints.txt
 # On Linux, the torch of PyPI brings gigabytes of CUDA libraries. TORCH may hold any arguments of `pip install`, so a
-# machine without a GPU can ask for the CPU wheel: PyTorch's installation
-# page gives the arguments for it, which go into TORCH. A torch that is installed first is kept by what follows.
-TORCH ?= torch==2.13.0
+# machine without a GPU can ask for the CPU wheel: PyTorch's installation page gives the arguments for it, which go into
+# TORCH ("torch --index-url ..."). CONSTRAINTS names its version. What is installed first is kept by what follows.
+TORCH ?= torch
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
 # Where make bench writes.
 RESULTS ?= runs/bench
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# By the environment, for of its command line pip tells isolated builds nothing: those of an old pip read the first
+# variable, from 26 on only the second. Eager: what was installed with other constraints becomes what would be now.
+PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
+	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench verify-exports
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports FORCE
+.DELETE_ON_ERROR:
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /make \1|/p' Makefile | while IFS='|' read -r name text; do \
@@ -31,6 +37,9 @@ test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, 
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo "error: torch finds no CUDA device; make test runs the kernels in Triton's interpreter" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/kernels tests/models tests/parallel/test_graphs.py tests/test_csrc.py $(ARGS)
+
+test-versions: $(VENV)/.dev ## run what depends on each library with its oldest and newest version (hours); docs/versions.md
+	@code=0; $(BIN)/python benchmarks/versions.py $(ARGS) || code=$$?; $(BIN)/python benchmarks/figures.py && exit $$code
 
 bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
@@ -48,7 +57,14 @@ check: $(VENV)/.dev ## ruff, mypy and the import contract
 smollm2: $(VENV)/.gguf ## prepare a real decoder (135M parameters, 93 MB to download) in models/SmolLM2-135M-Instruct
 	$(BIN)/python benchmarks/prepare_smollm2.py $(ARGS)
 
-$(VENV)/.torch:
+# Rewritten where the answer is another, which makes all that follows out of date.
+$(VENV)/.asked: FORCE
+	@mkdir -p $(VENV)
+	@echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH)' | cmp -s - $@ || \
+		echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH)' > $@
+
+# Names the version that it installed: a constraint of what follows.
+$(VENV)/.torch: $(VENV)/.asked $(wildcard $(CONSTRAINTS))
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "error: $(PYTHON) not found: install Python 3.11 to 3.13, or name it: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
@@ -58,16 +74,16 @@ $(VENV)/.torch:
 	@echo "setting up $(VENV) (once; some minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
-	@touch $@
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $@
 
 $(VENV)/.package: $(VENV)/.torch setup.py pyproject.toml
-	$(PIP) --editable .
+	$(PIP) --constraint $(VENV)/.torch --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
-	$(PIP) --editable '.[test,dev,bench,gguf,megatron]'
+	$(PIP) --constraint $(VENV)/.torch --editable '.[test,dev,bench,gguf,megatron]'
 	@touch $@
 
 $(VENV)/.gguf: $(VENV)/.package
-	$(PIP) --editable '.[gguf]'
+	$(PIP) --constraint $(VENV)/.torch --editable '.[gguf]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""Package metadata. Bounds are loose and true; the exact versions that CI installs stand in constraints.txt.
+"""Package metadata. Bounds are loose and true; the exact versions that make installs stand in constraints.txt.
 
 RMFAST_BUILD_EXT says whether the compiled ops of csrc/ are built: 0 never; 1 for the CPU, and for the GPU where nvcc
 and a CUDA torch are there; cuda for both in any case; auto (the default) where nvcc and a CUDA torch are there.

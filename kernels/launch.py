@@ -13,6 +13,9 @@ from torch import Tensor
 from rmfast.kernels.common import INTERPRETED, maths_dtype
 
 Capability = tuple[int, int]
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+# Said for every kernel, because Triton's default differs between versions: a product and a sum become one rounding.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ def recording(capability: Capability) -> Iterator[list[Launch]]:
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Run `kernel[grid](*arguments, **options)` on the device of the first tensor; an empty grid runs nothing."""
+    options |= OPTIONS
     if _recording is not None:
         _recording[1].append(Launch(kernel, arguments, options))
         return

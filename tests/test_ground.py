@@ -3,9 +3,12 @@
 import ast
 import gzip
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +164,78 @@ def test_constraints_pin_every_requirement_within_its_bounds() -> None:
         name = requirement.name.lower().replace("_", "-")
         assert name in pins, f"{name} is not pinned in constraints.txt"
         assert requirement.specifier.contains(pins[name]), f"{name}=={pins[name]} is outside {requirement.specifier}"
-    default = re.search(r"^TORCH \?= torch==(\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    assert default and default[1] == pins["torch"]
+
+
+def commands_of_make(*words: str) -> list[str]:
+    """What `make` would run for a target in a fresh clone, a command each."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "CONSTRAINTS", "TORCH", "VENV")}
+    made = subprocess.run(
+        ["make", "--dry-run", "--always-make", *words], cwd=ROOT, env=kept, capture_output=True, text=True, check=True
+    )
+    return made.stdout.replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["train", "test", "check", "smollm2", "test-gpu", "bench", "test-versions"])
+def test_whatever_make_installs_holds_to_the_constraints(target: str, tmp_path: Path) -> None:
+    """torch too, and by both variables that the isolated builds of one pip or another read."""
+
+    def installs(*words: str) -> list[str]:
+        found = [line for line in commands_of_make(target, f"VENV={tmp_path}", *words) if re.search(r"\bpip\d*\b", line)]
+        assert len(found) >= 2 and re.search(r"-m pip .* torch\b", found[0])
+        return found
+
+    def holds_to(command: str) -> list[str]:
+        return re.findall(r"(\w+)=(\S+) (?=.* -m pip )", command)
+
+    for words, file in (((), "constraints.txt"), (("CONSTRAINTS=other.txt",), "other.txt")):
+        for command in installs(*words):
+            assert holds_to(command) == [("PIP_CONSTRAINT", file), ("PIP_BUILD_CONSTRAINT", file)], command
+    for command in installs("CONSTRAINTS="):
+        assert holds_to(command) == [] and "constraints.txt" not in command
+    cpu = installs("TORCH=torch --index-url https://cpu.example")[0]
+    assert cpu.endswith(" torch --index-url https://cpu.example")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_other_constraints_install_again(tmp_path: Path) -> None:
+    """The answers are kept beside the environment; with the same ones nothing is done, with others or a newer file all."""
+    pins, venv = tmp_path / "pins.txt", tmp_path / "venv"
+    pins.touch()
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin" / "python"  # in place of pip, so that nothing is installed
+    python.write_text(f'#!/bin/sh\necho "$PIP_CONSTRAINT $*" >> {tmp_path}/called\necho torch==1.0\n')
+    python.chmod(0o755)
+    stub = tmp_path / "python3"  # checks of the interpreter pass, and `-m venv` makes nothing
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+
+    def called(constraints: object, target: str = ".dev") -> list[str]:
+        (tmp_path / "called").write_text("")
+        words = ["make", f"VENV={venv}", f"PYTHON={stub}", f"CONSTRAINTS={constraints}", f"{venv}/{target}"]
+        kept = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "PIP_CONSTRAINT")}
+        subprocess.run(words, cwd=ROOT, env=kept, capture_output=True, check=True)
+        lines = (tmp_path / "called").read_text().splitlines()
+        return [line for line in lines if "-m pip" in line]
+
+    first = called(pins)
+    assert len(first) == 3 and all(line.startswith(f"{pins} -m pip") for line in first)
+    assert f"--constraint {venv}/.torch" in first[1] and (venv / ".torch").read_text() == "torch==1.0\n"
+    assert called(pins) == []
+    assert [line[0] for line in called("")] == [" "] * 3 and called("") == []
+    assert called(pins) == first and called(pins) == []
+    later = time.time() + 10
+    os.utime(pins, (later, later))
+    assert called(pins, ".package") == first[:2]
+
+
+def test_ci_leaves_all_installing_of_packages_to_the_makefile() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    code = "\n".join(line for line in script.splitlines() if not line.lstrip().startswith("#"))
+    assert not re.search(r"\bpip\d*\b|\bPIP_|\buv\b|-m venv|CONSTRAINTS|TORCH|VENV\b", code)
+    calls = re.findall(r"^make (.*)$", code, re.M)
+    assert [call.split()[0] for call in calls] == ["check", "test", "train"]
+    assert all(not set(re.findall(r"(\w+)=", call)) - {"ARGS"} for call in calls)
 
 
 def test_makefile_and_setup_agree_on_python() -> None:
@@ -171,10 +244,10 @@ def test_makefile_and_setup_agree_on_python() -> None:
 
 
 def test_documented_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    for name in ("README.md", "CONTRIBUTING.md", ".ci/run"):
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for name in ("README.md", "CONTRIBUTING.md", "docs/versions.md", ".ci/run"):
         text = (ROOT / name).read_text(encoding="utf-8")
-        named = set(re.findall(r"(?:^|`)make ([a-z0-9]+)", text, re.M))
+        named = set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.M))
         assert named <= targets, f"{name} names make targets that do not exist: {named - targets}"
     assert {"help", "train", "test", "check", "smollm2"} <= targets
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

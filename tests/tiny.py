@@ -1,5 +1,6 @@
 """Tiny models of every family, prompt groups of token ids, and what Hugging Face computes of them one by one."""
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +254,10 @@ class Results(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._storages[storage._cdata] = StorageWeakRef(storage)
         return result
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        gc.collect()  # Triton's interpreter keeps the tensors of every launch in a cycle of references
 
     def alive(self, besides: Iterable[Tensor] = ()) -> int:
         """Bytes of storages that appeared in results and were not freed, but for those of given tensors."""

@@ -5,10 +5,10 @@
 The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
-cannot do), a matrix product of fp32 in a kernel that is given bf16, or in tf32 (the compiler makes such of sums), a
-kernel that no case starts. With the golden file's Triton version also: more registers or shared memory than it says,
-tensor cores that are no longer used, kernels that it lacks or that are gone. `--update` writes it anew, faults or not;
-commit it with the change that explains it.
+cannot do), a matrix product of fp32 in a kernel that is given bf16, or in tf32 (up to Triton 3.7 the compiler makes
+such of sums), a kernel that no case starts. With the golden file's Triton version also: more registers or shared memory
+than it says, tensor cores that are no longer used, kernels that it lacks or that are gone. `--update` writes it anew,
+faults or not; commit it with the change that explains it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ if __name__ == "__main__":  # run as a file, the path begins with this folder in
 
 from benchmarks.kernels.aot_cases import CASES, kernels_of_package
 from rmfast.kernels.common import INTERPRETED
-from rmfast.kernels.launch import Launch, recording
+from rmfast.kernels.launch import OPTIONS, Launch, recording
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "aot_golden.json"
 UPDATE = "python benchmarks/kernels/aot.py --update"
@@ -136,7 +136,8 @@ def variant(op: str, arch: int, started: Launch) -> Variant:
     runs = [(token, len(list(same))) for token, same in groupby(shown)]
     types = " ".join(token if count == 1 else f"{count}{token}" for token, count in runs)
     constexprs = [p.name for p in kernel.params if p.is_constexpr]
-    parts = [f"{name}={constants[name]}" for name in constexprs] + [f"{n}={v}" for n, v in sorted(options.items())]
+    chosen = sorted((name, value) for name, value in options.items() if name not in OPTIONS)
+    parts = [f"{name}={constants[name]}" for name in constexprs] + [f"{name}={value}" for name, value in chosen]
     label = f"{kernel.__name__}({types}) {' '.join(parts)}"
     return Variant(label, op, arch, kernel, signature, constants, attributes, options)
 

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rmfast.kernels.launch import capability
+from rmfast.kernels.launch import TRITON, capability
 from rmfast.kernels.tables import Table
 
 
@@ -29,10 +29,12 @@ TILES: Table[Tile] = Table(
     {
         (80, "half", "fwd", 64): Tile(64, 64, 4, 3),
         (80, "half", "fwd", 128): Tile(128, 64, 8, 3),
+        (90, "half", "fwd", 128): Tile(128, 64, 8, 3),
         (80, "half", "fwd", 256): Tile(64, 32, 8, 2),
         (80, "half", "dq", 64): Tile(64, 32, 4, 2),
         (80, "half", "dq", 128): Tile(64, 64, 8, 2),
         (80, "half", "dq", 256): Tile(64, 16, 8, 2),
+        (90, "half", "dq", 256): Tile(64, 16, 8, 2),
         (80, "half", "dkv", 64): Tile(64, 32, 4, 1),
         (80, "half", "dkv", 128): Tile(64, 64, 8, 1),
         (80, "half", "dkv", 256): Tile(32, 32, 8, 1),
@@ -55,6 +57,12 @@ TILES: Table[Tile] = Table(
         (80, "full", "dkv", 256): Tile(16, 16, 8, 1),
     }
 )
+# With the compilers of Triton 3.7 and later those of the same lines spill on this generation, and these do not.
+if TRITON >= (3, 7):
+    TILES.lines |= {
+        (80, "half", "fwd", 128): Tile(128, 32, 8, 3),
+        (80, "half", "dq", 256): Tile(32, 32, 8, 2),
+    }
 
 
 def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:

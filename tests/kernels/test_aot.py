@@ -121,6 +121,7 @@ def test_refuses_the_interpreter() -> None:
 @triton.jit
 def product_kernel(
     a_ptr, b_ptr, out_ptr, steps, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     m, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
     acc = tl.zeros((M, N), tl.float32)
@@ -129,17 +130,8 @@ def product_kernel(
         b = tl.load(b_ptr + (step * K + k[:, None]) * N + n[None, :])
         if WIDE:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        acc = tl.dot(a, b, acc, input_precision="ieee")
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
     tl.store(out_ptr + m[:, None] * N + n[None, :], acc)
-
-
-@triton.jit
-def outer_kernel(x_ptr, y_ptr, out_ptr, SIDE: tl.constexpr):
-    """The compiler makes this sum a matrix product."""
-    at = tl.arange(0, SIDE)
-    x = tl.load(x_ptr + at[:, None] * SIDE + at[None, :])
-    y = tl.load(y_ptr + at[:, None] * SIDE + at[None, :])
-    tl.store(out_ptr + at[:, None] * SIDE + at[None, :], tl.sum(x[:, :, None] * y[None, :, :], 1))
 
 
 @triton.jit
@@ -150,17 +142,17 @@ def softmax_kernel(x_ptr, WIDTH: tl.constexpr):
     tl.store(x_ptr + at, p / tl.sum(p, 0))
 
 
-def product(m: int, n: int, k: int, warps: int, stages: int, wide: bool = False) -> None:
-    a, b, out = (torch.zeros(1, dtype=dtype) for dtype in (torch.bfloat16, torch.bfloat16, torch.float32))
-    launch(product_kernel, (1,), a, b, out, 16, M=m, N=n, K=k, WIDE=wide, num_warps=warps, num_stages=stages)
+def product(
+    m: int, n: int, k: int, warps: int, stages: int, wide: bool = False, precision: str = "ieee",
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:  # fmt: skip
+    a, b, out = torch.zeros(1, dtype=dtype), torch.zeros(1, dtype=dtype), torch.zeros(1)
+    tile = {"M": m, "N": n, "K": k, "num_warps": warps, "num_stages": stages}
+    launch(product_kernel, (1,), a, b, out, 16, WIDE=wide, PRECISION=precision, **tile)
 
 
 def softmax(width: int) -> None:
     launch(softmax_kernel, (1,), torch.zeros(1), WIDTH=width, num_warps=1)
-
-
-def outer(side: int) -> None:
-    launch(outer_kernel, (1,), *(torch.zeros(1) for _ in range(3)), SIDE=side, num_warps=4)
 
 
 # What is started, for which architecture, and the fault that it must be told of.
@@ -170,7 +162,10 @@ BUILT: dict[str, tuple[int, Callable[[], None], str | None]] = {
     "too few rows for HGMMA": (90, lambda: product(16, 64, 32, 4, 2), None),
     "too few warps for HGMMA": (90, lambda: product(64, 64, 32, 2, 2), "multiplies bf16 matrices without HGMMA"),
     "widened": (90, lambda: product(64, 16, 16, 4, 1, wide=True), "1 of its matrix products are in fp32"),
-    "a sum made a product": (80, lambda: outer(16), "1 of its matrix products are in tf32"),
+    "rounded to tf32": (
+        80, lambda: product(64, 64, 32, 4, 2, precision="tf32", dtype=torch.float32),
+        "1 of its matrix products are in tf32",
+    ),
     "too many stages, sm_80": (80, lambda: product(128, 128, 128, 8, 4), "the device has 166912"),
     "too many stages, sm_90": (90, lambda: product(128, 128, 128, 8, 5), "the device has 232448"),
     "spills": (80, lambda: softmax(8192), "local loads and stores"),
@@ -202,9 +197,22 @@ def test_all_kernels() -> None:
     done = run()
     faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
     assert done.returncode == 0, "\n".join([*faults, done.stderr])
-    # Of another Triton only the hard rules would have been held, and the golden file would be out of use unnoticed.
     golden = json.loads(aot.GOLDEN.read_text(encoding="utf-8"))["triton"]
     assert "all rules" in done.stdout or golden != triton.__version__
+
+
+def test_the_golden_file_is_of_the_triton_that_make_installs() -> None:
+    """Of another one only the hard rules would be held, and the golden file would be out of use unnoticed."""
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"triton=={json.loads(aot.GOLDEN.read_text(encoding='utf-8'))['triton']}" in pinned
+
+
+def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
+    """Its default is another from Triton 3.10 on."""
+    with recording((9, 0)) as started:
+        softmax(64)
+    assert started[0].options["enable_fp_fusion"] is True
+    assert aot.variant("", 90, started[0]).options["enable_fp_fusion"] is True
 
 
 if __name__ == "__main__":
