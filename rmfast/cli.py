@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rmfast.config import DenoiseConfig
+from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
 from rmfast.errors import RunError, UserError
 from rmfast.tasks.judge import add_flags
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name")
     report.add_argument("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
-    report.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    _template(report)
     _columns(report)
     report.add_argument("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
     report.add_argument(
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("model", metavar="CKPT", help="checkpoint, run folder or Hugging Face folder")
     export.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
     export.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    export.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    _template(export)
     export.add_argument("--label", metavar="NAME", help=LABEL)
 
     plan = commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take")
@@ -174,13 +175,25 @@ def _scoring(command: argparse.ArgumentParser) -> None:
         default=16384,
         help="tokens of a forward pass; of a local judge's batch (default %(default)s)",
     )
+    _template(command)
+
+
+def _template(command: argparse.ArgumentParser) -> None:
     command.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
-    command.add_argument("--label", metavar="NAME", help=LABEL)
     command.add_argument(
-        "--scored-token",
-        choices=["last", "transformers"],
-        help="of a response: its last (default), or as transformers the last that is no pad token",
+        "--template-date",
+        type=date,
+        metavar="YYYY-MM-DD",
+        help=f"given to a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})",
     )
+
+
+def date(text: str) -> str:
+    """A date as YYYY-MM-DD, for argparse."""
+    try:
+        return iso_date(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

@@ -35,6 +35,13 @@ def test_the_key_on_is_a_word(base: str, tmp_path: Path) -> None:
     assert load_config([base, file]).objective.on == "difference"
 
 
+def test_a_date_is_text_whether_yaml_takes_it_for_a_date_or_not(base: str, tmp_path: Path) -> None:
+    assert load_config([base]).data.template_date == "2024-07-26"
+    bare = write(tmp_path / "date.yaml", "data:\n  template_date: 2025-01-05\n")
+    for words in ([bare], ["--data.template_date", "2025-01-05"]):
+        assert load_config([base, *words]).data.template_date == "2025-01-05"
+
+
 def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
     words = ["--model.path", "d", "--data.train", "a.jsonl", "b.jsonl", "--run.max_steps", "null"]
     words += ["--data.train_weights", "1", "0.5"]
@@ -87,6 +94,8 @@ def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
             for option in ("beta: 0", "views: response", "temperature: 0.1", "queue: 1", "epsilon: 1")
         ),
         ("objective: {'on': difference}", "objective.on", "belongs to objective.contrastive simcse or swav"),
+        ("data: {template_date: 26.07.2024}", "data.template_date", "is a date such as 2024-07-26, got '26.07.2024'"),
+        ("data: {template_date: null}", "data.template_date", "is a date such as 2024-07-26, got 'None'"),
         ("meta: {eta: 0.1, rho: 0.1}", "meta.eta", "beside meta.rho"),
         (
             "data: {max_length: 40, tokens_per_pack: 79}\nobjective: {contrastive: swav}",

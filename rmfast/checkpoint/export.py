@@ -1,21 +1,21 @@
 """Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jinja2 import TemplateError, TemplateSyntaxError
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rmfast.data.example import Example
+from rmfast.data.probe import readable
 from rmfast.data.store import store_examples
+from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
@@ -26,26 +26,24 @@ CHECK_TEXTS = (  # tokenised, and by `rmfast export` scored, on both sides of an
     Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
     Example(prompt="", responses=("One line.",)),
 )
-CHECK_MESSAGES = Example(
-    prompt=[{"role": "user", "content": "What is the capital of France?"}], responses=("Paris.", "Ask a map.")
-)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference of a score from transformers', relative to the largest score."""
 
 
-def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int:
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: Collection[int] = ()) -> int:
     """A token to pad with that is no sequence's last: never the eos.
 
     transformers scores the last token that is not the pad token. With pad == eos it would score the one before.
 
     Args:
         vocabulary: rows of the embedding; the token must have one.
+        ends: last tokens of the data's sequences.
 
     Raises:
-        UserError: the tokenizer has no token for it.
+        UserError: the tokenizer has no token for it; its chat template is no valid jinja.
     """
     pad = tokenizer.pad_token_id
-    last = last_tokens(tokenizer)
+    last = last_tokens(tokenizer) | set(ends)
     if pad is not None and pad not in last and pad < vocabulary:
         return pad
     special = {i: t for i, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special and i < vocabulary}
@@ -68,19 +66,8 @@ def last_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Last tokens of conversations under the chat template."""
-    if not tokenizer.chat_template:
-        return set()
-    ends: set[int] = set()
-    for answer in ("a", "b c."):
-        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-        try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False)
-        except TemplateSyntaxError as error:
-            raise UserError(f"the chat template is not valid jinja: {error.message}") from None
-        except TemplateError:  # a template may refuse this conversation and take the data's
-            return ends
-        ends.add(tokenizer(text, add_special_tokens=False)["input_ids"][-1])
-    return ends
+    encoded = encode(tokenizer, readable(tokenizer))
+    return {int(ids[-1]) for made in encoded if isinstance(made, Encoded) for ids in made.ids}
 
 
 def write_model(
@@ -91,12 +78,14 @@ def write_model(
     state: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
+    ends: Collection[int] = (),
 ) -> None:
     """Write a Hugging Face folder under a temporary name and rename it; one that rmfast wrote before is replaced.
 
     Args:
         state: all weights, by our names.
         dtype: of the weights in the folder.
+        ends: see `choose_pad_token`.
 
     Raises:
         UserError: a folder of that name holds what rmfast did not write.
@@ -106,7 +95,7 @@ def write_model(
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    pad = choose_pad_token(tokenizer, config.vocabulary)
+    pad = choose_pad_token(tokenizer, config.vocabulary, ends)
     write_tokenizer(tokenizer, aside, pad)
     save_hf(aside, hf, config, state, dtype=dtype, pad_token_id=pad)
     mark_model(aside)
@@ -137,11 +126,7 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         RunError: other ids, as after a lost bos or chat template.
     """
     exported = load_tokenizer(folder)
-    examples = list(CHECK_TEXTS)
-    if tokenizer.chat_template:
-        with contextlib.suppress(UserError):  # a template may refuse this conversation and take the data's
-            store_examples([CHECK_MESSAGES], tokenizer)
-            examples.append(CHECK_MESSAGES)
+    examples = [*CHECK_TEXTS, *readable(tokenizer)]
     try:
         ours, theirs = store_examples(examples, tokenizer), store_examples(examples, exported)
     except UserError as error:

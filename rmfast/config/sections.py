@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.columns import read_columns
 from rmfast.data.denoise import Denoise, resolve
 
@@ -121,6 +122,9 @@ class DataConfig(Section):
         description="what other columns are: THEIRS=OURS, a layout (orca, alpaca, ...), ignore (docs/data.md)",
     )
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
+    template_date: Annotated[str, BeforeValidator(iso_date)] = Field(
+        DEFAULT_DATE, description="YYYY-MM-DD, given to a chat template that reads the clock"
+    )
     cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
     denoise: Preset | None = Field(None, description="what is done to training edges by their strength (denoise.*)")

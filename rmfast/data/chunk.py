@@ -55,6 +55,7 @@ class Chunk:
     guessed_prompts: int
     every_bos: bool
     max_id: int  # largest token id, -1 where there is none
+    ends: set[int]  # last tokens of the sequences
     has_strings: bool
     has_messages: bool
 
@@ -104,6 +105,7 @@ def encode_chunk(
         guessed_prompts=sum(guessed for _, guessed in keys),
         every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.ids),
         max_id=int(arrays["tokens"].max(initial=-1)),
+        ends={int(ids[-1]) for _, _, encoded in groups for ids in encoded.ids},
         has_strings=any(isinstance(example.responses[0], str) and not example.is_messages for example in examples),
         has_messages=any(example.is_messages for example in examples),
     )
@@ -164,6 +166,7 @@ class Summary:
     guessed_prompts: int = 0
     every_bos: bool = True
     max_id: int = -1
+    ends: set[int] = field(default_factory=set)
     has_strings: bool = False
     has_messages: bool = False
 
@@ -189,6 +192,7 @@ class Summary:
         self.guessed_prompts += chunk.guessed_prompts
         self.every_bos &= chunk.every_bos
         self.max_id = max(self.max_id, chunk.max_id)
+        self.ends |= chunk.ends
         self.has_strings |= chunk.has_strings
         self.has_messages |= chunk.has_messages
 
@@ -214,6 +218,7 @@ class Summary:
             "bos_id": tokenizer.bos_token_id if self.every_bos else None,
             "eos_id": tokenizer.eos_token_id,
             "max_id": self.max_id,
+            "ends": sorted(self.ends),
             "has_strings": self.has_strings,
             "has_messages": self.has_messages,
         }

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 
 from rmfast.data.example import Example, Message
+from rmfast.data.omissions import shared_turns
 from rmfast.data.tokenise import common_prefix
 from rmfast.data.turns import TURNS
 
@@ -39,7 +40,7 @@ def _of_messages(example: Example) -> tuple[str, bool]:
     turns, guessed = cast(list[Message] | None, example.prompt) or [], False
     if not turns:
         before = [[_plain(turn) for turn in example.conversation(own)[:-1]] for own in example.responses]
-        turns = _shared_turns(before)
+        turns = before[0][: shared_turns(before)]
         guessed = any(len(own) > len(turns) for own in before)
         if not any(turn.get("role") == "user" for turn in turns):  # a system prompt alone is everybody's
             return "", True
@@ -51,16 +52,6 @@ def _of_messages(example: Example) -> tuple[str, bool]:
 
 def _plain(turn: Message) -> Message:
     return turn | {"content": str(turn.get("content") or "").strip()}
-
-
-def _shared_turns(conversations: list[list[Message]]) -> list[Message]:
-    """The turns with which all conversations begin."""
-    shared = []
-    for column in zip(*conversations, strict=False):
-        if any(turn != column[0] for turn in column):
-            break
-        shared.append(column[0])
-    return shared
 
 
 def _of_text(example: Example) -> tuple[str, bool]:

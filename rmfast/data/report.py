@@ -8,6 +8,7 @@ import numpy as np
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore
+from rmfast.data.tokenise import SAME_BY_TEMPLATE, SAME_BY_TOKENIZER
 
 _BATCH = 8  # groups in the padded batch that packing is compared with
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -74,7 +75,7 @@ def _edges(store: TokenStore) -> list[tuple[str, str]]:
     decided = longer[longer != 0]
     lines = [
         ("edges", f"{len(longer):,}"),
-        ("identical pairs", f"{_share(store.identical)} of the edges; they weigh nothing"),
+        ("identical pairs", f"{_share(store.identical)} of the edges; they weigh nothing{_made_identical(store)}"),
         ("margin", f"{store.margin.min():g} to {store.margin.max():g}"),
     ]
     if len(decided):
@@ -83,6 +84,12 @@ def _edges(store: TokenStore) -> list[tuple[str, str]]:
         known = store.strength_mean[~np.isnan(store.strength_mean)]
         lines.append(("strength", f"{known.min():g} to {known.max():g}, on {len(known):,} edges"))
     return lines
+
+
+def _made_identical(store: TokenStore) -> str:
+    notes = store.meta["notes"]
+    rows = sum(notes[kind][0] for kind in (SAME_BY_TEMPLATE, SAME_BY_TOKENIZER) if kind in notes)
+    return f"; in {rows:,} row{'' if rows == 1 else 's'} the texts differ" if rows else ""
 
 
 def _text(store: TokenStore) -> list[tuple[str, str]]:

@@ -64,6 +64,11 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def ends(self) -> set[int]:
+        """Last tokens of the stores' sequences."""
+        return {token for store in self.stores for token in store.meta["ends"]}
+
     def label(self, group: int) -> str:
         """The row of a file that a group came from, for messages."""
         return self.stores[self.store[group]].label(int(self.index[group]))

@@ -8,17 +8,21 @@ and answer, and nothing is added, which is what `apply_chat_template(tokenize=Tr
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.example import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_ROLES, WRONG_TYPE, BadRow, Example, Message
+from rmfast.data.example import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_TYPE, BadRow, Example, Message, Response
 from rmfast.data.notes import Note
-from rmfast.errors import UserError
+from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, shown
+from rmfast.data.template import render
 
 Ids = np.ndarray
+
+SAME_BY_TEMPLATE = "only the chat template makes responses the same"
+SAME_BY_TOKENIZER = "only the tokenizer makes responses the same"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +58,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
         UserError: messages need a chat template and there is none, or it is not valid.
     """
     texts: dict[bool, dict[str, None]] = {True: {}, False: {}}  # by rendered or plain; a dict keeps each text once
-    drafts: list[tuple[Example, list[str]] | BadRow] = []
+    drafts: list[_Draft | BadRow] = []
     for example in examples:
         try:
-            written = _texts(tokenizer, example)
+            draft = _write(tokenizer, example)
         except BadRow as bad:
             drafts.append(bad)
             continue
-        texts[example.is_messages].update(dict.fromkeys(written))
-        drafts.append((example, written))
+        texts[example.is_messages].update(dict.fromkeys(draft.all_texts))
+        drafts.append(draft)
     ids = {rendered: _tokenise(tokenizer, list(keys), rendered) for rendered, keys in texts.items()}
     return [
-        draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft[0], draft[1], ids[draft[0].is_messages])
+        draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft, ids[draft.example.is_messages])
         for draft in drafts
     ]
 
@@ -93,48 +97,51 @@ def common_prefix(a: Ids, b: Ids) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[str]:
-    """The full text of each response, then the prompt's alone if there is a prompt. Nothing for ready ids."""
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """The texts of an example: of each response with the prompt (none for ready ids), and of the prompt alone."""
+
+    example: Example
+    texts: tuple[str, ...] = ()
+    prompt: str | None = None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def all_texts(self) -> tuple[str, ...]:
+        return self.texts if self.prompt is None else (*self.texts, self.prompt)
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     if example.is_messages:
-        texts = [_render(tokenizer, example, example.conversation(answer), False) for answer in example.responses]
-        if example.prompt:
-            with suppress(BadRow):  # a template may refuse a prompt that stands alone: then it counts as implicit
-                texts.append(_render(tokenizer, example, example.conversation([]), True))
+        draft = _rendered(tokenizer, example)
     elif isinstance(example.responses[0], str):
         prompt = cast(str | None, example.prompt)
-        texts = [(prompt or "") + cast(str, response) for response in example.responses]
-        if prompt is not None:
-            texts.append(prompt)
+        draft = _Draft(example, tuple((prompt or "") + cast(str, response) for response in example.responses), prompt)
     else:
-        return []
-    for text in texts:
+        draft = _Draft(example)
+    for text in draft.all_texts:
         if not text.isascii():
             try:
                 text.encode()
             except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
                 raise BadRow(NOT_UTF8, f"character {text[error.start]!r} is half of a surrogate pair") from None
-    return texts
+    return draft
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, example: Example, messages: list[Message], is_prompt: bool) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "the data holds messages but the tokenizer has no chat template: "
-            "give one (data.chat_template, --chat-template)"
-        )
-    arguments = example.template_kwargs | {"tokenize": False, "add_generation_prompt": is_prompt}
-    try:
-        return str(tokenizer.apply_chat_template(messages, tools=example.tools, **arguments))
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template (data.chat_template) is not valid, line {error.lineno}: {error}") from None
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        KeyError,
-        ArithmeticError,
-    ) as error:  # whatever templates raise on odd turns
-        raise BadRow(WRONG_ROLES, (str(error).splitlines() or [type(error).__name__])[0]) from None
+def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
+    """The chat template's texts, and notes on what they lack."""
+    write = partial(render, tokenizer, tools=example.tools, arguments=example.template_kwargs)
+    conversations = [example.conversation(answer) for answer in example.responses]
+    texts = tuple(write(turns, is_prompt=False) for turns in conversations)
+    for turns in conversations:
+        check_unknown_roles(turns, partial(write, is_prompt=False))
+    count, prompt = len(example.prompt or ()), None
+    if example.prompt:
+        with suppress(BadRow):  # a template may refuse a prompt that stands alone: then it counts as implicit
+            prompt = write(example.conversation([]), is_prompt=True)
+    else:
+        count = shared_turns([turns[:-1] for turns in conversations])
+    return _Draft(example, texts, prompt, omissions(conversations, count, texts, prompt))
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], rendered: bool) -> dict[str, Ids]:
@@ -144,33 +151,50 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], rendered: bo
     return {text: np.asarray(ids, dtype=np.int32) for text, ids in zip(texts, lists, strict=True)}
 
 
-def _assemble(
-    tokenizer: PreTrainedTokenizerBase, example: Example, texts: list[str], ids_of: dict[str, Ids]
-) -> Encoded | BadRow:
-    count = len(example.responses)
-    if texts:
-        sequences, prompt = [ids_of[text] for text in texts[:count]], [ids_of[text] for text in texts[count:]]
+def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[str, Ids]) -> Encoded | BadRow:
+    example = draft.example
+    is_text = bool(draft.texts) and not example.is_messages
+    prompt = None if draft.prompt is None else ids_of[draft.prompt]
+    if draft.texts:
+        sequences = [ids_of[text] for text in draft.texts]
     else:
-        sequences, prompt = [np.asarray(ids, dtype=np.int64) for ids in example.responses], []
-        if any((ids >= len(tokenizer)).any() for ids in sequences):
-            return BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {len(tokenizer)}")
-        sequences = [ids.astype(np.int32) for ids in sequences]
+        vocabulary = len(tokenizer)
+        if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in cast(Any, example.responses)):
+            return BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {vocabulary}")
+        sequences = [np.array(ids, dtype=np.int32) for ids in example.responses]
     double_bos = 0
-    if texts and not example.is_messages:
+    if is_text:
         double_bos = sum(_has_double_bos(ids, tokenizer.bos_token_id) for ids in sequences)
         # Without a bos of the tokenizer's own, both stand in the text and stay.
         if double_bos and tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
             double_bos = 0
     if double_bos:
         sequences = [_single_bos(ids, tokenizer.bos_token_id) for ids in sequences]
-        prompt = [_single_bos(ids, tokenizer.bos_token_id) for ids in prompt]
-    if texts and not example.is_messages:
+        prompt = None if prompt is None else _single_bos(prompt, tokenizer.bos_token_id)
+    if is_text:
         sequences = [_append_eos(ids, tokenizer.eos_token_id) for ids in sequences]
     if not all(len(ids) for ids in sequences):
         return BadRow(EMPTY, "a response has no tokens")
     prefix = min(common_prefix(sequences[0], ids) for ids in sequences)
-    starts = tuple(common_prefix(prompt[0], ids) if prompt else prefix for ids in sequences)
-    return Encoded(tuple(sequences), prefix, starts, double_bos, notes=example.notes)
+    starts = tuple(prefix if prompt is None else common_prefix(prompt, ids) for ids in sequences)
+    notes = (*example.notes, *draft.notes, *_same_tokens(example, sequences))
+    return Encoded(tuple(sequences), prefix, starts, double_bos, notes=notes)
+
+
+def _same_tokens(example: Example, sequences: Sequence[Ids]) -> tuple[Note, ...]:
+    """Whether responses that differ have become the same."""
+    first: dict[bytes, Response] = {}
+    for response, ids in zip(example.responses, sequences, strict=True):
+        other = first.setdefault(ids.tobytes(), response)
+        if other != response:
+            kind = SAME_BY_TEMPLATE if example.is_messages else SAME_BY_TOKENIZER
+            return (Note(kind, f"{_said(other)} and {_said(response)}"),)
+    return ()
+
+
+def _said(response: Response) -> str:
+    """A response's text for people; of messages the last one's."""
+    return shown(response if isinstance(response, str) else cast(Message, response[-1]).get("content") or response)
 
 
 def _has_double_bos(ids: Ids, bos: int | None) -> bool:

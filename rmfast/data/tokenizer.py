@@ -8,18 +8,23 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rmfast.data.clock import fix_date, iso_date
 from rmfast.errors import UserError
 
 
-def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | Path, chat_template: str | None = None, template_date: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load the fast tokenizer of a Hugging Face folder, a GGUF file or a hub name.
 
     Args:
         path: a folder, a .gguf file, or a name on the hub.
         chat_template: a template file or the template's text; it replaces the tokenizer's own.
+        template_date: YYYY-MM-DD, what a template that reads the clock is given; None for the date that it was given
+            before, or else `rmfast.data.clock.DEFAULT_DATE`.
 
     Raises:
-        UserError: nothing to load there, no fast tokenizer, or one without an eos token.
+        UserError: nothing to load there, no fast tokenizer, or one without an eos token; no date.
     """
     path = Path(path)
     is_local = path.exists()
@@ -46,6 +51,11 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
         raise UserError(f"the tokenizer of {path} has no eos token: set eos_token in its tokenizer_config.json")
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
+    try:
+        date = None if template_date is None else iso_date(template_date)
+    except ValueError as error:
+        raise UserError(f"the chat template's date (data.template_date) {error}") from None
+    tokenizer.chat_template = fix_date(tokenizer.chat_template, date)
     return tokenizer
 
 
@@ -68,7 +78,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of all that decides token ids: vocabulary and rules, chat template, eos, bos, added special tokens."""
+    """sha256 of all that decides token ids: vocabulary and rules, chat template with its date, eos, bos."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Padding and truncation are leftovers of the last call, and each of our calls sets them anew.
     backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.clock import fixed_date
 from rmfast.data.example import BadRow, Example
+from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.store import TokenStore
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.errors import UserError
@@ -38,6 +40,8 @@ class Answers:
         lengths: [N] of the responses, in `unit`.
         votes: [M, E] each member's or sample's gap; None where there is one member and one sample.
         figures: what else is known of this model, for people.
+        notes: on the items that were judged.
+        template_date: what chat templates that read the clock were given; None where none does.
     """
 
     results: list[Result]
@@ -46,6 +50,8 @@ class Answers:
     unit: str
     votes: list[Floats] | None = None
     figures: dict[str, Any] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
+    template_date: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,26 +87,49 @@ def _too_long(longest: int, window: int) -> BadRow:
     return BadRow(TOO_LONG, f"{longest:,} tokens, and the model takes {window:,}")
 
 
-def usable(items: Sequence[Item], readers: Sequence[Reader]) -> tuple[list[Item], list[Unscored], list[Floats]]:
-    """The items that every model can read, the others, and the responses' lengths in tokens.
+@dataclass(frozen=True)
+class Usable:
+    """The items that every model can read, the others, and what the readers know of them (see `Answers`).
 
     Lengths are those of the first tokenizer, counted from where the prompt ends.
+    """
+
+    items: list[Item]
+    unscored: list[Unscored]
+    lengths: list[Floats]
+    notes: Notes
+    template_date: str | None
+
+    def answers(
+        self, results: list[Result], votes: list[Floats] | None = None, figures: dict[str, Any] | None = None
+    ) -> Answers:
+        """What models say of the items, with all that the readers know."""
+        return Answers(
+            results, self.unscored, self.lengths, "tokens", votes, figures or {}, self.notes, self.template_date
+        )
+
+
+def usable(items: Sequence[Item], readers: Sequence[Reader]) -> Usable:
+    """Read all items.
 
     Raises:
         UserError: no item is left.
     """
     bad: dict[int, BadRow] = {}
     lengths: list[Floats] = []
+    notes: list[dict[Note, None]] = [dict.fromkeys(item.example.notes) for item in items]
     shared = share(items)
     for number, reader in enumerate(readers):
         encoded = reader.read(shared.examples)
         for i, item in enumerate(items):
             own = encoded[shared.group[i]]
             places = shared.places[i]
-            if isinstance(own, BadRow):  # of some item in the group: maybe not of this one
+            if isinstance(own, BadRow) or own.notes:  # of some item in the group: maybe not of this one
                 own, places = reader.read([item.example])[0], tuple(range(len(item.example.responses)))
             if isinstance(own, BadRow):
                 bad.setdefault(i, own)
+            else:
+                notes[i] |= dict.fromkeys(own.notes)
             if number == 0:
                 lengths.append(np.empty(0) if isinstance(own, BadRow) else _lengths(own)[list(places)])
     left = [i for i in range(len(items)) if i not in bad]
@@ -110,7 +139,16 @@ def usable(items: Sequence[Item], readers: Sequence[Reader]) -> tuple[list[Item]
     if not left:
         first = f"; the first: {unscored[0].label}: {unscored[0].cause}: {unscored[0].detail}" if unscored else ""
         raise UserError(f"no row can be used, of {len(items)}{first}")
-    return [items[i] for i in left], unscored, [lengths[i] for i in left]
+    counted: Notes = {}
+    add_notes(counted, ((items[i].label, note) for i in left for note in notes[i]))
+    dates = {fixed_date(reader.tokenizer.chat_template) for reader in readers} - {None}
+    return Usable(
+        [items[i] for i in left],
+        unscored,
+        [lengths[i] for i in left],
+        counted,
+        ", ".join(sorted(filter(None, dates))) or None,
+    )
 
 
 def _lengths(encoded: Encoded) -> Floats:
@@ -135,7 +173,8 @@ def answers_of_models(
     Raises:
         UserError: no item can be judged.
     """
-    items, unscored, lengths = usable(items, readers)
+    read = usable(items, readers)
+    items = read.items
     shared = share(items)
     sizes = np.cumsum([len(example.responses) for example in shared.examples])[:-1]
     heads = [np.concatenate(load().score_examples(shared.examples)).T for load in models]
@@ -145,10 +184,10 @@ def answers_of_models(
     each = [results_of(items, shared, np.split(member, sizes)) for member in members]
     votes = [np.stack([results[i].gaps for results in each]) for i in range(len(items))]
     if len(members) == 1:
-        return Answers(each[0], unscored, lengths, "tokens")
+        return read.answers(each[0])
     if rule == "majority":
         results = [Result(item, ballot(v)) for item, v in zip(items, votes, strict=True)]
     else:
         results = results_of(items, shared, np.split(combine(members, rule, k), sizes))
     alone = [float(np.mean([gap > 0 for v in votes for gap in v[m]])) for m in range(len(members))]
-    return Answers(results, unscored, lengths, "tokens", votes, {"members": alone})
+    return read.answers(results, votes, {"members": alone})

@@ -48,6 +48,7 @@ def load_any(
     label: str | int | None = None,
     scored_token: ScoredToken | None = None,
     chat_template: str | None = None,
+    template_date: str | None = None,
     tokens_per_pack: int = 16384,
     progress: Progress | None = None,
 ) -> "RewardModel | ForeignModel":
@@ -61,13 +62,13 @@ def load_any(
     folder = find_folder(path)
     options: dict[str, Any] = {"scored_token": scored_token, "progress": progress}
     if is_foreign(folder, label):
-        tokenizer = load_tokenizer(folder, chat_template)
+        tokenizer = load_tokenizer(folder, chat_template, template_date)
         model, row = _load_foreign(folder, device, dtype, label)
         if scores_a_token(model):
             warn_of_tokens(scored_token, model.config, tokenizer, folder)
         return ForeignModel(model, tokenizer, row=row, name=str(folder), **options)
-    options |= {"label": label, "chat_template": chat_template, "tokens_per_pack": tokens_per_pack}
-    return load(folder, device, dtype, **options)
+    options |= {"label": label, "chat_template": chat_template, "template_date": template_date}
+    return load(folder, device, dtype, tokens_per_pack=tokens_per_pack, **options)
 
 
 def is_foreign(path: str | Path, label: str | int | None = None) -> bool:

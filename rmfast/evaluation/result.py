@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rmfast.data.example import Example
+from rmfast.data.notes import note_lines
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.combine import OF_REWARDS
@@ -36,10 +37,10 @@ def suite_result(suite: Suite, rows: Rows, answers: Answers, *, about: Data, dat
     Returns:
         format, suite, data, `about`; headline {name: share}; `pairwise_metrics` of all edges, each a key; cells
         [{part, path, rows, correct, accuracy, low, high, not_scored}], the empty path for a part as a whole; rows,
-        rows_not_scored, not_scored_by_cause, not_scored [{label, part, path, cause, detail}]; notes; figures of the
-        model's own; worst [{label, path, gap, prompt, better, worse, ...}]; items [{uid, label, part, path, won, gaps,
-        rewards, lengths, edges, sources, prompt}], prompt a number that rows of one prompt share; votes, [members,
-        edges] for each item, where there are several members or samples.
+        rows_not_scored, not_scored_by_cause, not_scored [{label, part, path, cause, detail}]; template_date, notes and
+        figures (see `Answers`); worst [{label, path, gap, prompt, better, worse, ...}]; items [{uid, label, part, path,
+        won, gaps, rewards, lengths, edges, sources, prompt}], prompt a number that rows of one prompt share; votes,
+        [members, edges] for each item, where there are several members or samples.
     """
     results = answers.results
     unscored = [*rows.unscored, *answers.unscored]
@@ -62,7 +63,8 @@ def suite_result(suite: Suite, rows: Rows, answers: Answers, *, about: Data, dat
         "rows_not_scored": len(unscored),
         "not_scored_by_cause": dict(Counter(row.cause for row in unscored).most_common()),
         "not_scored": [vars(row) | {"path": list(row.path)} for row in unscored],
-        "notes": list(rows.notes),
+        "template_date": answers.template_date,
+        "notes": [*rows.notes, *note_lines(answers.notes)],
         "figures": answers.figures,
         "worst": [_worst(results[i]) for i in _worst_order(results)],
         "items": [

@@ -45,6 +45,7 @@ def load(
     label: str | int | None = None,
     scored_token: ScoredToken | None = None,
     chat_template: str | None = None,
+    template_date: str | None = None,
     tokens_per_pack: int = 16384,
     progress: Progress | None = None,
 ) -> "RewardModel":
@@ -59,6 +60,8 @@ def load(
         scored_token: "last" scores each response's last token; "transformers" the last one that is no pad token, as
             `*ForSequenceClassification` does. Default: the last; where that may be another, a warning says so.
         chat_template: jinja file or text, in place of the tokenizer's own.
+        template_date: YYYY-MM-DD, given to a template that reads the clock; None for the one that the model was
+            trained with, or else 2024-07-26.
         tokens_per_pack: token budget of a forward pass; it changes scores by rounding only.
         progress: told how many prompts are scored, of how many.
 
@@ -71,7 +74,7 @@ def load(
         network, hf = _from_checkpoint(path, dtype, label)
     else:
         network, hf = load_network(path, label=label, dtype=dtype, weights_dtype=dtype)
-    tokenizer = load_tokenizer(path, chat_template)
+    tokenizer = load_tokenizer(path, chat_template, template_date)
     if not trained_here:
         warn_of_tokens(scored_token, hf, tokenizer, path)
     pad = hf.get_text_config().pad_token_id if scored_token == "transformers" else None
@@ -89,7 +92,7 @@ def warn_of_tokens(
 def tokens_note(hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Where transformers may score another token than the last, a line that says so; otherwise empty."""
     pad, ends = hf.get_text_config().pad_token_id, {tokenizer.eos_token_id}
-    with suppress(Exception):  # of a template, which matters where it is used
+    with suppress(UserError):  # a template that is no valid jinja, which matters where it is used
         ends = last_tokens(tokenizer)
     if pad is None or pad not in ends:
         return ""

@@ -61,7 +61,7 @@ def readable(rows: Sequence[ReadRow], reader: Reader) -> list[ReadRow]:
     for row in rows:
         result = next(encoded) if row.example else None
         if result is not None and not isinstance(result, BadRow):
-            row = replace(row, notes=result.notes)
+            row = replace(row, notes=tuple(dict.fromkeys((*row.notes, *result.notes))))
         if isinstance(result, BadRow):
             row = replace(row, example=None, error=f"{result.cause}: {result.detail}")
         out.append(row)

@@ -12,6 +12,7 @@ import torch
 from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
+from rmfast.data.probe import taken_for_granted
 from rmfast.data.report import data_report
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
@@ -32,13 +33,16 @@ from rmfast.evaluation.score import score_table
 from rmfast.models.config import DTYPES
 from rmfast.outputs.kinds import SCORED
 from rmfast.outputs.overlap import Input, Output, check_overlap
-from rmfast.tasks.options import check_models, columns_of, load_model, out_file, read_by, reader, write_file
+from rmfast.tasks.options import check_models, columns_of, load_model, out_file, read_by, reader, say_date, write_file
 from rmfast.trainer.log import say
 
 
 def report(options: Namespace) -> None:
     """rmfast data report"""
-    tokenizer = load_tokenizer(options.model, options.chat_template) if options.model else byte_tokenizer()
+    tokenizer = byte_tokenizer()
+    if options.model:
+        tokenizer = load_tokenizer(options.model, options.chat_template, options.template_date)
+        say_date(options.model, tokenizer)
     how: dict[str, Any] = {"samples": options.samples, "columns": columns_of(options)}
     with tempfile.TemporaryDirectory() as cache:
         stores = [build_store(source, tokenizer, cache, **how) for source in options.sources]
@@ -95,8 +99,12 @@ def export(options: Namespace) -> None:
         raise UserError(f"--out {folder}: there is no folder {folder.absolute().parent}")
     check_overlap([Output("--out", folder, "name another")], [Input("CKPT", find_folder(options.model))])
     dtype = DTYPES[options.dtype]
-    model = load(options.model, dtype=dtype, label=options.label, chat_template=options.chat_template)
+    template = {"chat_template": options.chat_template, "template_date": options.template_date}
+    model = load(options.model, dtype=dtype, label=options.label, **template)
+    say_date(options.model, model.tokenizer)
     state = {name: p.detach() for name, p in model.network.named_parameters()}
+    if line := taken_for_granted(model.tokenizer):
+        say(line)
     write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
     # The model as it was, in the folder's dtype, against the folder as transformers reads it.
     table = model.table(CHECK_TEXTS)

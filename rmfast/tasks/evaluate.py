@@ -96,14 +96,23 @@ def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers
 
 
 def _by_judge(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers]:
-    judged = make_judge(options)(items, say)
+    judge = make_judge(options)
+    judged = judge(items, say)
     for line in summary(judged.figures):
         say(line)
     who = options.judge_model or _name(options.judge)
     lengths = [np.array([len(text(r)) for r in item.example.responses], dtype=np.float64) for item in items]
     about: Data = {"name": options.name or who, "kind": "judge", "model": who, "endpoint": options.endpoint}
     about |= {key: getattr(options, key) for key in ("criteria", "reasoning", "orders", "allow_ties", "seed")}
-    return about, Answers(judged.results, [], lengths, "characters", judged.votes, judged.figures)
+    return about, Answers(
+        judged.results,
+        [],
+        lengths,
+        "characters",
+        judged.votes,
+        judged.figures,
+        template_date=judge.template_date,
+    )
 
 
 def _name(path: str) -> str:

@@ -77,7 +77,9 @@ def train_heads(ensemble: Ensemble, stop: StopRequest) -> None:
         dtype=DTYPES[model.dtype],
         impl=model.kernels,
     )
-    choose_pad_token(ensemble.tokenizer, network.config.vocabulary)  # found out now rather than at the export
+    choose_pad_token(
+        ensemble.tokenizer, network.config.vocabulary, ensemble.ends
+    )  # found out now rather than at the export
     drawn = model.from_scratch or not stored_heads(model.path)
     heads = torch.cat([_first_head(network, ensemble, m, drawn) for m in range(members)])
     tables, place = _tables(ensemble)
@@ -381,7 +383,15 @@ def _evaluate(ensemble: Ensemble, trainer: HeadTrainer, held_out: dict[str, np.n
 def _export(ensemble: Ensemble, network: RewardNetwork, state: dict[str, Tensor], scores: np.ndarray) -> None:
     """One Hugging Face folder with a head for each member, checked against transformers."""
     folder, dtype = ensemble.folder / "model", DTYPES[ensemble.config.model.dtype]
-    write_model(folder, hf=ensemble.hf, config=network.config, state=state, tokenizer=ensemble.tokenizer, dtype=dtype)
+    write_model(
+        folder,
+        hf=ensemble.hf,
+        config=network.config,
+        state=state,
+        tokenizer=ensemble.tokenizer,
+        dtype=dtype,
+        ends=ensemble.ends,
+    )
     state.clear()  # whole and on the CPU, and transformers now loads another copy
     whole = ensemble.whole
     by_length = np.argsort(whole.stored, kind="stable")

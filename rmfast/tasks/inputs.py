@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
 from rmfast.data.plan import StepPlan
+from rmfast.data.probe import taken_for_granted
 from rmfast.data.table import GroupTable
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
@@ -20,7 +21,9 @@ from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
 from rmfast.tasks.model import check_window
 from rmfast.tasks.objectives import training_views
+from rmfast.tasks.options import say_date
 from rmfast.tasks.prepare import group_counts, make_table, open_stores
+from rmfast.trainer.log import say
 
 
 def open_world(config: Config, timeout_minutes: float | None = None) -> World:
@@ -53,7 +56,12 @@ def open_inputs(config: Config, world: World) -> Inputs:
     hf = read_config(config.model.path)
     vocabulary = decoder_config(hf, config.model.path).vocabulary
     check_window(config, hf)
-    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template, config.data.template_date)
+    granted = taken_for_granted(tokenizer)  # on all ranks: a template that is not valid must end them all
+    if world.main:
+        say_date(config.model.path, tokenizer)
+        if granted:
+            say(granted)
     stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
     held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
     table = make_table(

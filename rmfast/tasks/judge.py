@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
 
 if TYPE_CHECKING:
     from rmfast.evaluation.judge.backend import Backend, Sampling
+    from rmfast.evaluation.judge.local import Local
     from rmfast.evaluation.judge.plan import JudgeOptions
     from rmfast.evaluation.judge.run import Judged
     from rmfast.evaluation.suite import Item
@@ -22,11 +24,13 @@ PLACEHOLDER = "none"  # servers of one's own want a key of any kind
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge that is ready to be asked. `log` keeps its answers."""
+    """A judge that is ready to be asked. `log` keeps its answers; `template_date` is what its chat template is given if
+    that one reads the clock and runs here."""
 
     backend: "Backend"
     options: "JudgeOptions"
     log: Path | None
+    template_date: str | None = None
 
     def __call__(self, items: "Sequence[Item]", say: Callable[[str], None]) -> "Judged":
         from rmfast.evaluation.judge.run import judge_items
@@ -35,7 +39,7 @@ class Judge:
 
 
 def add_flags(command: ArgumentParser) -> None:
-    """The flags that `make_judge` reads, beside --device, --dtype, --tokens-per-pack, --chat-template and --out."""
+    """The flags that `make_judge` reads, beside those of every command that scores, and --out."""
     judge = command.add_argument_group("generative judges", "a language model that says which answer is better")
     judge.add_argument("--judge", metavar="DIR", help="a causal language model: Hugging Face folder or GGUF")
     judge.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible server, as http://localhost:8000/v1")
@@ -91,7 +95,10 @@ def make_judge(options: Namespace) -> Judge:
         seed=options.seed,
     )
     log = judge_log(options)
-    return Judge(_endpoint(options, sampling) if options.endpoint else _local(options, sampling), judge_options, log)
+    if options.endpoint:
+        return Judge(_endpoint(options, sampling), judge_options, log)
+    local = _local(options, sampling)
+    return Judge(local, judge_options, log, fixed_date(local.tokenizer.chat_template))
 
 
 def _criteria(name: str) -> str | None:
@@ -154,13 +161,14 @@ def _endpoint(options: Namespace, sampling: "Sampling") -> "Backend":
     )
 
 
-def _local(options: Namespace, sampling: "Sampling") -> "Backend":
+def _local(options: Namespace, sampling: "Sampling") -> "Local":
     import torch
 
     from rmfast.evaluation.judge.local import Local
     from rmfast.models.config import DTYPES
+    from rmfast.tasks.options import say_date
 
-    return Local(
+    local = Local(
         options.judge,
         sampling,
         seed=options.seed,
@@ -168,7 +176,10 @@ def _local(options: Namespace, sampling: "Sampling") -> "Backend":
         dtype=DTYPES[options.dtype],
         tokens_per_batch=options.tokens_per_pack,
         chat_template=options.chat_template,
+        template_date=options.template_date,
     )
+    say_date(options.judge, local.tokenizer)
+    return local
 
 
 def _number(text: str) -> float:

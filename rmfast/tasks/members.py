@@ -40,6 +40,11 @@ class Ensemble:
     folder: Path
 
     @cached_property
+    def ends(self) -> set[int]:
+        """Last tokens of all sequences."""
+        return self.table.ends.union(*(held_out.ends for held_out in self.evals.values()))
+
+    @cached_property
     def whole(self) -> GroupTable:
         return build_table(self.table.stores, need_edges=False)[0]
 

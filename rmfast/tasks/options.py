@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.clock import fixed_date
 from rmfast.data.columns import Columns, read_columns
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
@@ -26,7 +28,7 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
     """Wrong paths, templates and devices, answered before any data is read."""
     for path in paths:
         is_foreign(path, options.label)
-        load_tokenizer(find_folder(path), options.chat_template)
+        say_date(path, load_tokenizer(find_folder(path), options.chat_template, options.template_date))
     try:
         if torch.device(device_of(options)).type not in ("cpu", "cuda"):
             raise UserError(f"--device {options.device}: models run on cpu or cuda")
@@ -35,12 +37,19 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
         raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
 
 
+def say_date(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say which date a model's chat template is given, if it reads the clock."""
+    date = fixed_date(tokenizer.chat_template)
+    if date is not None:
+        say(f"{path}: the chat template reads the clock; it is given {date} on any day (template_date)")
+
+
 def reader(path: str, options: Namespace) -> Reader:
     """How a model reads: its tokenizer and its window."""
     folder = find_folder(path)
     hf = read_config(folder)
     window = longest_sequence(hf) if is_foreign(folder, options.label) else context_window(hf)
-    return Reader(load_tokenizer(folder, options.chat_template), window)
+    return Reader(load_tokenizer(folder, options.chat_template, options.template_date), window)
 
 
 def columns_of(options: Namespace) -> Columns:
@@ -65,6 +74,7 @@ def load_model(path: str, options: Namespace, progress: Progress | None = None) 
         label=options.label,
         scored_token=options.scored_token,
         chat_template=options.chat_template,
+        template_date=options.template_date,
         tokens_per_pack=options.tokens_per_pack,
         progress=progress,
     )

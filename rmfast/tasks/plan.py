@@ -108,7 +108,7 @@ def workload(config: Config, tokens_per_group: int | None) -> Workload:
 
 def _sample(config: Config) -> tuple[list[int], list[int], list[int]]:
     """Computed tokens, responses and visible pairs of some groups of the data."""
-    tokenizer = load_tokenizer(config.model.path, config.data.chat_template)
+    tokenizer = load_tokenizer(config.model.path, config.data.chat_template, config.data.template_date)
     columns = read_columns(config.data.columns)
     examples = []
     for file, number, row in islice(read_rows(config.data.train[0], "train"), SAMPLE):

@@ -79,7 +79,8 @@ class RewardRun:
         self.dtype = DTYPES[config.model.dtype]
         self.plan, self.total = step_plan(config, table)
         # Found out now rather than when the trained model is to be saved.
-        self.pad = choose_pad_token(tokenizer, decoder_config(hf).vocabulary)
+        self.ends = table.ends.union(*(held_out.ends for held_out in evals.values()))
+        self.pad = choose_pad_token(tokenizer, decoder_config(hf).vocabulary, self.ends)
         self.engine = open_engine(config, world, hf)
         self.decoder_config = decoder_config(hf)
         top, layers = config.model.top_layers, self.decoder_config.layers
@@ -333,6 +334,7 @@ class RewardRun:
             state=weights,
             tokenizer=self.tokenizer,
             dtype=self.dtype,
+            ends=self.ends,
         )
         del weights  # whole and on the CPU, and transformers now loads another copy
         sequences = [s for row in rows for s in table.sequences_of(int(row))]

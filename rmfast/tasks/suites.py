@@ -9,10 +9,11 @@ import numpy as np
 
 from rmfast.data.columns import Columns
 from rmfast.data.files import write_text
+from rmfast.data.notes import note_lines
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Answers, Reader, usable
+from rmfast.evaluation.answers import Reader, usable
 from rmfast.evaluation.result import Data, result_json, suite_result
 from rmfast.evaluation.score import ScorePacks, score_table
 from rmfast.evaluation.shared import results_of, share
@@ -32,10 +33,10 @@ class SuiteRun:
         try:
             self.suite = find_suite(suite)
             self.rows = self.suite.rows(source, columns)
-            self.items, self.unscored, self.lengths = usable(self.rows.items, [reader])
+            self.read = usable(self.rows.items, [reader])
         except UserError as error:
             raise UserError(f"eval.suites: {name}: {error}") from None
-        self.shared = share(self.items)
+        self.shared = share(self.read.items)
         store = store_examples(self.shared.examples, reader.tokenizer)
         if store.meta["max_id"] >= vocabulary:
             raise UserError(f"eval.suites: {name}: token id {store.meta['max_id']} is beyond the model's vocabulary")
@@ -45,8 +46,7 @@ class SuiteRun:
         """The result at this moment, on every rank."""
         scores = score_table(score, self.table, world, budget=budget).mean(1)
         rewards = np.split(scores, self.table.first_response[1:-1])
-        results = results_of(self.items, self.shared, rewards)
-        answers = Answers(results, self.unscored, self.lengths, "tokens")
+        answers = self.read.answers(results_of(self.read.items, self.shared, rewards))
         return suite_result(self.suite, self.rows, answers, about=about, data=self.source)
 
 
@@ -69,11 +69,12 @@ def open_suites(
         raise UserError(f"eval.suites: two are called {twice}; give one a label of its own, LABEL:SUITE=PATH")
     if world.main:
         for one in opened:
-            lost = len(one.rows.unscored) + len(one.unscored)
+            lost = len(one.rows.unscored) + len(one.read.unscored)
+            notes = (*one.rows.notes, *note_lines(one.read.notes))
             say(
-                f"suite {one.name}: {len(one.items):,} rows, {len(one.table):,} prompts"
+                f"suite {one.name}: {len(one.read.items):,} rows, {len(one.table):,} prompts"
                 + (f", {lost:,} rows cannot be scored" if lost else "")
-                + "".join(f"; {note}" for note in one.rows.notes)
+                + "".join(f"; {note}" for note in notes)
             )
     return opened
 

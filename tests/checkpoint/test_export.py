@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from rmfast.checkpoint.export import TOLERANCE, check_export, choose_pad_token, write_model
+from rmfast.checkpoint.export import TOLERANCE, check_export, check_tokenizer, choose_pad_token, write_model
 from rmfast.data.pack import build_pack
 from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
@@ -18,6 +18,7 @@ from rmfast.errors import RunError, UserError
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
 from rmfast.outputs.marks import mark_model
+from tests.data.templates import NEEDS_MORE, NEEDS_TOOLS
 from tests.runs import write_model as write_base
 
 ROWS = [
@@ -174,3 +175,34 @@ def test_pipelines_give_the_score_itself(
     answer = classify([ROWS[0]["prompt"] + ROWS[0]["chosen"] + tokenizer.eos_token])[0]
     given = {entry["label"]: entry["score"] for entry in answer}
     assert given == pytest.approx({f"LABEL_{i}": float(scores[0, i]) for i in range(heads)}, rel=1e-4)
+
+
+def test_the_pad_token_is_none_that_ends_the_data(tokenizer: PreTrainedTokenizerBase) -> None:
+    pad, start = (tokenizer.convert_tokens_to_ids(token) for token in ("<|pad|>", "<|im_start|>"))
+    assert choose_pad_token(tokenizer, len(tokenizer)) == pad
+    assert choose_pad_token(tokenizer, len(tokenizer), {pad}) == start
+    assert choose_pad_token(tokenizer, len(tokenizer), {start}) == pad
+
+
+def test_a_template_that_needs_tools_is_probed_with_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = NEEDS_TOOLS.replace("<|im_end|>\n", "<|pad|>")
+    assert choose_pad_token(tokenizer, len(tokenizer)) == tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+@pytest.mark.parametrize("template", [NEEDS_TOOLS, NEEDS_MORE, "", "{{ 'the same' }}"], ids=str)
+def test_an_export_with_an_odd_template_is_written_and_checked(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, template: str
+) -> None:
+    tokenizer.chat_template = template
+    export(base, tmp_path / "model", tokenizer)
+    check_tokenizer(tmp_path / "model", tokenizer)
+
+
+def test_a_changed_template_is_found_by_conversations_that_it_takes(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = NEEDS_TOOLS
+    export(base, tmp_path / "model", tokenizer)
+    tokenizer.chat_template = NEEDS_TOOLS.replace("assistant", "model").replace("m.content", "m.content | upper")
+    with pytest.raises(RunError, match="gives other token ids"):
+        check_tokenizer(tmp_path / "model", tokenizer)

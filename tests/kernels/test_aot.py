@@ -163,7 +163,8 @@ BUILT: dict[str, tuple[int, Callable[[], None], str | None]] = {
     "too few warps for HGMMA": (90, lambda: product(64, 64, 32, 2, 2), "multiplies bf16 matrices without HGMMA"),
     "widened": (90, lambda: product(64, 16, 16, 4, 1, wide=True), "1 of its matrix products are in fp32"),
     "rounded to tf32": (
-        80, lambda: product(64, 64, 32, 4, 2, precision="tf32", dtype=torch.float32),
+        80,
+        lambda: product(64, 64, 32, 4, 2, precision="tf32", dtype=torch.float32),
         "1 of its matrix products are in tf32",
     ),
     "too many stages, sm_80": (80, lambda: product(128, 128, 128, 8, 4), "the device has 166912"),

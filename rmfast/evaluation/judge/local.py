@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
+from rmfast.data.rows import BadRow
+from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
@@ -30,6 +32,7 @@ class Local:
         path: a Hugging Face folder, a .gguf file or a folder with one.
         tokens_per_batch: padded questions and answers together; a longer question runs alone.
         chat_template: jinja file or text, in place of the tokenizer's own. Without either, questions are plain text.
+        template_date: YYYY-MM-DD, given to a template that reads the clock.
 
     Raises:
         UserError: no causal language model there.
@@ -45,10 +48,11 @@ class Local:
         dtype: torch.dtype = torch.float32,
         tokens_per_batch: int = 16384,
         chat_template: str | None = None,
+        template_date: str | None = None,
     ) -> None:
         self.path, self.sampling, self.seed, self.tokens_per_batch = Path(path), sampling, seed, tokens_per_batch
         refuse_adapter(self.path)
-        self.tokenizer = load_tokenizer(path, chat_template)
+        self.tokenizer = load_tokenizer(path, chat_template, template_date)
         self.model = _load_model(self.path, dtype).to(device).eval().requires_grad_(False)
         stop = self.model.generation_config.eos_token_id
         self._stops = sorted({self.tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None})
@@ -79,9 +83,15 @@ class Local:
         return own | ({"seed": self.seed} if self.sampling.temperature else {})
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer | Failure]]:
-        texts = [self._text(request.prompt) for request in requests]
+        texts: dict[Request, str] = {}
+        for request in requests:
+            try:
+                texts[request] = self._text(request.prompt)
+            except BadRow as bad:
+                yield request, Failure(bad.cause, bad.detail)
+        requests = list(texts)
         plain = self.tokenizer.chat_template is None  # a template writes its special tokens itself
-        ids = self.tokenizer(texts, add_special_tokens=plain)["input_ids"] if texts else []
+        ids = self.tokenizer(list(texts.values()), add_special_tokens=plain)["input_ids"] if texts else []
         most = context_window(self.model.config)
         fits = []
         for number, tokens in enumerate(ids):
@@ -100,10 +110,7 @@ class Local:
     def _text(self, prompt: str) -> str:
         if self.tokenizer.chat_template is None:
             return prompt + PLAIN_END
-        messages = [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        assert isinstance(text, str)
-        return text
+        return render(self.tokenizer, [{"role": "user", "content": prompt}], is_prompt=True)
 
     @torch.inference_mode()
     def _generate(self, ids: Sequence[list[int]], keys: Sequence[str]) -> list[Answer]:

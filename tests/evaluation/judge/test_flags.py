@@ -25,7 +25,7 @@ def environment(monkeypatch):
 def options(*flags):
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
-    for name, default in (("device", "cpu"), ("dtype", "float32"), ("chat-template", None)):
+    for name, default in (("device", "cpu"), ("dtype", "float32"), ("chat-template", None), ("template-date", None)):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--tokens-per-pack", type=int, default=2048)
     add_flags(parser)

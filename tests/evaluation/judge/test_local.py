@@ -151,3 +151,18 @@ def test_a_whole_run(folder, tmp_path):
     assert result.figures["parse_failures"] == 6 and [own.gaps.tolist() for own in result.results] == [[-1.0]] * 3
     again = judge_items(some, judge, JudgeOptions(reasoning=False), tmp_path / "log.jsonl", print)
     assert again.figures["from_log"] == 6
+
+
+def test_questions_that_the_template_refuses_are_failures(folder):
+    template = "{% if 'two' in messages[0].content %}{{ 1 // 0 }}{% endif %}{{ messages[0].content }}"
+    answers = ask(Local(folder, Sampling(0.0, 4), chat_template=template), requests(["one", "two"]))
+    assert isinstance(answers["key 0"], Answer)
+    assert answers["key 1"] == Failure("template error", "ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_a_template_that_reads_the_clock_is_given_one_date(folder):
+    template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+    asked = Local(folder, Sampling(0.0, 4), chat_template=template)
+    other = Local(folder, Sampling(0.0, 4), chat_template=template, template_date="2025-01-05")
+    assert (asked._text("Why?"), other._text("Why?")) == ("2024-07-26 Why?", "2025-01-05 Why?")
+    assert asked.identity != other.identity  # answers to another date's questions are not taken from the log

@@ -1,0 +1,62 @@
+"""Rendering of chat templates, the one place where it is done, and what rows may not say to it.
+
+transformers renders in a sandbox. What a template raises is the row's fault, never the end of a command.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.defaults import DEFAULT_NAMESPACE
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.clock import lines_in_front
+from rmfast.data.example import WRONG_ROLES, BadRow, Message
+from rmfast.errors import UserError
+
+TEMPLATE_ERROR = "template error"
+RESERVED = "reserved argument"
+
+_ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents", "kwargs"}
+_NAMES = {"messages", "conversations", "strftime_now", "raise_exception", *DEFAULT_NAMESPACE}
+NOT_FOR_ROWS = frozenset(_ARGUMENTS | _NAMES)
+"""Names that `chat_template_kwargs` must not set: how a template is called, and what it finds there beside the row."""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    is_prompt: bool,
+    tools: list[Any] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """The text that the chat template makes of messages.
+
+    Args:
+        is_prompt: an answer is to follow, so that its header is added.
+        tools, arguments: the row's, for the template.
+
+    Raises:
+        BadRow: the template refuses the messages or fails on them; an argument that is not for rows.
+        UserError: there is no template, or it is no valid jinja.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "the data holds messages but the tokenizer has no chat template: "
+            "give one (data.chat_template, --chat-template)"
+        )
+    if arguments and (names := sorted(NOT_FOR_ROWS & arguments.keys())):
+        raise BadRow(RESERVED, f"`chat_template_kwargs` holds {names[0]!r}, which a row cannot set")
+    options = {**(arguments or {}), "tokenize": False, "add_generation_prompt": is_prompt}
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tools=tools, **options))
+    except jinja2.TemplateSyntaxError as error:
+        line = error.lineno - lines_in_front(tokenizer.chat_template)
+        raise UserError(f"the chat template (data.chat_template) is not valid, line {line}: {error.message}") from None
+    except Exception as error:  # expressions of a template raise whatever Python does
+        text = (str(error).splitlines() or [""])[0]
+        if type(error) is jinja2.TemplateError:  # its own refusal, by raise_exception
+            raise BadRow(WRONG_ROLES, text) from None
+        raise BadRow(TEMPLATE_ERROR, f"{type(error).__name__}: {text}") from None
