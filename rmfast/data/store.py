@@ -219,14 +219,22 @@ def _parallel(
 ) -> Iterator[Chunk]:
     """The same chunks from `workers` processes, a few batches ahead of the reader."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,))
-    pending: deque[Future[Chunk]] = deque()
+    pending: deque[tuple[list[Row], Future[Chunk]]] = deque()
     try:
         while True:
             while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
+<<<<<<< ours
                 pending.append(pool.submit(_work, batch, samples, columns))
+=======
+                pending.append((batch, pool.submit(_work, batch, samples)))
+>>>>>>> theirs
             if not pending:
                 return
-            yield pending.popleft().result()
+            batch, future = pending.popleft()
+            try:
+                yield future.result()
+            except RecursionError:  # a row that is nested too deep to be sent
+                yield encode_chunk(batch, tokenizer, samples)
     except BrokenProcessPool:
         raise UserError("a tokenising process died (out of memory?): ask for fewer workers") from None
     finally:

@@ -71,6 +71,10 @@ def test_reasoning_that_is_set_in_another_way_is_there(make_tokenizer: Make, ans
     assert notes(make_tokenizer, QWEN3, Example([user("So?")], (answer, "No"))) == ()
 
 
+def test_empty_marks_of_reasoning_that_are_cut_are_no_loss(make_tokenizer: Make) -> None:
+    assert notes(make_tokenizer, DEEPSEEK, Example([user("So?")], ("<think>\n\n</think>\n\nYes", "No"))) == ()
+
+
 def test_an_answer_that_begins_as_the_header_ends_is_there(make_tokenizer: Make) -> None:
     template = CHATML.replace("assistant\n{% endif %}", "assistant\n[THINK]{% endif %}")
     assert notes(make_tokenizer, template, Example([user("So?")], ("[THINK]Hm[/THINK]Yes", "[No]"))) == ()

@@ -140,6 +140,27 @@ def test_parallel_equals_serial(
     assert serial.meta == parallel.meta and serial.meta["rows_kept"] == 398
 
 
+def test_a_row_that_is_nested_too_deep_to_be_sent_to_a_worker_is_read_here(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_POOL_FROM", 10)
+    monkeypatch.setattr(store, "_BATCH", 8)
+    rows = [json.dumps(CHAT)] * 40
+    deep = '{"in": ' * 900 + "1" + "}" * 900
+    rows[20] = f'{{"prompt": [{{"role": "user", "content": "x", "more": {deep}}}], "chosen": "a", "rejected": "b"}}'
+    source = tmp_path / "a.jsonl"
+    source.write_text("\n".join(rows), encoding="utf-8")
+    built = build_store(str(source), tokenizer, tmp_path / "cache", workers=2)
+    assert built.row.tolist() == [*range(1, 21), *range(22, 41)] and built.meta["bad"] == {"template error": 1}
+
+
+def test_the_last_tokens_of_all_sequences_are_known(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    (newline,) = tokenizer("\n")["input_ids"]
+    for rows, ends in (([PAIR], [tokenizer.eos_token_id]), ([CHAT], [newline]), ([IDS], [6, 7])):
+        source = write(tmp_path / "a.jsonl", rows)
+        assert build_store(source, tokenizer, tmp_path / "cache").meta["ends"] == sorted(ends)
+
+
 def test_bad_rows_are_counted_and_shown(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", [PAIR, *[{"chosen": "a"}] * 7, PAIR | {"target": 2}, CHAT])
     built = build_store(source, tokenizer, tmp_path / "cache")
