@@ -223,18 +223,14 @@ def _parallel(
     try:
         while True:
             while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
-<<<<<<< ours
-                pending.append(pool.submit(_work, batch, samples, columns))
-=======
-                pending.append((batch, pool.submit(_work, batch, samples)))
->>>>>>> theirs
+                pending.append((batch, pool.submit(_work, batch, samples, columns)))
             if not pending:
                 return
             batch, future = pending.popleft()
             try:
                 yield future.result()
             except RecursionError:  # a row that is nested too deep to be sent
-                yield encode_chunk(batch, tokenizer, samples)
+                yield encode_chunk(batch, tokenizer, samples, columns)
     except BrokenProcessPool:
         raise UserError("a tokenising process died (out of memory?): ask for fewer workers") from None
     finally:

@@ -8,7 +8,7 @@ from rmfast.config import Config
 from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import tokens_note
 from rmfast.models.config import context_window
-from rmfast.models.hf import gguf_file, open_model, read_config
+from rmfast.models.hf import open_model, read_config
 from rmfast.models.names import ENSEMBLE, SCORE
 
 
@@ -28,8 +28,6 @@ def check_window(config: Config, hf: PreTrainedConfig) -> None:
 
 def stored_heads(path: str) -> int:
     """Reward heads of a model folder, or labels of a classifier; 0 of one without."""
-    if gguf_file(Path(path)) is not None:
-        return 0
     with open_model(Path(path), read_config(path), label=ENSEMBLE) as weights:
         return weights[SCORE].shape[0] if SCORE in weights else 0
 

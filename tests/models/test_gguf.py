@@ -216,8 +216,8 @@ def test_language_model_of_a_file(tmp_path: Path, name: str) -> None:
 # What is refused
 
 
-def with_tensor(name: str) -> Callable[[Path], Path]:
-    return lambda path: write_gguf(hf_model("llama"), path, tensors={name: torch.zeros(32)})
+def with_tensor(name: str, **more: torch.Tensor) -> Callable[[Path], Path]:
+    return lambda path: write_gguf(hf_model("llama"), path, tensors={name: torch.ones(32)} | more)
 
 
 def with_keys(model: str = "llama", **keys: Any) -> Callable[[Path], Path]:
@@ -230,7 +230,10 @@ ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tensor": (with_tensor("blk.0.attn_sinks.weight"), "does not know what tensor blk.0.attn_sinks.weight is for"),
     "top tensor": (with_tensor("position_embd.weight"), "does not know what tensor position_embd.weight is for"),
     "classifier": (with_tensor("cls.weight"), "does not know what tensor cls.weight is for"),
-    "bias of a reward head": (with_tensor("cls.output.bias"), "weight score.bias is not part of a llama model"),
+    "bias of a reward head": (
+        with_tensor("cls.output.bias", **{"cls.output.weight": torch.ones(1, 32)}),
+        "score.bias adds 1, 1, 1 to every score",
+    ),
     "bias": (with_tensor("blk.1.attn_q.bias"), "weight model.layers.1.self_attn.q_proj.bias is not part of"),
     "norm": (with_tensor("blk.1.attn_q_norm.weight"), "model.layers.1.self_attn.q_norm.weight is not part of"),
     "rope": (with_keys(rope__scaling__type="longrope"), "RoPE scaling 'longrope' is not supported"),

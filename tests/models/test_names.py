@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmfast.errors import UserError
-from rmfast.models.hf import load_network, save_hf
+from rmfast.models.hf import load_network
+from rmfast.models.save import save_hf
 from tests.models.conftest import Saved
 from tests.tiny import hf_scores, odd_groups, pack_of
 
