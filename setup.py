@@ -63,7 +63,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.8",
         "numpy>=1.26",
-        "pyarrow>=15",
+        "pyarrow>=21",  # older ones read parquet's JSON columns as text
         "pydantic>=2.7",
         "PyYAML>=6.0",
         "safetensors>=0.4.3",

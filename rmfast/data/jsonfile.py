@@ -77,13 +77,18 @@ _decode_any = json.JSONDecoder().raw_decode
 
 
 def _line_rows(path: Path, blocks: Iterator[bytes]) -> Rows:
-    first = True
+    first, goes_on = True, False
     for number, line in enumerate(_lines(blocks), start=1):
         if line := line.strip(_SPACE):
+            if goes_on:
+                raise UserError(
+                    f"{path} is JSON over several lines, and no list of rows: write each row on one line (.jsonl), "
+                    "or all of them as one list (.json)"
+                )
             row = _parse_line(line)
             if first:
-                _check_first(path, line, row)
-                first = False
+                first, goes_on = False, isinstance(row, BadRow) and line.endswith(_AWAITS_MORE)
+                _check_row(path, row)
             yield number, row
 
 
@@ -110,16 +115,9 @@ def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
         return bad
 
 
-def _check_first(path: Path, line: bytes, row: dict[str, Any] | BadRow) -> None:
-    """Refuse a file that is one object: what it holds would be counted as rows that cannot be read, or as one row."""
-    if isinstance(row, BadRow):
-        if row.cause == NOT_JSON and line.endswith(_AWAITS_MORE):
-            raise UserError(
-                f"{path} is JSON over several lines, and no list of rows: write each row on one line (.jsonl), "
-                "or all of them as one list (.json)"
-            )
-        return
-    for name, value in row.items():
+def _check_row(path: Path, row: dict[str, Any] | BadRow) -> None:
+    """Refuse an object that holds a file's rows, which would count as one row without a column of any format."""
+    for name, value in row.items() if isinstance(row, dict) else ():
         if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & _ROW_COLUMNS:
             raise UserError(f"{path} is one object, whose {name!r} holds the rows: write that list alone to a file")
 

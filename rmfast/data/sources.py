@@ -29,6 +29,7 @@ Row = tuple[str, int, dict[str, Any] | BadRow]
 """File label, 1-based row in it, and the row or why it cannot be read."""
 
 _HUB_ROWS = 1024
+_POINTER_BYTES = 1024
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -133,6 +134,8 @@ def _readable(where: str, files: list[Path]) -> tuple[Path, ...]:
             raise UserError(f"{file}: CSV is not read, as its values have no types: convert it to .jsonl or .parquet")
         if not suffix:
             raise UserError(f"{file}: unknown kind of file; rmfast reads {', '.join(SUFFIXES)}")
+        if file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(b"version https://git-lfs"):
+            raise UserError(f"{file} is a Git LFS pointer, not the data: run `git lfs pull` there")
         other = kept.setdefault(file.with_name(file.name.removesuffix(suffix)), file)
         if other != file:
             raise UserError(f"{where} holds {other.name} and {file.name}, the same rows by their names: remove one")

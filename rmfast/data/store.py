@@ -32,7 +32,7 @@ from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-FORMAT = 6
+FORMAT = 7
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
@@ -196,7 +196,7 @@ def _build(
                 array = offset[name] + np.cumsum(array)
                 offset[name] = int(array[-1])
             files[name].append(array)
-    meta = summary.meta(source, tokenizer)
+    meta = summary.meta(source, tokenizer) | {"root": source_root(source)}
     for array_file in files.values():
         array_file.close()
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
@@ -287,7 +287,7 @@ def _publish(aside: Path, folder: Path) -> None:
 def _open(folder: Path, source: str) -> TokenStore:
     """Map a finished store. Its labels get the root under which the content was found this time."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    old, new = source_root(meta["source"]), source_root(source)
+    old, new = meta.pop("root"), source_root(source)
 
     def moved(label: str) -> str:
         return new + label.removeprefix(old)

@@ -70,6 +70,11 @@ def test_an_object_over_several_lines_is_called_so(tmp_path: Path, text: str, na
         read(tmp_path, text, name)
 
 
+def test_one_line_that_is_cut_is_a_bad_row(tmp_path: Path) -> None:
+    assert read(tmp_path, '{"chosen": ["a",', "rows.jsonl") == [NOT_JSON]
+    assert read(tmp_path, f'{A}\n{{"chosen":\n{B}', "rows.jsonl") == [{"a": 1}, NOT_JSON, {"a": [2, "]"]}]
+
+
 def test_a_list_over_several_lines_in_jsonl_is_called_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is JSON over several lines"):
         read(tmp_path, f"[\n{A},\n{B}\n]", "rows.jsonl")

@@ -185,6 +185,14 @@ def test_marks_in_a_name_that_is_there_are_the_names(tmp_path: Path, name: str) 
     assert source_root(f"{folder.parent}:en#test") == source_root(f"{folder.parent}/") == str(folder.parent)
 
 
+def test_a_clone_without_its_data_is_called_so(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    for name in ("a.parquet", "a.jsonl.gz"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(UserError, match=f"{name} is a Git LFS pointer, not the data: run `git lfs pull`"):
+            rows_of(tmp_path / name)
+
+
 @pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl.gz"), ("train.json", "train.parquet")])
 def test_one_file_in_two_kinds_is_not_read_twice(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:

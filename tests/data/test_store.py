@@ -105,6 +105,17 @@ def test_build_equals_examples_and_reopens(
     assert moved.label(3) == f"{tmp_path / 'moved.jsonl'}:4"
 
 
+def test_labels_follow_a_file_whose_name_holds_the_marks_of_splits(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()  # what the name would mean without the file
+    source = write(tmp_path / "a:b#c.jsonl", ROWS)
+    build_store(source, tokenizer, tmp_path / "cache")
+    os.rename(source, tmp_path / "moved.jsonl")
+    moved = build_store(str(tmp_path / "moved.jsonl"), tokenizer, tmp_path / "cache")
+    assert moved.label(3) == f"{tmp_path / 'moved.jsonl'}:4"
+
+
 def test_other_content_or_tokenizer_is_another_store(
     make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path
 ) -> None:
