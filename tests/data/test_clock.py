@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from rmfast.data.clock import DEFAULT_DATE, fix_date, fixed_date, iso_date
-from rmfast.data.rows import Example
+from rmfast.data.example import Example
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import fingerprint, load_tokenizer
 from rmfast.errors import UserError

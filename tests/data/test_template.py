@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rmfast.data.clock import fix_date
+from rmfast.data.example import BadRow, Example
 from rmfast.data.probe import PROBES, readable, taken_for_granted
-from rmfast.data.rows import BadRow, Example
 from rmfast.data.template import render
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.errors import UserError

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 
-from rmfast.data.rows import BadRow
+from rmfast.data.example import BadRow
 from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
