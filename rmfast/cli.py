@@ -176,6 +176,12 @@ def _scoring(command: argparse.ArgumentParser) -> None:
         help="tokens of a forward pass; of a local judge's batch (default %(default)s)",
     )
     _template(command)
+    command.add_argument("--label", metavar="NAME", help=LABEL)
+    command.add_argument(
+        "--scored-token",
+        choices=["last", "transformers"],
+        help="of a response: its last (default), or as transformers the last that is no pad token",
+    )
 
 
 def _template(command: argparse.ArgumentParser) -> None:

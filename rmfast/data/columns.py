@@ -218,8 +218,9 @@ def refuse_prompts(found: Sequence[str]) -> UnmappedColumn:
         *([f"a layout that reads them ({', '.join(layouts)})"] * bool(layouts)),
     ]
     return UnmappedColumn(
-        f"{', '.join(map('`{}`'.format, found))}: looks like a prompt and is not used; set data.columns (--columns) to "
-        f"{', or '.join(ways)}; see docs/data.md"
+        f"{', '.join(map('`{}`'.format, found))}: {'looks' if len(found) == 1 else 'look'} like a prompt and "
+        f"{'is' if len(found) == 1 else 'are'} not used; set data.columns (--columns) to {', or '.join(ways)}; see "
+        "docs/data.md"
     )
 
 
