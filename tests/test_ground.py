@@ -181,7 +181,8 @@ def test_whatever_make_installs_holds_to_the_constraints(target: str, tmp_path: 
     """torch too, and by both variables that the isolated builds of one pip or another read."""
 
     def installs(*words: str) -> list[str]:
-        found = [line for line in commands_of_make(target, f"VENV={tmp_path}", *words) if re.search(r"\bpip\d*\b", line)]
+        commands = commands_of_make(target, f"VENV={tmp_path}", *words)
+        found = [command for command in commands if re.search(r"\bpip\d*\b", command)]
         assert len(found) >= 2 and re.search(r"-m pip .* torch\b", found[0])
         return found
 
@@ -199,7 +200,7 @@ def test_whatever_make_installs_holds_to_the_constraints(target: str, tmp_path: 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_other_constraints_install_again(tmp_path: Path) -> None:
-    """The answers are kept beside the environment; with the same ones nothing is done, with others or a newer file all."""
+    """With the same constraints nothing is installed, with others, none or a newer file everything."""
     pins, venv = tmp_path / "pins.txt", tmp_path / "venv"
     pins.touch()
     (venv / "bin").mkdir(parents=True)

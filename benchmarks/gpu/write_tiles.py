@@ -2,8 +2,9 @@
 
 FOLDER is one of results. A line for the device's generation is added or replaced; lines of other generations stay.
 Then `python benchmarks/kernels/aot.py --update` says whether the compiler's rules hold in every form of the kernels
-(windows, softcaps, odd sizes), and writes the golden file; take a line out again that it refuses. Other tiles are
-another commit: `python -m benchmarks.gpu --out NEW --stages suite kernels` tests and times them.
+(windows, softcaps, odd sizes), and writes the golden file; take a line out again that it refuses, and what a table adds
+for the Triton of the search, if it has the same key. Other tiles are another commit:
+`python -m benchmarks.gpu --out NEW --stages suite kernels` tests and times them.
 """
 
 import re

@@ -53,7 +53,7 @@ def random_table(lengths: np.ndarray, vocabulary: int, config: Config, seed: int
         identical=np.zeros(groups, np.bool_),
         row=np.arange(1, groups + 1),
         prompt=np.arange(groups, dtype=np.uint64),
-        meta={"source": "random", "files": [["random", 0]], "bos_id": None, "bad": {}, "key": "random"},
+        meta={"source": "random", "files": [["random", 0]], "bos_id": None, "ends": [], "bad": {}, "key": "random"},
     )
     limits = {"max_length": config.data.max_length, "tokens_per_pack": config.data.tokens_per_pack}
     return build_table([store], over_long="truncate", **limits)[0]

@@ -10,12 +10,16 @@ from rmfast.kernels.tables import Table
 
 
 class Tile(NamedTuple):
-    """Queries and keys of a step of the loop, warps and pipeline stages."""
+    """Queries and keys of a step of the loop, warps and pipeline stages, and the registers that a thread may take.
+
+    None: as many as ptxas likes, which may spill a few for more programs at a time.
+    """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 Pass = Literal["fwd", "dq", "dkv"]
@@ -57,11 +61,17 @@ TILES: Table[Tile] = Table(
         (80, "full", "dkv", 256): Tile(16, 16, 8, 1),
     }
 )
-# With the compilers of Triton 3.7 and later those of the same lines spill on this generation, and these do not.
+# What spills with a compiler of Triton 3.7 or later, and how it does not with any of them.
 if TRITON >= (3, 7):
     TILES.lines |= {
         (80, "half", "fwd", 128): Tile(128, 32, 8, 3),
+        (80, "half", "fwd", 256): Tile(64, 32, 8, 2, 255),
         (80, "half", "dq", 256): Tile(32, 32, 8, 2),
+        (90, "half", "dkv", 112): Tile(64, 32, 8, 1),
+        (80, "narrow", "fwd", 256): Tile(32, 32, 8, 2, 255),
+        (80, "full", "fwd", 128): Tile(16, 32, 8, 1, 255),
+        (80, "full", "dq", 128): Tile(16, 16, 4, 2, 255),
+        (80, "full", "dkv", 128): Tile(16, 32, 8, 1, 255),
     }
 
 

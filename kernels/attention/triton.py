@@ -227,8 +227,7 @@ def _options(
         "N": t.keys,
         "num_warps": t.warps,
         "num_stages": t.stages,
-        # Of a program of 8 warps, so no limit: without it ptxas takes fewer and spills a little for more programs.
-        "maxnreg": 255,
+        **({} if t.registers is None else {"maxnreg": t.registers}),
     }
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, figures_plots, figures_raw, figures_tables
+from benchmarks import figures, figures_plots, figures_raw
+from benchmarks import figures_tables as tables
 from benchmarks.gpu.stages import kernels
 from rmfast.errors import UserError
 
@@ -130,21 +131,21 @@ def test_a_gpu_s_results_fill_every_table(tmp_path: Path) -> None:
     row = {"op": "swiglu", "size": "s", "pass": "forward", "bytes": 1000, "flops": 1}
     ceilings = {"bandwidth": 1e6 / 0.41, "matmul": 1e12, "dtype": "bfloat16"}
     rows = [row | {"contender": name, "milliseconds": ms} for name, ms in (("rmfast", 0.5), ("torch", 2.0), ("x", 0.6))]
-    kernels = figures_tables.gpu_kernels(stage("kernels", {"results": rows, "skipped": [], "limits": ceilings}))
+    kernels = tables.gpu_kernels(stage("kernels", {"results": rows, "skipped": [], "limits": ceilings}))
     assert "| `swiglu` | s | forward | 0.5000 | 82 % (memory) | x | 1.20 x |" in kernels
     line = {"name": "n", "tried": [{"faults": []}, {"faults": ["spills"]}], "held": {"m": 64}, "held_milliseconds": 2.0,
             "winner": {"m": 128}, "winner_milliseconds": 1.0}  # fmt: skip
-    assert "| n | 2 (1 refused) | (64,) | (128,) | 2.00 x |" in figures_tables.gpu_tiles(stage("tiles", {"lines": [line]}))
+    assert "| n | 2 (1 refused) | (64,) | (128,) | 2.00 x |" in tables.gpu_tiles(stage("tiles", {"lines": [line]}))
     own = {"wall_seconds": 1.0, "tokens_per_second": 9e4, "mfu": 0.5, "peak_gib": 20.0, "share_of_product": 0.6,
            "padding_share": 0.0, "prefix_share": 0.3}  # fmt: skip
     profile = {"span_ms": 200.0, "gap_ms": 10.0, "groups": {"matrix products": 150.0}}
     steps = stage("steps", {"summary": {"trl": own | {"wall_seconds": 7.5}, "rmfast": own},
                             "largest_loss_difference": {"trl": 2e-3}, "breakdown": {"rmfast": profile}})  # fmt: skip
-    assert "| one | 90,000 | 50 % | 20.0 | 7.5 x | - | - | - | card, torch 2, c, 2026-01-02 |" in figures_tables.gpu_steps(
+    assert "| one | 90,000 | 50 % | 20.0 | 7.5 x | - | - | - | card, torch 2, c, 2026-01-02 |" in tables.gpu_steps(
         steps
     )
-    assert "| one | rmfast | 200 | 5 % | matrix products 75 % |" in figures_tables.gpu_breakdown(steps)
-    assert "| TRL, its defaults | 7.500 | 7.50 |" in figures_tables.gpu_modes(steps) and "2e-3" in figures_tables.gpu_modes(steps)
+    assert "| one | rmfast | 200 | 5 % | matrix products 75 % |" in tables.gpu_breakdown(steps)
+    assert "| TRL, its defaults | 7.500 | 7.50 |" in tables.gpu_modes(steps) and "2e-3" in tables.gpu_modes(steps)
 
 
 def test_every_part_of_the_kernels_is_divided_by_its_own_ceilings() -> None:

@@ -89,7 +89,8 @@ def test_an_interpreter_that_is_missing_is_no_fault() -> None:
 
 def test_the_table_has_a_line_for_each() -> None:
     ends = {"commit": "abc", "date": "2026-01-02"}
-    lines = {"newest": RAN | {"failed": ["tests.a::two"]} | ends, "python-3.13": {"why": "not run: no python3.13"} | ends}
+    missing = {"why": "not run: no python3.13"} | ends
+    lines = {"newest": RAN | {"failed": ["tests.a::two"]} | ends, "python-3.13": missing}
     table = figures_tables.versions({"environments": lines}).splitlines()
     assert table[2] == (
         "| newest | 3.11.7 | 2.13.0 | - | - | - | - | - | 1 failed, 3 passed, 1 skipped<br>tests.a::two | `tests` "
