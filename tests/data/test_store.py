@@ -162,7 +162,7 @@ def test_a_row_that_is_nested_too_deep_to_be_sent_to_a_worker_is_read_here(
     source = tmp_path / "a.jsonl"
     source.write_text("\n".join(rows), encoding="utf-8")
     built = build_store(str(source), tokenizer, tmp_path / "cache", workers=2)
-    assert built.row.tolist() == [*range(1, 21), *range(22, 41)] and built.meta["bad"] == {"template error": 1}
+    assert built.row.tolist() == [*range(1, 21), *range(22, 41)] and built.meta["bad"] == {"wrong type": 1}
 
 
 def test_the_last_tokens_of_all_sequences_are_known(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -278,9 +278,9 @@ def test_a_path_without_a_model_is_named(tmp_path: Path, kind: str) -> None:
         {"prompt": "x", "responses": ["a", 3]},
         {"prompt": "x", "responses": "text"},
         {"prompt": "x"},
-        {"prompt": "x", "responses": [[{"role": "assistant", "content": "a"}]]},
+        {"prompt": "x", "responses": [[{"role": "user", "content": "y"}, {"role": "assistant", "content": "a"}]]},
         {"prompt": [{"role": "user"}], "responses": ["a"]},
-        {"prompt": [{"role": "alien", "content": "x"}], "responses": ["a"]},
+        {"prompt": [{"role": "user", "content": "x"}], "responses": [[{"role": "user", "content": "a"}]]},
         {"prompt": "x", "responses": ["half of a pair: \ud800"]},  # seen by the tokeniser only
         "text",
     ],
