@@ -110,7 +110,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "not UTF-8": (data("latin1.jsonl", data__bad_rows="error"), "latin1.jsonl:2: not UTF-8"),
         "cut file": (data("cut.jsonl.gz"), "cut.jsonl.gz is truncated or damaged"),
-        "kind of file": (data("rows.csv"), "rows.csv: unknown kind of file"),
+        "kind of file": (data("rows.csv"), "rows.csv: CSV is not read"),
         "token ids": (data("ids.jsonl"), "token id outside the tokenizer's vocabulary of 4096"),
         "token ids beyond the model": (keys(folder, model__path=small), "the model's vocabulary has 200"),
         "datasets name": (keys(folder, data__train="nobody/no-such-data"), "nobody/no-such-data"),

@@ -162,7 +162,7 @@ def store_of(groups: Sequence[Group], bos_id: int | None = None, name: str = "ti
         identical=np.array([b == w for b, w in pairs], np.bool_),
         row=np.arange(1, len(groups) + 1),
         prompt=np.array([crc32(np.array(g.sequences[0][: min(g.answers)]).tobytes()) for g in groups], np.uint64),
-        meta={"source": name, "files": [[name, 0]], "bos_id": bos_id, "bad": {}},
+        meta={"source": name, "files": [[name, 0]], "bos_id": bos_id, "bad": {}, "notes": {}, "columns": {}},
     )
 
 

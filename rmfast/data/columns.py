@@ -89,6 +89,9 @@ _PROMPTS = _MEDIA | frozenset(
         "article",
         "post",
         "functions",
+        *("originalprompt", "sourceprompt", "inputprompt", "questiontext", "userquestion", "userquery"),
+        *("userinstruction", "systemtext", "preprompt", "preamble", "premise", "chatmessages", "previousmessages"),
+        *("priorturns", "userturn", "chosenprompt", "promptchosen"),
     ]
 )
 """Names, without case and separators, of columns that hold what the answers answer."""

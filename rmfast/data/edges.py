@@ -40,12 +40,13 @@ def ranked_pairs(ours: dict[str, Any], count: int) -> list[Pair]:
 
 
 def pair_order(ours: dict[str, Any], count: int) -> dict[str, list[Pair]]:
-    """The preferences that ranks and scores beside a pair give, where they are lists of one number an answer."""
-    if "ranks" not in ours and "scores" not in ours:
+    """The preferences that edges beside a pair give, and ranks and scores that are lists of one number an answer."""
+    if "edges" not in ours and "ranks" not in ours and "scores" not in ours:
         return {}
+    edges = {"edges": [_index_pair(pair, count) for pair in _list(ours, "edges")]} if "edges" in ours else {}
     lists = {name: ours[name] for name in ("ranks", "scores") if isinstance(ours.get(name), list)}
     ours = {name: value for name, value in lists.items() if len(value) == count}
-    return {name: _ordered(keys) for name, keys in _keys(ours, count).items()}
+    return edges | {name: _ordered(keys) for name, keys in _keys(ours, count).items()}
 
 
 def check_pairs(pairs: Sequence[Pair], order: Sequence[Pair], what: str, against: str) -> None:

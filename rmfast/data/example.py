@@ -52,9 +52,9 @@ def bad(cause: str, detail: str) -> NoReturn:
 
 
 def shown(value: Any) -> str:
-    """A value as a detail quotes it."""
+    """A value as a detail quotes it: its beginning, on one line that any terminal can print."""
     try:
-        return repr(value)[:60]
+        return repr(value if len(text := value if isinstance(value, str) else repr(value)) <= 80 else f"{text[:80]}...")
     except ValueError:  # an integer of thousands of digits
         return f"a huge {type(value).__name__}"
 

@@ -22,7 +22,7 @@ _ANY_SPACE = re.compile(r"[ \t\r\n]*")
 _COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[{])")
 _ROW_COLUMNS = {"chosen", "rejected", "responses", "chosen_ids", "rejected_ids"}
 _SHOWN = 40  # characters of a place that an error is about
-_AWAITS_MORE = (b"{", b"[", b",", b":")
+_AWAITS_MORE = (b"{", b"[", b":", b'",')  # a row and a comma is one row, and a bad one
 
 
 def json_rows(path: Path, may_be_list: bool) -> Rows:
@@ -117,7 +117,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
 
 def _check_row(path: Path, row: dict[str, Any] | BadRow) -> None:
     """Refuse an object that holds a file's rows, which would count as one row without a column of any format."""
-    for name, value in row.items() if isinstance(row, dict) else ():
+    for name, value in row.items() if isinstance(row, dict) and not row.keys() & _ROW_COLUMNS else ():
         if isinstance(value, list) and value and isinstance(value[0], dict) and value[0].keys() & _ROW_COLUMNS:
             raise UserError(f"{path} is one object, whose {name!r} holds the rows: write that list alone to a file")
 

@@ -8,12 +8,12 @@
 """
 
 import ast
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, Message, bad, is_messages, shown
+from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, BadRow, Message, bad, is_messages, shown
+from rmfast.data.jsonfile import DOUBLED_KEY, parse_json
 
 ASKING = frozenset(
     {"system", "developer", "user", "human", "tool", "function", "observation", "environment", "ipython"}
@@ -22,6 +22,7 @@ ASKING = frozenset(
 
 _SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 _WRITTEN = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+_MAY_BE = re.compile(r"""\s*(array\()?[\[{].*?['"](role|from)['"]\s*:""", re.DOTALL)
 _DEPTH = 50  # of lists and objects inside a message or a tool
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -60,6 +61,10 @@ def _message(turn: dict[str, Any]) -> Message:
     if "role" not in turn and isinstance(turn.get("from"), str):
         turn = _sharegpt(turn)
     role, content = turn.get("role"), turn.get("content")
+    if isinstance(turn.get("tool_calls"), str):
+        turn["tool_calls"] = without_nulls(from_json(turn["tool_calls"], "tool_calls"))
+    if not isinstance(turn.get("tool_calls", []), list | type(None)):
+        bad(WRONG_TYPE, f"a message's tool_calls are not a list but {type(turn['tool_calls']).__name__}")
     if isinstance(content, list):
         turn["content"] = content = "".join(map(_part, content))
     if not isinstance(role, str) or (content is None and not turn.get("tool_calls")):
@@ -81,7 +86,7 @@ def _sharegpt(turn: dict[str, Any]) -> Message:
 
 def _part(part: Any) -> str:
     text = part.get("text") if isinstance(part, dict) else part
-    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    kind = part.get("type", next(iter(part.keys() - {"text"}), "text")) if isinstance(part, dict) else "text"
     if not isinstance(text, str) or kind not in ("text", "input_text", "output_text"):
         bad(WRONG_TYPE, f"a message holds a part of type {shown(kind)}, and only text is read")
     return text
@@ -114,10 +119,12 @@ def written_messages(texts: list[str], ends: Callable[[str], bool] = lambda role
     Raises:
         BadRow: they begin as such lists do, and cannot be read.
     """
-    if not all(map(_WRITTEN.match, texts)):
+    if not all(map(_MAY_BE.match, texts)):
         return None
-    found = [_decoded(text) for text in texts]
-    if not all(map(is_messages, found)):
+    found = [objects(turns) if isinstance(turns := _decoded(text), dict) else turns for text in texts]
+    if not all(turns and is_messages(turns) and all(map(_is_turn, turns)) for turns in found):
+        if not all(map(_WRITTEN.match, texts)):
+            return None
         bad(
             WRONG_TYPE, "text that begins as a list of messages does, and is neither JSON nor what Python prints of one"
         )
@@ -125,13 +132,28 @@ def written_messages(texts: list[str], ends: Callable[[str], bool] = lambda role
     return conversations if all(ends(turns[-1]["role"]) for turns in conversations) else None
 
 
+def is_written(text: str) -> bool:
+    """Whether a text is messages in JSON or as Python prints them."""
+    return written_messages([text], ends=lambda role: True) is not None if _MAY_BE.match(text) else False
+
+
+def _is_turn(value: dict[str, Any]) -> bool:
+    """Whether an object that was written as text is a message, and not an answer in JSON that has a role."""
+    return ("role" in value and ("content" in value or "tool_calls" in value)) or {"from", "value"} <= value.keys()
+
+
 def _decoded(text: str) -> Any:
-    """The value that a text is in JSON, or as Python prints it; None where it is neither."""
-    for read in (json.loads, ast.literal_eval):
+    """The value that a text is in JSON, or as Python prints it; None where it is neither.
+
+    Raises:
+        BadRow: an object in it has a key twice.
+    """
+    for read in (parse_json, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            if isinstance(error, BadRow) and error.cause == DOUBLED_KEY:
+                raise
     return None
 
 
@@ -140,6 +162,8 @@ def from_json(value: Any, name: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except BadRow as error:
+        if error.cause == DOUBLED_KEY:
+            raise
         bad(WRONG_TYPE, f"`{name}` is a string that is not JSON")

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rmfast.data.example import WRONG_ROLES, BadRow, Message
+from rmfast.data.example import WRONG_ROLES, BadRow, Message, shown
 from rmfast.data.notes import Note
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
@@ -20,7 +20,6 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 ANSWER_CUT = "the chat template leaves out part of an answer that is scored"
 PROMPT_CUT = "the chat template leaves out a turn of the prompt"
 
-_SHOWN = 80  # characters of a text in a note
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # transformers gives templates one for another
 _GAPS = re.compile(r"\s+|</think>")
 _PROBE = "\ue000{}\ue001"  # characters for private use, which no row holds
@@ -172,9 +171,3 @@ def _calls(turn: Message) -> Iterator[tuple[str, Any]]:
         call = call.get("function", call) if isinstance(call, dict) else {}
         if isinstance(call, dict) and isinstance(call.get("name"), str):
             yield call["name"], call.get("arguments")
-
-
-def shown(value: Any) -> str:
-    """The beginning of a text, or of what Python prints, on one line that any terminal can print."""
-    text = value if isinstance(value, str) else str(value)
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

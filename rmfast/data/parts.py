@@ -9,13 +9,16 @@ from contextlib import suppress
 from typing import Any
 
 from rmfast.data.example import CONTRADICTION, WRONG_TYPE, BadRow, Message, Response, bad, is_messages
-from rmfast.data.messages import asks, read_messages, written_messages
+from rmfast.data.messages import asks, is_written, read_messages, written_messages
 from rmfast.data.notes import Note
-from rmfast.data.turns import ends_in_turn, has_turn
+from rmfast.data.turns import begins_dialogue, ends_in_turn, has_turn
 
 TWICE = "prompt given twice, used once"
 TEXT_PROMPT = "prompt as text beside messages, read as a user's turn"
 WRITTEN = "messages written as text, read as messages"
+WRITTEN_SOME = "an answer is messages written as text that cannot be read as such, and stays text"
+TWICE_SOME = "an answer begins with the prompt and another does not, both used as they are"
+OTHER_PROMPTS = "answers whose conversations begin with different turns"
 _SURE = 4, 16
 """Words, or else characters (for scripts without spaces), from which on a text is no coincidence."""
 
@@ -43,12 +46,14 @@ def joined_prompt(ours: dict[str, Any], notes: list[Note]) -> Any:
         BadRow: a part of a wrong type, or one that contradicts another.
     """
     prompt = _read_prompt(ours.get("prompt"), notes)
+    if not prompt and is_messages(turns_of := _read_prompt(ours.get("user"), notes)):
+        prompt, ours = turns_of, {name: value for name, value in ours.items() if name != "user"}
     asked = "\n\n".join(part for part in (_text(ours, "user"), _text(ours, "input")) if part.strip())
     if isinstance(prompt, str):
         asked, prompt = _same_text(prompt, asked), []
     if not is_messages(prompt or []):
         return prompt  # for the caller to refuse
-    turns: list[Message] = [*_history(ours.get("history") or []), *(prompt or ())]
+    turns = _with_history(_history(ours.get("history") or []), prompt or [], notes)
     if prompt and asked.strip() not in ("", *(plain(turn)["content"] for turn in prompt)):
         bad(CONTRADICTION, "the column used as user is no turn of the prompt")
     if asked.strip() and not prompt:
@@ -60,6 +65,24 @@ def joined_prompt(ours: dict[str, Any], notes: list[Note]) -> Any:
     if system and first.get("role") != "system":
         turns.insert(0, {"role": "system", "content": ours["system"]})
     return turns or ours.get("prompt")
+
+
+def _with_history(history: list[Message], prompt: list[Message], notes: list[Note]) -> list[Message]:
+    """The prompt's turns behind those of the history, unless it holds them; one system turn goes first.
+
+    Raises:
+        BadRow: two system turns that differ.
+    """
+    first = 1 if prompt and _is_system(prompt[0]) else 0
+    if history and first and _is_system(history[0]):
+        if plain(history[0]) != plain(prompt[0]):
+            bad(CONTRADICTION, "the system turns of the prompt and of the history differ")
+        history = history[1:]
+    said = [plain(turn) for turn in prompt[first : first + len(history)]]
+    if history and said == [plain(turn) for turn in history]:
+        notes.append(Note(TWICE, f"the prompt holds the {len(history)} turns of the history"))
+        return prompt
+    return [*prompt[:first], *history, *prompt[first:]]
 
 
 def _text(ours: dict[str, Any], name: str) -> str:
@@ -107,11 +130,17 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
         elif isinstance(prompt, str) and prompt.strip():
             return _texts_once(prompt, responses, notes)
         else:
-            return prompt, responses
+            if any(map(is_written, responses)):
+                notes.append(Note(WRITTEN_SOME, next(filter(is_written, responses))[:40]))
+            return _answered_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
     if not all(map(is_messages, responses)) or not all(responses):
         return prompt, responses
     if isinstance(prompt, str):
         prompt = _as_turn(prompt, responses, notes)
+    if not prompt and any(plain(response[0]) != plain(responses[0][0]) for response in responses if len(response) > 1):
+        notes.append(Note(OTHER_PROMPTS, repr(str(responses[0][0].get("content"))[:40])))
+    if prompt and is_messages(prompt) and not any(asks(response[0]) for response in responses):
+        prompt = _without_answer(prompt, [response[-1] for response in responses], notes)
     return _turns_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
 
 
@@ -123,8 +152,44 @@ def _read_prompt(value: Any, notes: list[Note]) -> Any:
     return prompt
 
 
+def _answered_once(prompt: list[Message], responses: list[str], notes: list[Note]) -> tuple[list[Message], list[str]]:
+    """A prompt of messages and answers of text: without an answer in the first, or the question in the others."""
+    prompt = _without_answer(prompt, [{"role": "assistant", "content": response} for response in responses], notes)
+    asked = plain(prompt[-1])["content"]
+    if not is_long(asked) or not any(response.startswith(asked) for response in responses):
+        return prompt, responses
+    rests = [_rest(response, asked) for response in responses]
+    if None in rests:
+        notes.append(Note(TWICE_SOME, repr(asked[:40])))
+        return prompt, responses
+    notes.append(Note(TWICE, f"the answers begin with the prompt {asked[:40]!r}"))
+    return prompt, [rest.lstrip() for rest in rests if rest is not None]
+
+
+def _without_answer(prompt: list[Message], answers: list[Message], notes: list[Note]) -> list[Message]:
+    """The prompt without an answer at its end, which one of those beside it must be.
+
+    Raises:
+        BadRow: it is none of them.
+    """
+    if len(prompt) < 2 or prompt[-1]["role"].lower() not in ("assistant", "model"):
+        return prompt
+    if plain(prompt[-1])["content"] not in [plain(answer)["content"] for answer in answers]:
+        bad(CONTRADICTION, "the prompt ends in an answer, which is none of those beside it")
+    notes.append(Note(TWICE, "the prompt ends in one of the answers"))
+    return prompt[:-1]
+
+
 def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[str | None, list[str]]:
     text = prompt.strip()
+    if all(map(begins_dialogue, responses)) and not any(response.strip().startswith(text) for response in responses):
+        if text in os.path.commonprefix(responses):
+            notes.append(Note(TWICE, f"the texts hold the prompt {text[:40]!r}"))
+            return None, responses
+        if begins_dialogue(text):
+            bad(CONTRADICTION, "the answers hold another dialogue than the prompt; prompt=ignore (--columns) drops it")
+    if any(map(is_written, responses)):
+        notes.append(Note(WRITTEN_SOME, next(filter(is_written, responses))[:40]))
     if not any(text in response for response in responses):  # as in nearly all rows
         return prompt, responses
     head = prompt.rstrip()
@@ -139,6 +204,8 @@ def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[s
     if found and is_long(text) and has_turn(rest):
         notes.append(Note(TWICE, f"the texts hold the prompt {text[:40]!r}"))
         return None, responses
+    if is_long(head) and any(rest is not None for rest in rests):
+        notes.append(Note(TWICE_SOME, repr(head[:40])))
     return prompt, responses
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rmfast.data.example import Example, Message
 from rmfast.data.omissions import shared_turns
+from rmfast.data.parts import plain
 from rmfast.data.tokenise import common_prefix
 from rmfast.data.turns import TURNS
 
@@ -39,19 +40,15 @@ def prompt_key(example: Example) -> tuple[int, bool]:
 def _of_messages(example: Example) -> tuple[str, bool]:
     turns, guessed = cast(list[Message] | None, example.prompt) or [], False
     if not turns:
-        before = [[_plain(turn) for turn in example.conversation(own)[:-1]] for own in example.responses]
+        before = [[plain(turn) for turn in example.conversation(own)[:-1]] for own in example.responses]
         turns = before[0][: shared_turns(before)]
         guessed = any(len(own) > len(turns) for own in before)
         if not any(turn.get("role") == "user" for turn in turns):  # a system prompt alone is everybody's
             return "", True
-    turns = [_plain(turn) for turn in turns]
+    turns = [plain(turn) for turn in turns]
     if len(turns) == 1 and turns[0].keys() == {"role", "content"}:  # the same prompt as text
         return str(turns[0]["content"]), guessed
     return json.dumps(turns, sort_keys=True, default=str), guessed
-
-
-def _plain(turn: Message) -> Message:
-    return turn | {"content": str(turn.get("content") or "").strip()}
 
 
 def _of_text(example: Example) -> tuple[str, bool]:

@@ -49,8 +49,6 @@ _TEXTS = frozenset(("prompt", "chosen", "rejected"))
 _PAIR = _TEXTS | _BESIDE
 _NONE: frozenset[str] = frozenset()
 _RANKING = frozenset(("responses", "edges", "ranks", "scores"))
-_NOT_THE_ROWS = frozenset(("chat_template", "conversation", "messages", "tools", "tokenize", "add_generation_prompt"))
-"""Arguments of a chat template that are the run's or the row's columns to give."""
 
 
 def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAMED, **options: bool) -> Example:
@@ -111,8 +109,12 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     edges, per_edge_weight = read_edges(ours, pairs, strengths=not allow_empty)
     tools, template_kwargs = _template_arguments(ours)
     _check_contents(prompt, responses, allow_empty)
+    if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
+        used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
     names = tuple(row)
     repeated = _NONE if has_ids(ours) else _repeated(prompt, responses, row, columns, names)
+    if not prompt and any(is_messages(response) and len(response) == 1 for response in responses):
+        bad(WRONG_ROLES, "no turn before the answer")  # after the columns that could have been it
     if prompt is None and "prompt" in used and "prompt" in ours:
         repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
     return Example(
@@ -140,9 +142,11 @@ def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], li
     count = len(responses)
     pairs = ranked_pairs(ours, count)
     prompt, settled = settle(ours["prompt"], responses, notes)
-    if "chosen" not in ours or "rejected" not in ours:
+    if "chosen" not in ours and "rejected" not in ours:
         return prompt, settled, pairs, _RANKING | _BESIDE | {"prompt"}
-    better, worse = (settle(ours["prompt"], _several(ours[side]), [])[1] for side in ("chosen", "rejected"))
+    better, worse = (
+        settle(ours["prompt"], _several(ours[side]), [])[1] if side in ours else [] for side in ("chosen", "rejected")
+    )
     _check_pair(settled, pairs, better, worse)
     return prompt, settled, pairs, _RANKING | _PAIR
 
@@ -153,6 +157,10 @@ def _check_pair(responses: list[Any], pairs: list[Pair], better: list[Any], wors
     places = [[i for i, own in enumerate(known) if own == _answer(answer)] for answer in (*better, *worse)]
     if not all(places):
         bad(CONTRADICTION, "`chosen` or `rejected` is none of the `responses` beside it")
+    if not worse and any(j in own for own in places for _, j in pairs):
+        bad(CONTRADICTION, "`chosen` is not the best of the `responses` beside it")
+    if not better and any(i in own for own in places for i, _ in pairs):
+        bad(CONTRADICTION, "`rejected` is not the worst of the `responses` beside it")
     for above in places[: len(better)]:
         for below in places[len(better) :]:
             if not any((i, j) in pairs for i in above for j in below):
@@ -185,6 +193,8 @@ def _pair(
             layouts = "".join(f"; data.columns (--columns) {found} reads it" for found in layouts_with_answers(row))
             bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}{layouts}")
     chosen, rejected = _several(ours["chosen"]), _several(ours["rejected"])
+    if masks := [name for name in ours if "attention_mask" in name]:
+        bad(WRONG_TYPE, f"`{masks[0]}` is the mask of no column of token ids: call these chosen_ids and rejected_ids")
     if ours["rejected"] == [] or (len(chosen) > 1 and not rejected):
         bad(NO_EDGE, "`rejected` is an empty list")
     pairs = _crossed(len(chosen), len(rejected))
@@ -211,13 +221,12 @@ def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[st
     tools = from_json(ours.get("tools") or None, "tools")
     if tools is not None and not isinstance(tools, list):
         bad(WRONG_TYPE, f"`tools` is not a list but {type(tools).__name__}")
-    template_kwargs = from_json(ours.get("chat_template_kwargs", {}), "chat_template_kwargs")
+    template_kwargs = from_json(ours.get("chat_template_kwargs") or None, "chat_template_kwargs") or {}
     if not isinstance(template_kwargs, dict):
         bad(WRONG_TYPE, f"`chat_template_kwargs` is not an object but {type(template_kwargs).__name__}")
-    if wrong := sorted(template_kwargs.keys() & _NOT_THE_ROWS):
-        bad(WRONG_TYPE, f"`chat_template_kwargs` sets {', '.join(wrong)}, which a row cannot")
+    template_kwargs = without_nulls(template_kwargs)
     tools = [from_json(tool, "tools") for tool in tools or ()]
-    return without_nulls(tools) or None, without_nulls(template_kwargs)
+    return without_nulls(tools) or None, template_kwargs
 
 
 def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> None:
@@ -239,8 +248,6 @@ def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> Non
     for response in responses:
         if not response or asks(response[-1]):
             bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
-        if not prompt and len(response) == 1:
-            bad(WRONG_ROLES, "no turn before the answer")
         if not allow_empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
             bad(EMPTY, "the last assistant turn has no text")
 
@@ -258,7 +265,7 @@ def _repeated(
         UnmappedColumn: some say more.
     """
     found = columns.prompts(names)
-    more = [n for n in found if (is_media(n) and row[n]) or not repeats(row[n], prompt, responses)]
+    more = [n for n in found if (is_media(n) and row[n] and row[n] != [None]) or not repeats(row[n], prompt, responses)]
     if more:
         raise refuse_prompts(more)
     return frozenset(found)

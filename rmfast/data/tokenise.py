@@ -14,9 +14,20 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.example import EMPTY, IDENTICAL, NOT_UTF8, TOO_FEW, WRONG_TYPE, BadRow, Example, Message, Response
+from rmfast.data.example import (
+    EMPTY,
+    IDENTICAL,
+    NOT_UTF8,
+    TOO_FEW,
+    WRONG_TYPE,
+    BadRow,
+    Example,
+    Message,
+    Response,
+    shown,
+)
 from rmfast.data.notes import Note
-from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, shown
+from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns
 from rmfast.data.template import render
 
 Ids = np.ndarray

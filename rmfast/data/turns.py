@@ -18,6 +18,18 @@ TURNS = tuple(re.compile(turn, re.IGNORECASE | re.MULTILINE) for turn in _TURNS)
 """Turn markers. Names that also stand inside replies count only without the others."""
 
 
+_ASKER = re.compile(
+    r"\s*(?:<s>\s*)?(?:<\|(?:im_start|start_header_id)\|>\s*(?:user|system)|<\|(?:user|system)\|>|\[INST\]|"
+    r"<start_of_turn>user|(?:human|user)\s*:)",
+    re.IGNORECASE,
+)
+
+
+def begins_dialogue(text: str) -> bool:
+    """Whether a text begins with somebody's turn who asks, and somebody replies in it."""
+    return _ASKER.match(text) is not None and has_turn(text)
+
+
 def has_turn(text: str) -> bool:
     """Whether a turn marker stands in a text."""
     return any(turn.search(text) for turn in TURNS)

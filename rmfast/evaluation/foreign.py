@@ -6,6 +6,7 @@ never a pair of segments. A model's own code is never run.
 """
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from rmfast.models.folder import Reader, first_line, read_json
 from rmfast.models.hf import no_head, open_model, open_named, read_config
 from rmfast.models.names import SCORE, choose_row
 
+_LAYER = re.compile(r"\.(layers?|h|block|blocks)\.\d+\.")
 CHUNK = 256  # examples tokenised at a time
 LAST_TOKEN = ("ctrl", "modernbert-decoder")  # score the last token through a head of another name than `score`
 
@@ -250,8 +252,13 @@ def _load_foreign(
             model, info = kind.from_pretrained(where, config=hf, **options)
         except Exception as error:  # every kind comes out of the library's loading code
             raise UserError(f"{folder}: transformers cannot load it as a reward model: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
+    missing = sorted(info["missing_keys"])
+    if layers := [name for name in missing if _LAYER.search(name)]:
+        raise UserError(f"{folder}: weight {layers[0]} is missing: the folder does not match its config.json")
+    if missing:
         raise no_head(folder, {}, f"without {', '.join(missing[:3])}")
+    if unused := sorted(name for name in info["unexpected_keys"] if _LAYER.search(name)):
+        raise UserError(f"{folder}: weight {unused[0]} is part of no layer that config.json names")
     loaded: PreTrainedModel = model.to(device)
     return loaded, row
 

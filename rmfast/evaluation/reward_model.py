@@ -15,7 +15,7 @@ from rmfast.checkpoint.export import last_tokens
 from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
 from rmfast.data.example import BadRow, Example
 from rmfast.data.pack import Pack
-from rmfast.data.rows import parse_row
+from rmfast.data.rows import read_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenise import Encoded, encode
@@ -238,6 +238,6 @@ def _parse(row: Mapping[str, Any], number: int) -> Example:
     if not isinstance(row, Mapping):
         raise UserError(f"row {number}: not a mapping but {type(row).__name__}")
     try:
-        return parse_row(dict(row), require_edges=False, allow_empty=True)
+        return read_row(f"row {number}", dict(row), require_edges=False, allow_empty=True)
     except BadRow as error:
         raise UserError(f"row {number}: {error.cause}: {error.detail}") from None

@@ -21,6 +21,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig,
 
 from rmfast.errors import UserError
 from rmfast.models.config import FAMILIES, supported_families
+from rmfast.models.folder import first_line
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
 
@@ -118,7 +119,12 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
         raise UserError(f"{path}: holds no weights (no tensor token_embd.weight)")
     prefix = f"{family}."
     keys = {key.removeprefix(prefix): value for key, value in model.keys.items() if key.startswith(prefix)}
-    settings = _settings(path, prefix, keys, model)
+    try:
+        settings = _settings(path, prefix, keys, model)
+    except UserError:
+        raise
+    except (ArithmeticError, TypeError, ValueError, RuntimeError, LookupError) as error:  # of values that fit no model
+        raise UserError(f"{path}: its {prefix}* keys and tensors make no model: {first_line(error)}") from error
     odd = sorted(key for key, value in keys.items() if value and key not in HARMLESS)
     if odd:
         raise UserError(f"{path}: rmfast does not know what {prefix}{odd[0]} = {keys[odd[0]]!r} changes in the model")
@@ -129,7 +135,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     try:
         return CONFIG_MAPPING[family](**settings)
     except Exception as error:  # its validation raises kinds of its own
-        raise UserError(f"{path}: the model's config cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{path}: the model's config cannot be read: {first_line(error)}") from error
 
 
 def gguf_architecture(path: Path) -> str | None:

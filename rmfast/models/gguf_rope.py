@@ -39,6 +39,13 @@ def rope_parameters(
     scaled = kind != "none" and factor != 1.0
     if divisors is not None and scaled or scale != 1.0 and not (scaled and kind == "yarn"):
         raise UserError(f"{path}: RoPE scaling {kind!r} with {ROPE_FREQS} or an attn_factor is not supported")
+    if divisors is not None and not (divisors.isfinite() & (divisors > 0)).all():
+        raise UserError(f"{path}: {ROPE_FREQS} holds numbers that are not positive")
+    if min(theta, factor) <= 0 or context <= 0:
+        raise UserError(
+            f"{path}: rope.freq_base {theta:g}, rope.scaling.factor {factor:g}, context_length {context}: "
+            "one of them is not positive"
+        )
     if divisors is not None:
         return {"rope_theta": theta} | _divided(divisors.double(), theta, context, head_dim)
     if not scaled:

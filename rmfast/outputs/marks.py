@@ -23,6 +23,7 @@ RUN_FILES = (
     *(CONFIG, "metrics.jsonl", "eval.jsonl", "eval", "checkpoints", "model", "report", "summary.json"),
     *("tensorboard", "wandb", "stop", "requeue", LOCK),
 )
+LINKED = frozenset({"checkpoints", "tensorboard", "members", "wandb"})  # large, and so kept elsewhere by a link
 ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", "heads.safetensors", "features.npy", "features.json")
 
 

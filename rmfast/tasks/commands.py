@@ -76,6 +76,8 @@ def score(options: Namespace) -> None:
     heads = sum(own[0].shape[1] for own in scores)
     many = f" ({heads} heads)" if heads > len(scores) else ""
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
+    if broken := sum(int((~np.isfinite(values)).sum()) for own in scores for values in own):
+        say(f"{broken:,} scores are not finite, and null in the file: a model is broken")
     say(f"columns: {uses_line(columns_used(rows))}")
     _say_unusable(rows, unusable)
     for line in note_lines(noted(rows)):

@@ -16,6 +16,7 @@ from rmfast.outputs.lock import FolderLock
 from rmfast.outputs.marks import (
     CONFIG,
     ENSEMBLE_FILES,
+    LINKED,
     LOCK,
     RUN_FILES,
     is_own_config,
@@ -81,6 +82,11 @@ def check_run(config: Config, files: Sequence[str]) -> None:
         raise UserError(f"run.dir: {folder / CONFIG} is no file of rmfast's, and the run would overwrite it; {ANOTHER}")
     inputs = [one for one in config_inputs(config, files) if identity(one.path) != identity(folder / CONFIG)]
     names = (*RUN_FILES, *(ENSEMBLE_FILES if config.task == "ensemble" else ()))
+    for name in sorted(set(names) - LINKED - {CONFIG}):  # the config is written by a rename, which follows no link
+        if (folder / name).is_symlink():
+            raise UserError(
+                f"run.dir: {folder / name} is a link, and what it leads to would be written over; {ANOTHER}"
+            )
     outputs = [Output("run.dir", folder / name, ANOTHER) for name in names]
     outputs.append(Output("run.dir", folder, ANOTHER, replaced=False))
     outputs.append(Output("data.cache", cache_folder, "choose another data.cache", replaced=False))

@@ -175,7 +175,7 @@ def test_a_column_that_looks_like_a_prompt_must_be_spoken_of(name: str) -> None:
 
 
 def test_the_line_names_them_all_and_the_layouts_that_read_them() -> None:
-    with pytest.raises(UnmappedColumn, match="`system`, `question`: looks") as caught:
+    with pytest.raises(UnmappedColumn, match="`system`, `question`: look") as caught:
         read({"system": "Be brief.", "question": ASK} | ANSWERS)
     assert "system=system question=user" in caught.value.detail and "(orca)" in caught.value.detail
 

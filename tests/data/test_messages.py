@@ -7,7 +7,7 @@ import pytest
 
 from rmfast.data.example import BadRow
 from rmfast.data.messages import read_messages, without_nulls
-from rmfast.data.parts import WRITTEN
+from rmfast.data.parts import WRITTEN, WRITTEN_SOME
 from rmfast.data.rows import parse_row
 
 ASK = {"role": "user", "content": "Capital of Peru?"}
@@ -75,7 +75,8 @@ def test_written_messages_are_noted_and_other_texts_stay_texts() -> None:
         {"chosen": "[1, 2]", "rejected": "[2]"},
     ):
         example = parse_row(row)
-        assert example.responses == (row["chosen"], row["rejected"]) and not example.notes
+        assert example.responses == (row["chosen"], row["rejected"])
+        assert [note.kind for note in example.notes] == [WRITTEN_SOME] * ("role" in row["chosen"])
     with pytest.raises(BadRow, match="neither JSON"):
         parse_row({"chosen": "[{'role': 'user', 'content'", "rejected": "[{'role': 'user'"})
 

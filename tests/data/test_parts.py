@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
-from rmfast.data.parts import TEXT_PROMPT, TWICE
+from rmfast.data.parts import OTHER_PROMPTS, TEXT_PROMPT, TWICE, TWICE_SOME
 from rmfast.data.prompt import prompt_key
 from rmfast.data.rows import parse_row
 
@@ -74,7 +75,8 @@ def test_one_answer_may_hold_the_prompt_and_the_other_not() -> None:
 def test_an_echo_is_an_answer(row: dict[str, Any]) -> None:
     example = parse_row(row)
     assert (example.prompt, *example.responses) == (row["prompt"], row["chosen"], row["rejected"])
-    assert not example.notes
+    one_sided = row["rejected"] == "Quito."  # counted, as it may be a prompt that was joined to one side alone
+    assert [note.kind for note in example.notes] == [TWICE_SOME] * one_sided
 
 
 def test_an_answer_that_says_the_last_turn_again_keeps_it() -> None:
@@ -183,3 +185,38 @@ def test_texts_beside_ids_are_not_read_and_noted() -> None:
         ("token ids taken, texts beside them not read", "prompt, chosen, rejected")
     ]
     assert dict(example.columns)["chosen"] == "ignore"
+
+
+def test_a_history_that_the_prompt_holds_is_used_once() -> None:
+    columns = read_columns("history=history")
+    system = {"role": "system", "content": "Be brief."}
+    row = {"prompt": [system, *BEFORE, USER], "history": [["Hi", "Hello"]], "chosen": "a", "rejected": "b"}
+    example = parse_row(row, columns)
+    assert example.prompt == row["prompt"] and [note.kind for note in example.notes] == [TWICE]
+    assert parse_row(row | {"prompt": [system, USER]}, columns).prompt == [system, *BEFORE, USER]
+
+
+def test_answers_that_begin_with_the_question_are_answers_without_it() -> None:
+    row = {"prompt": [USER], "chosen": f"{ASK} Lima.", "rejected": f"{ASK} Quito."}
+    example = parse_row(row)
+    assert example.responses == ("Lima.", "Quito.") and [note.kind for note in example.notes] == [TWICE]
+
+
+def test_a_prompt_that_ends_in_an_answer_must_be_one_of_them() -> None:
+    row = {"prompt": [USER, {"role": "assistant", "content": "Lima."}], "chosen": "Lima.", "rejected": "Quito."}
+    assert parse_row(row).prompt == [USER]
+    with pytest.raises(BadRow, match="contradiction"):
+        parse_row(row | {"chosen": "Cuzco."})
+
+
+def test_another_dialogue_than_the_prompt_is_a_contradiction() -> None:
+    answers = {side: f"Human: {ASK}\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    with pytest.raises(BadRow, match="another dialogue"):
+        parse_row({"prompt": "Human: What is the capital of Chile?\n\nAssistant:"} | answers)
+    assert parse_row({"prompt": "Hi?"} | {k: v.replace(ASK, "Hi?") for k, v in answers.items()}).prompt is None
+
+
+def test_answers_to_different_prompts_are_noted() -> None:
+    other = {"role": "user", "content": "And of Chile?"}
+    row = {"chosen": [USER, say("a")], "rejected": [other, say("b")]}
+    assert [note.kind for note in parse_row(row).notes] == [OTHER_PROMPTS]

@@ -103,6 +103,7 @@ def test_eval_says_it_of_the_rows_that_are_concerned(
     assert main([*command, "--chat-template", template_file(tmp_path, DEEPSEEK)]) == 0
     notes = json.loads(out.read_text())["notes"]
     assert [note.partition(" 2 of 2")[0] for note in notes] == [
+        "columns: prompt, chosen, rejected",
         f"2 rows: the chat template leaves out part of an answer that is scored, such as {data}:2:",
         f"1 row: only the chat template makes responses the same, such as {data}:3: "
         "'<think>I know.</think>No.' and '<think>I guess.</think>No.'",

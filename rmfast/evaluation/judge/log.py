@@ -41,8 +41,9 @@ class AnswerLog:
         whole = 0  # bytes of complete lines
         for number, line in enumerate(self._file, 1):
             try:
-                if not line.endswith(b"\n") and START.startswith(line[: len(START)]):
-                    break
+                cut = not line.endswith(b"\n") and START.startswith(line[: len(START)])
+                if cut and (whole or (line.startswith(START) and _is_cut(line))):
+                    break  # the last one of a log, whose writer was stopped
                 values = json.loads(line)
                 self.known[values["key"]] = Answer(*(values[field] for field in FIELDS))
             except (ValueError, KeyError, TypeError):
@@ -69,3 +70,12 @@ class AnswerLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a line is not all of a JSON value."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
