@@ -7,7 +7,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # On Linux, the torch of PyPI brings gigabytes of CUDA libraries. TORCH may hold any arguments of `pip install`, so a
 # machine without a GPU can ask for the CPU wheel: PyTorch's installation page gives the arguments for it, which go into
-# TORCH ("torch --index-url ..."). CONSTRAINTS names its version. What is installed first is kept by what follows.
+# TORCH. CONSTRAINTS names its version. What is installed first is kept by what follows.
 TORCH ?= torch
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
