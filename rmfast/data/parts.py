@@ -17,7 +17,7 @@ TWICE = "prompt given twice, used once"
 TEXT_PROMPT = "prompt as text beside messages, read as a user's turn"
 WRITTEN = "messages written as text, read as messages"
 WRITTEN_SOME = "an answer is messages written as text that cannot be read as such, and stays text"
-TWICE_SOME = "an answer begins with the prompt and another does not, both used as they are"
+TWICE_SOME = "an answer begins with the prompt, and may be meant to: used as it is"
 OTHER_PROMPTS = "answers whose conversations begin with different turns"
 _SURE = 4, 16
 """Words, or else characters (for scripts without spaces), from which on a text is no coincidence."""
@@ -157,6 +157,9 @@ def _answered_once(prompt: list[Message], responses: list[str], notes: list[Note
     prompt = _without_answer(prompt, [{"role": "assistant", "content": response} for response in responses], notes)
     asked = plain(prompt[-1])["content"]
     if not is_long(asked) or not any(response.startswith(asked) for response in responses):
+        return prompt, responses
+    if not asked.endswith("?") and len(asked.split()) < 2 * _SURE[0]:  # both may well begin with a short statement
+        notes.append(Note(TWICE_SOME, repr(asked[:40])))
         return prompt, responses
     rests = [_rest(response, asked) for response in responses]
     if None in rests:

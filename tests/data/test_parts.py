@@ -202,6 +202,14 @@ def test_answers_that_begin_with_the_question_are_answers_without_it() -> None:
     assert example.responses == ("Lima.", "Quito.") and [note.kind for note in example.notes] == [TWICE]
 
 
+def test_answers_may_begin_with_a_short_statement() -> None:
+    said = "Cats are nice animals"
+    row = {"prompt": [{"role": "user", "content": said}], "chosen": f"{said} indeed.", "rejected": f"{said}, no."}
+    example = parse_row(row)
+    assert example.responses == (row["chosen"], row["rejected"])
+    assert [note.kind for note in example.notes] == [TWICE_SOME]
+
+
 def test_a_prompt_that_ends_in_an_answer_must_be_one_of_them() -> None:
     row = {"prompt": [USER, {"role": "assistant", "content": "Lima."}], "chosen": "Lima.", "rejected": "Quito."}
     assert parse_row(row).prompt == [USER]
