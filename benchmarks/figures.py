@@ -51,7 +51,7 @@ def figure(result: Result, kind: str, mode: str) -> str:
 
 
 def filled(text: str, results: Path, name: str = "page") -> str:
-    """A page with its tables and figures made anew from a folder of results.
+    """A page with its tables and figures made again from a folder of results.
 
     Raises:
         UserError: a marker without its other end, of no known kind, or a file that cannot be used.

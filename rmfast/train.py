@@ -1,4 +1,4 @@
-"""The door: torchrun rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]"""
+"""Entry point: torchrun rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The door, as users open it: whole runs under torchrun, and one line with exit code 2 for all that is wrong."""
+"""The entry point, as users call it: whole runs under torchrun, and one line with exit code 2 for all that is wrong."""
 
 import json
 import os

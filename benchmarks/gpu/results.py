@@ -1,6 +1,7 @@
 """The folder of results: a JSON file for each stage with a record for each of its parts, and a log.
 
-Few flat files, each written aside and renamed, so that the folder can be carried away at any moment and given again.
+Few flat files, each written under a temporary name and renamed, so that the folder can be carried away at any moment
+and given again.
 """
 
 import json
