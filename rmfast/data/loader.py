@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
 from rmfast.data.views import Views, add_views, view_tokens, view_visible
+
+PINNING = Lock()
+"""Held while packs are copied to page-locked memory, and while a CUDA graph is recorded: what CUDA does to lock pages
+can void the recording."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,11 @@ def rank_packs(
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
+def _pinned(packs: list[Pack]) -> list[Pack]:
+    with PINNING:
+        return [pack.pin() for pack in packs]
+
+
 class StepLoader:
     """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs.
 
@@ -137,7 +147,7 @@ class StepLoader:
         return Step(
             number=number,
             epoch=self.plan.progress(number),
-            packs=[p.pin() for p in packs] if self.pin else packs,
+            packs=_pinned(packs) if self.pin else packs,
             totals=totals_of(self.table, rows, self.views),
             rows=rows,
             padding=padding,

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rmfast.data.loader import PINNING
 from rmfast.data.pack import Pack
 from rmfast.objectives.reward import BatchTotals, Statistics
 
@@ -35,7 +36,8 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share their memory: one runs at a time."""
+    """Records CUDA graphs that share their memory: one runs at a time. Meanwhile the loader's thread may use CUDA, but
+    not pin memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -43,14 +45,14 @@ class CudaRecorder:
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         """See `Recorder`."""
-        aside = torch.cuda.Stream(self.device)
-        aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(aside):
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 run()
-        torch.cuda.current_stream(self.device).wait_stream(aside)
+        torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with PINNING, torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
@@ -72,7 +74,7 @@ class PackGraphs:
 
     Args:
         compute: forward and backward of a pack on the device, adding to the gradients; gives its statistics.
-        gradients: which recording must leave as they were.
+        gradients: which recording leaves as they were, as it does the state that dropout draws from.
         recorder: of the device.
     """
 
@@ -101,7 +103,9 @@ class _Graph:
             self._statistics = graphs.compute(self._pack, self._totals)
 
         before = buffer.clone()
-        self._replay = graphs.recorder(run)
+        # Which step records a shape depends on where this process began: its dropout must not.
+        with torch.random.fork_rng([buffer.device] if buffer.device.type == "cuda" else []):
+            self._replay = graphs.recorder(run)
         buffer.copy_(before)
 
     def run(self, pack: Pack, totals: BatchTotals) -> Statistics:

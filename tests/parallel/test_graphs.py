@@ -1,6 +1,7 @@
 """Padded packs compute what the packs alone do, and steps repeated from a recording what fresh steps do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmfast.data.loader import rank_packs, totals_of
+from rmfast.data.loader import PINNING, StepLoader, rank_packs, totals_of
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_pack, round_up
+from rmfast.data.plan import StepPlan
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.reward import RewardObjective, Statistics
-from rmfast.parallel.graphs import CudaRecorder, Recorder
+from rmfast.parallel.graphs import WARM_UP, CudaRecorder, Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from rmfast.trainer.loop import seed_dropout
 from tests.tiny import Group, assert_close_by_norm, gradients, group_of, save_hf_model, table_of
 
 OPTIONS = AdamWOptions(weight_decay=0.1, clip=0.5)
@@ -33,8 +36,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def network_of(model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32) -> RewardNetwork:
-    return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=dtype)[0]
+def network_of(
+    model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32, dropout: float = 0.0
+) -> RewardNetwork:
+    return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=dtype, dropout=dropout)[0]
 
 
 def batches() -> list[list[Group]]:
@@ -51,8 +56,9 @@ def batches() -> list[list[Group]]:
 class ReplayOnTheCpu:
     """What a CUDA graph does: the ops of the recorded run again, on the same memory, with the same Python values."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int = 0) -> None:
         self.recorded = self.replayed = 0
+        self.warm_up = warm_up
 
     def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
@@ -65,6 +71,8 @@ class ReplayOnTheCpu:
                 calls.append((func, args, kwargs or {}, out))
                 return out
 
+        for _ in range(self.warm_up):
+            run()
         with Record():
             run()
 
@@ -163,3 +171,73 @@ def test_scores_held_from_a_graph_stay(model: Path) -> None:
         packs, _ = rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=64, lm=True, fixed=True)
         kept.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, np.arange(len(table)))))
     assert not torch.equal(kept[0].sums, kept[1].sums)
+
+
+def losses_with_dropout(model: Path, recorder: Recorder | None, first: int = 0) -> list[Tensor]:
+    """Statistics of one batch at the steps from `first` to 1, the weights held."""
+    engine = NativeEngine(network_of(model, dropout=0.3), world=World(), options=OPTIONS, recorder=recorder)
+    table = table_of(batches()[2])
+    rows = np.arange(len(table))
+    packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=16, lm=True, fixed=True)
+    seen = []
+    for step in range(first, 2):
+        seed_dropout(7, step, 0)
+        seen.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows)).sums)
+    return seen
+
+
+def test_dropout_is_the_same_fresh_recorded_and_resumed(model: Path) -> None:
+    """Whatever step records a shape, and however often recording runs it."""
+    fresh = losses_with_dropout(model, None)
+    recorded = losses_with_dropout(model, ReplayOnTheCpu(warm_up=1))
+    resumed = losses_with_dropout(model, ReplayOnTheCpu(warm_up=1), first=1)
+    assert all(torch.equal(a, b) for a, b in zip(recorded, fresh, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(resumed, fresh[1:], strict=True))
+    assert not torch.equal(fresh[0], fresh[1]), "steps draw their own"
+
+
+def test_the_loader_s_thread_may_use_cuda_while_a_graph_is_recorded_but_pins_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes, pinned = [], []
+
+    @contextmanager
+    def graph(graph: object, *, pool: object, capture_error_mode: str = "global") -> Iterator[None]:
+        modes.append((capture_error_mode, PINNING.locked()))
+        yield
+
+    class Stream:
+        def __init__(self, device: object = None) -> None: ...
+
+        def wait_stream(self, other: "Stream") -> None: ...
+
+    @contextmanager
+    def stream(stream: Stream) -> Iterator[None]:
+        yield
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    for name, stand_in in {
+        "graph_pool_handle": lambda: 0,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    runs: list[bool] = []
+    CudaRecorder(torch.device("cuda"))(lambda: runs.append(PINNING.locked()))
+    assert modes == [("thread_local", True)]
+    assert runs == [False] * WARM_UP + [True]  # warming up takes seconds, in which packs may be pinned
+
+    def pin(pack: Pack) -> Pack:
+        pinned.append(PINNING.locked())
+        return pack
+
+    monkeypatch.setattr(Pack, "pin", pin)
+    table = table_of(batches()[0])
+    plan = StepPlan([len(table)], [1.0], groups_per_step=2, seed=0)
+    list(StepLoader(table, plan, first=0, last=2, ranks=1, rank=0, budget=64, pin=True))
+    assert pinned == [True, True] and not PINNING.locked()
