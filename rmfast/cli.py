@@ -13,6 +13,7 @@ from typing import Any
 from rmfast.config import DenoiseConfig
 from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
+from rmfast.environment import prepare
 from rmfast.errors import RunError, UserError
 from rmfast.tasks.judge import add_flags
 
@@ -225,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if more and options.command not in ("plan", "launch"):  # whose config takes keys
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     # After parsing: these import torch.
+    prepare()
     from rmfast.tasks import commands, compare, denoise, evaluate, launch, plan
 
     looks = {"report": commands.report, "denoise": denoise.preview}

@@ -2,17 +2,18 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # Run as a file, this folder comes first on the path, and its module names would hide libraries of the same name.
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
     del sys.path[0]
 
-# DDP looks for unused parameters so that its sums keep their order (parallel/native.py), and would warn of it.
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-
 from rmfast.config import config_help, load_config, split_arguments  # noqa: E402
+from rmfast.environment import prepare  # noqa: E402
 from rmfast.errors import Interrupted, RunError, UserError  # noqa: E402
+
+prepare()
 
 
 def main(arguments: list[str]) -> int:
@@ -29,13 +30,42 @@ def main(arguments: list[str]) -> int:
 
         run_task(config, split_arguments(arguments)[0])
     except (UserError, RunError) as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if _left_open():
+            _abandon(code, str(error))
         if rank == 0:
             print(f"rmfast: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
+        return code
     except Interrupted as stopped:
         if rank == 0:
             print(f"rmfast: {stopped}", flush=True)
+    except BaseException:
+        if not _left_open():
+            raise
+        traceback.print_exc()
+        _abandon(1)
     return 0
+
+
+def _left_open() -> bool:
+    """Whether `World` left its process group open, as it does after an error on GPUs."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_initialized()
+
+
+def _abandon(code: int, line: str | None = None) -> None:
+    """End this process without what an interpreter does at its end, which would wait for NCCL.
+
+    Args:
+        line: that says why, where nothing has said it.
+    """
+    from rmfast.parallel.process_group import say_for_all
+
+    if line is not None:
+        say_for_all(line)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def lost(error: RuntimeError) -> bool:
-    """Whether a collective failed for want of another rank: gloo has no error class of its own."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
+from rmfast.errors import Interrupted, UserError
+from rmfast.parallel.process_group import new_group, open_group, say_error
 
 
 class World:
     """Rank, size and device of this process; collectives do nothing in a world of one.
 
-    Use as a context manager: it opens the process group and closes it, also after an error.
+    Use as a context manager: it opens the process group and closes it. After an error on GPUs it stays open, and the
+    process must end by `os._exit`: to close NCCL's part, all ranks must, and the others may be in a collective.
+
+    Raises:
+        UserError: there are more processes on this machine than GPUs.
     """
 
     def __init__(self, timeout_minutes: float = 60.0) -> None:
@@ -28,10 +30,24 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         cuda = torch.cuda.is_available()
+        if cuda:
+            self._check_gpus(torch.cuda.device_count())
         self.device = torch.device("cuda", self.local_rank) if cuda else torch.device("cpu")
-        self._timeout = timedelta(minutes=timeout_minutes)
+        self.timeout = timedelta(minutes=timeout_minutes)
         self._group: dist.ProcessGroup | None = None  # None: not open, or without one
         self._main: bool | None = None  # None: rank 0
+
+    def _check_gpus(self, gpus: int) -> None:
+        processes = max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), self.local_rank + 1)
+        if processes <= gpus:
+            return
+        line = (
+            f"torchrun's --nproc_per_node: {processes} processes on this machine and {gpus} GPU{'s' * (gpus > 1)} that "
+            f"they see (CUDA_VISIBLE_DEVICES); start at most {gpus}"
+        )
+        if self.local_rank == 0 and self.rank:  # of a machine that rank 0, which prints its own, is not on
+            say_error(self.rank, line)
+        raise UserError(line)
 
     @classmethod
     def within(cls, world: "World", group: dist.ProcessGroup) -> "World":
@@ -66,9 +82,9 @@ class World:
         # use_local_synchronization.
         timeout = timedelta(minutes=timeout_minutes)
         starts = range(0, self.size, size)
-        groups = [dist.new_group(list(range(start, start + size)), timeout=timeout) for start in starts]
+        groups = [new_group(range(start, start + size), self.device, timeout) for start in starts]
         own = World.within(self, groups[self.rank // size])
-        own._main, own._timeout = None, timeout
+        own._main, own.timeout = None, timeout
         del groups  # who destroys a group must hold the last reference to it
         before = dist.group.WORLD
         dist.group.WORLD = own._group
@@ -81,15 +97,15 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.size > 1:
-            device_id = self.device if self.device.type == "cuda" else None
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=self._timeout, device_id=device_id)
+            open_group(self.device, self.timeout)
             self._group = dist.group.WORLD
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not dist.is_initialized():
             return
+        if error is not None and not isinstance(error, Interrupted) and self.device.type == "cuda":
+            return  # others may wait in a collective of NCCL, and this rank would wait for them
         # Free DDP, which an error's frames may hold, before the group: if it held the last reference, it would wait
         # for gloo's threads with the interpreter's lock, which they may need to end.
         while error is not None:
@@ -123,7 +139,7 @@ class World:
 
     def subgroup(self, ranks: Sequence[int]) -> dist.ProcessGroup:
         """A new group of some ranks. All ranks of the world call it; those of a part, inside it."""
-        return dist.new_group(list(ranks), timeout=self._timeout)
+        return new_group(ranks, self.device, self.timeout)
 
     @property
     def group(self) -> dist.ProcessGroup | None:

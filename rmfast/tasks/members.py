@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from rmfast.data.files import write_text, written_aside
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, RunError, UserError
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
-from rmfast.parallel.world import World, lost
+from rmfast.parallel.process_group import lost, say_error
+from rmfast.parallel.world import World
 from rmfast.tasks.folds import fold_of_groups
 from rmfast.tasks.prepare import data_key
 from rmfast.trainer.log import say
@@ -139,7 +139,7 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
         except (UserError, RunError, Interrupted) as raised:
             error = raised
             if not world.main:  # rank 0 prints its own
-                print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+                say_error(world.rank, str(error))
             if part is not None and part.size > 1 and not isinstance(error, Interrupted):
                 raise
         failed = float(isinstance(error, UserError | RunError))

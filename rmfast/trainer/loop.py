@@ -165,8 +165,6 @@ def _figures(
     stored = sum(part.totals.stored_tokens for part in step.parts)
     sequences = sum(part.totals.sequence_tokens for part in step.parts)
     padding = sum(part.padding for part in step.parts)
-    cuda = device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated(device) if cuda else _peak_memory()
     return {
         "learning_rate": lr,
         "num_tokens": progress.num_tokens,
@@ -179,14 +177,22 @@ def _figures(
         "mfu": None if peak is None else flops / seconds / peak,
         "padding_share": padding / (padding + stored),
         "prefix_saved_share": 1 - stored / sequences,
-        "memory_gib": memory / 2**30,
-    }
+    } | _memory(device)
 
 
-def _peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+def _memory(device: torch.device) -> dict[str, float | None]:
+    """Of this process so far: the most that it used, and on a GPU what torch took for that and how often it had to free
+    all that it kept before it could take more."""
+    if device.type == "cuda":
+        stats = torch.cuda.memory_stats(device)
+        return {
+            "memory_gib": stats["allocated_bytes.all.peak"] / 2**30,
+            "memory_reserved_gib": stats["reserved_bytes.all.peak"] / 2**30,
+            "alloc_retries": stats["num_alloc_retries"],
+        }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
+    peak = peak if sys.platform == "darwin" else peak << 10
+    return {"memory_gib": peak / 2**30, "memory_reserved_gib": None, "alloc_retries": None}
 
 
 def _shown(line: StepLine) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.schedule import Schedule
 from rmfast.parallel.world import World
 from rmfast.trainer.log import RunLog
-from rmfast.trainer.loop import LoopOptions, Progress, fit
+from rmfast.trainer.loop import LoopOptions, Progress, _memory, fit
 from tests.runs import read_lines, write_model, write_rows
 
 
@@ -230,3 +230,11 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(
 def reward(model: torch.nn.Module, table: GroupTable, row: int, side: int) -> Tensor:
     ids = torch.tensor([table.sequences_of(int(row))[side]])
     return model.score(model.model(ids).last_hidden_state[:, -1])[0, 0]
+
+
+def test_on_a_gpu_what_torch_took_and_how_often_it_had_to_free_is_logged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = {"allocated_bytes.all.peak": 3 << 30, "reserved_bytes.all.peak": 5 << 30, "num_alloc_retries": 2}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    assert _memory(torch.device("cuda")) == {"memory_gib": 3, "memory_reserved_gib": 5, "alloc_retries": 2}
+    here = _memory(torch.device("cpu"))
+    assert here["memory_gib"] and here["memory_reserved_gib"] is None and here["alloc_retries"] is None

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
+from rmfast.parallel.process_group import open_group
 from rmfast.parallel.world import World
 
 
@@ -74,7 +75,7 @@ class Groups:
         from megatron.core.process_groups_config import ProcessGroupCollection
 
         if not dist.is_initialized():  # a world of one
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            open_group(world.device, world.timeout, store=dist.HashStore(), rank=0, world_size=1)
         self.world, self.layout = world, layout
         t, p = layout.tensor, layout.pipeline
         d = world.size // (t * p)

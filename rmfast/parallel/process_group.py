@@ -1,0 +1,68 @@
+"""Process groups of torch: how they are opened, how long they wait, and what is said where a rank ends of an error."""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+STEP = timedelta(minutes=10)
+"""How long a collective on GPUs may take at most. Ranks that wait for one of them to do something alone (prepare data,
+write a checkpoint, export) wait on the CPU."""
+GRACE = timedelta(seconds=5)  # for rank 0 to say what it ends of, before another rank says it
+SAID = "rmfast/said"  # a key of the store by which ranks met
+
+
+def open_group(device: torch.device, timeout: timedelta, **place: Any) -> None:
+    """Open torch's default process group: gloo for tensors on the CPU, NCCL beside it where there is a GPU.
+
+    Args:
+        device: of this process. timeout: of collectives on the CPU. place: this process's, in place of what torchrun
+            says.
+    """
+    gpu = device.type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    dist.init_process_group(backend, timeout=timeout, device_id=device if gpu else None, **place)
+    _shorten(dist.group.WORLD, device, timeout)
+
+
+def new_group(ranks: Sequence[int], device: torch.device, timeout: timedelta) -> Any:
+    """A group of some ranks of the default one, all of which call it; see `open_group`. Other ranks get no group."""
+    group = dist.new_group(list(ranks), timeout=timeout)
+    _shorten(group, device, timeout)
+    return group
+
+
+def _shorten(group: Any, device: torch.device, timeout: timedelta) -> None:
+    if device.type == "cuda" and isinstance(group, dist.ProcessGroup):
+        group._get_backend(device)._set_default_timeout(min(timeout, STEP))
+
+
+def lost(error: RuntimeError) -> bool:
+    """Whether a collective on the CPU failed for want of another rank: gloo has no error class of its own. One on GPUs
+    raises nothing: NCCL's watchdog ends the process."""
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
+
+
+@cache
+def say_error(rank: int, line: str) -> None:
+    """Print what a rank other than 0 ends of, once."""
+    print(f"rmfast: rank {rank}: {line}", file=sys.stderr, flush=True)
+
+
+def say_for_all(line: str) -> None:
+    """Print what this rank ends of, its process group open: rank 0 at once, another one where rank 0 says nothing."""
+    rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        print(f"rmfast: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):
+            store.set(SAID, line)
+        return
+    try:
+        store.wait([SAID], GRACE)
+    except RuntimeError:  # also where the store is gone
+        say_error(rank, line)

@@ -1,0 +1,191 @@
+"""How a run's processes meet and part: on GPUs, of which a CPU plays the part, and over gloo."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import rmfast.tasks
+from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.parallel import process_group
+from rmfast.parallel.process_group import STEP, say_error, say_for_all
+from rmfast.parallel.world import World
+from rmfast.train import main
+from tests.runs import environment, free_ports
+
+GPU = torch.device("cuda", 0)
+
+
+class Ended(BaseException):
+    """What os._exit is in these tests."""
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """A machine with two GPUs and the first of two ranks; groups are gloo's, of this process alone. What is opened."""
+    calls: list[tuple[Any, ...]] = []
+    plain, closed = dist.init_process_group, dist.destroy_process_group
+
+    def init(backend: str, *, timeout: timedelta, device_id: torch.device | None, **place: Any) -> None:
+        calls.append(("open", backend, device_id))
+        plain("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+    def destroy() -> None:
+        calls.append(("close",))
+        closed()
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", init)
+    monkeypatch.setattr(dist, "destroy_process_group", destroy)
+    monkeypatch.setattr(os, "_exit", end)
+    say_error.cache_clear()
+    yield calls
+    if dist.is_initialized():
+        closed()
+
+
+def run(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int:
+    """A whole command whose task raises an error, or none."""
+
+    def task(config: object, files: object) -> None:
+        with World():
+            if error is not None:
+                raise error
+
+    monkeypatch.setattr(rmfast.tasks, "run_task", task)
+    return main(["--model.path", "m", "--data.train", "d"])
+
+
+OPEN = ("open", "cpu:gloo,cuda:nccl", GPU)
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("disk full"), 2), (RunError("disk full"), 1)])
+def test_an_error_on_gpus_ends_the_process_at_once(
+    opened: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+) -> None:
+    with pytest.raises(Ended) as end:
+        run(monkeypatch, error)
+    assert end.value.args == (code,) and opened == [OPEN]
+    assert capsys.readouterr().err == "rmfast: disk full\n"
+
+
+def test_so_does_an_error_that_rmfast_does_not_name(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Ended) as end:
+        run(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
+    assert end.value.args == (1,) and opened == [OPEN]
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and shown.endswith("OutOfMemoryError: CUDA out of memory\n")
+
+
+@pytest.mark.parametrize("error", [None, Interrupted("saved")])
+def test_a_run_that_ends_on_all_ranks_closes_its_groups(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    assert run(monkeypatch, error) == 0
+    assert opened == [OPEN, ("close",)] and not dist.is_initialized()
+
+
+def test_another_rank_says_what_it_ends_of_where_rank_0_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_error.cache_clear()
+    store, rank = dist.HashStore(), 0
+    monkeypatch.setattr(process_group, "GRACE", timedelta(seconds=0.1))
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    rank = 3
+    say_for_all("disk full")
+    say_for_all("disk full")
+    assert capsys.readouterr().err == "rmfast: rank 3: disk full\n"
+    rank = 0
+    say_for_all("no such file")
+    rank = 2
+    say_for_all("no such file")
+    assert capsys.readouterr().err == "rmfast: no such file\n"
+
+
+def test_collectives_between_gpus_wait_ten_minutes_at_most(opened: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    class Backend:
+        def _set_default_timeout(self, timeout: timedelta) -> None:
+            waits.append(timeout)
+
+    monkeypatch.setattr(dist.ProcessGroup, "_get_backend", lambda group, device: Backend())
+    with World(timeout_minutes=60) as world:
+        world.subgroup([0])
+    with World(timeout_minutes=2):
+        pass
+    assert waits == [STEP, STEP, timedelta(minutes=2)] and timedelta(minutes=10) == STEP
+
+
+@pytest.mark.parametrize("local", [0, 3])
+def test_more_processes_than_gpus_are_one_line(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: int
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", str(local))
+    monkeypatch.setenv("RANK", str(local))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert run(monkeypatch, None) == 2
+    line = "rmfast: torchrun's --nproc_per_node: 4 processes on this machine and 2 GPUs that they see"
+    shown = capsys.readouterr().err
+    assert shown.startswith(line) and shown.count("\n") == 1 if local == 0 else not shown
+    assert not opened
+
+
+def test_a_machine_without_rank_0_says_so_itself(
+    opened: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert run(monkeypatch, None) == 2
+    assert capsys.readouterr().err.startswith(
+        "rmfast: rank 8: torchrun's --nproc_per_node: 2 processes on this machine and 1 GPU that"
+    )
+
+
+TWO = """
+import torch, torch.distributed as dist
+from rmfast.parallel.world import World
+with World() as world:
+    print(dist.get_backend(), int(world.sum_(torch.tensor(1.0))), dist.is_initialized())
+print(dist.is_initialized())
+"""
+
+
+def test_two_processes_over_gloo_meet_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment() | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    for one in started:
+        out, err = one.communicate(timeout=120)
+        assert (one.returncode, out) == (0, "gloo 2 True\nFalse\n"), err
+        assert "destroy_process_group" not in err
