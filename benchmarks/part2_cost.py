@@ -29,7 +29,8 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.tasks.inputs import open_inputs, open_world
 from rmfast.tasks.meta import MetaRun
 from rmfast.tasks.reward import RewardRun
-from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer
+from rmfast.trainer.head_batch import HeadData, HeadMember
+from rmfast.trainer.heads import HeadOptions, HeadTrainer
 
 IDS = (3, 4096)  # of the quickstart tokenizer, special ones left out
 HEAD_PAIRS, HEAD_STEPS, BATCH = 2048, 200, 32

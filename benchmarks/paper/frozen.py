@@ -20,7 +20,8 @@ from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.hf import load_network
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.tasks.heads import Trunk
-from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
+from rmfast.trainer.head_batch import HeadData, HeadMember
+from rmfast.trainer.heads import HeadOptions, HeadTrainer, head_scores
 
 CHUNK = 64  # prompt groups between two saves of the features
 BATCH, EPOCHS = 32, 4

@@ -1,9 +1,10 @@
 """The steps of a run as packs, built one step ahead in a thread of their own."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
 from rmfast.data.views import Views, add_views, view_tokens, view_visible
+
+T = TypeVar("T")
 
 PINNING = Lock()
 """Held while packs are copied to page-locked memory, and while a CUDA graph is recorded: what CUDA does to lock pages
@@ -99,6 +102,17 @@ def rank_packs(
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
+def one_ahead(build: Callable[[int], T], first: int, last: int) -> Iterator[T]:
+    """`build` of each number from `first` to `last` (exclusive), in a thread, while the one before it is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        ahead = pool.submit(build, first) if first < last else None
+        for number in range(first, last):
+            assert ahead is not None
+            built = ahead.result()
+            ahead = pool.submit(build, number + 1) if number + 1 < last else None
+            yield built
+
+
 def _pinned(packs: list[Pack]) -> list[Pack]:
     with PINNING:
         return [pack.pin() for pack in packs]
@@ -155,10 +169,4 @@ class StepLoader:
         )
 
     def __iter__(self) -> Iterator[Step]:
-        with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
-            ahead = pool.submit(self.build, self.first) if self.first < self.last else None
-            for number in range(self.first, self.last):
-                assert ahead is not None
-                step = ahead.result()
-                ahead = pool.submit(self.build, number + 1) if number + 1 < self.last else None
-                yield step
+        return one_ahead(self.build, self.first, self.last)

@@ -34,7 +34,8 @@ from rmfast.tasks.folds import select
 from rmfast.tasks.inputs import step_plan
 from rmfast.tasks.members import Ensemble, all_or_none, member_config, open_folder, read_scores, write_scores
 from rmfast.tasks.model import head_line, stored_heads
-from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
+from rmfast.trainer.head_batch import HeadData, HeadMember
+from rmfast.trainer.heads import HeadOptions, HeadTrainer, head_scores
 from rmfast.trainer.log import RunLog, say
 from rmfast.trainer.stop import StopRequest
 

@@ -10,36 +10,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rmfast.data.plan import StepPlan
-from rmfast.data.table import Edges
+from rmfast.data.loader import one_ahead
 from rmfast.errors import RunError
 from rmfast.kernels import ranking_loss
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.schedule import Schedule, learning_rate
+from rmfast.trainer.head_batch import HeadBatch, HeadData, HeadMember, head_batch
+from rmfast.trainer.metrics import Fetched
 from rmfast.trainer.stop import StopRequest
 
 CHUNK = 65536  # responses scored at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadData:
-    """What heads learn from: `features` fp32 [F, d] (may be memory-mapped), `place` int64 [R], the row in it of each
-    response of the training table, and the table's edges, group by group."""
-
-    features: np.ndarray
-    place: np.ndarray
-    edges: Edges
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadMember:
-    """A member's steps: `plan` over its groups, `groups` [G], their rows in the training table, `total` steps."""
-
-    plan: StepPlan
-    groups: np.ndarray
-    total: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +37,6 @@ class HeadOptions:
     center: float
     on_nonfinite: Literal["stop", "skip"]
     impl: str = "auto"
-
-
-@dataclass(frozen=True)
-class HeadBatch:
-    """Edges of one step for all members, [M, E] each, padded with edges of weight 0.
-
-    `features` fp32 [U, d] are the step's distinct responses, which `better` and `worse` index. `groups` counts those of
-    all members.
-    """
-
-    features: Tensor
-    better: Tensor
-    worse: Tensor
-    margin: Tensor
-    target: Tensor
-    weight: Tensor
-    counted: Tensor  # bool [M, E]: edges that are no padding
-    groups: int
 
 
 class HeadTrainer:
@@ -123,53 +88,32 @@ class HeadTrainer:
         return out
 
     def batch(self, step: int) -> HeadBatch:
-        """A step's edges; members that are through have none."""
-        taken, groups = [], 0
-        for member in self.members:
-            rows = member.groups[member.plan.step(step)[1]] if step < member.total else np.empty(0, np.int64)
-            groups += len(rows)
-            spans = [np.arange(self._edge_start[g], self._edge_start[g + 1]) for g in rows.tolist()]
-            taken.append(np.concatenate(spans) if spans else np.empty(0, np.int64))
-        widest = max(1, max(map(len, taken)))
-        edge = np.zeros((len(taken), widest), dtype=np.int64)
-        counted = np.zeros(edge.shape, dtype=bool)
-        for m, own in enumerate(taken):
-            edge[m, : len(own)], counted[m, : len(own)] = own, True
-        e = self.data.edges
-        ends = np.stack((e.better[edge], e.worse[edge]))
-        # Padding points at a response that is there anyway.
-        ends[:, ~counted] = ends[:, counted][:, :1]
-        needed, place = np.unique(ends, return_inverse=True)
-        better, worse = place.reshape(ends.shape)
-        rows = self.data.place[needed]
-
-        def put(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
-
-        return HeadBatch(
-            features=put(np.asarray(self.data.features[rows], dtype=np.float32)),
-            better=put(better),
-            worse=put(worse),
-            margin=put(e.margin[edge].astype(np.float32)),
-            target=put(e.target[edge].astype(np.float32)),
-            weight=put(np.where(counted, e.weight[edge], 0.0).astype(np.float32)),
-            counted=put(counted),
-            groups=groups,
+        """A step's edges, on the CPU; members that are through have none."""
+        taken = [member.edges(step, self._edge_start) for member in self.members]
+        return head_batch(
+            taken,
+            self.data,
+            rates=np.array(self.rates(step)),
+            active=np.array([step < member.total for member in self.members]),
+            pin=self.device.type == "cuda",
         )
 
-    def step(self) -> Tensor:
+    def step(self, batch: HeadBatch) -> Tensor:
         """One step of every member that is not through.
+
+        Args:
+            batch: the next step's.
 
         Returns:
             fp32 [5, M] on the device: loss, gradient norm, share of edges ranked right, mean margin, and 1 where loss
             or gradient was not finite, which left the member as it was.
         """
-        batch, rates = self.batch(self.done), self.rates(self.done)
-        active = torch.tensor([self.done < member.total for member in self.members], device=self.device)
+        batch = batch.to(self.device)
+        active = batch.active
         losses, gaps, grad = head_gradients(self.weight, batch, center=self.options.center, impl=self.options.impl)
         norm = grad.double().norm(dim=1)
         finite = losses.isfinite() & norm.isfinite()
-        self._adamw(grad, norm, torch.tensor(rates, dtype=torch.float64, device=self.device), finite & active)
+        self._adamw(grad, norm, batch.rates, finite & active)
         self.done += 1
         count = batch.counted.sum(1).clamp(min=1)
         right, margin = ((gaps > 0) & batch.counted).sum(1) / count, gaps.where(batch.counted, 0.0).sum(1) / count
@@ -218,11 +162,11 @@ class HeadTrainer:
             Interrupted: `stop` said so; `save` was called.
             RunError: a loss or gradient that is not finite, under on_nonfinite "stop"; it changed nothing.
         """
-        pending: tuple[Tensor, dict[str, Any]] | None = None
+        pending: tuple[Fetched, dict[str, Any]] | None = None
         clock = time.perf_counter()
-        while self.done < self.total:
+        for batch in one_ahead(self.batch, self.done, self.total):
             rates, epoch = self.rates(self.done), self._epoch(self.done)
-            figures = self.step()
+            figures = Fetched(self.step(batch))
             now = time.perf_counter()
             values = {"step": self.done, "epoch": epoch, "learning_rate": max(rates), "step_seconds": now - clock}
             clock = now
@@ -248,8 +192,8 @@ class HeadTrainer:
     def _epoch(self, step: int) -> float:
         return max(member.plan.progress(min(step, member.total - 1)) for member in self.members)
 
-    def _report(self, figures: Tensor, values: dict[str, Any], log: Callable[[dict[str, Any]], None]) -> None:
-        loss, norm, right, margin, broken = figures.double().cpu().numpy()
+    def _report(self, figures: Fetched, values: dict[str, Any], log: Callable[[dict[str, Any]], None]) -> None:
+        loss, norm, right, margin, broken = figures.wait().double().numpy()
         bad = np.flatnonzero(broken == 1)
         if bad.size and self.options.on_nonfinite == "stop":
             raise RunError(
@@ -278,7 +222,7 @@ def head_gradients(
     with torch.enable_grad():
         weight = weight.detach().requires_grad_()
         scores = weight @ batch.features.T  # [M, U]: also those of other members' responses, cheaper than M products
-        better, worse = scores.gather(1, batch.better), scores.gather(1, batch.worse)
+        better, worse = _pick(scores, batch.better), _pick(scores, batch.worse)
         place = torch.arange(better.shape[1], device=weight.device)
         losses = ranking_loss(
             torch.cat((better, worse), 1),
@@ -292,6 +236,13 @@ def head_gradients(
         )
         (grad,) = torch.autograd.grad(losses.sum(), weight)
     return losses.detach(), (better - worse).detach(), grad
+
+
+def _pick(scores: Tensor, places: Tensor) -> Tensor:
+    """Of [M, U] the values at [M, E]. Gradients of a response in several edges are summed in one order on every device,
+    as gather's on a GPU are not."""
+    rows = torch.arange(len(scores), device=scores.device)[:, None]
+    return F.embedding(rows * scores.shape[1] + places, scores.reshape(-1, 1))[..., 0]
 
 
 @torch.no_grad()

@@ -11,12 +11,29 @@ from rmfast.data.loader import Step
 from rmfast.objectives.reward import SUMS, Statistics
 
 
+class Fetched:
+    """A tensor on its way to the CPU, behind what its device was told to do before."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host, self._ready = tensor, None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def wait(self) -> Tensor:
+        """The tensor on the CPU, once it is there; what the device was told to do afterwards is not waited for."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._host
+
+
 @dataclass
 class _Pending:
     step: Step
-    figures: Tensor
+    figures: Fetched
     names: tuple[str, ...]
-    ready: torch.cuda.Event | None
     extras: dict[str, Any]
 
 
@@ -40,27 +57,17 @@ class MetricQueue:
         """Queue a step. extras: figures that the host knows already."""
         own = [figure.to(norm).reshape(1) for figure in statistics.figures.values()]
         figures = torch.cat((statistics.sums, statistics.extrema, norm.reshape(1), *own))
-        ready = None
-        if figures.device.type == "cuda":
-            host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-            host.copy_(figures, non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-            figures = host
-        self._pending.append(_Pending(step, figures, tuple(statistics.figures), ready, extras))
+        self._pending.append(_Pending(step, Fetched(figures), tuple(statistics.figures), extras))
 
     def pop(self, leave: int = 0) -> list[StepLine]:
         """Finished steps, oldest first, but the newest `leave` ones; waits for those that it gives."""
         out = []
         while len(self._pending) > leave:
-            pending = self._pending.popleft()
-            if pending.ready is not None:
-                pending.ready.synchronize()
-            out.append(self._line(pending))
+            out.append(self._line(self._pending.popleft()))
         return out
 
     def _line(self, pending: _Pending) -> StepLine:
-        figures = pending.figures.tolist()
+        figures = pending.figures.wait().tolist()
         own = dict(zip(pending.names, figures[len(SUMS) + 3 :], strict=True))
         *sums, high, low, norm = figures[: len(SUMS) + 3]
         total = dict(zip(SUMS, sums, strict=True))

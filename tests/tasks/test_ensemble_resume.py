@@ -12,6 +12,7 @@ import rmfast.tasks.ensemble as task
 import rmfast.tasks.heads as heads_task
 from rmfast.outputs.marks import LOCK
 from rmfast.train import main
+from rmfast.trainer.head_batch import HeadBatch
 from rmfast.trainer.heads import HeadTrainer
 from tests.runs import Case, launch, read_lines
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
@@ -85,10 +86,10 @@ def test_interrupted_heads_go_on_bit_for_bit(
     run = command(folder, f"stopped-{after}", ensemble__mode="heads")
     step = HeadTrainer.step
 
-    def stops(self: HeadTrainer) -> Any:
+    def stops(self: HeadTrainer, batch: HeadBatch) -> Any:
         if self.done == after:
             raise Interrupted
-        return step(self)
+        return step(self, batch)
 
     monkeypatch.setattr(HeadTrainer, "step", stops)
     if after == 6:

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 import rmfast.tasks.ensemble as task
 from rmfast.data import files
 from rmfast.train import main
+from rmfast.trainer.head_batch import HeadBatch
 from rmfast.trainer.heads import HeadTrainer
 from tests.runs import arguments, read_lines
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
@@ -146,10 +147,10 @@ def test_another_number_of_heads_trains_all_anew_on_the_same_features(
     run = copy_of(heads, f"heads-{members}")
     step = HeadTrainer.step
 
-    def stops(self: HeadTrainer) -> Any:
+    def stops(self: HeadTrainer, batch: HeadBatch) -> Any:
         if self.done == 5:
             raise Interrupted
-        return step(self)
+        return step(self, batch)
 
     again = command(folder, run.name, ensemble__mode="heads", ensemble__members=members)
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ import pytest
 
 from rmfast.parallel.native import NativeEngine
 from rmfast.train import main
+from rmfast.trainer.head_batch import HeadBatch
 from rmfast.trainer.heads import HeadTrainer
 from tests.runs import Case, launch
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
@@ -116,10 +117,10 @@ def test_heads_that_are_asked_to_stop_go_on_bit_for_bit(
     whole = trained(folder, "heads")
     step = HeadTrainer.step
 
-    def stepped(self: HeadTrainer) -> object:
+    def stepped(self: HeadTrainer, batch: HeadBatch) -> object:
         if self.done == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self)
+        return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HeadTrainer, "step", stepped)

@@ -1,6 +1,8 @@
 """Heads trained together, against a plain torch loop for each of them."""
 
+import threading
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import Edges, table_edges
 from rmfast.errors import RunError
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.schedule import learning_rate
-from rmfast.trainer.heads import HeadData, HeadMember, HeadOptions, HeadTrainer, head_scores
+from rmfast.trainer import heads as trainer_heads
+from rmfast.trainer.head_batch import HeadBatch, HeadData, HeadMember
+from rmfast.trainer.heads import HeadOptions, HeadTrainer, head_scores
 from tests.tiny import group_of, table_of
 
 WIDTH, GROUPS = 8, 23
@@ -171,3 +176,58 @@ def test_scores_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = features.astype(np.float64) @ heads(3).double().numpy().T
     monkeypatch.setattr("rmfast.trainer.heads.CHUNK", 4)
     assert head_scores(features, heads(3)) == pytest.approx(expected.T, abs=1e-5)
+
+
+def test_the_backward_has_no_sum_whose_order_a_gpu_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it gives the bits of gather's on the CPU, where that has one order."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name = func.overloadpacket.__name__
+            assert not any(word in name for word in ("scatter", "gather", "index_put")), name
+            return func(*args, **(kwargs or {}))
+
+    data, o = data_of(), options()
+    trainer = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    batch = trainer.batch(0)
+    assert any(len(row.unique()) < len(row) for row in batch.better), "a response is in several edges"
+    with Watch():
+        trainer.step(batch)
+    fit(trainer)
+    monkeypatch.setattr(trainer_heads, "_pick", lambda scores, places: scores.gather(1, places))
+    before = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    fit(before)
+    assert torch.equal(trainer.weight, before.weight)
+
+
+def test_a_batch_is_one_piece_of_memory_on_every_device() -> None:
+    batch = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu")).batch(2)
+    moved = batch.to(torch.device("meta"))
+    for name in [field.name for field in fields(HeadBatch)][1:]:
+        here, there = getattr(batch, name), getattr(moved, name)
+        assert here.untyped_storage().data_ptr() == batch.buffer.data_ptr() and here.data_ptr() % 64 == 0
+        assert there.untyped_storage()._cdata == moved.buffer.untyped_storage()._cdata
+        assert (there.dtype, there.shape, there.storage_offset()) == (here.dtype, here.shape, here.storage_offset())
+    assert batch.rates.dtype == torch.float64 and batch.active.tolist() == [True] * 3
+
+
+def test_batches_are_built_a_step_ahead_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[int, bool]] = []
+    batch, step = HeadTrainer.batch, HeadTrainer.step
+    second = threading.Event()
+
+    def watched(self: HeadTrainer, number: int) -> HeadBatch:
+        built.append((number, threading.current_thread() is threading.main_thread()))
+        if number == 1:
+            second.set()
+        return batch(self, number)
+
+    def stepped(self: HeadTrainer, own: HeadBatch) -> Tensor:
+        assert second.wait(60), "the second step's batch is built while the first step runs"
+        return step(self, own)
+
+    monkeypatch.setattr(HeadTrainer, "batch", watched)
+    monkeypatch.setattr(HeadTrainer, "step", stepped)
+    trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu"))
+    fit(trainer)
+    assert built == [(number, False) for number in range(trainer.total)]
