@@ -1,7 +1,7 @@
 """A stand-in for what megatron-core 0.16.1 asks of torch.cuda where there is no GPU: tests alone use it.
 
 Its collectives and buffers ask for the current device, and its schedules make one tensor on "cuda", by that name.
-Inert where CUDA exists.
+What would wait for the device is refused. Inert where CUDA exists.
 """
 
 from collections.abc import Callable
@@ -32,6 +32,11 @@ def _poisoned(release: Callable[..., None]) -> Callable[..., None]:
     return deallocate
 
 
+def waits(*_: object, **__: object) -> None:
+    """In place of what makes the host wait for the device, which no step and no evaluation may call."""
+    raise AssertionError("the host waits for the device")
+
+
 def install(put: Callable[[Any, str, Any], None] = setattr) -> None:
     """Let megatron-core find a CPU where it looks for a GPU.
 
@@ -41,11 +46,13 @@ def install(put: Callable[[Any, str, Any], None] = setattr) -> None:
     if torch.cuda.is_available():
         return
     from megatron.core.pipeline_parallel import schedules
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 
     from rmfast.parallel.megatron import reduction
 
     put(torch.cuda, "current_device", lambda: torch.device("cpu"))
-    put(torch.cuda, "synchronize", lambda device=None: None)
+    put(torch.cuda, "synchronize", waits)
+    put(P2PCommunicator, "_communicate_shapes", waits)
     put(schedules, "torch", _CpuTorch())
     put(schedules, "deallocate_output_tensor", _poisoned(schedules.deallocate_output_tensor))
     put(reduction, "BUCKET", 5000)  # elements, so that a tiny model has several buckets

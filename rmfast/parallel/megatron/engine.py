@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor, nn
 
 from rmfast.data.loader import Totals
@@ -25,6 +24,7 @@ from rmfast.parallel.contrast import Contrast, FeatureGradients
 from rmfast.parallel.engine import Objective, ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import sum_head_norms, tag
+from rmfast.parallel.megatron.messages import Neighbours
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
 from rmfast.parallel.megatron.stage import Stage
@@ -86,7 +86,7 @@ class MegatronEngine(Stepping):
         virtual = groups.layout.virtual if groups.layout.virtual > 1 else None
         self._schedule = get_forward_backward_func(groups.layout.pipeline, virtual)
         pipelined = groups.layout.pipeline > 1
-        self._neighbours = P2PCommunicator(groups.pipeline.group, self.config) if pipelined else None
+        self._neighbours = Neighbours(groups.pipeline.group, self.config) if pipelined else None
         self._trained = self._trained_names()
         # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
         self._figures: dict[tuple[Objective, bool], tuple[int, list[str]]] = {}
@@ -131,8 +131,7 @@ class MegatronEngine(Stepping):
         layout, out = self.groups.layout, []
         missing = -len(packs) % layout.pipeline if layout.virtual > 1 else 0
         for pack in [*packs, *[empty_pack()] * missing]:
-            if layout.sequence:
-                pack = pad_tokens(pack, -(-len(pack.tokens) // layout.tensor) * layout.tensor)
+            pack = pad_tokens(pack, -(-len(pack.tokens) // layout.shares) * layout.shares)
             inputs = pack.to(self.device)
             if any(stage.network.decoder.attention_impl == "flash" for stage in self.stages):
                 flash_lengths(inputs.layout, host=pack.layout)
@@ -164,13 +163,15 @@ class MegatronEngine(Stepping):
         iterators = [iter(list(enumerate(packs))) for _ in self.chunks]
         single = len(self.chunks) == 1
         self._schedule_reductions(backward)
+        if self._neighbours is not None:
+            self._neighbours.expect([len(pack.tokens) // self.groups.layout.shares for pack in packs])
         with torch.set_grad_enabled(backward):
             self._schedule(
                 forward_step_func=forward,
                 data_iterator=iterators[0] if single else iterators,
                 model=self.chunks,
                 num_microbatches=len(packs),
-                seq_length=0,  # lengths vary, and stages tell each other
+                seq_length=0,  # lengths vary: see `Neighbours`
                 micro_batch_size=1,
                 forward_only=not backward,
                 p2p_communicator=self._neighbours,

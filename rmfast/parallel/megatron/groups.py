@@ -50,6 +50,11 @@ class Layout:
                 f"{config.layers} layers"
             )
 
+    @property
+    def shares(self) -> int:
+        """Ranks that share the tokens of a pack's residual stream."""
+        return self.tensor if self.sequence else 1
+
     def held(self, layers: int, pipeline_rank: int) -> list[range]:
         """The runs of layers that a pipeline rank holds."""
         size = layers // (self.pipeline * self.virtual)

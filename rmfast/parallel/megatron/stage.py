@@ -172,6 +172,7 @@ def megatron_config(config: DecoderConfig, groups: Groups, dtype: torch.dtype) -
         deallocate_pipeline_outputs=pipelined and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        batch_p2p_sync=False,  # for older versions of torch
         gradient_accumulation_fusion=False,
         perform_initialization=False,
     )
