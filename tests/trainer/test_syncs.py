@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -29,6 +30,16 @@ from tests.tiny import Group, group_of, save_hf_model, table_of
 from tests.trainer.test_heads import MEMBERS, data_of, heads, options
 
 DEVICE = torch.device("meta")
+
+
+class NoNumbers(TorchFunctionMode):
+    """Refuses tensors that are made on the device of Python's numbers: a copy that is waited for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            assert torch.device(kwargs.get("device") or "cpu") != DEVICE, "a tensor of Python's numbers"
+        return func(*args, **kwargs)
 
 
 class NoWaits(TorchDispatchMode):
@@ -100,7 +111,7 @@ def test_a_step_of_a_run(
     parts = sum(len(part.packs) for number in range(2) for part in steps.build(number).parts)
     read: list[int] = []
     monkeypatch.setattr(MetricQueue, "pop", lambda self, leave=0: read.append(leave) or [])
-    with NoWaits() as watch:
+    with NoWaits() as watch, NoNumbers():
         fit(
             run.engine,
             steps,
@@ -131,7 +142,7 @@ def test_a_step_of_an_ensemble_s_heads(like_a_gpu: None) -> None:
     """All that a step needs goes to the device in one copy."""
     trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), DEVICE)
     batches = [trainer.batch(number) for number in range(2)]
-    with NoWaits() as watch:
+    with NoWaits() as watch, NoNumbers():
         for batch in batches:
             trainer.step(batch)
     assert trainer.done == watch.sent == 2
@@ -148,8 +159,9 @@ def test_a_step_of_an_ensemble_s_heads(like_a_gpu: None) -> None:
         lambda x: torch.empty(3).copy_(x),
         lambda x: torch.ones(3).to(DEVICE),
         lambda x: x.copy_(torch.ones(3)),
+        lambda x: torch.tensor([1.0, 2.0], device=DEVICE),
     ],
 )
 def test_what_waits_is_found(wait: Callable[[Tensor], Any]) -> None:
-    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoWaits():
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), NoWaits(), NoNumbers():
         wait(torch.empty(3, device=DEVICE))
