@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
 	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports FORCE
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-numbers FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes 
 
 verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.57, 5.17 and 5.24: same ids and scores
 	$(BIN)/python -m benchmarks.exports.verify --json benchmarks/results/exports_transformers.json
+
+verify-numbers: $(VENV)/.dev ## short runs of every task and engine: the same bits as the committed ones, whole and resumed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/same_numbers.py $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .
