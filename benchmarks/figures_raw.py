@@ -81,7 +81,7 @@ def said(result: Result) -> Said:
         yield from of_modes(result) if "rounds" in result else ()
         return
     for name, record in result["parts"].items():
-        if record["status"] == "done" and result["stage"] in RAW:
+        if "result" in record and result["stage"] in RAW:
             for what, own, raw in RAW[result["stage"]](record["result"]):
                 yield f"{name}: {what}", own, raw
 

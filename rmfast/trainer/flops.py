@@ -5,7 +5,7 @@ import torch
 from rmfast.data.loader import Totals
 from rmfast.models.config import DecoderConfig
 
-# Dense peaks in FLOP/s (bf16, fp32) from the vendor's data sheets. The first name that the device's name contains counts.
+# Dense peaks in FLOP/s, bf16 and fp32, from the vendor's data sheets. The first that the device's name contains counts.
 PEAKS = {
     "GB200": (2500e12, 80e12),
     "B200": (2250e12, 75e12),
