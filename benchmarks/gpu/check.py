@@ -1,6 +1,7 @@
 """What a machine must have before time is spent on it, and what the device is. The check itself uses no package."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,9 @@ def imports(name: str, settings: Settings) -> str | None:
             call.run(sys.executable, "-P", "-c", IMPORTS[name])
         except Cut:
             return f"importing takes more than {IMPORT_SECONDS:.0f} s"
-        except Failed as error:
-            return str(error).strip().splitlines()[-1]
+        except Failed:  # of errors that led to one another the first says what is missing
+            written = "".join(call.written).strip().splitlines()
+            return next((line for line in written if re.match(r"[\w.]*Error: ", line)), written[-1])
     return None
 
 
