@@ -44,6 +44,7 @@ from vs_trl_worker import Job
 from rmfast.errors import UserError
 
 MODES = get_args(Mode)
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}  # what rmfast/train.py sets, and TRL's users do not
 # Of a 1B model a padded token takes 2 MB without checkpointing: 8 pairs of the longest, 86,656 tokens, fill no GPU.
 MICRO_BATCH = {"long": 2}
 
@@ -62,7 +63,7 @@ def run_mode(mode: str, job: Job, folder: Path, *, breakdown: bool, limit: float
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     worker = str(Path(__file__).with_name("train_throughput_worker.py"))
     command = [sys.executable, worker, str(job_file), mode, str(out), *(["breakdown"] if breakdown else [])]
-    given = os.environ | threads | hidden | offline
+    given = os.environ | threads | hidden | offline | (ALLOCATOR if mode.startswith("rmfast") else {})
     try:
         done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as over:

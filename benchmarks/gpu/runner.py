@@ -12,7 +12,7 @@ from benchmarks.gpu.results import Results, settled
 
 SETUP = 20.0  # seconds of a call before its first part, about: imports are tried
 WRAP_UP = 5.0  # seconds of a call after its last part, for the tables
-PATIENCE = 3.0  # times as guessed that a part may take: one that hangs must not cost the others the call
+PATIENCE, LEAST = 3.0, 90.0  # times as guessed, and seconds, that a part may take: one that hangs must not cost all
 WORKERS = {"suite": 8, "real": 4}  # parts of a stage that run side by side
 
 
@@ -86,7 +86,7 @@ class Runner:
         begin = time.monotonic()
         if self.stopped or begin + self.expected(part) > self.end:  # it waited for others
             return
-        call = Call(self.settings, min(self.end, begin + PATIENCE * self.expected(part)))
+        call = Call(self.settings, min(self.end, begin + max(LEAST, PATIENCE * self.expected(part))))
         self.calls.add(call)
         print(f"{part.label} ...", flush=True)
         record: dict[str, Any]

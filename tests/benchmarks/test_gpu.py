@@ -155,7 +155,7 @@ def test_a_long_part_that_is_cut_starts_again_in_the_next_call_until_it_is_given
 def test_a_budget_that_is_too_small_for_a_part_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s"), "--commit", "c"]
     assert main([*flags, "--budget", "16", "--only", "steps/"]) == 1
-    assert "steps/tiny takes about 20 s and can never start; give 50" in capsys.readouterr().err
+    assert "steps/tiny takes about 60 s and can never start; give 90" in capsys.readouterr().err
 
 
 def test_failures_are_kept_with_their_words_and_the_others_go_on(tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def test_steps_that_were_cut_keep_their_modes_and_go_on_from_them(
         return ""
 
     monkeypatch.setattr(Call, "python", python)
-    calls = [runner(tmp_path, commit=commit) for commit in "abc"]
+    calls = [runner(tmp_path, commit=commit, budget=200.0) for commit in "abc"]
     (one,) = (p for p in plan.parts(own) if p.stage == "steps")
     results = Results(own.out)
     for call in calls:
@@ -288,8 +288,8 @@ def test_a_part_that_hangs_costs_three_times_its_guess_and_no_more(tmp_path: Pat
         return {}
 
     own = runner(tmp_path, budget=300.0)
-    own.run([part("short", note, 10.0), part("long", note, 200.0)])
-    assert given == [pytest.approx(30.0, abs=1.0), pytest.approx(295.0, abs=2.0)]  # 5 s are left for the tables
+    own.run([part("short", note, 10.0), part("middle", note, 40.0), part("long", note, 200.0)])
+    assert given == [pytest.approx(seconds, abs=2.0) for seconds in (90.0, 120.0, 295.0)]  # 5 s are for the tables
 
 
 def test_a_killed_call_leaves_one_file_half_written_at_most(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def run(op: str, test: str, sizes: tuple[str, ...], against: tuple[str, ...], ca
 def parts(settings: Settings) -> list[Part]:
     """A part for each op, three for attention, and again for what torch.compile makes; one op at the tiny size."""
     if settings.tiny:
-        return [Part("kernels", "swiglu", 10.0, partial(run, "swiglu", "test_swiglu.py", (), ()))]
+        return [Part("kernels", "swiglu", 30.0, partial(run, "swiglu", "test_swiglu.py", (), ()))]
 
     def part(name: str, seconds: float, *what: Any) -> Part:
         return Part("kernels", name, seconds, partial(run, *what), needs=("cuda", "triton"))

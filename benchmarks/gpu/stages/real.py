@@ -178,8 +178,8 @@ def parts(settings: Settings) -> list[Part]:
     """Reward models by data and seed, the ensemble, the experiments by seed."""
     needs = ("cuda", "training", "model", "data")
     if settings.tiny:
-        return [Part("real", "hh seed 0", 30.0, partial(reward, "hh", 0), shared=True),
-                Part("real", "moving seed 0", 25.0, partial(moving, 0), shared=True)]  # fmt: skip
+        return [Part("real", "hh seed 0", 60.0, partial(reward, "hh", 0), shared=True),
+                Part("real", "moving seed 0", 60.0, partial(moving, 0), shared=True)]  # fmt: skip
     return [
         *(Part("real", f"hh seed {s}", 110.0, partial(reward, "hh", s), True, needs) for s in SEEDS),
         *(Part("real", f"alpaca seed {s}", 240.0, partial(reward, "alpaca", s), True, needs) for s in SEEDS),

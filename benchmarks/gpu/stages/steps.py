@@ -93,7 +93,7 @@ def without(result: dict[str, Any]) -> dict[str, str]:
 def parts(settings: Settings) -> list[Part]:
     """A part for each model and lengths; its seconds are those of the modes that are left."""
     if settings.tiny:
-        return [Part("steps", "tiny", 20.0, partial(run, "tiny"), needs=("training",))]
+        return [Part("steps", "tiny", 60.0, partial(run, "tiny"), needs=("training",))]
     return [
         Part(
             "steps", name, PREPARE + slow * sum(SECONDS[mode] for mode in left(name, settings)), partial(run, name),

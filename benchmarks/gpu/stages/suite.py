@@ -52,7 +52,7 @@ def parts(settings: Settings) -> list[Part]:
     """Attention alone, a part for one test of each op and for each file; two small files at the tiny size."""
     if settings.tiny:
         chosen = ["tests/kernels/test_tables.py", "tests/kernels/test_common.py"]
-        return [Part("suite", Path(f).stem, 5.0, partial(run, Path(f).stem, f), needs=("tests",)) for f in chosen]
+        return [Part("suite", Path(f).stem, 15.0, partial(run, Path(f).stem, f), needs=("tests",)) for f in chosen]
     alone = Path(ALONE).stem
     ones = [
         Part("suite", f"{ONE}{op}", 25.0, partial(run, op, f"tests/kernels/{test}"), shared=True, needs=("tests",))

@@ -34,7 +34,7 @@ def run(names: list[str], call: Call) -> dict[str, Any]:
 def parts(settings: Settings) -> list[Part]:
     """A part for each kernel; one small line at the tiny size."""
     if settings.tiny:
-        return [Part("tiles", "sinkhorn", 10.0, partial(run, TINY), needs=("triton",))]
+        return [Part("tiles", "sinkhorn", 30.0, partial(run, TINY), needs=("triton",))]
     return [
         Part("tiles", name, seconds, partial(run, names), needs=("cuda", "triton"))
         for name, (seconds, names) in PARTS.items()
