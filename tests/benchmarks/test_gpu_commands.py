@@ -1,6 +1,7 @@
 """What the GPU harness starts: it ends with the harness, leaves its progress, and counts only what was tested."""
 
 import contextlib
+import importlib
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import check
 from benchmarks.gpu.__main__ import main
@@ -135,3 +137,43 @@ def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
     assert subprocess.run(one, cwd=ROOT, capture_output=True).returncode == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["passed"], found["failed"]) == (1, 0)
+
+
+def test_the_programs_understand_what_the_real_plan_asks_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part's command as it is on a card, up to where the program would begin its work."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.gpu import plan, search
+    from benchmarks.kernels import registry, run
+
+    throughput = importlib.import_module("train_throughput")
+    asked: list[tuple[str, list[str]]] = []
+
+    def python(_: Call, program: str, *words: object, **_more: str) -> str:
+        asked.append((program, [str(word) for word in words]))
+        raise Cut
+
+    monkeypatch.setattr(Call, "python", python)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(throughput, "unavailable", lambda *_: None)
+    own = settings(tmp_path, tiny=False, device="cuda")
+    for part in plan.parts(own, ("kernels", "tiles", "steps")):
+        with contextlib.suppress(Cut):
+            part.run(Call(own, time.monotonic() + 60.0))
+    read = {"benchmarks.kernels.run": run.parse, "benchmarks/train_throughput.py": throughput.parse}
+    parsed = [read[program](words) for program, words in asked if program in read]
+    targets = {target.name for target in search.targets()}
+    for program, words in asked:
+        if program == "benchmarks.gpu.search":
+            assert set(words[1 : words.index("--arch")]) <= targets
+    assert len(asked) == len(plan.parts(own, ("kernels", "tiles", "steps"))) and len(parsed) > 30
+    for args in parsed:
+        if hasattr(args, "only"):
+            assert not args.tests and set(args.only or ()) <= set(registry.OPS[args.op[0]].sizes)
+        else:
+            assert args.breakdown and args.device == "cuda" and args.steps > 4 and 75 <= args.limit <= 180
+    (first,) = (args for args in parsed if getattr(args, "model", "") == "llama-1b" and "trl" in args.modes
+                and args.lengths == "hh")  # fmt: skip
+    assert first.modes == ["trl", "trl-no-checkpointing", "hf-packed", "rmfast"] and first.pairs_per_step == 128

@@ -185,3 +185,17 @@ def test_this_folder_does_not_pass_for_the_package_kernels() -> None:
     done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
     here = subprocess.run([sys.executable, "-c", look], cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert here.returncode == 0 and here.stdout == done.stdout
+
+
+def test_apex_is_a_contender_where_it_is_apex(kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, asked = torch.device("cuda"), []
+    monkeypatch.setattr(kernels.baselines, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "apex", SimpleNamespace())  # the project of that name on PyPI
+    assert kernels.baselines.rms_norm(card) == {}
+    norm = SimpleNamespace(fused_rms_norm_affine=lambda *given: asked.append(given))
+    monkeypatch.setitem(sys.modules, "apex.normalization", SimpleNamespace(fused_layer_norm=norm))
+    monkeypatch.setitem(sys.modules, "apex.normalization.fused_layer_norm", norm)
+    assert kernels.baselines.rms_norm(torch.device("cpu")) == {}
+    kernels.baselines.rms_norm(card)["apex"](torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(3))
+    ((_, weight, shape, eps),) = asked
+    assert weight.dtype == torch.bfloat16 and tuple(shape) == (3,) and eps == 1e-5
