@@ -1,4 +1,4 @@
-"""What an op's own tests say on the device that is measured: a figure stands beside the verdict on its op."""
+"""What an op's own tests say on the device that is measured: no figure without the verdict on its op."""
 
 import fcntl
 import hashlib

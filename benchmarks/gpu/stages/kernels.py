@@ -30,7 +30,7 @@ COMPILED_SECONDS = 60.0
 
 
 def run(op: str, test: str, sizes: tuple[str, ...], against: tuple[str, ...], call: Call) -> dict[str, Any]:
-    """Time an op; what its tests have said here so far stands beside its figures."""
+    """Time an op; what its tests have said here so far is kept with the figures."""
     settings = call.settings
     out = call.folder("kernels") / "result.json"
     out.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def parts(settings: Settings) -> list[Part]:
 
 
 def mark(tests: dict[str, str], op: str) -> str:
-    """What stands beside a figure of an op whose tests have not all passed."""
+    """What is shown beside a figure of an op whose tests have not all passed."""
     said = tests.get(op, NOT_RUN)
     return "" if said == PASSED else f"tests: {said}"
 

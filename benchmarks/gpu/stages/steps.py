@@ -113,10 +113,10 @@ def lines(records: dict[str, dict[str, Any]]) -> list[str]:
         product = max(each["matmul"] for each in result["limits"]) / 1e12
         out.append(f"  {name}: a product runs at {product:.1f} TFLOP/s; largest difference of a loss "
                    f"{max(result['largest_loss_difference'].values(), default=0.0):.1e}")  # fmt: skip
-        own = result["summary"].get("rmfast")
+        ours = result["summary"].get("rmfast")
         for mode, row in result["summary"].items():
             mfu = "" if row["mfu"] is None else f"{row['mfu']:>7.1%} MFU"
-            ratio = "" if own is None else f"{row['wall_seconds'] / own['wall_seconds']:>7.2f} x"
+            ratio = "" if ours is None else f"{row['wall_seconds'] / ours['wall_seconds']:>7.2f} x"
             reserved = "" if row["reserved_gib"] is None else f" of {row['reserved_gib']:.1f} reserved"
             out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{ratio}"
                        f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['share_of_product']:>7.1%} of a product"
