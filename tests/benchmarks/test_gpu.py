@@ -92,9 +92,7 @@ def test_all_stages_killed_on_the_way(
     assert {row["term"] for row in real["moving seed 0"]["result"]["contrastive"]} >= {"none", "simcse", "swav"}
     assert sum(path.is_file() for path in out.iterdir()) <= 7  # with one that a killed call left half written: eight
 
-    start = time.monotonic()
-    assert main(flags) == 0  # nothing is left
-    assert time.monotonic() - start < 20 and " ..." not in capsys.readouterr().out
+    assert main(flags) == 0 and " ..." not in capsys.readouterr().out  # nothing is left
 
     monkeypatch.setattr(figures, "PAGES", ())
     monkeypatch.setattr(figures, "PLOTS", tmp_path / "plots")
