@@ -33,9 +33,11 @@ train: $(VENV)/.package ## train a small reward model on the shipped human prefe
 test: $(VENV)/.dev ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
+# Attention on long prompts first and in a process of its own: what reads a wrong address there ends the process.
 test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, without the interpreter
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo "error: torch finds no CUDA device; make test runs the kernels in Triton's interpreter" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/kernels/test_long_prefixes.py
 	$(BIN)/python -m pytest tests/kernels tests/models tests/parallel/test_graphs.py tests/test_csrc.py $(ARGS)
 
 test-versions: $(VENV)/.dev ## run what depends on each library with its oldest and newest version (hours); docs/versions.md
@@ -43,7 +45,7 @@ test-versions: $(VENV)/.dev ## run what depends on each library with its oldest 
 
 bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
-	$(BIN)/python benchmarks/train_throughput.py --json $(RESULTS)/train_throughput.json
+	$(BIN)/python benchmarks/train_throughput.py --breakdown --json $(RESULTS)/train_throughput.json
 
 verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.57, 5.17 and 5.24: same ids and scores
 	$(BIN)/python -m benchmarks.exports.verify --json benchmarks/results/exports_transformers.json

@@ -17,15 +17,17 @@ Said = Iterator[tuple[str, float, float]]  # what a file says of something, and 
 
 def of_modes(result: Result) -> Said:
     """Training steps side by side, as vs_trl.py and train_throughput.py write them."""
-    rounds, step = result["rounds"], result.get("step")
-    whole = step["sequence_tokens"] if step else max(fmean(runs[0]["real_tokens"][1:]) for runs in rounds.values())
+    rounds, step, warm_up = result["rounds"], result.get("step"), result["settings"].get("warm_up")
+    # Files without it are of a time when one step warmed up and means were taken over the others.
+    first, middle = (1, fmean) if warm_up is None else (warm_up, median)
+    whole = step["sequence_tokens"] if step else max(fmean(runs[0]["real_tokens"][first:]) for runs in rounds.values())
     for mode, row in result["summary"].items():
         runs = rounds[mode]
-        computed, real = (fmean(runs[0][name][1:]) for name in ("computed_tokens", "real_tokens"))
-        wall = median(fmean(run["wall_seconds"][1:]) for run in runs)
+        computed, real = (fmean(runs[0][name][first:]) for name in ("computed_tokens", "real_tokens"))
+        wall = median(middle(run["wall_seconds"][first:]) for run in runs)
         found = {
             "wall_seconds": wall,
-            "cpu_seconds": median(fmean(run["cpu_seconds"][1:]) for run in runs),
+            "cpu_seconds": median(middle(run["cpu_seconds"][first:]) for run in runs),
             "pairs_per_second": result["settings"]["pairs_per_step"] / wall,
             "computed_tokens": computed,
             "padding_share": 1 - real / computed,
@@ -35,7 +37,11 @@ def of_modes(result: Result) -> Said:
         if step:
             rate = step["flops"] / wall
             product = max(each["matmul"] for each in result["limits"])
-            found |= {"tokens_per_second": whole / wall, "tflops": rate / 1e12, "share_of_product": rate / product}
+            found |= {
+                "tokens_per_second": step["tokens"] / wall,
+                "tflops": rate / 1e12,
+                "share_of_product": rate / product,
+            }
         yield from ((f"{mode}, {key}", row[key], value) for key, value in found.items())
     losses = {mode: runs[0]["loss"] for mode, runs in rounds.items() if runs}
     last = list(losses.values())[-1]
@@ -75,7 +81,7 @@ def said(result: Result) -> Said:
         yield from of_modes(result) if "rounds" in result else ()
         return
     for name, record in result["parts"].items():
-        if record["status"] == "done" and result["stage"] in RAW:
+        if "result" in record and result["stage"] in RAW:
             for what, own, raw in RAW[result["stage"]](record["result"]):
                 yield f"{name}: {what}", own, raw
 

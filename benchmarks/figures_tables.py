@@ -7,6 +7,7 @@ from benchmarks.gpu.stages.kernels import joined
 from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES, without
 from benchmarks.gpu.stages.tiles import gain
+from benchmarks.kernels.verify import NOT_RUN
 from benchmarks.versions import SHOWN, said
 
 
@@ -21,8 +22,8 @@ def rows(head: str, body: list[list[str]]) -> str:
 
 
 def done(stage: Result) -> dict[str, Result]:
-    """What the finished parts of a stage gave, by part."""
-    return {name: record["result"] for name, record in stage["parts"].items() if record["status"] == "done"}
+    """What the parts of a stage gave, by part: the finished ones, and what others had reached."""
+    return {name: record["result"] for name, record in stage["parts"].items() if "result" in record}
 
 
 def difference(result: Result, mode: str) -> str:
@@ -65,7 +66,9 @@ def gpu_steps(stage: Result) -> str:
     for name, result in done(stage).items():
         origin = stage["parts"][name]
         measured = f"{origin['device']}, torch {origin['versions']['torch']}, {origin['commit']}, {origin['when'][:10]}"
-        own = result["summary"]["rmfast"]
+        own = result["summary"].get("rmfast")
+        if own is None:
+            continue
         others = [
             "-"
             if (row := result["summary"].get(mode)) is None
@@ -85,17 +88,18 @@ def gpu_modes(stage: Result) -> str:
     """The same in full."""
     parts = []
     for name, result in done(stage).items():
-        own = result["summary"]["rmfast"]["wall_seconds"]
+        own = result["summary"].get("rmfast", {}).get("wall_seconds")
         body = [
-            [NAMES[mode], f"{row['wall_seconds']:.3f}", f"{row['wall_seconds'] / own:.2f}",
+            [NAMES[mode], f"{row['wall_seconds']:.3f}", "-" if own is None else f"{row['wall_seconds'] / own:.2f}",
              f"{row['tokens_per_second']:,.0f}", "-" if row["mfu"] is None else f"{100 * row['mfu']:.1f} %",
              f"{100 * row['share_of_product']:.1f} %", f"{100 * row['padding_share']:.0f} %",
-             f"{100 * row['prefix_share']:.0f} %", f"{row['peak_gib']:.1f}", difference(result, mode)]
+             f"{100 * row['prefix_share']:.0f} %", f"{row['peak_gib']:.1f}",
+             "-" if row["reserved_gib"] is None else f"{row['reserved_gib']:.1f}", difference(result, mode)]
             for mode, row in result["summary"].items()
         ]  # fmt: skip
-        body += [[NAMES.get(mode, mode), why.replace("|", "/"), *["-"] * 8] for mode, why in without(result).items()]
+        body += [[NAMES.get(mode, mode), why.replace("|", "/"), *["-"] * 9] for mode, why in without(result).items()]
         head = ("mode | s/step | of rmfast's | tokens/s | MFU | of a matrix product's rate | padding | prefix saved | "
-                "peak GiB | difference of the loss")  # fmt: skip
+                "peak GiB | reserved GiB | difference of the loss")  # fmt: skip
         parts.append(f"**{name}**\n\n{rows(head, body)}")
     return "\n\n".join(parts)
 
@@ -105,11 +109,14 @@ def gpu_breakdown(stage: Result) -> str:
     body = []
     for name, result in done(stage).items():
         for mode, profile in result["breakdown"].items():
-            span = profile["span_ms"]
-            shares = [f"{group} {100 * spent / span:.0f} %" for group, spent in profile["groups"].items()]
-            idle = "-" if profile["gap_ms"] is None else f"{100 * profile['gap_ms'] / span:.0f} %"
-            body.append([name, mode, f"{span:.0f}", idle, ", ".join(shares[:6]) or "-"])
-    return rows("model, lengths | mode | ms | device idle | of the step", body)
+            if "fault" in profile:
+                body.append([name, mode, "-", "-", profile["fault"].replace("|", "/")])
+                continue
+            step = profile["step_ms"]
+            shares = [f"{group} {100 * spent / step:.0f} %" for group, spent in profile["groups"].items()]
+            gap = "-" if profile["host_gap"] is None else f"{100 * profile['host_gap']:.0f} %"
+            body.append([name, mode, f"{step:.0f}", gap, ", ".join(shares[:6]) or "-"])
+    return rows("model, lengths | mode | ms | host gap (device idle) | of the step", body)
 
 
 def gpu_kernels(stage: Result) -> str:
@@ -127,8 +134,9 @@ def gpu_kernels(stage: Result) -> str:
             ["-", "-"] if best is None else [best["contender"], f"{best['milliseconds'] / own['milliseconds']:.2f} x"]
         )
         share = f"{100 * own['share_of_limit']:.0f} % ({own['limit_by']})"
-        body.append([f"`{op}`", size, which, f"{own['milliseconds']:.4f}", share, *against])
-    return rows("op | size | pass | ms | of its limit | fastest other | rmfast is", body)
+        said = whole["tests"].get(op, NOT_RUN).replace("|", "/") if whole else ""
+        body.append([f"`{op}`", size, which, f"{own['milliseconds']:.4f}", share, *against, said])
+    return rows("op | size | pass | ms | of its limit | fastest other | rmfast is | its tests", body)
 
 
 def gpu_tiles(stage: Result) -> str:

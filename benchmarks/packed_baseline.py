@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import vs_trl_worker
 from torch import Tensor
-from vs_trl_worker import Job, peak_bytes
+from vs_trl_worker import Clock, Job, memory
 
 VARLEN = "aten_varlen"  # the name under which transformers knows torch's FlashAttention here
 ENGINES = {
@@ -136,7 +135,7 @@ def load_model(folder: str, engine: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation=engine)
 
 
-def run_packed(job: Job) -> dict[str, Any]:
+def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
     """Train on the job's rows with TRL's optimizer settings."""
     from transformers import AutoConfig
     from vs_trl_inputs import open_table
@@ -160,7 +159,6 @@ def run_packed(job: Job) -> dict[str, Any]:
     model = load_model(job.model, engine).to(device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.lr, weight_decay=0.0, fused=True)
-    clock = vs_trl_worker.Clock(job.steps, cuda)
     losses: list[Tensor] = []
     norms: list[Tensor] = []
     for step, packs in enumerate(steps):
@@ -188,6 +186,5 @@ def run_packed(job: Job) -> dict[str, Any]:
         "grad_norm": [norm.item() for norm in norms],
         "computed_tokens": computed,
         "real_tokens": computed,
-        "peak_bytes": peak_bytes(cuda),
         "ids": ids,
-    }
+    } | memory(cuda)  # fmt: skip

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +49,48 @@ def same_pairs(mode: str, steps: list[str], first: str, others: list[str]) -> No
         raise ModeFailed(f"{mode} did not train on the same token ids as {first} (first difference: step {at})")
 
 
-def fingerprint(*files: Path) -> str:
-    """Digest of the code that is measured (also where there is no commit, or files differ from it) and of `files`."""
+def fingerprint(package: str, *files: Path) -> str:
+    """Digest of the code of "rmfast" or "benchmarks" (also where there is no commit, or files differ from it) and of
+    `files`."""
     found = hashlib.sha256()
-    sources = [p for p in (ROOT / "rmfast").rglob("*") if p.suffix in (".py", ".cu", ".cpp", ".so")]
-    for path in (*sorted(sources), *sorted((ROOT / "benchmarks").glob("*.py")), *files):
+    kinds = (".py", ".cu", ".cpp", ".so")
+    sources = (ROOT / package).rglob("*") if package == "rmfast" else (ROOT / package).glob("*.py")
+    for path in (*sorted(path for path in sources if path.suffix in kinds), *files):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def earlier(path: Path | None, job: dict[str, Any]) -> dict[str, Any]:
-    """What a call on the same job left in `path` before it was killed; empty if there is no such thing."""
+@dataclass(frozen=True)
+class Known:
+    """What an earlier call measured: rounds by mode, why modes failed, and what the device did."""
+
+    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    limits: list[dict[str, Any]] = field(default_factory=list)
+
+
+def earlier(path: Path | None, same: dict[str, Any], source: dict[str, Any]) -> Known:
+    """What a call on the same job left in `path` before it came to its end.
+
+    Modes of rmfast count only where its code was this one; the others run none of it between two marks of the clock.
+    Memory that ran out once would run out again; any other failure is tried again.
+    """
     if path is None or not path.is_file():
-        return {}
+        return Known()
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return {}
-    if found.get("complete", True) or any(found.get(name) != value for name, value in job.items()):
-        return {}
-    return found
+        return Known()
+    if found.get("complete", True) or any(found.get(name) != value for name, value in same.items()):
+        return Known()
+
+    def counts(mode: str, origin: dict[str, Any]) -> bool:
+        return not mode.startswith("rmfast") or origin.get("rmfast") == source["rmfast"]
+
+    rounds = {mode: [run for run in runs if counts(mode, run["source"])] for mode, runs in found["rounds"].items()}
+    failed = {mode: why for mode, why in found["failed"].items()
+              if "does not fit" in why and counts(mode, found["source"])}  # fmt: skip
+    return Known(rounds, failed, found["limits"])
 
 
 def end_of(done: subprocess.CompletedProcess[str]) -> str:

@@ -4,7 +4,7 @@
 
 Both train on the same token ids (checked), drawn from FILE by seed: preference pairs in TRL's formats, jsonl or any
 other source that rmfast reads. Each mode runs in a fresh interpreter, and the modes take turns, so that a busy machine
-hurts all alike. The first step of every run is left out as warm-up; the table shows medians over rounds.
+hurts all alike. The first two steps of every run warm up; the table shows medians over the others, and over rounds.
 Modes: trl (its defaults, gradient checkpointing on), trl-no-checkpointing, rmfast. On a CPU all compute in fp32, on a
 GPU in bf16 with fp32 weights.
 """
@@ -33,6 +33,7 @@ from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = get_args(Mode)
+WARM_UP = 2  # steps of a run that are not counted
 
 
 def run_mode(mode: str, job: Job, folder: Path) -> dict[str, Any]:
@@ -54,24 +55,27 @@ def run_mode(mode: str, job: Job, folder: Path) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
-def summarise(rounds: list[dict[str, Any]], *, pairs: int, sequence_tokens: float) -> dict[str, float]:
-    """Medians over the rounds of one mode; seconds and tokens are means over the steps but the first.
+def summarise(rounds: list[dict[str, Any]], *, pairs: int, sequence_tokens: float) -> dict[str, float | None]:
+    """Medians over the rounds of one mode: seconds are medians over the steps that are counted, for one that a compiler
+    or a busy machine held up says nothing; tokens are means over them.
 
     Args:
         pairs: of a step.
         sequence_tokens: of such a step's sequences, prompts repeated. What is computed of them beside padding is
             "real"; sharing prefixes saves the rest.
     """
-    wall = median(fmean(r["wall_seconds"][1:]) for r in rounds)
-    computed, real = (fmean(rounds[0][name][1:]) for name in ("computed_tokens", "real_tokens"))
+    wall, cpu = (median(median(r[name][WARM_UP:]) for r in rounds) for name in ("wall_seconds", "cpu_seconds"))
+    computed, real = (fmean(rounds[0][name][WARM_UP:]) for name in ("computed_tokens", "real_tokens"))
+    reserved = [r["reserved_bytes"] for r in rounds]
     return {
         "pairs_per_second": pairs / wall,
-        "cpu_seconds": median(fmean(r["cpu_seconds"][1:]) for r in rounds),
+        "cpu_seconds": cpu,
         "wall_seconds": wall,
         "computed_tokens": computed,
         "padding_share": 1 - real / computed,
         "prefix_share": 1 - real / sequence_tokens,
         "peak_gib": median(r["peak_bytes"] for r in rounds) / 2**30,
+        "reserved_gib": None if None in reserved else median(reserved) / 2**30,
     }
 
 
@@ -88,7 +92,7 @@ def print_curves(losses: dict[str, list[float]]) -> dict[str, float]:
     return differences
 
 
-def print_table(table: dict[str, dict[str, float]]) -> None:
+def print_table(table: dict[str, dict[str, Any]]) -> None:
     """The speed of each mode, and its cost as a multiple of the last mode's."""
     columns = {
         "pairs/s": ("pairs_per_second", "{:.2f}"),
@@ -151,7 +155,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", help="Hugging Face folder (default: SmolLM2-135M's shape with random weights)")
     add("--json", type=Path, help="write everything that was measured to this file")
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="ratios are to the last (default: all)")
-    add("--steps", type=int, default=15, help="optimizer steps, at least 2 (default: %(default)s)")
+    add("--steps", type=int, default=15, help=f"optimizer steps, at least {WARM_UP + 1} (default: %(default)s)")
     add("--pairs-per-step", type=int, default=8, help="global batch (default: %(default)s)")
     add("--micro-batch", type=int, help="pairs of TRL's padded batches (default: --pairs-per-step)")
     add("--tokens-per-pack", type=int, default=16384, help="of rmfast (default: %(default)s)")
@@ -163,7 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the rows drawn and of new weights")
     args = parser.parse_args(arguments)
     args.micro_batch = args.micro_batch or args.pairs_per_step
-    for name, low in (("steps", 2), ("pairs_per_step", 1), ("rounds", 1), ("max_length", 2), ("threads", 1)):
+    for name, low in (("steps", WARM_UP + 1), ("pairs_per_step", 1), ("rounds", 1), ("max_length", 2), ("threads", 1)):
         value = getattr(args, name)
         if value is not None and value < low:
             raise UserError(f"--{name.replace('_', '-')}: must be at least {low}, got {value}")
@@ -199,7 +203,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         for mode in args.modes:
             result = run_mode(mode, job, scratch)
             results[mode].append(result)
-            cpu = fmean(result["cpu_seconds"][1:])
+            cpu = median(result["cpu_seconds"][WARM_UP:])
             print(f"round {number + 1}/{args.rounds}  {mode:<22} {cpu:.3f} CPU s/step", flush=True)
     ids = [result.pop("ids") for runs in results.values() for result in runs]
     for other in ids[1:]:
@@ -208,12 +212,12 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             raise RuntimeError(f"the trainers did not train on the same token ids (first difference: drawn row {row})")
     differences = print_curves({mode: runs[0]["loss"] for mode, runs in results.items()})
     pairs = args.pairs_per_step
-    timed = sum(len(sequence) for row in ids[0][pairs:] for sequence in row)
-    sizes = {"pairs": pairs, "sequence_tokens": timed / (args.steps - 1)}
+    timed = sum(len(sequence) for row in ids[0][WARM_UP * pairs :] for sequence in row)
+    sizes = {"pairs": pairs, "sequence_tokens": timed / (args.steps - WARM_UP)}
     table = {mode: summarise(runs, **sizes) for mode, runs in results.items()}
     print_table(table)
     shape = json.loads((model / "config.json").read_text())
-    settings = {n: getattr(args, n) for n in (*names, "rounds", "seed")}
+    settings = {n: getattr(args, n) for n in (*names, "rounds", "seed")} | {"warm_up": WARM_UP}
     return about | {
         "model": name,
         "shape": {key: shape.get(key) for key in SMOLLM2},

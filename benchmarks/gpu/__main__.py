@@ -1,5 +1,6 @@
 """Everything that needs a GPU, in calls of some minutes: `python -m benchmarks.gpu --out FOLDER` until nothing is left.
 
+    python -m benchmarks.gpu --wheels FOLDER                            packages for a machine without an index
     python -m benchmarks.gpu --check [--model MODEL] [--data DATA]      what is missing, before time is spent
     python -m benchmarks.gpu --out FOLDER --model MODEL --data DATA     do as much as fits into --budget seconds
     python -m benchmarks.gpu --out FOLDER --show                        the tables of what is there
@@ -13,13 +14,14 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.gpu import check, plan
+from benchmarks.gpu import check, plan, wheels
 from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.results import Results
-from benchmarks.gpu.runner import SETUP, Runner, calls_of
+from benchmarks.gpu.runner import SETUP, WRAP_UP, Runner, calls_of
 from rmfast.errors import UserError
 
 
@@ -30,9 +32,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, help="folder of results")
-    add("--budget", type=float, default=480.0, help="seconds within which parts are started (default: %(default)s)")
+    add("--budget", type=float, default=480.0, help="seconds after which nothing runs any more (default: %(default)s)")
     add("--stages", nargs="+", choices=plan.STAGES, default=plan.STAGES, help="only these")
     add("--only", nargs="+", metavar="PART", help="only parts whose STAGE/NAME holds one of these words")
+    add("--first", nargs="+", metavar="PART", help="these parts before all others but those that may be mended")
     add("--again", nargs="+", metavar="PART", help="do these parts again, if they are done or given up")
     add("--size", choices=("real", "tiny"), default="real", help="tiny: on a CPU, to check the harness")
     add("--model", type=Path, help="SmolLM2-135M-Instruct: Hugging Face folder or .gguf file")
@@ -41,10 +44,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--commit", help="of this tree; must be given where it came without git")
     add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
     add("--workers", type=int, help="parts side by side, where they may (default: by stage)")
+    add("--wheels", type=Path, metavar="FOLDER", help="download what a machine without an index lacks, and no more")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
     add("--show", action="store_true", help="print the tables of what is there")
     args = parser.parse_args(arguments)
-    if args.out is None and not args.check:
+    if args.out is None and not args.check and args.wheels is None:
         parser.error("--out: name a folder for the results")
     if args.budget <= 0 or (args.workers is not None and args.workers < 1):
         parser.error("--budget and --workers must be positive")
@@ -67,7 +71,7 @@ def tables(results: Results, left: list[Part]) -> None:
 def too_long(part: Part, budget: float) -> str:
     """Why a part can never start."""
     why = f"{part.label} takes about {part.seconds:.0f} s and can never start"
-    return f"--budget {budget:.0f}: {why}; give {part.seconds + SETUP + 5:.0f} or more"
+    return f"--budget {budget:.0f}: {why}; give {part.seconds + SETUP + WRAP_UP + 5:.0f} or more"
 
 
 def writable(option: str, folder: Path) -> None:
@@ -86,7 +90,7 @@ def writable(option: str, folder: Path) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what calls that were killed left half written."""
-    for path in [*folder.glob("*.partial"), *folder.glob("verified.[0-9]*")]:
+    for path in folder.glob("*.partial"):
         path.unlink(missing_ok=True)
 
 
@@ -116,6 +120,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def work(args: argparse.Namespace, start: float) -> int:
     """The entry point's work."""
+    if args.wheels is not None:
+        print("\n".join(wheels.download(args.wheels)))
+        return 0
     tiny = args.size == "tiny"
     device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
     settings = Settings(
@@ -131,10 +138,12 @@ def work(args: argparse.Namespace, start: float) -> int:
     again = chosen("--again", args.again, parts)
     if args.only:
         parts = chosen("--only", args.only, parts)
+    first = chosen("--first", args.first, parts)
+    parts.sort(key=lambda part: part not in first)
     if args.check:
-        lines, good = check.report(settings, device, parts)
+        lines, good = check.report(settings, device, parts, check.missing(settings))
         print("\n".join(lines))
-        long = [part for part in parts if part.seconds + SETUP > args.budget]
+        long = [part for part in parts if part.seconds + SETUP + WRAP_UP > args.budget]
         for part in long:
             print(too_long(part, args.budget))
         for number, call in enumerate(calls_of([part for part in parts if part not in long], args.budget), 1):
@@ -144,6 +153,7 @@ def work(args: argparse.Namespace, start: float) -> int:
     if args.show:
         if not args.out.is_dir():
             raise UserError(f"--out {args.out}: no such folder")
+        settings = replace(settings, lacking=frozenset(check.NEEDS))  # what is there is not asked here
         tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
         return 0
     name = "tiny" if tiny else device.get("name", "none")
@@ -163,8 +173,11 @@ def work(args: argparse.Namespace, start: float) -> int:
         print(f"error: other processes compute on the device; end them first: {'; '.join(busy)}", file=sys.stderr)
         return 1
     lacking = check.missing(settings)
+    settings = replace(settings, lacking=frozenset(lacking))
+    for name, why in lacking.items():
+        print(f"{name}: {why}")
     for part in [part for part in parts if check.blocked(part, lacking)]:
-        print(f"{part.label}: left out, {lacking[check.blocked(part, lacking)[0]]}")
+        print(f"{part.label}: left out for want of {check.blocked(part, lacking)[0]}")
         parts.remove(part)
     for folder in (("--out", args.out), ("--scratch", args.scratch)):
         writable(*folder)

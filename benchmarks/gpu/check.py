@@ -1,28 +1,27 @@
 """What a machine must have before time is spent on it, and what the device is. The check itself uses no package."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import wheels
 from benchmarks.gpu.data import ALPACA, HH, RMB
 from benchmarks.gpu.parts import ROOT, Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import STAGES, Results
+from benchmarks.gpu.stages.suite import ALONE
 
-# Distributions that rmfast imports, with the module that shows them.
-PACKAGES = {
-    "torch": "torch", "transformers": "transformers", "datasets": "datasets", "jinja2": "jinja2", "numpy": "numpy",
-    "matplotlib": "matplotlib", "pyarrow": "pyarrow", "pydantic": "pydantic", "PyYAML": "yaml",
-    "safetensors": "safetensors", "tokenizers": "tokenizers", "tensorboard": "tensorboard", "zstandard": "zstandard",
-}  # fmt: skip
 PROBE = """
 import json, torch
 cuda = torch.cuda.is_available()
@@ -32,21 +31,24 @@ if cuda:
     found |= {"name": card.name, "capability": 10 * card.major + card.minor, "memory_gib": card.total_memory / 2**30}
 print(json.dumps(found))
 """
-
-
-IMPORTS = """
-from importlib.util import find_spec
+IMPORTS = {
+    "packages": "import rmfast.kernels, benchmarks.lengths",
+    "tests": "import pytest, hypothesis, triton",
+    "triton": "import triton",
+    "training": """
+import torch, rmfast.tasks.reward
 from transformers import AutoModelForSequenceClassification, LlamaConfig
-import torch, rmfast.kernels, benchmarks.lengths
 config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
                      num_key_value_heads=1, num_labels=1, pad_token_id=0)
 model = AutoModelForSequenceClassification.from_config(config)
 model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
-if find_spec("trl"):
-    from trl import RewardConfig, RewardTrainer
-if find_spec("liger_kernel"):
-    from transformers.integrations.liger import apply_liger_kernel
-"""
+""",
+    "trl": "import accelerate, datasets; from trl import RewardConfig, RewardTrainer",
+    "liger": "import liger_kernel; from transformers.integrations.liger import apply_liger_kernel",
+}
+"""What is imported by the commands of parts with these needs; "packages" are those of every part. A package that is
+there may still fail, by a need of its own: so all are tried, not looked for."""
+IMPORT_SECONDS = 120.0
 
 
 def probe() -> dict[str, Any]:
@@ -66,27 +68,18 @@ def others(command: Sequence[str] = ("nvidia-smi",)) -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
-def imports(settings: Settings) -> str | None:
-    """Why transformers or trl cannot be used in the commands' own environment, or None."""
+def imports(name: str, settings: Settings) -> str | None:
+    """Why what `IMPORTS` has under a name cannot be used in the commands' environment, or None."""
     with tempfile.TemporaryDirectory() as scratch:
-        call = Call(replace(settings, scratch=Path(scratch), out=Path(scratch)), time.monotonic() + 300.0)
+        call = Call(replace(settings, scratch=Path(scratch), out=Path(scratch)), time.monotonic() + IMPORT_SECONDS)
         try:
-            call.run(sys.executable, "-P", "-c", IMPORTS)
+            call.run(sys.executable, "-P", "-c", IMPORTS[name])
         except Cut:
-            return "importing them takes more than 300 s"
-        except Failed as error:
-            return f"cannot be used: {str(error).strip().splitlines()[-1]}"
+            return f"importing takes more than {IMPORT_SECONDS:.0f} s"
+        except Failed:  # of errors that led to one another the first says what is missing
+            written = "".join(call.written).strip().splitlines()
+            return next((line for line in written if re.match(r"[\w.]*Error: ", line)), written[-1])
     return None
-
-
-def packages(*modules: str) -> Callable[[Settings], str | None]:
-    """Which of some modules are missing."""
-
-    def missing(_: Settings) -> str | None:
-        lacking = [name for name in modules if find_spec(name) is None]
-        return f"not installed: {', '.join(lacking)}" if lacking else None
-
-    return missing
 
 
 def no_device(settings: Settings) -> str | None:
@@ -106,30 +99,32 @@ def no_data(settings: Settings) -> str | None:
     if settings.data is None:
         return "give --data: the folder of preference data"
     wanted = [HH, RMB, *(ALPACA.format(split) for split in ("train", "test"))]
-    lacking = [name for name in wanted if not (settings.data / name).is_file()]
-    return f"not in {settings.data}: {', '.join(lacking)}" if lacking else None
+    absent = [name for name in wanted if not (settings.data / name).is_file()]
+    return f"not in {settings.data}: {', '.join(absent)}" if absent else None
+
+
+def no_long_prefixes(_: Settings) -> str | None:
+    return None if (ROOT / ALONE).is_file() else f"{ALONE}: not in this tree"
 
 
 NEEDS: dict[str, Callable[[Settings], str | None]] = {
     "cuda": no_device,
-    "packages": packages(*PACKAGES.values()),
-    "triton": packages("triton"),
-    "tests": packages("pytest", "hypothesis", "triton"),
-    "trl": packages("trl", "accelerate"),
-    "liger": packages("liger_kernel"),
+    **{name: partial(imports, name) for name in IMPORTS},
+    "long prefixes": no_long_prefixes,
     "model": no_model,
     "data": no_data,
 }
-"""Why something is missing, or None. "packages" is what everything needs; without "trl" or "liger" the modes of
-training steps that need them are left out."""
+"""Why something is missing, or None. Without "trl" or "liger" the modes of training steps that need them are left
+out; a part is left out for its own needs alone."""
+NOT_TINY = ("cuda", "long prefixes", "model", "data", "trl", "liger")  # what the tiny size asks for none of
 
 
 def missing(settings: Settings) -> dict[str, str]:
-    """What is not there, by name."""
-    found = {name: why for name, test in NEEDS.items() if (why := test(settings))}
-    if settings.tiny:  # which asks for none of these
-        found = {name: why for name, why in found.items() if name not in ("cuda", "model", "data", "trl", "liger")}
-    return found
+    """What is not there, by name; what takes imports is tried side by side."""
+    names = [name for name in NEEDS if not (settings.tiny and name in NOT_TINY)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = pool.map(lambda name: NEEDS[name](settings), names)
+    return {name: why for name, why in zip(names, found, strict=True) if why}
 
 
 def blocked(part: Part, lacking: dict[str, str]) -> list[str]:
@@ -137,18 +132,18 @@ def blocked(part: Part, lacking: dict[str, str]) -> list[str]:
     return [name for name in ("packages", *part.needs) if name in lacking]
 
 
-def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> tuple[list[str], bool]:
-    """What is there, what is missing and which parts that costs; whether nothing is missing."""
-    lacking = missing(settings)
+def report(
+    settings: Settings, device: dict[str, Any], plan: Sequence[Part], lacking: dict[str, str]
+) -> tuple[list[str], bool]:
+    """What is there, what is missing, which parts that costs and which wheels would mend it; whether nothing is
+    missing."""
     if device["cuda"]:
         lines = [f"device: {device['name']}, sm_{device['capability']}, {device['memory_gib']:.0f} GiB"]
         if device["memory_gib"] < 70 and not settings.tiny:
             lines.append("warning: TRL's llama-1b runs were planned for 80 GB")
     else:
         lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
-    lines += [f"  {name:<10}{lacking.get(name, 'ok')}" for name in NEEDS]
-    broken = None if "packages" in lacking else imports(settings)
-    lines.append(f"  {'imports':<10}{broken or 'ok'}")
+    lines += [f"  {name:<14}{lacking.get(name, 'ok')}" for name in NEEDS]
     for name in ("torch", "triton", "transformers", "trl", "liger_kernel", "datasets", "pydantic", "numpy"):
         try:
             lines.append(f"  {name:<14}{version(name)}")
@@ -156,10 +151,12 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
             lines.append(f"  {name:<14}-")
     free = shutil.disk_usage(settings.scratch.parent if settings.scratch.parent.is_dir() else ROOT).free / 2**30
     lines.append(f"  scratch       {settings.scratch}, {free:.0f} GiB free")
+    if wanted := wheels.lacking():
+        lines.append(f"wheels to carry (--wheels FOLDER downloads them): {' '.join(wanted)}")
     without = [part.label for part in plan if blocked(part, lacking)]
     if without:
         lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")
-    return lines, not lacking and broken is None
+    return lines, not lacking
 
 
 def commit(given: str | None, root: Path = ROOT) -> str | None:

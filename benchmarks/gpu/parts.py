@@ -45,6 +45,7 @@ class Settings:
         arch: of the device, 80 or 90; of the code that the tile search compiles.
         model: SmolLM2-135M-Instruct, a Hugging Face folder or a GGUF file.
         data: folder of the preference data (README.md).
+        lacking: names in `check.NEEDS` that are not there.
     """
 
     out: Path
@@ -54,19 +55,19 @@ class Settings:
     arch: int
     model: Path | None
     data: Path | None
-
-
-def set_up(settings: Settings, stage: str) -> Path:
-    """The note in scratch that a stage's setup is done on this machine."""
-    return settings.scratch / stage / "set_up"
+    lacking: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
 class Call:
-    """One run of a part: commands that end when its time does, and what they wrote."""
+    """One run of a part: commands that end when its time does, and what they wrote.
+
+    `reached` is what the part has so far; it is kept where the part does not come to its end.
+    """
 
     settings: Settings
     deadline: float  # of time.monotonic
+    reached: dict[str, Any] | None = None
     written: list[str] = field(default_factory=list)
     stopped: bool = False
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
@@ -110,7 +111,7 @@ class Call:
 
     def environment(self) -> dict[str, str]:
         """Of all commands. Their path holds this tree's packages by links, for the root holds `kernels` too, the name
-        of a package that transformers may import; what they put aside lies in scratch."""
+        of a package that transformers may import; their temporary files are in scratch."""
         links = self.folder("path")
         for name in PACKAGES:
             with contextlib.suppress(FileExistsError):
@@ -118,7 +119,6 @@ class Call:
         given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         own = {
             "PYTHONPATH": os.pathsep.join([str(links), *(path for path in given if Path(path).resolve() != ROOT)]),
-            "RMFAST_VERIFIED": str(self.settings.out.resolve() / "verified.json"),
             "TMPDIR": str(self.folder("tmp")), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         }  # fmt: skip
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.settings.device == "cpu" else {}
@@ -164,7 +164,6 @@ class Part:
         shared: runs beside other parts of its stage; for parts that time nothing.
         needs: names in `check.NEEDS` without which it cannot run.
         keeps: goes on where it was cut off.
-        setup: seconds more that the first part of its stage takes on a machine.
     """
 
     stage: str
@@ -174,7 +173,6 @@ class Part:
     shared: bool = False
     needs: tuple[str, ...] = ()
     keeps: bool = False
-    setup: float = 0.0
 
     @property
     def label(self) -> str:

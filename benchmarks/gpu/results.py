@@ -1,13 +1,14 @@
 """The folder of results: a JSON file for each stage with a record for each of its parts, and a log.
 
 Few flat files, each written under a temporary name and renamed, so that the folder can be carried away at any moment
-and given again.
+and given again: at most eight, one that a killed call left half written among them.
 """
 
+import contextlib
 import json
 import os
 import threading
-from importlib.util import find_spec
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,25 @@ STAGES = ("suite", "kernels", "tiles", "steps", "real")
 LOG_BYTES = 4 << 20
 MOST_TRIES = 3  # of a part that fails or is cut off
 MOST_CUTS = 12  # of a part that goes on where it was cut
+_writing = threading.RLock()
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary file that takes a file's place when the block ends; one at a time in the whole process."""
+    with _writing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        yield partial
+        os.replace(partial, path)
 
 
 class Results:
-    """Records of parts: `status` done, failed or cut, `tries`, `cuts`, `seconds`, origin; of done ones `result`."""
+    """Records of parts: `status` done, failed or cut, `tries`, `cuts`, `seconds`, origin; `result` of done ones, and of
+    others what they had reached, where that is of use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
 
     def path(self, stage: str) -> Path:
         return self.folder / f"{stage}.json"
@@ -49,7 +61,7 @@ class Results:
     def record(self, stage: str, name: str, *, keeps: bool = False, **record: Any) -> None:
         """Put a part's record in place of what there was. Its tries at this commit are counted, and apart from them its
         cuts where it `keeps` what it has done."""
-        with self._lock:
+        with _writing:
             parts = self.stage(stage)
             before = parts.get(name, {})
             if before.get("commit") != record.get("commit"):
@@ -57,47 +69,45 @@ class Results:
             counts = {key: before.get(key, 0) for key in ("tries", "cuts")}
             counts["cuts" if keeps and record["status"] == "cut" else "tries"] += 1
             parts[name] = counts | record
-            self._write(self.path(stage), json.dumps({"stage": stage, "parts": parts}, indent=1) + "\n")
+            self._write(stage, parts)
 
     def forget(self, stage: str, name: str) -> None:
         """As if a part had never run."""
-        with self._lock:
+        with _writing:
             parts = self.stage(stage)
             if parts.pop(name, None) is not None:
-                self._write(self.path(stage), json.dumps({"stage": stage, "parts": parts}, indent=1) + "\n")
+                self._write(stage, parts)
 
     def log(self, text: str) -> None:
         """Append to log.txt, which keeps its newest end."""
-        with self._lock:
-            path = self.folder / "log.txt"
+        path = self.folder / "log.txt"
+        with replaced(path) as partial:
             before = path.read_bytes() if path.is_file() else b""
-            self._write(path, (before + text.encode())[-LOG_BYTES:].decode(errors="replace"))
+            partial.write_text((before + text.encode())[-LOG_BYTES:].decode(errors="replace"), encoding="utf-8")
 
-    def _write(self, path: Path, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".partial")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
+    def _write(self, stage: str, parts: dict[str, dict[str, Any]]) -> None:
+        with replaced(self.path(stage)) as partial:
+            partial.write_text(json.dumps({"stage": stage, "parts": parts}, indent=1) + "\n", encoding="utf-8")
 
 
 def faulty(result: dict[str, Any]) -> bool:
-    """Whether a result says that something is to be mended: tests that fail, ops refused for them, modes that fail."""
+    """Whether a result says that something is to be mended: tests that fail, an op whose tests do, modes that fail."""
     failed = result.get("failed")
     if isinstance(failed, dict):  # memory that ran out is a result
         failed = [why for why in failed.values() if "does not fit" not in why]
-    refused = any("tests fail" in line["why"] for line in result.get("skipped") or () if isinstance(line, dict))
-    return bool(result.get("failures") or failed or refused)
+    tests = result.get("tests")
+    wrong = any(said.startswith("FAILED") for said in tests.values()) if isinstance(tests, dict) else False
+    return bool(result.get("failures") or failed or wrong)
 
 
-def settled(record: dict[str, Any] | None, commit: str | None = None) -> bool:
+def settled(record: dict[str, Any] | None, commit: str | None = None, lacking: Container[str] = ()) -> bool:
     """Whether a part is not to be run again: it is done, or given up. What failed at another commit than this one is
-    run again, as something may have been mended."""
+    run again, as something may have been mended, and what was left out for a need that is not `lacking` any more."""
     if record is None:
         return False
     mended = commit is not None and record.get("commit") != commit
     if record["status"] == "done":
-        absent = record["result"].get("absent", {}).values()
-        if any(all(map(find_spec, names.split(", "))) for names in absent):
-            return False  # what was not installed is there now
+        if any(need not in lacking for need in record["result"].get("absent", {}).values()):
+            return False
         return not (mended and faulty(record["result"]))
     return not mended and (record["tries"] >= MOST_TRIES or record.get("cuts", 0) >= MOST_CUTS)

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any
 
-from benchmarks.gpu.parts import TAIL, Call, Cut, Failed, Part, Settings, set_up
+from benchmarks.gpu.parts import TAIL, Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import Results, settled
 
-GRACE = 50.0  # seconds beyond the budget after which a part that was started in it is cut off
-SETUP = 15.0  # seconds of a call before its first part, about
+SETUP = 20.0  # seconds of a call before its first part, about: imports are tried
+WRAP_UP = 5.0  # seconds of a call after its last part, for the tables
+PATIENCE, LEAST = 3.0, 90.0  # times as guessed, and seconds, that a part may take: one that hangs must not cost all
 WORKERS = {"suite": 8, "real": 4}  # parts of a stage that run side by side
 
 
@@ -20,7 +21,8 @@ class Runner:
 
     Args:
         origin: device, versions and commit, kept with every result.
-        budget: seconds from `start` (time.monotonic) within which parts may be started.
+        budget: seconds from `start` (time.monotonic) after which nothing runs any more. Parts are started where their
+            guess fits.
         workers: parts side by side; None for `WORKERS`.
     """
 
@@ -29,8 +31,8 @@ class Runner:
         workers: int | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.results, self.origin = settings, results, origin
-        self.end = start + budget
-        self.most = min(budget - SETUP, self.end - time.monotonic() - 1.0)
+        self.end = start + budget - WRAP_UP
+        self.most = min(budget - SETUP - WRAP_UP, self.end - time.monotonic() - 1.0)
         self.workers = workers
         self.calls: set[Call] = set()
         self.stopped = False
@@ -53,33 +55,38 @@ class Runner:
         return left
 
     def unsettled(self, plan: Sequence[Part]) -> list[Part]:
-        """The parts that are to be run."""
+        """The parts that are to be run: first what was cut, or failed at another commit and may be mended; last what
+        failed at this one."""
         commit = self.origin.get("commit")
-        return [part for part in plan if not settled(self.results.stage(part.stage).get(part.name), commit)]
+        records = [self.results.stage(part.stage).get(part.name) for part in plan]
+        left = [(part, record) for part, record in zip(plan, records, strict=True)
+                if not settled(record, commit, self.settings.lacking)]  # fmt: skip
+
+        def place(record: dict[str, Any] | None) -> int:
+            if record is None:
+                return 1
+            return 2 if record["status"] == "failed" and record.get("commit") == commit else 0
+
+        return [part for part, record in sorted(left, key=lambda one: place(one[1]))]
 
     def too_long(self, plan: Sequence[Part]) -> list[Part]:
         """The parts that no call of this budget can start."""
-        return [part for part in self.unsettled(plan) if self.guess(part) > self.most]
-
-    def guess(self, part: Part) -> float:
-        """Seconds as guessed, with the stage's setup where this machine has not seen it."""
-        done = not part.setup or set_up(self.settings, part.stage).is_file()
-        return part.seconds + (0.0 if done else part.setup)
+        return [part for part in self.unsettled(plan) if part.seconds > self.most]
 
     def expected(self, part: Part) -> float:
         """Seconds that a part may take: as guessed, or half as long again as it was given when it was cut off, but no
         more than a call has for its first part. One that goes on where it was cut keeps its guess."""
         before = self.results.stage(part.stage).get(part.name, {})
         if before.get("status") != "cut" or part.keeps:
-            return self.guess(part)
-        return max(self.guess(part), min(1.5 * before["seconds"], self.most))
+            return part.seconds
+        return max(part.seconds, min(1.5 * before["seconds"], self.most))
 
     def one(self, part: Part) -> None:
         """Run a part and keep what comes out."""
         begin = time.monotonic()
         if self.stopped or begin + self.expected(part) > self.end:  # it waited for others
             return
-        call = Call(self.settings, self.end + GRACE)
+        call = Call(self.settings, min(self.end, begin + max(LEAST, PATIENCE * self.expected(part))))
         self.calls.add(call)
         print(f"{part.label} ...", flush=True)
         record: dict[str, Any]
@@ -95,6 +102,8 @@ class Runner:
             self.calls.discard(call)
         if self.stopped and record["status"] != "done":  # that is no try of the part's
             return
+        if record["status"] != "done" and call.reached is not None:
+            record["result"] = call.reached
         seconds = time.monotonic() - begin
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.results.record(
@@ -117,16 +126,13 @@ def calls_of(plan: Sequence[Part], budget: float) -> list[list[Part]]:
     """The plan dealt into calls of a budget by the guessed seconds, as `Runner` would with an empty folder."""
     calls: list[list[Part]] = []
     left = list(plan)
-    ready: set[str] = set()  # stages that are set up
     while left:
         taken: list[Part] = []
-        spent = 0.0
+        spent = SETUP + WRAP_UP
         for part in left:
             own = part.seconds / (WORKERS.get(part.stage, 1) if part.shared else 1)
-            own += 0.0 if part.stage in ready else part.setup
             if spent + own <= budget:
                 taken.append(part)
-                ready.add(part.stage)
                 spent += own
         if not taken:
             raise ValueError(f"{left[0].label} takes {left[0].seconds:.0f} s: more than the budget of {budget:.0f} s")

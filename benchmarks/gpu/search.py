@@ -28,6 +28,7 @@ from rmfast.kernels.launch import recording
 WORTH = 1.03  # times as fast as the tile that holds, or the table stays as it is
 FINAL = 5  # candidates that are timed at length
 FIRST_CALLS, FINAL_CALLS, ROUNDS = 5, 20, 5
+FINAL_MILLISECONDS = 100.0  # of a finalist's calls in a round: fewer calls of what takes long, but three
 
 
 def variants(target: Target, tile: Any, arch: int) -> list[Variant]:
@@ -126,16 +127,20 @@ def timed(target: Target, tiles: list[Any], arch: int, device: torch.device, *, 
             found[place].fault = wrong(place)
             final += [place] if found[place].fault is None else []
     final.sort()  # the tile that holds first
+    longest = max((found[place].first or 0.0 for place in final), default=0.0)
+    count = min(FINAL_CALLS, max(3, int(FINAL_MILLISECONDS / max(longest, 1e-3))))
     for _ in range(ROUNDS):
         for place in final + ([0] if 0 in final else []):
-            found[place].rounds.append(once(place, FINAL_CALLS))
+            found[place].rounds.append(once(place, count))
     return found
 
 
 def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
-    """The tile that holds, and at most so many others."""
+    """The tile that holds, and at most so many others, those first that differ from it in the fewest fields."""
     held = target.table[2].find((arch // 10, arch % 10), *target.kinds, size=target.size)
-    return [held, *(tile for tile in target.candidates if tile != held)][: None if most is None else most + 1]
+    others = [tile for tile in target.candidates if tile != held]
+    others.sort(key=lambda tile: sum(a != b for a, b in zip(tile, held, strict=True)))
+    return [held, *others][: None if most is None else most + 1]
 
 
 def search(

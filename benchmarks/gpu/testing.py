@@ -1,7 +1,4 @@
-"""One test file in a process of its own: `python -m benchmarks.gpu.testing FILE OUT.json`.
-
-Kernels' test files that pass are remembered, so that the benchmark of the kernels need not run them again.
-"""
+"""A test file, or one test of it, in a process of its own: `python -m benchmarks.gpu.testing FILE[::TEST] OUT.json`."""
 
 import json
 import sys
@@ -10,8 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from benchmarks.kernels import verify
 
 SHOWN = 20  # failures whose text is kept
 
@@ -38,18 +33,12 @@ class Outcomes:
         self.failures.append({"test": test, "why": (text.strip().splitlines() or [""])[-1][:300]})
 
 
-def main(file: str, out: str) -> int:
-    """Run the file and write what came out; the code is 0 also where tests fail: that is a result."""
+def main(tests: str, out: str) -> int:
+    """Run tests and write what came out; the code is 0 also where tests fail: that is a result."""
     outcomes, start = Outcomes(), time.perf_counter()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", file], plugins=[outcomes])
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", tests], plugins=[outcomes])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         return int(code)
-    path = Path(file)
-    passed = (
-        code == pytest.ExitCode.OK and outcomes.counts["passed"] > 0
-    )  # a file that skips all its tests shows nothing
-    if passed and path.parent.name == "kernels":
-        verify.remember(path.name)
     result = {
         "passed": outcomes.counts["passed"], "failed": outcomes.counts["failed"],
         "skipped": outcomes.counts["skipped"], "failures": outcomes.failures[:SHOWN],

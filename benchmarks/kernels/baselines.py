@@ -1,5 +1,7 @@
-"""Libraries that do the same jobs, as functions of the same inputs. All need a GPU; Liger comes if it is installed."""
+"""Libraries that do the same jobs, as functions of the same inputs. All need a GPU; Liger and Apex are taken where they
+are installed."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -18,12 +20,19 @@ def _liger(device: torch.device) -> bool:
 
 
 def rms_norm(device: torch.device) -> Rivals:
-    if not _liger(device):
-        return {}
-    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+    rivals: Rivals = {}
+    if _liger(device):
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    # Not in place: that would overwrite the gradient that is handed in again at the next call.
-    return {"liger": lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-5, 0.0, "llama", False)}
+        # Not in place: that would overwrite the gradient that is handed in again at the next call.
+        rivals["liger"] = lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-5, 0.0, "llama", False)
+    # Another project has Apex's name on PyPI: that one has no such module.
+    with contextlib.suppress(ImportError):
+        if device.type == "cuda":
+            from apex.normalization.fused_layer_norm import fused_rms_norm_affine
+
+            rivals["apex"] = lambda x, w: fused_rms_norm_affine(x, w.to(x.dtype), x.shape[-1:], 1e-5)
+    return rivals
 
 
 def add_rms_norm(device: torch.device) -> Rivals:

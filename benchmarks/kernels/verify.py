@@ -1,4 +1,4 @@
-"""No figures of an op whose own tests fail: they run first, on the device that is measured."""
+"""What an op's own tests say on the device that is measured: no figure without the verdict on its op."""
 
 import fcntl
 import hashlib
@@ -14,6 +14,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernels"
+PASSED, NOT_RUN = "passed", "not run"
 
 
 @cache
@@ -30,9 +31,7 @@ def fingerprint() -> str:
 
 
 def cache_file() -> Path:
-    """Where passes are remembered: the file RMFAST_VERIFIED, if it is set."""
-    if given := os.environ.get("RMFAST_VERIFIED"):
-        return Path(given)
+    """Where passes are remembered."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "rmfast" / "verified.json"
 
@@ -65,16 +64,16 @@ def remember(test: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (Path(tempfile.gettempdir()) / "rmfast-verified.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps({fingerprint(): sorted({*passed(), test})}), encoding="utf-8")
-        aside.replace(path)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps({fingerprint(): sorted({*passed(), test})}), encoding="utf-8")
+        partial.replace(path)
 
 
-def fault(test: str) -> str | None:
-    """Why an op with this test file may not be reported, or None. Passes are remembered until anything changes."""
+def verdict(test: str) -> str:
+    """What a test file says of its op: PASSED, or why not. Passes are remembered until anything changes."""
     if test in passed():
-        return None
+        return PASSED
     found = run_tests(test)
     if found is None:
         remember(test)
-    return found
+    return found or PASSED

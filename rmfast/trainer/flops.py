@@ -5,10 +5,16 @@ import torch
 from rmfast.data.loader import Totals
 from rmfast.models.config import DecoderConfig
 
-# Dense peaks in FLOP/s from the vendor's data sheets. The first name that the device's name contains counts.
+# Dense peaks in FLOP/s, bf16 and fp32, from the vendor's data sheets. The first that the device's name contains counts.
 PEAKS = {
-    torch.bfloat16: {"H200": 990e12, "H100": 990e12, "A100": 312e12},
-    torch.float32: {"H200": 67e12, "H100": 67e12, "A100": 19.5e12},
+    "GB200": (2500e12, 80e12),
+    "B200": (2250e12, 75e12),
+    "H200 NVL": (835e12, 60e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H200": (990e12, 67e12),
+    "H100": (990e12, 67e12),
+    "A100": (312e12, 19.5e12),
 }
 
 
@@ -17,7 +23,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS[dtype].items() if key in name), None)
+    peaks = next((peaks for key, peaks in PEAKS.items() if key in name), (None, None))
+    return peaks[(torch.bfloat16, torch.float32).index(dtype)]
 
 
 def step_flops(config: DecoderConfig, totals: Totals, *, first_trained: int = 0, lm: bool = False) -> float:

@@ -131,14 +131,16 @@ def test_a_gpu_s_results_fill_every_table(tmp_path: Path) -> None:
     row = {"op": "swiglu", "size": "s", "pass": "forward", "bytes": 1000, "flops": 1}
     ceilings = {"bandwidth": 1e6 / 0.41, "matmul": 1e12, "dtype": "bfloat16"}
     rows = [row | {"contender": name, "milliseconds": ms} for name, ms in (("rmfast", 0.5), ("torch", 2.0), ("x", 0.6))]
-    kernels = tables.gpu_kernels(stage("kernels", {"results": rows, "skipped": [], "limits": ceilings}))
-    assert "| `swiglu` | s | forward | 0.5000 | 82 % (memory) | x | 1.20 x |" in kernels
+    timed = {"results": rows, "skipped": [], "limits": ceilings, "tests": {"swiglu": "FAILED test_swiglu.py::x"}}
+    kernels = tables.gpu_kernels(stage("kernels", timed))
+    marked = "| `swiglu` | s | forward | 0.5000 | 82 % (memory) | x | 1.20 x | FAILED test_swiglu.py::x |"
+    assert marked in kernels
     line = {"name": "n", "tried": [{"faults": []}, {"faults": ["spills"]}], "held": {"m": 64}, "held_milliseconds": 2.0,
             "winner": {"m": 128}, "winner_milliseconds": 1.0}  # fmt: skip
     assert "| n | 2 (1 refused) | (64,) | (128,) | 2.00 x |" in tables.gpu_tiles(stage("tiles", {"lines": [line]}))
     own = {"wall_seconds": 1.0, "tokens_per_second": 9e4, "mfu": 0.5, "peak_gib": 20.0, "share_of_product": 0.6,
-           "padding_share": 0.0, "prefix_share": 0.3}  # fmt: skip
-    profile = {"span_ms": 200.0, "gap_ms": 10.0, "groups": {"matrix products": 150.0}}
+           "padding_share": 0.0, "prefix_share": 0.3, "reserved_gib": 24.0}  # fmt: skip
+    profile = {"step_ms": 200.0, "span_ms": 195.0, "host_gap": 0.05, "groups": {"matrix products": 150.0}}
     steps = stage("steps", {"summary": {"trl": own | {"wall_seconds": 7.5}, "rmfast": own},
                             "largest_loss_difference": {"trl": 2e-3}, "breakdown": {"rmfast": profile}})  # fmt: skip
     assert "| one | 90,000 | 50 % | 20.0 | 7.5 x | - | - | - | card, torch 2, c, 2026-01-02 |" in tables.gpu_steps(
@@ -146,13 +148,22 @@ def test_a_gpu_s_results_fill_every_table(tmp_path: Path) -> None:
     )
     assert "| one | rmfast | 200 | 5 % | matrix products 75 % |" in tables.gpu_breakdown(steps)
     assert "| TRL, its defaults | 7.500 | 7.50 |" in tables.gpu_modes(steps) and "2e-3" in tables.gpu_modes(steps)
+    assert "| 20.0 | 24.0 |" in tables.gpu_modes(steps)
+    # Without rmfast's own mode, which failed, the others keep their figures and have no ratio.
+    (result,) = (record["result"] for record in steps["parts"].values())
+    del result["summary"]["rmfast"]
+    result |= {"failed": {"rmfast": "ended with code 1: CUDA error"}, "breakdown": {"trl": {"fault": "no kernel"}}}
+    assert "| TRL, its defaults | 7.500 | - |" in tables.gpu_modes(steps) and "CUDA error" in tables.gpu_modes(steps)
+    assert "| one | trl | - | - | no kernel |" in tables.gpu_breakdown(steps)
+    assert "90,000" not in tables.gpu_steps(steps)
 
 
 def test_every_part_of_the_kernels_is_divided_by_its_own_ceilings() -> None:
     row = {"op": "x", "size": "s", "pass": "forward", "contender": "rmfast", "bytes": 1000, "flops": 1,
            "milliseconds": 1.0, "share_of_limit": 0.5, "limit_by": "memory"}  # fmt: skip
     slow, fast = ({"bandwidth": rate, "matmul": 1e12, "dtype": "bfloat16"} for rate in (2e6, 4e6))
-    parts = {name: {"status": "done", "result": {"results": [row | {"op": name}], "skipped": [], "limits": limits}}
+    parts = {name: {"status": "done", "result": {"results": [row | {"op": name}], "skipped": [], "limits": limits,
+                                                 "tests": {name: "passed"}}}
              for name, limits in (("slow", slow), ("fast", fast))}  # fmt: skip
     whole = kernels.joined(parts)
     assert whole is not None

@@ -1,17 +1,17 @@
 """What the GPU harness starts: it ends with the harness, leaves its progress, and counts only what was tested."""
 
 import contextlib
+import importlib
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gpu import check
 from benchmarks.gpu.__main__ import main
@@ -25,8 +25,8 @@ def test_commands_leave_nothing_running_and_know_no_interpreter(
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     call = Call(settings(tmp_path), time.monotonic() + 2.0)
-    show = "import os; print(os.environ.get('TRITON_INTERPRET'), os.environ['RMFAST_VERIFIED'])"
-    assert call.run(sys.executable, "-c", show).split() == ["None", str(tmp_path / "out" / "verified.json")]
+    show = "import os; print(os.environ.get('TRITON_INTERPRET'))"
+    assert call.run(sys.executable, "-c", show) == "None\n"
     pidfile = tmp_path / "pid"
     child = (
         f"import subprocess as s; p = s.Popen(['sleep', '60']); open({str(pidfile)!r}, 'w').write(str(p.pid)); p.wait()"
@@ -124,32 +124,56 @@ def test_what_experiments_have_done_is_packed_while_they_run(tmp_path: Path, mon
 
 
 def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
-    from benchmarks.gpu import testing
-
     file = tmp_path / "test_bad.py"
     file.write_text("def test_good(): pass\n\ndef test_bad(): assert 1 == 2\n")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu.testing", str(file), str(tmp_path / "out.json")], cwd=ROOT,
-        capture_output=True, text=True, env=os.environ | {"RMFAST_VERIFIED": str(tmp_path / "v.json")},
+        capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["passed"], found["failed"]) == (1, 1) and "test_bad" in found["failures"][0]["test"]
-    assert not (tmp_path / "v.json").exists() and testing.SHOWN > 1
+    one = [sys.executable, "-m", "benchmarks.gpu.testing", f"{file}::test_good", str(tmp_path / "out.json")]
+    assert subprocess.run(one, cwd=ROOT, capture_output=True).returncode == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["passed"], found["failed"]) == (1, 0)
 
 
-@pytest.mark.parametrize(("outcome", "remembered"), [("skipped", []), ("passed", ["test_x.py"])])
-def test_a_file_that_skips_all_its_tests_has_not_passed(
-    outcome: str, remembered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_programs_understand_what_the_real_plan_asks_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.gpu import testing
+    """Each part's command as it is on a card, up to where the program would begin its work."""
+    pytest.importorskip("triton")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.gpu import plan, search
+    from benchmarks.kernels import registry, run
 
-    def run(_: list[str], plugins: list[Any]) -> pytest.ExitCode:
-        plugins[0].counts[outcome] += 1
-        return pytest.ExitCode.OK
+    throughput = importlib.import_module("train_throughput")
+    asked: list[tuple[str, list[str]]] = []
 
-    seen: list[str] = []
-    monkeypatch.setattr(testing.verify, "remember", seen.append)
-    monkeypatch.setattr(testing.pytest, "main", run)
-    assert testing.main("tests/kernels/test_x.py", str(tmp_path / "out.json")) == 0
-    assert seen == remembered
+    def python(_: Call, program: str, *words: object, **_more: str) -> str:
+        asked.append((program, [str(word) for word in words]))
+        raise Cut
+
+    monkeypatch.setattr(Call, "python", python)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(throughput, "unavailable", lambda *_: None)
+    own = settings(tmp_path, tiny=False, device="cuda")
+    for part in plan.parts(own, ("kernels", "tiles", "steps")):
+        with contextlib.suppress(Cut):
+            part.run(Call(own, time.monotonic() + 60.0))
+    read = {"benchmarks.kernels.run": run.parse, "benchmarks/train_throughput.py": throughput.parse}
+    parsed = [read[program](words) for program, words in asked if program in read]
+    targets = {target.name for target in search.targets()}
+    for program, words in asked:
+        if program == "benchmarks.gpu.search":
+            assert set(words[1 : words.index("--arch")]) <= targets
+    assert len(asked) == len(plan.parts(own, ("kernels", "tiles", "steps"))) and len(parsed) > 30
+    for args in parsed:
+        if hasattr(args, "only"):
+            assert not args.tests and set(args.only or ()) <= set(registry.OPS[args.op[0]].sizes)
+        else:
+            assert args.breakdown and args.device == "cuda" and args.steps > 4 and 75 <= args.limit <= 180
+    (first,) = (args for args in parsed if getattr(args, "model", "") == "llama-1b" and "trl" in args.modes
+                and args.lengths == "hh")  # fmt: skip
+    assert first.modes == ["trl", "trl-no-checkpointing", "hf-packed", "rmfast"] and first.pairs_per_step == 128

@@ -75,9 +75,11 @@ def test_one_curve_and_figures_that_add_up(
     raw = {mode: runs[0] for mode, runs in result["rounds"].items()}
     assert sum(raw["rmfast"]["computed_tokens"]) == pytest.approx(data_figures["stored_tokens"])
     assert sum(raw["trl"]["real_tokens"]) == data_figures["sequence_tokens"]
-    timed = {mode: sum(run["computed_tokens"][1:]) / 4 for mode, run in raw.items()}
+    timed = {mode: sum(run["computed_tokens"][2:]) / 3 for mode, run in raw.items()}
     assert rmfast["computed_tokens"] == timed["rmfast"] and trl["computed_tokens"] == timed["trl"]
-    sequences = sum(raw["trl"]["real_tokens"][1:]) / 4
+    sequences = sum(raw["trl"]["real_tokens"][2:]) / 3
+    for mode, row in summary.items():
+        assert row["cpu_seconds"] == sorted(raw[mode]["cpu_seconds"][2:])[1]
     assert trl["padding_share"] == pytest.approx(1 - sequences / timed["trl"])
     assert rmfast["prefix_share"] == pytest.approx(1 - timed["rmfast"] / sequences)
     assert trl["padding_share"] > 0.05 and trl["prefix_share"] == 0
@@ -92,7 +94,7 @@ def test_one_curve_and_figures_that_add_up(
 
 def test_text_with_margins_and_accumulation(vs_trl: ModuleType, model: Path, tmp_path: Path) -> None:
     data, out = write_rows(tmp_path / "rows.jsonl", 16, messages=False, margin=0.7), tmp_path / "out.json"
-    flags = ["--steps", "2", "--pairs-per-step", "4", "--micro-batch", "2", "--rounds", "1", "--tokens-per-pack", "128"]
+    flags = ["--steps", "3", "--pairs-per-step", "4", "--micro-batch", "2", "--rounds", "1", "--tokens-per-pack", "128"]
     modes = ["--modes", "trl-no-checkpointing", "rmfast"]
     assert vs_trl.main(["--data", str(data), "--model", str(model), "--json", str(out), *flags, *modes]) == 0
     result = json.loads(out.read_text())
@@ -106,11 +108,11 @@ def test_other_token_ids_are_noticed(
     def run(mode: str, *_: Any) -> dict[str, Any]:
         same = [[1, 2], [1, 3]]
         ids = [same, [[1, 2], [1, 4]] if mode == "rmfast" else same]
-        return {"cpu_seconds": [1.0, 1.0], "ids": ids}
+        return {"cpu_seconds": [1.0, 1.0, 1.0], "ids": [*ids, same]}
 
     monkeypatch.setattr(vs_trl, "run_mode", run)
     data = write_rows(tmp_path / "rows.jsonl", 4, messages=True)
-    flags = ["--steps", "2", "--pairs-per-step", "1", "--rounds", "1"]
+    flags = ["--steps", "3", "--pairs-per-step", "1", "--rounds", "1"]
     assert vs_trl.main(["--data", str(data), "--model", str(model), *flags]) == 1
     assert "same token ids (first difference: drawn row 2)" in capsys.readouterr().err
 
@@ -137,7 +139,7 @@ def test_a_run_that_dies_is_named(vs_trl: ModuleType, tmp_path: Path, capsys: py
     ("flags", "message"),
     [
         (["--data", "absent.jsonl"], "absent.jsonl"),
-        (["--steps", "1"], "--steps: must be at least 2, got 1"),
+        (["--steps", "2"], "--steps: must be at least 3, got 2"),
         (["--pairs-per-step", "4", "--micro-batch", "3"], "--micro-batch: 3 does not divide"),
         (["--lr", "0"], "--lr: must be positive"),
         (["--steps", "100"], "lower --steps"),

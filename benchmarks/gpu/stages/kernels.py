@@ -1,87 +1,70 @@
-"""Every op of rmfast.kernels against its limit, torch.compile and libraries, by benchmarks/kernels/run.py."""
+"""Every op of rmfast.kernels against its limit, plain torch and libraries, by benchmarks/kernels/run.py.
 
-import contextlib
+What torch.compile makes (of the reference, and FlexAttention) takes longer to compile than all others to run: it is
+timed by parts of its own.
+"""
+
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings, set_up
+from benchmarks.gpu.parts import Call, Part, Settings
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.stages import suite
+from benchmarks.kernels.verify import NOT_RUN, PASSED
 
-# Op -> sizes of a part and seconds. FlexAttention and the engines are attention's rivals; compiling its reference, a
-# loop over prompt groups, would take minutes.
-ATTENTION = {"hh": ("hh D=64", "hh D=128"), "ultrafeedback": ("ultrafeedback D=64", "ultrafeedback D=128"),
-             "long": ("long D=64", "long D=128")}  # fmt: skip
-OTHERS = {
-    "linear_log_prob": 90.0, "info_nce": 30.0, "add_rms_norm": 20.0, "swiglu": 20.0, "split_rope": 20.0,
-    "score_head": 20.0, "ranking_loss": 20.0, "sinkhorn": 20.0, "swapped_prediction_loss": 20.0, "rms_norm": 25.0,
-    "difference_loss": 15.0, "rope": 20.0, "gae": 15.0, "policy_loss": 15.0, "value_loss": 15.0,
-}  # fmt: skip
-WARM, WARM_SECONDS = 8, 150.0  # ops compiled side by side, and what there must be time for
-
-
-def flags(op: str, sizes: tuple[str, ...] = ()) -> list[str]:
-    chosen = ["--only", *sizes] if sizes else []
-    against = ["--against", "rmfast", "flex", "flash + merge"] if op == "prefix_attention" else []
-    return ["--op", op, *chosen, *against]
-
-
-def warm(call: Call) -> None:
-    """Let all ops compile side by side, once on a machine, where there is time: what takes minutes one after another is
-    then in caches. Cut off, it goes on with the ops that are left."""
-    note = set_up(call.settings, "kernels")
-    if note.is_file() or call.deadline - time.monotonic() < WARM_SECONDS:
-        return
-
-    def compile_one(op: str) -> None:
-        mark = call.folder("kernels") / f"warm-{op}"
-        if not mark.is_file():
-            with contextlib.suppress(Failed):  # it will say so where it is timed
-                call.python("benchmarks.kernels.run", *flags(op), "--rounds", 1)
-            mark.touch()
-
-    with ThreadPoolExecutor(WARM) as pool:
-        list(pool.map(compile_one, ["prefix_attention", *OTHERS]))
-    note.touch()
+# Attention by the lengths of its packs; compiling its reference, a loop over prompt groups, would take minutes.
+ATTENTION = {name: (f"{name} D=64", f"{name} D=128") for name in ("hh", "ultrafeedback", "long")}
+# Op, its test file, seconds.
+OTHERS = (
+    ("linear_log_prob", "test_log_prob.py", 40.0), ("info_nce", "test_info_nce.py", 25.0),
+    ("add_rms_norm", "test_norm.py", 20.0), ("swiglu", "test_swiglu.py", 20.0), ("split_rope", "test_rope.py", 20.0),
+    ("score_head", "test_score_head.py", 20.0), ("ranking_loss", "test_ranking_kernel.py", 20.0),
+    ("sinkhorn", "test_sinkhorn.py", 20.0), ("swapped_prediction_loss", "test_swapped.py", 20.0),
+    ("rms_norm", "test_norm.py", 25.0), ("difference_loss", "test_difference_loss.py", 15.0),
+    ("rope", "test_rope.py", 20.0), ("gae", "test_gae.py", 15.0), ("policy_loss", "test_policy_losses.py", 15.0),
+    ("value_loss", "test_policy_losses.py", 15.0),
+)  # fmt: skip
+LIBRARIES = ("rmfast", "liger", "liger (cross-entropy)", "apex", "flash + merge")
+COMPILED_SECONDS = 60.0
 
 
-def run(op: str, sizes: tuple[str, ...], call: Call) -> dict[str, Any]:
-    tiny = call.settings.tiny
-    if not tiny:
-        warm(call)
+def run(op: str, test: str, sizes: tuple[str, ...], against: tuple[str, ...], call: Call) -> dict[str, Any]:
+    """Time an op; what its tests have said here so far is kept with the figures."""
+    settings = call.settings
     out = call.folder("kernels") / "result.json"
     out.unlink(missing_ok=True)
-    small = ["--size", "tiny", "--device", call.settings.device, "--against", "--rounds", 2]
-    try:
-        call.python("benchmarks.kernels.run", *(["--op", op, *small] if tiny else flags(op, sizes)), "--json", out)
-    except Cut:
-        raise
-    except Failed:  # code 1: the op's tests fail, and the result says so
-        if not out.is_file():
-            raise
-    return json.loads(out.read_text(encoding="utf-8"))
+    flags: list[Any] = ["--op", op, "--no-tests", "--against", *against, "--json", out]
+    if settings.tiny:
+        flags += ["--size", "tiny", "--device", settings.device, "--rounds", 2]
+    call.python("benchmarks.kernels.run", *flags, *(["--only", *sizes] if sizes else []))
+    said = suite.verdicts(Results(settings.out).stage("suite")).get(test, NOT_RUN)
+    return json.loads(out.read_text(encoding="utf-8")) | {"tests": {op: said}}
 
 
 def parts(settings: Settings) -> list[Part]:
-    """A part for each op, three for attention; two ops at the tiny size."""
+    """A part for each op, three for attention, and again for what torch.compile makes; one op at the tiny size."""
     if settings.tiny:
-        return [Part("kernels", op, 10.0, partial(run, op, ())) for op in ("swiglu",)]
-    first = [
-        Part(
-            "kernels",
-            f"prefix_attention {name}",
-            90.0 if name == "hh" else 40.0,
-            partial(run, "prefix_attention", sizes),
-            needs=("cuda",),
-            setup=WARM_SECONDS,
-        )
+        return [Part("kernels", "swiglu", 30.0, partial(run, "swiglu", "test_swiglu.py", (), ()))]
+
+    def part(name: str, seconds: float, *what: Any) -> Part:
+        return Part("kernels", name, seconds, partial(run, *what), needs=("cuda", "triton"))
+
+    test = "test_prefix_attention.py"
+    attention = [
+        part(f"{start}prefix_attention {name}", seconds, "prefix_attention", test, sizes, against)
         for name, sizes in ATTENTION.items()
+        for start, seconds, against in (("", 30.0, LIBRARIES), ("compiled ", COMPILED_SECONDS, ("rmfast", "flex")))
     ]
-    return first + [
-        Part("kernels", op, seconds, partial(run, op, ()), needs=("cuda",), setup=WARM_SECONDS)
-        for op, seconds in OTHERS.items()
-    ]
+    others = [part(op, seconds, op, file, (), LIBRARIES) for op, file, seconds in OTHERS]
+    compiled = [part(f"compiled {op}", COMPILED_SECONDS, op, file, (), ("rmfast", "compile")) for op, file, _ in OTHERS]
+    return [*attention, *others, *compiled]
+
+
+def mark(tests: dict[str, str], op: str) -> str:
+    """What is shown beside a figure of an op whose tests have not all passed."""
+    said = tests.get(op, NOT_RUN)
+    return "" if said == PASSED else f"tests: {said}"
 
 
 def with_limits(row: dict[str, Any], limits: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +82,9 @@ def joined(records: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     if not done:
         return None
     rows = [with_limits(row, result["limits"]) for result in done for row in result["results"]]
-    return done[0] | {"results": rows, "skipped": [line for result in done for line in result["skipped"]]}
+    tests = {op: said for result in done for op, said in result["tests"].items()}
+    return done[0] | {"results": rows, "skipped": [line for result in done for line in result["skipped"]],
+                      "tests": tests}  # fmt: skip
 
 
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
@@ -119,7 +104,7 @@ def lines(records: dict[str, dict[str, Any]]) -> list[str]:
         others = {name: row for name, row in found.items() if row is not own and name != "base"}
         best = min(others.values(), key=lambda row: row["milliseconds"], default=None)
         against = "" if best is None else f"  {best['milliseconds'] / own['milliseconds']:.2f} x {best['contender']}"
-        out.append(
-            f"  {op:<24}{size:<22}{which:<17}{own['milliseconds']:>9.4f} ms{own['share_of_limit']:>7.1%}{against}"
-        )
+        marked = f"  ({said})" if (said := mark(whole["tests"], op)) else ""
+        share = f"{own['share_of_limit']:>7.1%}"
+        out.append(f"  {op:<24}{size:<22}{which:<17}{own['milliseconds']:>9.4f} ms{share}{against}{marked}")
     return out + [f"  left out: {line['op']} {line['what']}: {line['why'][:100]}" for line in whole["skipped"]]

@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.gpu.data import Ready, prepare
 from benchmarks.gpu.parts import Call, Part, Settings
+from benchmarks.gpu.results import replaced
 
 SEEDS = (0, 1, 2)
 KEPT = "kept.tar.gz"  # what the experiments have done so far, small: rows and strengths
@@ -159,11 +160,9 @@ def pack(call: Call) -> None:
             with tarfile.open(kept) as archive:
                 if archive.getnames() == names:
                     return
-        aside = kept.with_name(f"{KEPT}.partial")
-        with tarfile.open(aside, "w:gz") as archive:
+        with replaced(kept) as partial, tarfile.open(partial, "w:gz") as archive:
             for name in names:
                 archive.add(folder / name, name)
-        aside.replace(call.settings.out / KEPT)
 
 
 def unpack(call: Call) -> None:
@@ -177,10 +176,10 @@ def unpack(call: Call) -> None:
 
 def parts(settings: Settings) -> list[Part]:
     """Reward models by data and seed, the ensemble, the experiments by seed."""
-    needs = ("cuda", "model", "data")
+    needs = ("cuda", "training", "model", "data")
     if settings.tiny:
-        return [Part("real", "hh seed 0", 30.0, partial(reward, "hh", 0), shared=True),
-                Part("real", "moving seed 0", 25.0, partial(moving, 0), shared=True)]  # fmt: skip
+        return [Part("real", "hh seed 0", 60.0, partial(reward, "hh", 0), shared=True),
+                Part("real", "moving seed 0", 60.0, partial(moving, 0), shared=True)]  # fmt: skip
     return [
         *(Part("real", f"hh seed {s}", 110.0, partial(reward, "hh", s), True, needs) for s in SEEDS),
         *(Part("real", f"alpaca seed {s}", 240.0, partial(reward, "alpaca", s), True, needs) for s in SEEDS),

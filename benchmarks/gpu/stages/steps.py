@@ -3,94 +3,127 @@
 import json
 from collections.abc import Sequence
 from functools import partial
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import Call, Part, Settings
+from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.results import Results
 
-ALL = ("trl", "trl-no-checkpointing", "trl-tuned", "trl-liger", "hf-packed", "rmfast")
-SHORT = ("trl", "trl-no-checkpointing", "hf-packed", "rmfast")
-# Model, lengths, modes, more steps than the four of the others for a curve, seconds.
-RUNS: tuple[tuple[str, str, tuple[str, ...], int, float], ...] = (
-    ("llama-1b", "hh", ALL, 6, 285.0),
-    ("smollm2-135m", "hh", ALL, 12, 200.0),
-    ("llama-1b", "long", SHORT, 4, 260.0),
-    ("llama-1b", "alpaca", SHORT, 4, 200.0),
-    ("smollm2-135m", "alpaca", SHORT, 4, 130.0),
-    ("smollm2-135m", "long", SHORT, 4, 160.0),
-)
-TINY = ["--model", "tiny", "--lengths", "tiny", "--threads", 1, "--steps", 2, "--pairs-per-step", 4, "--micro-batch", 4,
-        "--tokens-per-pack", 128, "--modes", "hf-packed", "rmfast"]  # fmt: skip
 NAMES = {
     "trl": "TRL, its defaults",
     "trl-no-checkpointing": "TRL without checkpointing",
     "trl-tuned": "TRL without checkpointing, pairs sorted by length",
     "trl-liger": "the same with Liger",
     "hf-packed": "transformers, packed, no shared prefix",
+    "rmfast-graphs": "rmfast with CUDA graphs",
     "rmfast": "rmfast",
 }
+FOUR = ("trl", "trl-no-checkpointing", "hf-packed", "rmfast")
+TUNED = ("trl-tuned", "trl-liger", "rmfast-graphs", "rmfast")
+# Part: model, lengths, modes, steps (two of them warm up), seconds of a mode as a multiple of those on llama-1b and hh.
+RUNS: dict[str, tuple[str, str, tuple[str, ...], int, float]] = {
+    "llama-1b hh": ("llama-1b", "hh", FOUR, 7, 1.0),
+    "llama-1b hh, tuned": ("llama-1b", "hh", TUNED, 7, 1.0),
+    "smollm2-135m hh": ("smollm2-135m", "hh", tuple(NAMES), 12, 0.6),
+    "llama-1b long": ("llama-1b", "long", FOUR, 6, 1.4),
+    "llama-1b alpaca": ("llama-1b", "alpaca", FOUR, 6, 1.1),
+    "smollm2-135m alpaca": ("smollm2-135m", "alpaca", ("rmfast-graphs", *FOUR), 6, 0.7),
+    "smollm2-135m long": ("smollm2-135m", "long", ("rmfast-graphs", *FOUR), 6, 0.8),
+}
+PREPARE = 45.0  # seconds: random weights, pairs and both ceilings
+SECONDS = {"rmfast": 45.0, "rmfast-graphs": 50.0, "hf-packed": 30.0, "trl-no-checkpointing": 40.0, "trl": 50.0,
+           "trl-tuned": 40.0, "trl-liger": 50.0}  # fmt: skip
+LIMIT = 2.5  # times its seconds after which a mode is ended: it hangs, and the others' time runs
+TINY = ["--model", "tiny", "--lengths", "tiny", "--threads", 1, "--steps", 3, "--pairs-per-step", 4, "--micro-batch", 4,
+        "--tokens-per-pack", 128, "--modes", "hf-packed", "rmfast"]  # fmt: skip
 
 
-def run(model: str, lengths: str, modes: tuple[str, ...], steps: int, call: Call) -> dict[str, Any]:
+def run(name: str, call: Call) -> dict[str, Any]:
+    """All modes that can run here; those that an earlier call has measured are not run again."""
     settings = call.settings
-    out = call.folder("steps") / f"{model}-{lengths}.json"
-    # Not removed: one that was cut short goes on from there, and it tells one of another job or source apart.
+    model, lengths, modes, steps, slow = RUNS.get(name, ("tiny", "tiny", (), 0, 1.0))
+    out = call.folder("steps") / f"{name}.json"
+    begin(out, name, settings)
     if settings.tiny:
         flags: list[Any] = TINY
     else:
-        ready = [mode for mode in modes if mode not in absent(modes)]
-        profiled = ["--breakdown", "rmfast", "hf-packed"] if modes == ALL else ["--breakdown", "rmfast"]
-        flags = ["--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready, *profiled]
-    call.python("benchmarks/train_throughput.py", *flags, "--device", settings.device, "--json", out)
+        ready = [mode for mode in modes if mode not in absent(modes, settings)]
+        flags = ["--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready,
+                 "--limit", LIMIT * slow * max(SECONDS[mode] for mode in ready)]  # fmt: skip
+    try:
+        call.python("benchmarks/train_throughput.py", *flags, "--breakdown", "--device", settings.device, "--json", out)
+    except (Cut, Failed) as error:
+        found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+        call.reached = found if found.get("rounds") else None
+        if isinstance(error, Cut) or not found.get("complete"):
+            raise
     result = json.loads(out.read_text(encoding="utf-8"))
-    return result | {"absent": {} if settings.tiny else absent(modes)}
+    return result | {"absent": absent(modes, settings)}
 
 
-def absent(modes: Sequence[str]) -> dict[str, str]:
-    """Modes that need a package which is not here, and that package."""
-    wanted = {mode: (["trl"] if mode.startswith("trl") else []) + (["liger_kernel"] if mode == "trl-liger" else [])
-              for mode in modes}  # fmt: skip
-    missing = {mode: [name for name in names if find_spec(name) is None] for mode, names in wanted.items()}
-    return {mode: ", ".join(names) for mode, names in missing.items() if names}
+def begin(out: Path, name: str, settings: Settings) -> None:
+    """Hand train_throughput what the results hold of the part, whole or not: it keeps the modes that it need not run
+    again. What is in scratch already is of this machine, and newer."""
+    before = Results(settings.out).stage("steps").get(name, {}).get("result")
+    if before is not None and not (out.is_file() and not json.loads(out.read_text(encoding="utf-8"))["complete"]):
+        out.write_text(json.dumps(before | {"complete": False}), encoding="utf-8")
+
+
+def absent(modes: Sequence[str], settings: Settings) -> dict[str, str]:
+    """Modes that cannot run here, and the need that is not there."""
+    wanted = {mode: ("liger", "trl") if mode == "trl-liger" else ("trl",) for mode in modes if mode.startswith("trl")}
+    missing = {mode: [need for need in needs if need in settings.lacking] for mode, needs in wanted.items()}
+    return {mode: needs[0] for mode, needs in missing.items() if needs}
+
+
+def left(name: str, settings: Settings) -> list[str]:
+    """Modes of a part that no earlier call has measured; rmfast's count only where the part is of this code, which is
+    found out when it runs."""
+    record = Results(settings.out).stage("steps").get(name, {})
+    rounds = record.get("result", {}).get("rounds", {})
+    return [mode for mode in RUNS[name][2] if mode not in rounds or mode.startswith("rmfast")]
 
 
 def without(result: dict[str, Any]) -> dict[str, str]:
     """Modes that have no figures, and why."""
-    lacking = {mode: f"not installed: {names}" for mode, names in result.get("absent", {}).items()}
+    lacking = {mode: f"not installed or not working: {need}" for mode, need in result.get("absent", {}).items()}
     return lacking | {mode: why.strip().splitlines()[-1][:160] for mode, why in result.get("failed", {}).items()}
 
 
 def parts(settings: Settings) -> list[Part]:
-    """A part for each model and lengths."""
+    """A part for each model and lengths; its seconds are those of the modes that are left."""
     if settings.tiny:
-        return [Part("steps", "tiny", 20.0, partial(run, "tiny", "tiny", (), 2))]
+        return [Part("steps", "tiny", 60.0, partial(run, "tiny"), needs=("training",))]
     return [
         Part(
-            "steps", f"{model} {lengths}", seconds, partial(run, model, lengths, modes, steps), needs=("cuda",),
-            keeps=True,
+            "steps", name, PREPARE + slow * sum(SECONDS[mode] for mode in left(name, settings)), partial(run, name),
+            needs=("cuda", "training"), keeps=True,
         )
-        for model, lengths, modes, steps, seconds in RUNS
+        for name, (_, _, _, _, slow) in RUNS.items()
     ]  # fmt: skip
 
 
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
-    """Speed, memory and MFU of each mode."""
+    """Speed, memory and MFU of each mode, also of a part that did not come to its end."""
     out = []
     for name, record in records.items():
-        if record["status"] != "done":
+        if "result" not in record:
             continue
         result = record["result"]
         product = max(each["matmul"] for each in result["limits"]) / 1e12
         out.append(f"  {name}: a product runs at {product:.1f} TFLOP/s; largest difference of a loss "
                    f"{max(result['largest_loss_difference'].values(), default=0.0):.1e}")  # fmt: skip
-        own = result["summary"]["rmfast"]["wall_seconds"]
+        ours = result["summary"].get("rmfast")
         for mode, row in result["summary"].items():
             mfu = "" if row["mfu"] is None else f"{row['mfu']:>7.1%} MFU"
-            out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{row['wall_seconds'] / own:>7.2f} x"
-                       f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['peak_gib']:>7.1f} GiB")  # fmt: skip
+            ratio = "" if ours is None else f"{row['wall_seconds'] / ours['wall_seconds']:>7.2f} x"
+            reserved = "" if row["reserved_gib"] is None else f" of {row['reserved_gib']:.1f} reserved"
+            out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{ratio}"
+                       f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['share_of_product']:>7.1%} of a product"
+                       f"{row['peak_gib']:>7.1f}{reserved} GiB")  # fmt: skip
         out += [f"    {mode:<22}{why}" for mode, why in without(result).items()]
         for mode, profile in result["breakdown"].items():
-            groups = ", ".join(f"{group} {spent:.0f}" for group, spent in list(profile["groups"].items())[:5])
-            if profile["gap_ms"] is not None:
-                out.append(f"    {mode}: {profile['span_ms']:.0f} ms, idle {profile['gap_ms']:.0f}; {groups}")
+            if profile.get("host_gap") is not None:
+                groups = ", ".join(f"{group} {spent:.0f}" for group, spent in list(profile["groups"].items())[:5])
+                out.append(f"    {mode}: {profile['step_ms']:.0f} ms, host gap {profile['host_gap']:.1%}; {groups}")
     return out

@@ -1,4 +1,4 @@
-"""The tests that a GPU runs without Triton's interpreter, a file a part."""
+"""The tests that a GPU runs without Triton's interpreter: attention alone, one test of each op, then every file."""
 
 import json
 from functools import partial
@@ -7,6 +7,27 @@ from typing import Any
 
 from benchmarks.gpu.parts import ROOT, Call, Part, Settings
 
+ALONE = "tests/kernels/test_long_prefixes.py"
+"""Attention in bf16 on prompts of hundreds of tokens, where a wrong address ends the process: before anything else."""
+# A test of each op that says most in least time. Each has a process, for one that loses the device loses it alone.
+ONE_OF_EACH = {
+    "prefix_attention": "test_prefix_attention.py::test_strided_views_of_one_product",
+    "flash": "test_flash_attention.py::test_on_the_gpu[64]",
+    "linear_log_prob": "test_log_prob.py::test_bf16_maths_is_fp32",
+    "info_nce": "test_info_nce.py::test_strided_inputs",
+    "rms_norm": "test_norm.py::test_values_and_gradients",
+    "swiglu": "test_swiglu.py::test_values_and_gradient",
+    "rope": "test_rope.py::test_bf16_values_pass_as_they_are",
+    "score_head": "test_score_head.py::test_scores_of_bf16_are_fp32",
+    "ranking_loss": "test_ranking_kernel.py::test_sums_of_many_blocks",
+    "difference_loss": "test_difference_loss.py::test_strided",
+    "sinkhorn": "test_sinkhorn.py::test_no_gradient_and_strides",
+    "swapped_prediction_loss": "test_swapped.py::test_strided_inputs",
+    "gae": "test_gae.py::test_strided_and_int32",
+    "policy_loss": "test_policy_losses.py::test_ties_share_the_gradient",
+    "multi_tensor": "test_multi_tensor.py::test_gradient_norm",
+}
+ONE = "one test of "
 LEFT_OUT = ("tests/kernels/test_aot.py",)  # compiles without a GPU, in CI
 MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py")
 LONG = {"test_prefix_attention.py": 120.0, "test_flash_attention.py": 80.0}
@@ -16,29 +37,66 @@ def files() -> list[str]:
     """Test files, the longest first."""
     found = [p for folder in ("kernels", "models") for p in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
     names = [str(p.relative_to(ROOT)) for p in found] + list(MORE)
-    return sorted((name for name in names if name not in LEFT_OUT), key=lambda name: -LONG.get(Path(name).name, 0.0))
+    chosen = [name for name in names if name not in (*LEFT_OUT, ALONE)]
+    return sorted(chosen, key=lambda name: -LONG.get(Path(name).name, 0.0))
 
 
-def run(file: str, call: Call) -> dict[str, Any]:
-    out = call.folder("suite") / f"{Path(file).stem}.json"
+def run(name: str, tests: str, call: Call) -> dict[str, Any]:
+    out = call.folder("suite") / f"{name}.json"
     out.unlink(missing_ok=True)
-    call.python("benchmarks.gpu.testing", file, out)
+    call.python("benchmarks.gpu.testing", tests, out)
     return json.loads(out.read_text(encoding="utf-8"))
 
 
 def parts(settings: Settings) -> list[Part]:
-    """A part for each file; two small ones at the tiny size."""
-    chosen = ["tests/kernels/test_tables.py", "tests/kernels/test_common.py"] if settings.tiny else files()
-    seconds = (lambda name: 5.0) if settings.tiny else (lambda name: LONG.get(Path(name).name, 40.0))
-    return [
-        Part("suite", Path(f).stem, seconds(f), partial(run, f), shared=not settings.tiny, needs=("tests",))
-        for f in chosen
+    """Attention alone, a part for one test of each op and for each file; two small files at the tiny size."""
+    if settings.tiny:
+        chosen = ["tests/kernels/test_tables.py", "tests/kernels/test_common.py"]
+        return [Part("suite", Path(f).stem, 15.0, partial(run, Path(f).stem, f), needs=("tests",)) for f in chosen]
+    alone = Path(ALONE).stem
+    ones = [
+        Part("suite", f"{ONE}{op}", 25.0, partial(run, op, f"tests/kernels/{test}"), shared=True, needs=("tests",))
+        for op, test in ONE_OF_EACH.items()
     ]
+    needs = {"tests/kernels": ("tests",)}  # others train
+    every = [
+        Part("suite", Path(f).stem, LONG.get(Path(f).name, 40.0), partial(run, Path(f).stem, f), shared=True,
+             needs=needs.get(str(Path(f).parent), ("tests", "training")))
+        for f in files()
+    ]  # fmt: skip
+    return [Part("suite", alone, 45.0, partial(run, alone, ALONE), needs=("tests", "long prefixes")), *ones, *every]
+
+
+def verdicts(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the tests that have run say of each file in tests/kernels: its first failure, "passed", or "passed: TEST"
+    where one test has run alone."""
+    found: dict[str, str] = {}
+    for op, test in ONE_OF_EACH.items():
+        file, _, one = test.partition("::")
+        _judge(found, file, records.get(f"{ONE}{op}"), f"passed: {one}")
+    for name, record in records.items():
+        if not name.startswith(ONE):
+            _judge(found, f"{name}.py", record, "passed")
+    alone = records.get(Path(ALONE).stem, {}).get("result", {})
+    for failure in alone.get("failures", ())[:1]:
+        found["test_prefix_attention.py"] = f"FAILED {failure['test']}"
+    return found
+
+
+def _judge(found: dict[str, str], file: str, record: dict[str, Any] | None, passed: str) -> None:
+    if record is None:
+        return
+    if record["status"] != "done":
+        found[file] = f"FAILED {file}: {record['status']}"
+    elif record["result"]["failures"]:
+        found[file] = f"FAILED {record['result']['failures'][0]['test']}"
+    elif record["result"]["passed"]:
+        found[file] = passed
 
 
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
     """Totals, and what failed."""
     done = [record["result"] for record in records.values() if record["status"] == "done"]
     total = {key: sum(result[key] for result in done) for key in ("passed", "failed", "skipped")}
-    out = [f"{len(done)} files: {total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped"]
+    out = [f"{len(done)} parts: {total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped"]
     return out + [f"  FAILED {f['test']}: {f['why'][:120]}" for result in done for f in result["failures"]]

@@ -1,4 +1,4 @@
-"""The search for tiles and warps, a kernel's lines a part."""
+"""The search for tiles and warps, a line or two of a kernel's table a part."""
 
 import json
 import os
@@ -8,12 +8,15 @@ from typing import Any
 from benchmarks.gpu.parts import Call, Part, Settings
 
 # Seconds: the compiler's check is done side by side, but what is timed compiles once more, one tile after another.
+MOST = 8  # candidates of a line, those nearest to the tile that holds
 PARTS = {
-    "prefix_attention D=64": (200.0, [f"prefix_attention D=64 half {which}" for which in ("fwd", "dq", "dkv")]),
-    "prefix_attention D=128": (200.0, [f"prefix_attention D=128 half {which}" for which in ("fwd", "dq", "dkv")]),
-    "info_nce": (300.0, [f"info_nce half {which}" for which in ("forward", "gradient", "resident")]),
-    "linear_log_prob": (70.0, [f"linear_log_prob {which}" for which in ("fwd", "bwd")]),
-    "sinkhorn": (100.0, ["sinkhorn columns", "sinkhorn rows"]),
+    "prefix_attention D=64": (75.0, [f"prefix_attention D=64 half {which}" for which in ("fwd", "dkv")]),
+    "linear_log_prob": (45.0, [f"linear_log_prob {which}" for which in ("fwd", "bwd")]),
+    "prefix_attention D=64 dq": (45.0, ["prefix_attention D=64 half dq"]),
+    "prefix_attention D=128": (85.0, [f"prefix_attention D=128 half {which}" for which in ("fwd", "dkv")]),
+    "prefix_attention D=128 dq": (50.0, ["prefix_attention D=128 half dq"]),
+    "info_nce": (110.0, [f"info_nce half {which}" for which in ("forward", "gradient", "resident")]),
+    "sinkhorn": (70.0, ["sinkhorn columns", "sinkhorn rows"]),
 }
 TINY = ["sinkhorn columns"]
 
@@ -22,16 +25,16 @@ def run(names: list[str], call: Call) -> dict[str, Any]:
     settings = call.settings
     out = call.folder("tiles") / "result.json"
     out.unlink(missing_ok=True)
-    small = ["--most", 1, "--processes", 1] if settings.tiny else ["--processes", max(1, (os.cpu_count() or 1) - 2)]
+    most, processes = (1, 1) if settings.tiny else (MOST, max(1, (os.cpu_count() or 1) - 2))
     call.python("benchmarks.gpu.search", "--target", *names, "--arch", settings.arch, "--device", settings.device,
-                *small, "--json", out)  # fmt: skip
+                "--most", most, "--processes", processes, "--json", out)  # fmt: skip
     return json.loads(out.read_text(encoding="utf-8"))
 
 
 def parts(settings: Settings) -> list[Part]:
     """A part for each kernel; one small line at the tiny size."""
     if settings.tiny:
-        return [Part("tiles", "sinkhorn", 10.0, partial(run, TINY), needs=("triton",))]
+        return [Part("tiles", "sinkhorn", 30.0, partial(run, TINY), needs=("triton",))]
     return [
         Part("tiles", name, seconds, partial(run, names), needs=("cuda", "triton"))
         for name, (seconds, names) in PARTS.items()
