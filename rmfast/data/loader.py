@@ -1,8 +1,9 @@
 """The steps of a run as packs, built one step ahead in a thread of their own."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
 from rmfast.data.views import Views, add_views, view_tokens, view_visible
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,18 @@ def rank_packs(
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
+def built_ahead(build: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """What `build` makes of each number, made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
+        ahead: Future[T] | None = None
+        for number in numbers:
+            made, ahead = ahead, pool.submit(build, number)
+            if made is not None:
+                yield made.result()
+        if ahead is not None:
+            yield ahead.result()
+
+
 class StepLoader:
     """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs.
 
@@ -145,10 +160,4 @@ class StepLoader:
         )
 
     def __iter__(self) -> Iterator[Step]:
-        with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
-            ahead = pool.submit(self.build, self.first) if self.first < self.last else None
-            for number in range(self.first, self.last):
-                assert ahead is not None
-                step = ahead.result()
-                ahead = pool.submit(self.build, number + 1) if number + 1 < self.last else None
-                yield step
+        return built_ahead(self.build, range(self.first, self.last))
