@@ -88,10 +88,10 @@ def many_pairs(count: int) -> GroupTable:
 
 def test_many_ranks_run_packs_as_full_as_one() -> None:
     """A rank's share of a chunk is what a single process plans at a time, whatever the number of ranks."""
-    table, scorer = many_pairs(2000), Scorer()
-    score_table(scorer, table, Rank(3, 64), budget=1024)
+    table, scorer = many_pairs(5000), Scorer()
+    score_table(scorer, table, Rank(3, 64), budget=4096)
     sizes = [len(pack.tokens) for call in scorer.calls for pack in call]
-    assert np.mean(sizes) >= 512 and sum(sizes) == pytest.approx(2000 * 130 / 64, rel=0.05)
+    assert np.mean(sizes) >= 2048 and sum(sizes) == pytest.approx(5000 * 130 / 64, rel=0.05)
 
 
 def test_the_next_chunk_is_built_while_one_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
