@@ -21,7 +21,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import LlamaConfig
 
 HERE = Path(__file__).resolve().parent
@@ -104,19 +103,11 @@ def measured(shape: str, layout: Layout, folder: Path, world: World) -> dict[str
     engine, step = run.engine, run.step_function()
     first, second = run.loader(0)
     assert len(first.packs) == len(second.packs) == PACKS[shape], len(first.packs)
-    buckets: list[torch.Tensor] = []  # of torch's DDP, which makes them out of sight
-    reduce = dist.all_reduce
-
-    def watched(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if layout.engine == "ddp" and tensor.numel() > 1000:
-            buckets.append(tensor)
-        return reduce(tensor, *arguments, **options)
-
-    with mock.patch.object(dist, "all_reduce", watched), contextlib.nullcontext() if cuda else Peak():
+    with contextlib.nullcontext() if cuda else Peak():
         step(first)
+    engine._drop_gradients()
     optimizer = engine.optimizer
-    optimizer.zero_grad()
-    kept = {"weights": list(optimizer.parameters.values()), "buckets": buckets}
+    kept = {"weights": list(optimizer.parameters.values())}
     kept["gradients"] = list(optimizer.gradients().values())  # where they have a place of their own between steps
     kept["optimizer"] = [t for moments in optimizer.state().values() for t in moments.values()]
     out = {name: float(bytes_of(tensors)) for name, tensors in kept.items()}
@@ -191,7 +182,7 @@ def compare(name: str, ranks: list[dict[str, float]]) -> dict[str, Any]:
 def step_of(said: dict[str, float], fullest: dict[str, float]) -> float:
     """What a plan counts beside what lies there before the step."""
     names = ["copies", "activations", "working"]
-    own = 0.0 if fullest["gradients"] else said["gradients"] - fullest["buckets"]
+    own = 0.0 if fullest["gradients"] else said["gradients"]
     return own + sum(said[name] for name in names)
 
 

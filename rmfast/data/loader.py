@@ -1,7 +1,7 @@
 """The steps of a run as packs, built one step ahead in a thread of their own."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import TypeVar
@@ -102,18 +102,20 @@ def rank_packs(
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
-def one_ahead(build: Callable[[int], T], first: int, last: int) -> Iterator[T]:
-    """`build` of each number from `first` to `last` (exclusive), in a thread, while the one before it is in use."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        ahead = pool.submit(build, first) if first < last else None
-        for number in range(first, last):
-            assert ahead is not None
-            built = ahead.result()
-            ahead = pool.submit(build, number + 1) if number + 1 < last else None
-            yield built
+def built_ahead(build: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
+    """What `build` makes of each number, made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
+        ahead: Future[T] | None = None
+        for number in numbers:
+            made, ahead = ahead, pool.submit(build, number)
+            if made is not None:
+                yield made.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
-def _pinned(packs: list[Pack]) -> list[Pack]:
+def pinned(packs: Sequence[Pack]) -> list[Pack]:
+    """Packs in page-locked memory."""
     with PINNING:
         return [pack.pin() for pack in packs]
 
@@ -161,7 +163,7 @@ class StepLoader:
         return Step(
             number=number,
             epoch=self.plan.progress(number),
-            packs=_pinned(packs) if self.pin else packs,
+            packs=pinned(packs) if self.pin else packs,
             totals=totals_of(self.table, rows, self.views),
             rows=rows,
             padding=padding,
@@ -169,4 +171,4 @@ class StepLoader:
         )
 
     def __iter__(self) -> Iterator[Step]:
-        return one_ahead(self.build, self.first, self.last)
+        return built_ahead(self.build, range(self.first, self.last))

@@ -3,6 +3,7 @@
 The first depends on seed and data only; the second may depend on the number of ranks.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,28 +122,35 @@ def plan_packs(tokens: np.ndarray, *, ranks: int, budget: int) -> list[list[np.n
 
 
 def _first_fit(order: list[int], size: list[int], budget: int) -> list[list[int]]:
+    """Each into the first pack with room for it. A binary tree knows the most room below each node: its leaves are
+    packs, those not yet begun too, so that a group costs the tree's height."""
+    most = 2 * sum(size) // budget + 1  # two packs that follow each other hold more than the budget
+    leaves = 1 << (most - 1).bit_length()
+    room = [budget] * (2 * leaves)
     packs: list[list[int]] = []
-    room: list[int] = []
     for i in order:
-        for p, free in enumerate(room):
-            if size[i] <= free:
-                packs[p].append(i)
-                room[p] -= size[i]
-                break
-        else:
-            packs.append([i])
-            room.append(budget - size[i])
+        node = 1
+        while node < leaves:
+            node *= 2
+            node += size[i] > room[node]
+        if node - leaves == len(packs):
+            packs.append([])
+        packs[node - leaves].append(i)
+        room[node] -= size[i]
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return packs
 
 
 def _even(order: list[int], size: list[int], count: int, budget: int) -> list[list[int]] | None:
     """Largest first into the emptiest pack; None where that overflows a pack."""
     packs: list[list[int]] = [[] for _ in range(count)]
-    load = [0] * count
+    heap = [(0, p) for p in range(count)]
     for i in order:
-        p = load.index(min(load))
-        if load[p] + size[i] > budget:
+        load, p = heap[0]
+        if load + size[i] > budget:
             return None
         packs[p].append(i)
-        load[p] += size[i]
+        heapq.heapreplace(heap, (load + size[i], p))
     return packs

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmfast.data.loader import rank_packs
+from rmfast.data.loader import built_ahead, pinned, rank_packs
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, table_edges, twins
 from rmfast.evaluation.metrics import pairwise_metrics
@@ -14,7 +14,7 @@ from rmfast.parallel.world import World
 
 ScorePacks = Callable[[Sequence[Pack]], list[Tensor]]
 
-CHUNK = 256  # groups planned at a time
+CHUNK = 256  # groups of each rank that are planned at a time
 
 Progress = Callable[[int, int], None]
 """Told how many groups are done, of how many."""
@@ -39,17 +39,22 @@ def score_table(
     chunks: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
     heads = 1
-    for begin in range(0, len(table), CHUNK):
-        rows = np.arange(begin, min(begin + CHUNK, len(table)))
+    pin = torch.cuda.is_available()
+
+    def build(begin: int) -> tuple[list[Pack], int]:
+        rows = np.arange(begin, min(begin + CHUNK * ranks, len(table)))
         limit = max(budget, int(table.stored[rows].max()))
         packs, _ = rank_packs(table, rows, ranks=ranks, rank=rank, budget=limit)
+        return pinned(packs) if pin else packs, begin + len(rows)
+
+    for packs, done in built_ahead(build, range(0, len(table), CHUNK * ranks)):
         for pack, scores in zip(packs, score(packs), strict=True):
             heads = scores.shape[1]
             if len(pack.responses):
                 chunks.append(scores.double().cpu().numpy())
                 numbers.append(pack.responses)
         if progress is not None:
-            progress(int(rows[-1]) + 1, len(table))
+            progress(done, len(table))
     out = np.zeros((int(table.first_response[-1]), heads))
     if chunks:
         out[np.concatenate(numbers)] = np.concatenate(chunks)

@@ -92,10 +92,10 @@ def saved_bytes(
 def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, float]:
     """Bytes of the fullest GPU, by what takes them.
 
-    ddp: fp32 weights, gradients and two moments, torch's buckets (a second set of gradients), and the bf16 copies that
-    the graph keeps (recomputation makes them again, a layer at a time). fsdp: all by ranks, two layers and embedding
-    gathered, a layer's gradients whole. megatron: a rank's part of the model, the moments divided by data ranks, copies
-    for every pack in flight.
+    ddp: fp32 weights, gradients (torch's buckets where there are several ranks) and two moments, and a bf16 copy of
+    what products read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: a
+    rank's part of the model, the moments divided by data ranks, copies that the graph of every pack in flight keeps
+    (recomputation makes them again, a layer at a time).
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
     packs = ceil(load.tokens / layout.data / load.pack)
@@ -107,13 +107,14 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
         turns = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual) if layout.virtual > 1 else 1.0
         flying = min(packs, layout.pipeline) * turns
     cast = b if b < 4 else 0  # fp32 weights are read as they are
-    copies = cast * layer * (layers * flying if layout.recompute == "none" else 1)
+    copies = freed = cast * layer * (layers * flying if layout.recompute == "none" else 1)
     if layout.engine == "ddp":
-        state = {"weights": 4 * weights, "gradients": 4 * weights * (1 + (layout.data > 1)), "optimizer": 8 * weights}
+        state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
+        copies, freed = cast * (layers * layer + load.every_token * table), 0.0
     elif layout.engine == "fsdp":
         own = parameters(config) / layout.data
         state = {"weights": 4 * own, "gradients": 4 * (own + layer), "optimizer": 8 * own}
-        copies = b * (2 * layer + table)
+        copies, freed = b * (2 * layer + table), 0.0
     else:
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights / layout.data}
     # The last layer keeps next to nothing where it computes scored tokens only (it is not the fullest stage's).
@@ -137,7 +138,7 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
         working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
     # At the end of a pack's backward, when it keeps nothing any more: the embedding's gradient.
     last = (4 + (cast if layout.engine == "fsdp" else 0)) * table + 4 * tokens * d
-    working = max(working, last - (kept + (0 if layout.engine == "fsdp" else copies)) / flying)
+    working = max(working, last - (kept + freed) / flying)
     return state | {"copies": copies, "activations": kept, "working": working, "reserve": RESERVE}
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmfast.kernels import linear_log_prob
+from rmfast.models.copies import cast
 
 
 class Linear(nn.Module):
@@ -18,12 +19,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, cast(self.weight, x.dtype), None if self.bias is None else cast(self.bias, x.dtype))
 
     def split(self, x: Tensor, rows: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The first sizes[0] outputs at some rows of x alone, the others at all of them."""
-        biases = (None, None) if self.bias is None else self.bias.to(x.dtype).split(sizes)
-        first, rest = self.weight.to(x.dtype).split(sizes)
+        biases = (None, None) if self.bias is None else cast(self.bias, x.dtype).split(sizes)
+        first, rest = cast(self.weight, x.dtype).split(sizes)
         return F.linear(x[rows], first, biases[0]), F.linear(x, rest, biases[1])
 
 
@@ -129,4 +130,4 @@ class NativeLayers:
         return stream
 
     def log_prob(self, hidden: Tensor, table: Tensor, targets: Tensor, impl: str) -> Tensor:
-        return linear_log_prob(hidden, table.to(hidden.dtype), targets, impl=impl)[0]
+        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, impl=impl)[0]

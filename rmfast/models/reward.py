@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rmfast.kernels import rms_norm, score_head
 from rmfast.models.decoder import Decoder
-from rmfast.models.layers import Linear, Norm
+from rmfast.models.layers import Embedding, Linear, Norm
 
 
 class PackInputs(Protocol):
@@ -80,10 +80,19 @@ class RewardNetwork(nn.Module):
         if not (reads_lm and self.gives_log_prob):
             return Outputs(scores, None, features, prototypes)
         normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps, impl=impl)
+        log_prob = self.decoder.factory.log_prob(normed, self._table().weight, pack.lm_targets.clamp(min=0), impl)
+        return Outputs(scores, log_prob, features, prototypes)
+
+    def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head
         assert table is not None
-        log_prob = self.decoder.factory.log_prob(normed, table.weight, pack.lm_targets.clamp(min=0), impl)
-        return Outputs(scores, log_prob, features, prototypes)
+        return table
+
+    def cast_weights(self) -> list[nn.Parameter]:
+        """Weights that products read in the decoder's dtype, whatever they are stored in."""
+        layers: list[nn.Module] = [module for module in self.decoder.modules() if isinstance(module, Linear)]
+        layers += [self._table()] if self.lm else []
+        return [weight for layer in layers for weight in layer.parameters()]
 
     def beside_scores(self) -> list[nn.Parameter]:
         """Weights that scores do not depend on: they have no gradient where a loss reads nothing else."""

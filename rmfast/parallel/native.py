@@ -14,8 +14,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.data.loader import Totals
-from rmfast.data.pack import Pack
+from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.attention import flash_lengths
+from rmfast.models.copies import Copies
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.reward import SUMS, BatchTotals, RewardObjective, Statistics
@@ -75,21 +76,40 @@ class NativeEngine(Stepping):
             if recorder is not None:
                 self.gradients = FlatGradients(network.parameters())
             elif world.size > 1:
-                # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order
-                # of sums never changes, so that a resumed run repeats an uninterrupted one bit for bit.
-                self.module = DistributedDataParallel(network, find_unused_parameters=True)
-                self.module.register_comm_hook(None, _sum_hook)
+                self._wrap()
+        # FSDP2 casts what it gathers.
+        self.copies = Copies([] if self.sharded else network.cast_weights(), network.decoder.dtype)
         self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
+
+    def _wrap(self) -> None:
+        """Share the work by DDP."""
+        # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order of sums
+        # never changes, so that a resumed run repeats an uninterrupted one bit for bit.
+        self.module = DistributedDataParallel(self.network, find_unused_parameters=True, gradient_as_bucket_view=True)
+        self.module.broadcast_buffers = False  # they are constants; torch 2.13 warns of the argument
+        self.module.register_comm_hook(None, _sum_hook)
+        # Gradients become views of DDP's buckets in a backward that reduces them. Let the first be one of no work, so
+        # that no step adds up its packs in tensors beside the buckets.
+        outputs = self.module.train()(empty_pack().to(self.device))
+        torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()
+        self._drop_gradients()
 
     def _shard(self) -> None:
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         dtype = self.network.decoder.dtype
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
         inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # What makes scores of hidden states is read as DDP reads it.
+        exact = torch.promote_types(dtype, torch.float32)
+        wide = MixedPrecisionPolicy(param_dtype=exact, reduce_dtype=torch.float32)
         self.network.to(self.device)
         for layer in self.network.decoder.layers:
             fully_shard(layer, mesh=mesh, mp_policy=inner)
+        ends = [module for name, module in self.network.named_children() if name in ("norm", "head")]
+        together, *_ = fully_shard(ends, mesh=mesh, mp_policy=wide, reshard_after_forward=False)
         fully_shard(self.network, mesh=mesh, mp_policy=policy)
+        # Their weights are read without a call of theirs, which would gather them.
+        self.network.register_forward_pre_hook(lambda *_: together.unshard())
         for module in self.network.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # sum, not mean
@@ -100,13 +120,14 @@ class NativeEngine(Stepping):
         fp32 gradients of all weights on every rank."""
         self.module.train()
         term: FeatureGradients | None = None
-        if self.contrast is not None and isinstance(objective, RewardObjective):
-            collected, term = self._run_views(self.contrast, packs, objective, totals)
-        else:
-            collected = []
-            for i, pack in enumerate(packs):
-                with self._reduce_gradients(i == len(packs) - 1):
-                    collected.append(self._run(pack, objective, totals))
+        with self.copies:
+            if self.contrast is not None and isinstance(objective, RewardObjective):
+                collected, term = self._run_views(self.contrast, packs, objective, totals)
+            else:
+                collected = []
+                for i, pack in enumerate(packs):
+                    with self._reduce_gradients(i == len(packs) - 1):
+                        collected.append(self._run(pack, objective, totals))
         if self.gradients is not None:
             self.world.sum_(self.gradients.buffer)
         statistics = self._join(collected)
@@ -198,8 +219,8 @@ class NativeEngine(Stepping):
         """See `Engine`."""
         self.module.train()
         inputs = [self._inputs(pack) for pack in packs]
-        # Not through DDP, which would expect a backward pass.
-        outputs = [self.network(pack) for pack in inputs]
+        with self.copies:  # not through DDP, which would expect a backward pass
+            outputs = [self.network(pack) for pack in inputs]
         parts = zip(outputs, inputs, strict=True)
         return self._join([objective(out.scores, out.log_prob, pack, totals)[1] for out, pack in parts])
 
@@ -213,10 +234,12 @@ class NativeEngine(Stepping):
         """DDP's weights are whole, and FSDP2 gathers its own anew."""
 
     def _drop_gradients(self) -> None:
-        if self.gradients is None:
-            self.optimizer.zero_grad()
-        else:
+        if self.gradients is not None:
             self.gradients.buffer.zero_()
+        elif isinstance(self.module, DistributedDataParallel):  # its buckets stay
+            torch._foreach_zero_([p.grad for p in self.network.parameters() if p.grad is not None])
+        else:
+            self.optimizer.zero_grad()
 
     def _prototypes(self) -> Tensor | None:
         return self.network.prototypes
@@ -234,7 +257,8 @@ class NativeEngine(Stepping):
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:
         """See `Engine`."""
         self.network.eval()
-        return [self.network(self._inputs(pack)).scores for pack in packs]
+        with self.copies:
+            return [self.network(self._inputs(pack)).scores for pack in packs]
 
     def _start(self, tensor: Tensor) -> int:
         """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""

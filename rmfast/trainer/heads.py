@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmfast.data.loader import one_ahead
+from rmfast.data.loader import built_ahead
 from rmfast.errors import RunError
 from rmfast.kernels import ranking_loss
 from rmfast.parallel.optimizer import AdamWOptions
@@ -164,7 +164,7 @@ class HeadTrainer:
         """
         pending: tuple[Fetched, dict[str, Any]] | None = None
         clock = time.perf_counter()
-        for batch in one_ahead(self.batch, self.done, self.total):
+        for batch in built_ahead(self.batch, range(self.done, self.total)):
             rates, epoch = self.rates(self.done), self._epoch(self.done)
             figures = Fetched(self.step(batch))
             now = time.perf_counter()

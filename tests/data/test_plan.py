@@ -1,7 +1,9 @@
 """Which groups form a step depends on seed and data only; packs keep the budget; every rank gets as many."""
 
+import operator
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmfast.data.loader import Step, StepLoader, rank_packs, totals_of
-from rmfast.data.plan import StepPlan, plan_packs
+from rmfast.data.plan import StepPlan, _first_fit, plan_packs
 from rmfast.data.store import TokenStore
 from rmfast.data.table import build_table, table_edges
 from tests.tiny import group_of, odd_groups, table_of
@@ -121,6 +123,71 @@ def test_packs(sizes: list[int], ranks: int, budget: int) -> None:
     assert len(plan[0]) <= max(1, -(-(2 * sum(sizes) // budget + 1) // ranks))
     again = plan_packs(tokens, ranks=ranks, budget=budget)
     assert [[p.tolist() for p in r] for r in again] == [[p.tolist() for p in r] for r in plan]
+
+
+def plain_first_fit(order: list[int], size: list[int], budget: int) -> list[list[int]]:
+    packs: list[list[int]] = []
+    for i in order:
+        for pack in packs:
+            if sum(size[j] for j in pack) + size[i] <= budget:
+                pack.append(i)
+                break
+        else:
+            packs.append([i])
+    return packs
+
+
+def plain_even(order: list[int], size: list[int], count: int, budget: int) -> list[list[int]] | None:
+    packs: list[list[int]] = [[] for _ in range(count)]
+    for i in order:
+        load: list[int] = [sum(size[j] for j in pack) for pack in packs]
+        emptiest = load.index(min(load))
+        if load[emptiest] + size[i] > budget:
+            return None
+        packs[emptiest].append(i)
+    return packs
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=70), st.integers(1, 5), st.sampled_from([60, 61, 75, 120, 200]))
+def test_plans_are_those_of_the_plain_rules(sizes: list[int], ranks: int, budget: int) -> None:
+    tokens = np.array(sizes, dtype=np.int64)
+    found = plan_packs(tokens, ranks=ranks, budget=budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmfast.data.plan._first_fit", plain_first_fit)
+        patch.setattr("rmfast.data.plan._even", plain_even)
+        plain = plan_packs(tokens, ranks=ranks, budget=budget)
+    assert [[p.tolist() for p in rank] for rank in found] == [[p.tolist() for p in rank] for rank in plain]
+
+
+class Compared(int):
+    """A number of tokens that counts how often it is compared."""
+
+    times = 0
+
+    def _count(self, how: Callable[[int, int], bool], other: int) -> bool:
+        Compared.times += 1
+        return how(int(self), int(other))
+
+    def __lt__(self, other: int) -> bool:
+        return self._count(operator.lt, other)
+
+    def __le__(self, other: int) -> bool:
+        return self._count(operator.le, other)
+
+    def __gt__(self, other: int) -> bool:
+        return self._count(operator.gt, other)
+
+    def __ge__(self, other: int) -> bool:
+        return self._count(operator.ge, other)
+
+
+def test_a_group_is_not_compared_with_every_pack() -> None:
+    """4,096 groups for 1,000 packs: as many comparisons a group as the packs' number has binary digits."""
+    tokens = sorted(np.random.default_rng(0).integers(50, 400, 4096).tolist(), reverse=True)
+    Compared.times = 0
+    packs = _first_fit(list(range(4096)), [Compared(n) for n in tokens], 1000)
+    assert len(packs) > 900 and Compared.times <= 13 * 4096
 
 
 def test_packs_are_few_and_even() -> None:

@@ -1,7 +1,9 @@
 """Scores of a table are the same however its groups are laid into packs and spread over ranks; strengths by hand."""
 
 import math
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from rmfast.evaluation.rows import strengths
 from rmfast.evaluation.score import evaluate_table, score_table
 from rmfast.models.hf import load_network
 from rmfast.parallel.world import World
-from tests.tiny import Group, hf_scores, odd_groups, save_hf_model, table_of
+from tests.tiny import Group, group_of, hf_scores, odd_groups, save_hf_model, table_of
 
 GROUPS = odd_groups()
 TABLE = table_of(GROUPS)
@@ -78,6 +80,43 @@ def test_packs_and_ranks_share_the_work(monkeypatch: pytest.MonkeyPatch, ranks: 
     # Collectives inside the model meet: the same calls and packs on every rank.
     assert len({tuple(len(call) for call in scorer.calls) for scorer in scorers}) == 1
     assert max(len(pack.tokens) for pack in packs) <= max(budget, LARGEST)
+
+
+def many_pairs(count: int) -> GroupTable:
+    return table_of([group_of(np.random.default_rng(i), 60, [40, 30], [(0, 1)]) for i in range(count)])
+
+
+def test_many_ranks_run_packs_as_full_as_one() -> None:
+    """A rank's share of a chunk is what a single process plans at a time, whatever the number of ranks."""
+    table, scorer = many_pairs(5000), Scorer()
+    score_table(scorer, table, Rank(3, 64), budget=4096)
+    sizes = [len(pack.tokens) for call in scorer.calls for pack in call]
+    assert np.mean(sizes) >= 2048 and sum(sizes) == pytest.approx(5000 * 130 / 64, rel=0.05)
+
+
+def test_the_next_chunk_is_built_while_one_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 3)
+    built, plan = threading.Semaphore(0), module.rank_packs
+    ahead: list[bool] = []
+    threads = set()
+
+    def planned(*args: Any, **options: Any) -> Any:
+        threads.add(threading.current_thread())
+        out = plan(*args, **options)
+        built.release()
+        return out
+
+    def score(packs: Sequence[Pack]) -> list[Tensor]:
+        wanted = {0: 2, 1: 1}.get(len(ahead), 0)  # of three chunks, the second and third come without being asked for
+        ahead.append(all(built.acquire(timeout=5) for _ in range(wanted)))
+        return [Scorer.one(pack) for pack in packs]
+
+    monkeypatch.setattr(module, "rank_packs", planned)
+    seen: list[tuple[int, int]] = []
+    table = many_pairs(8)
+    score_table(score, table, budget=200, progress=lambda done, of: seen.append((done, of)))
+    assert ahead == [True] * 3 and seen == [(3, 8), (6, 8), (8, 8)]
+    assert threading.current_thread() not in threads
 
 
 def test_without_a_world_nothing_is_summed() -> None:

@@ -17,6 +17,7 @@ from rmfast.launch.cost import RESERVE, Layout, Workload, memory, parameters, sa
 from rmfast.launch.hardware import GPUS
 from rmfast.launch.layouts import layouts, plans
 from rmfast.models.config import DecoderConfig, decoder_config
+from rmfast.models.copies import Copies
 from rmfast.models.decoder import Decoder
 from rmfast.models.hf import read_config
 from rmfast.models.recompute import Recompute
@@ -112,7 +113,7 @@ def test_the_peak_of_a_step(recompute: Recompute) -> None:
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     static = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
-    with Peak([*static, *network.buffers()]) as results:
+    with Peak([*static, *network.buffers()]) as results, Copies(network.cast_weights(), torch.bfloat16):
         network(one).scores.sum().backward()
     load = Workload(tokens=len(one.tokens), responses=16, pack=len(one.tokens), visible=1)
     said = memory(config, Layout("ddp", 1, recompute=recompute), load)
@@ -142,15 +143,19 @@ def test_ranks_hold_what_the_plan_says(tmp_path: Path) -> None:
 
 
 def test_what_several_packs_hold() -> None:
-    """A copy of the weights for each pack in flight; DDP's buckets; FSDP2 no more than with one pack."""
+    """A copy of the weights for each pack in flight, under DDP for all; FSDP2 no more than with one pack."""
     config = shape("llama3-8b")
     load = Workload(tokens=131072, responses=256, pack=4096, visible=1)
     one, two = (memory(config, Layout("megatron", 1, 1, stages), load)["copies"] for stages in (1, 2))
     assert one == two == 2 * 32 * config.layer_parameters, "half the layers, twice the packs"
     kept = memory(config, Layout("megatron", 1, 1, 2, recompute="full"), load)["copies"]
     assert kept == 2 * config.layer_parameters
-    alone, many = (memory(config, Layout("ddp", data), load)["gradients"] for data in (1, 8))
-    assert many == 2 * alone
+    alone, many = (memory(config, Layout("ddp", data), load) for data in (1, 8))
+    assert many["gradients"] == alone["gradients"] == alone["weights"], "gradients are views of DDP's buckets"
+    layers, table = 2 * config.layers * config.layer_parameters, 2 * config.vocabulary * config.width
+    for recompute, every_token, copies in (("none", False, layers), ("full", True, layers + table)):
+        some = replace(load, every_token=every_token)
+        assert memory(config, Layout("ddp", 8, recompute=recompute), some)["copies"] == copies  # type: ignore[arg-type]
     assert memory(config, Layout("fsdp", 8), load)["gradients"] < 4 * parameters(config) / 6
 
 
