@@ -58,7 +58,7 @@ def build(out: Path, *, cuda: bool) -> None:
     include, lib = torch / "include", torch / "lib"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        objects, runtime = [], []
+        objects, linker = [], [compiler]
         for source in sorted(HERE.glob("*.cpp")):
             flags = [STABLE_ABI, f"-isystem{include}", *(["-DRMFAST_CUDA"] if cuda else [])]
             objects.append(str(Path(folder, source.stem + ".o")))
@@ -68,10 +68,9 @@ def build(out: Path, *, cuda: bool) -> None:
             for source in sorted(HERE.glob("*.cu")):
                 objects.append(str(Path(folder, source.stem + ".cuda.o")))
                 _run([cuda_compiler, *NVCC, *architecture_flags(), "-c", str(source), "-o", objects[-1]])
-            home = Path(cuda_compiler).resolve().parent.parent
-            runtime = [f"-L{home / 'lib64'}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            linker = [cuda_compiler, f"-ccbin={compiler}"]  # which knows where its runtime is
         linked = str(Path(folder, out.name))
-        _run([compiler, "-shared", *objects, "-o", linked, f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10", *runtime])
+        _run([*linker, "-shared", *objects, "-o", linked, f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"])
         shutil.move(linked, out)
 
 
