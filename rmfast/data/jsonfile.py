@@ -24,7 +24,7 @@ _ROW_COLUMNS = {"chosen", "rejected", "responses", "chosen_ids", "rejected_ids"}
 _SHOWN = 40  # characters of a place that an error is about
 _AWAITS_MORE = (b"{", b"[", b":", b'",')  # a row and a comma is one row, and a bad one
 _TOKEN = re.compile(
-    r'''[ \t\r\n,:]*(?:[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[-+.\deE]*|true|false|null|NaN|-?Infinity)''', re.DOTALL
+    r"""[ \t\r\n,:]*(?:[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[-+.\deE]*|true|false|null|NaN|-?Infinity)""", re.DOTALL
 )
 
 
