@@ -90,6 +90,8 @@ class Example:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt_ids: int = 0
     """How many of the ready ids with which every response begins came as the prompt's."""
+    texts: tuple[str | None, ...] = ()
+    """Beside ready ids: what the prompt and then each response is as text (see `rmfast.data.beside`)."""
     notes: tuple[Note, ...] = ()
     """What was done to the row's columns to read them."""
     columns: tuple[tuple[str, str], ...] = ()
