@@ -19,6 +19,7 @@ WRITTEN = "messages written as text, read as messages"
 WRITTEN_SOME = "an answer is messages written as text that cannot be read as such, and stays text"
 TWICE_SOME = "an answer begins with the prompt, and may be meant to: used as it is"
 OTHER_PROMPTS = "answers whose conversations begin with different turns"
+SEVERAL_TURNS = "an answer of several assistant turns in a row, read as one answer"
 _SURE = 4, 16
 """Words, or else characters (for scripts without spaces), from which on a text is no coincidence."""
 
@@ -135,6 +136,9 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
             return _answered_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
     if not all(map(is_messages, responses)) or not all(responses):
         return prompt, responses
+    if many := next((r for r in responses if len(r) > 1 and not asks(r[-1]) and not asks(r[-2])), None):
+        said = (repr(str(turn.get("content"))[:40]) for turn in many[-2:])
+        notes.append(Note(SEVERAL_TURNS, " and ".join(said)))
     if isinstance(prompt, str):
         prompt = _as_turn(prompt, responses, notes)
     if not prompt and any(plain(response[0]) != plain(responses[0][0]) for response in responses if len(response) > 1):

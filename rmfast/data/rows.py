@@ -15,6 +15,7 @@ Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` h
 What a row says twice is used once where it agrees and is a bad row where it does not.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rmfast.data.beside import IDS_ALONE, text_of
@@ -40,6 +41,8 @@ from rmfast.data.messages import asks, from_json, without_nulls
 from rmfast.data.notes import Note
 from rmfast.data.parts import joined_prompt, repeats, settle
 from rmfast.errors import UserError
+
+RATED_OTHERWISE = "ratings beside the pair prefer the rejected answer; the pair is taken"
 
 _BESIDE = frozenset((*EDGE_COLUMNS, "tools", "chat_template_kwargs", "system", "history", "user", "input"))
 """Columns that are read whatever the others are."""
@@ -90,7 +93,7 @@ def parse_row(
 
 
 def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_empty: bool) -> Example:
-    ours = columns.read(row)
+    ours, names = columns.read(row), tuple(row)
     notes: list[Note] = []
     front = 0
     texts: tuple[str | None, ...] = ()
@@ -103,6 +106,8 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         responses, pairs, used, front, texts = _ids(ours, notes)
     else:
         prompt, responses, pairs, used = _pair(ours, row, notes)
+    if "chosen" in ours and (rated := columns.rated(names)):
+        notes += _rated_otherwise(row, rated)
     if require_edges and not pairs:
         bad(NO_EDGE, "no response is preferred to another")
     edges, per_edge_weight = read_edges(ours, pairs, strengths=not allow_empty)
@@ -110,7 +115,6 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     _check_contents(prompt, responses, allow_empty)
     if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
         used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
-    names = tuple(row)
     if has_ids(ours):
         repeated = frozenset(n for n in names if columns.targets.get(n, n) in _TEXTS) if texts else _NONE
     else:
@@ -235,6 +239,15 @@ def _check_order(ours: dict[str, Any], pairs: list[Pair], count: int) -> frozens
     for name, order in orders.items():
         check_pairs(pairs, order, "`chosen` and `rejected`", f"`{name}`")
     return frozenset(orders)
+
+
+def _rated_otherwise(row: dict[str, Any], rated: Iterable[tuple[str, str]]) -> Iterator[Note]:
+    """A note where a column that rates the chosen answer is below the one that rates the rejected answer."""
+    for larger, smaller in rated:
+        pair = row[larger], row[smaller]
+        if all(type(value) in (int, float) for value in pair) and pair[0] < pair[1]:
+            yield Note(RATED_OTHERWISE, f"`{larger}` {pair[0]}, `{smaller}` {pair[1]}")
+            return
 
 
 def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:

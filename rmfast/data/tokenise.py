@@ -28,7 +28,7 @@ from rmfast.data.example import (
     shown,
 )
 from rmfast.data.notes import Note
-from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns
+from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, without_tools
 from rmfast.data.template import render
 
 Ids = np.ndarray
@@ -161,7 +161,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
             prompt = write(example.conversation([]), is_prompt=True)
     else:
         count = shared_turns([turns[:-1] for turns in conversations])
-    return _Draft(example, texts, prompt, omissions(conversations, count, texts, prompt))
+    notes = omissions(conversations, count, texts, prompt)
+    if example.tools:
+        alone = partial(write, conversations[0], is_prompt=False, tools=None)
+        notes += without_tools(example.tools, texts[0], alone)
+    return _Draft(example, texts, prompt, notes)
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], rendered: bool) -> dict[str, Ids]:
