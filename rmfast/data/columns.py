@@ -163,6 +163,16 @@ class Columns:
             self._prompts[names] = found
         return found
 
+    def is_plain_pair(self, names: tuple[str, ...]) -> bool:
+        """Whether a row's columns are chosen, rejected and maybe prompt, and others that nothing is to be said of."""
+        if (found := self._plain.get(names)) is None:
+            known = BY_NAME.intersection(names)
+            found = {"chosen", "rejected"} <= known <= {"prompt", "chosen", "rejected"} and not (
+                self.targets or self.prompts(names) or self.rated(names)
+            )
+            self._plain[names] = found
+        return found
+
     def rated(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """Those of a row's columns that rate the chosen and the rejected answer, the one that should be larger first.
 
@@ -197,6 +207,10 @@ class Columns:
     # By the names of a row's columns, of which a source has few sets.
     @cached_property
     def _prompts(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _plain(self) -> dict[tuple[str, ...], bool]:
         return {}
 
     @cached_property

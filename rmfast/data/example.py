@@ -61,7 +61,9 @@ def shown(value: Any) -> str:
 
 def is_messages(value: Any) -> bool:
     """Whether it is a list of nothing but objects."""
-    return isinstance(value, list) and set(map(type, value)) <= {dict}
+    if not isinstance(value, list):
+        return False
+    return not value or (type(value[0]) is dict and (len(value) == 1 or set(map(type, value)) == {dict}))
 
 
 @dataclass(frozen=True, slots=True)

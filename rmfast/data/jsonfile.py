@@ -146,28 +146,19 @@ def _list_rows(text: "_Text") -> Rows:
         raise text.error("goes on after the end of its list (a .json file holds one):", number)
 
 
-def _item(text: str, at: int) -> tuple[Any, int]:
-    """The value at a place of a text, or why its row cannot be used, and where it ends.
+def _end(text: str, at: int) -> int:
+    """Where the value at a place of a text ends, of which Python may not be able to hold all.
 
     Raises:
         JSONDecodeError: it is no JSON, or goes on behind the text.
     """
     try:
-        return _decode(text, at)
-    except json.JSONDecodeError:
-        raise
-    except BadRow as error:
-        bad = error
-    except (ValueError, RecursionError) as error:  # as in `parse_json`
-        bad = BadRow(NOT_JSON, str(error))
-    try:
-        return bad, _decode_any(text, at)[1]
+        return _decode_any(text, at)[1]
     except RecursionError:
-        return bad, _end(text, at)
+        return _end_of_deep(text, at)
 
 
-def _end(text: str, at: int) -> int:
-    """Where a list or an object ends, at any depth. Raises JSONDecodeError as `_item`."""
+def _end_of_deep(text: str, at: int) -> int:
     open_: list[str] = []
     while token := _TOKEN.match(text, at):
         at, mark = token.end(), token[0][-1]
@@ -201,7 +192,13 @@ class _Text:
         """The value that begins here, or a BadRow; number is for the error where there is none."""
         while True:
             try:
-                value, end = _item(self.text, self.at)
+                try:
+                    value, end = _decode(self.text, self.at)
+                except json.JSONDecodeError:
+                    raise
+                except (ValueError, RecursionError) as error:  # as in `parse_json`
+                    value = error if isinstance(error, BadRow) else BadRow(NOT_JSON, str(error))
+                    end = _end(self.text, self.at)
                 if end < len(self.text) or self.ended:  # else a number may go on
                     self.at = end
                     return value

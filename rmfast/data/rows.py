@@ -29,6 +29,7 @@ from rmfast.data.example import (
     WRONG_ROLES,
     WRONG_TYPE,
     BadRow,
+    Edge,
     Example,
     Response,
     UnmappedColumn,
@@ -49,6 +50,8 @@ _BESIDE = frozenset((*EDGE_COLUMNS, "tools", "chat_template_kwargs", "system", "
 _TEXTS = frozenset(("prompt", "chosen", "rejected"))
 _PAIR = _TEXTS | _BESIDE
 _NONE: frozenset[str] = frozenset()
+_PROMPT = frozenset(("prompt",))
+_ONE_EDGE = (Edge(0, 1),)
 _RANKING = frozenset(("responses", "edges", "ranks", "scores"))
 _BESIDE_IDS = BY_NAME - _TEXTS - _RANKING - {"tools", "chat_template_kwargs"}
 
@@ -85,7 +88,8 @@ def parse_row(
     Raises:
         BadRow: the row cannot be used.
     """
-    row = {name: value for name, value in row.items() if value is not None}
+    if None in row.values():
+        row = {name: value for name, value in row.items() if value is not None}
     try:
         return _parse(row, columns, require_edges, allow_empty)
     except RecursionError:
@@ -93,7 +97,10 @@ def parse_row(
 
 
 def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_empty: bool) -> Example:
-    ours, names = columns.read(row), tuple(row)
+    names = tuple(row)
+    if columns.is_plain_pair(names) and (example := _plain_pair(row, columns, names, allow_empty)):
+        return example
+    ours = columns.read(row)
     notes: list[Note] = []
     front = 0
     texts: tuple[str | None, ...] = ()
@@ -119,8 +126,8 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         repeated = frozenset(n for n in names if columns.targets.get(n, n) in _TEXTS) if texts else _NONE
     else:
         repeated = _repeated(prompt, responses, row, columns, names)
-    if not prompt and any(is_messages(response) and len(response) == 1 for response in responses):
-        bad(WRONG_ROLES, "no turn before the answer")  # after the columns that could have been it
+    if not prompt:
+        _check_turns(responses)  # after the columns that could have been it
     if prompt is None and "prompt" in used and "prompt" in ours:
         repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
     return Example(
@@ -135,6 +142,30 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         notes=tuple(notes),
         columns=columns.uses(names, used, repeated),
     )
+
+
+def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], allow_empty: bool) -> Example | None:
+    """What `_parse` makes of a row of a pair alone, as nearly all are; None where a side may be several answers."""
+    answers = [row["chosen"], row["rejected"]]
+    if not all(
+        type(answer) is str or (type(answer) is list and answer and type(answer[0]) is dict) for answer in answers
+    ):
+        return None
+    notes: list[Note] = []
+    prompt, responses = settle(row.get("prompt"), answers, notes)
+    _check_contents(prompt, responses, allow_empty)
+    if not prompt:
+        _check_turns(responses)
+    repeated = _PROMPT if prompt is None and "prompt" in row else _NONE
+    return Example(
+        prompt, tuple(responses), _ONE_EDGE, notes=tuple(notes), columns=columns.uses(names, _PAIR, repeated)
+    )
+
+
+def _check_turns(responses: list[Any]) -> None:
+    """Refuse answers to nothing."""
+    if any(len(response) == 1 and is_messages(response) for response in responses):
+        bad(WRONG_ROLES, "no turn before the answer")
 
 
 def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], list[Pair], frozenset[str]]:
