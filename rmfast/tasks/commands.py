@@ -42,6 +42,8 @@ from rmfast.trainer.log import say
 def report(options: Namespace) -> None:
     """rmfast data report"""
     tokenizer = byte_tokenizer()
+    if not options.model and (unread := [n for n in ("chat_template", "template_date") if getattr(options, n)]):
+        raise UserError(f"--{unread[0].replace('_', '-')} is for the tokenizer of --model, and there is none")
     if options.model:
         tokenizer = load_tokenizer(options.model, options.chat_template, options.template_date)
         say_date(options.model, tokenizer)

@@ -349,6 +349,14 @@ def test_data_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert "longer wins" in text and "identical pairs" in text
 
 
+@pytest.mark.parametrize("words", [("--chat-template", "x.jinja"), ("--template-date", "2025-01-01")])
+def test_a_template_of_no_model_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, str]
+) -> None:
+    assert main(["data", "report", str(folder / "pairs.jsonl"), *words]) == 2
+    assert f"{words[0]} is for the tokenizer of --model, and there is none" in capsys.readouterr().err
+
+
 # --- errors: one line, exit code 2, before any work
 
 
