@@ -6,7 +6,7 @@ wherever it is rendered, in an exported folder too.
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 
 DEFAULT_DATE = "2024-07-26"
 """What Llama 3.2's template writes where there is no clock."""
@@ -18,8 +18,8 @@ _CLOCK = "strftime_now"
 _LITERAL = re.compile(rf"""{_CLOCK}(?:\(\s*(?:format\s*=\s*)?(?:'[^']*'|"[^"]*")\s*\)|\s+is\b)""")
 """A call whose format is written there, or the question whether there is a clock."""
 _FIXED = re.compile(r"\{# template_date (\d{4}-\d\d-\d\d): [^\n]*\n")  # the line that `_macro` writes
-_DIRECTIVES = (*(f"%{c}" for c in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFTDRh"), *(f"%-{c}" for c in "dmyHIMSj"))
-"""Those that Python documents, C's short forms of dates and times, and numbers without leading zeros."""
+_DIRECTIVES = (*(f"%{c}" for c in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFTDRhklPs"), *(f"%-{c}" for c in "dmyHIMSj"))
+"""Those that Python documents, glibc's further forms of dates and times, and numbers without leading zeros."""
 
 
 def iso_date(value: object) -> str:
@@ -60,6 +60,11 @@ def _fix(text: str, date: str | None) -> str:
     return _macro(own, date or DEFAULT_DATE) + own if _CLOCK in own else text
 
 
+def _written(moment: datetime, directive: str) -> str:
+    """What a directive writes of a moment; the seconds of `%s` are those of UTC, in whatever time zone it runs."""
+    return f"{moment.replace(tzinfo=UTC).timestamp():.0f}" if directive == "%s" else moment.strftime(directive)
+
+
 def _macro(template: str, date: str) -> str:
     """One line that defines `strftime_now` and writes nothing.
 
@@ -69,7 +74,7 @@ def _macro(template: str, date: str) -> str:
     # A format that is made while rendering may hold any directive.
     literal = len(_LITERAL.findall(template)) == template.count(_CLOCK)
     names = [name for name in _DIRECTIVES if name in template or not literal]
-    replaced = "".join(f'|replace("{name}", "{moment.strftime(name)}")' for name in names)
+    replaced = "".join(f'|replace("{name}", "{_written(moment, name)}")' for name in names)
     return (
         f"{{# template_date {date}: the same on any day #}}"
         f'{{%- macro {_CLOCK}(format) -%}}{{%- for part in format.split("%%") -%}}'  # %% stands for one %

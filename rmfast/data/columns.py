@@ -1,5 +1,6 @@
 """What a file's columns are in rmfast's terms: by their names, by a layout, or as `data.columns` says."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ IGNORE = "ignore"
 REPEATED = "repeated"
 """What a column was used as that says what others say too: nothing."""
 
+_RATES = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
 _MEDIA = frozenset(["image", "images", "video", "videos", "audio", "audios"])
 _PROMPTS = _MEDIA | frozenset(
     [
@@ -161,6 +163,28 @@ class Columns:
             self._prompts[names] = found
         return found
 
+    def is_plain_pair(self, names: tuple[str, ...]) -> bool:
+        """Whether a row's columns are chosen, rejected and maybe prompt, and others that nothing is to be said of."""
+        if (found := self._plain.get(names)) is None:
+            known = BY_NAME.intersection(names)
+            found = {"chosen", "rejected"} <= known <= {"prompt", "chosen", "rejected"} and not (
+                self.targets or self.prompts(names) or self.rated(names)
+            )
+            self._plain[names] = found
+        return found
+
+    def rated(self, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """Those of a row's columns that rate the chosen and the rejected answer, the one that should be larger first.
+
+        `score_chosen` and `score_rejected` of UltraFeedback-binarized are such; they are not read otherwise.
+        """
+        if (found := self._rated.get(names)) is None:
+            sides = [(n, n.replace("chosen", "rejected")) for n in names if "chosen" in n and _RATES.search(n)]
+            sides = [side for side in sides if self.targets.keys().isdisjoint(side)]
+            found = tuple((b, a) if "rank" in a else (a, b) for a, b in sides if b in names)
+            self._rated[names] = found
+        return found
+
     def uses(
         self, names: tuple[str, ...], used: frozenset[str], repeated: frozenset[str]
     ) -> tuple[tuple[str, str], ...]:
@@ -183,6 +207,14 @@ class Columns:
     # By the names of a row's columns, of which a source has few sets.
     @cached_property
     def _prompts(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        return {}
+
+    @cached_property
+    def _plain(self) -> dict[tuple[str, ...], bool]:
+        return {}
+
+    @cached_property
+    def _rated(self) -> dict[tuple[str, ...], Pairs]:
         return {}
 
     @cached_property

@@ -61,7 +61,9 @@ def shown(value: Any) -> str:
 
 def is_messages(value: Any) -> bool:
     """Whether it is a list of nothing but objects."""
-    return isinstance(value, list) and set(map(type, value)) <= {dict}
+    if not isinstance(value, list):
+        return False
+    return not value or (type(value[0]) is dict and (len(value) == 1 or set(map(type, value)) == {dict}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Example:
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt_ids: int = 0
     """How many of the ready ids with which every response begins came as the prompt's."""
+    texts: tuple[str | None, ...] = ()
+    """Beside ready ids: what the prompt and then each response is as text (see `rmfast.data.beside`)."""
     notes: tuple[Note, ...] = ()
     """What was done to the row's columns to read them."""
     columns: tuple[tuple[str, str], ...] = ()

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from rmfast.data.example import BAD_NUMBER, CONTRADICTION, EMPTY, MISSING_COLUMN, WRONG_TYPE, bad, shown
+from rmfast.data.notes import Note
 
 _SPELLINGS = ("{}_ids", "{}_input_ids", "input_ids_{}")
 _MASKS = ("{}_attention_mask", "attention_mask_{}")
@@ -12,6 +13,7 @@ _ANSWERS = frozenset(spelling.format(side) for spelling in _SPELLINGS for side i
 _MAX_ID = np.iinfo(np.int32).max
 _SURE = 4  # ids of a prompt from which on answers do not begin with it by coincidence
 TWICE = "prompt's token ids given twice, used once"
+TWICE_SOME = "an answer's token ids begin with the prompt's, and may be meant to: used as they are"
 
 Ids = list[int]
 
@@ -21,9 +23,11 @@ def has_ids(ours: dict[str, Any]) -> bool:
     return not _ANSWERS.isdisjoint(ours)
 
 
-def read_ids(ours: dict[str, Any]) -> tuple[Ids, list[Ids], list[Ids], bool]:
-    """The prompt's ids (none: inside the others), the chosen and the rejected answers', without the prompt's, and
-    whether they came with it.
+def read_ids(ours: dict[str, Any], notes: list[Note]) -> tuple[Ids, list[Ids], list[Ids]]:
+    """The prompt's ids (none: inside the others), the chosen and the rejected answers', without the prompt's.
+
+    Args:
+        notes: gets what was done where answers begin with the prompt's ids.
 
     Raises:
         BadRow: a column is missing or no list of ids, or its mask does not fit.
@@ -33,12 +37,15 @@ def read_ids(ours: dict[str, Any]) -> tuple[Ids, list[Ids], list[Ids], bool]:
     if len(prompt) > 1:
         bad(WRONG_TYPE, "the prompt's ids are several lists")
     front = prompt[0] if prompt else []
-    twice = len(front) >= _SURE and all(ids[: len(front)] == front for ids in chosen + rejected)
+    begin = [bool(front) and ids[: len(front)] == front for ids in chosen + rejected]
+    twice = len(front) >= _SURE and all(begin)
+    if any(begin):
+        notes.append(Note(TWICE if twice else TWICE_SOME, f"{len(front)} ids, {sum(begin)} of {len(begin)} answers"))
     cut = len(front) if twice else 0
     chosen, rejected = ([ids[cut:] for ids in answers] for answers in (chosen, rejected))
     if not all(front + ids if twice else ids for ids in chosen + rejected):
         bad(EMPTY, "an answer holds no token ids")
-    return front, chosen, rejected, twice
+    return front, chosen, rejected
 
 
 def check_ids(ids: Any, what: str) -> None:

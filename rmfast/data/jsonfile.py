@@ -23,6 +23,9 @@ _COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?=[{])")
 _ROW_COLUMNS = {"chosen", "rejected", "responses", "chosen_ids", "rejected_ids"}
 _SHOWN = 40  # characters of a place that an error is about
 _AWAITS_MORE = (b"{", b"[", b":", b'",')  # a row and a comma is one row, and a bad one
+_TOKEN = re.compile(
+    r"""[ \t\r\n,:]*(?:[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"|-?\d[-+.\deE]*|true|false|null|NaN|-?Infinity)""", re.DOTALL
+)
 
 
 def json_rows(path: Path, may_be_list: bool) -> Rows:
@@ -73,7 +76,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _decode = json.JSONDecoder(object_pairs_hook=_unique).raw_decode
-_decode_any = json.JSONDecoder().raw_decode
+_decode_any = json.JSONDecoder(parse_int=str).raw_decode  # Python makes no number of more than 4,300 digits
 
 
 def _line_rows(path: Path, blocks: Iterator[bytes]) -> Rows:
@@ -143,6 +146,31 @@ def _list_rows(text: "_Text") -> Rows:
         raise text.error("goes on after the end of its list (a .json file holds one):", number)
 
 
+def _end(text: str, at: int) -> int:
+    """Where the value at a place of a text ends, of which Python may not be able to hold all.
+
+    Raises:
+        JSONDecodeError: it is no JSON, or goes on behind the text.
+    """
+    try:
+        return _decode_any(text, at)[1]
+    except RecursionError:
+        return _end_of_deep(text, at)
+
+
+def _end_of_deep(text: str, at: int) -> int:
+    open_: list[str] = []
+    while token := _TOKEN.match(text, at):
+        at, mark = token.end(), token[0][-1]
+        if mark in "[{":
+            open_.append("]" if mark == "[" else "}")
+        elif mark in "]}" and mark != open_.pop():
+            break
+        if not open_:
+            return at
+    raise json.JSONDecodeError("a list or an object has no end", text, at)
+
+
 class _Text:
     """A file's text, of which only what is not read yet is held: about two items and a block."""
 
@@ -166,12 +194,15 @@ class _Text:
             try:
                 try:
                     value, end = _decode(self.text, self.at)
-                except BadRow as bad:  # of a whole object; where its item ends, a reader that takes any says
-                    value, end = bad, _decode_any(self.text, self.at)[1]
+                except json.JSONDecodeError:
+                    raise
+                except (ValueError, RecursionError) as error:  # as in `parse_json`
+                    value = error if isinstance(error, BadRow) else BadRow(NOT_JSON, str(error))
+                    end = _end(self.text, self.at)
                 if end < len(self.text) or self.ended:  # else a number may go on
                     self.at = end
                     return value
-            except (ValueError, RecursionError) as error:
+            except json.JSONDecodeError as error:
                 if self.ended:
                     what = f"is truncated or no JSON list: item {number}: {error}:"
                     raise self.error(what, number - 1) from None

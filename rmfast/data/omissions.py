@@ -18,6 +18,7 @@ from rmfast.data.notes import Note
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 """Roles that chat templates know; they take others or leave them out."""
 ANSWER_CUT = "the chat template leaves out part of an answer that is scored"
+TOOLS_CUT = "the chat template leaves out the tools"
 PROMPT_CUT = "the chat template leaves out a turn of the prompt"
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # transformers gives templates one for another
@@ -57,6 +58,19 @@ def omissions(
     if cut:
         notes.append(Note(ANSWER_CUT, f"{len(cut)} of {len(texts)} answers, without {shown(_missing(*cut[0]))}"))
     return tuple(notes)
+
+
+def without_tools(tools: Sequence[Any], text: str, write: Callable[[], str]) -> tuple[Note, ...]:
+    """A note where a text is the same without the tools.
+
+    Args:
+        write: renders the conversation without them.
+    """
+    functions = [tool.get("function", tool) if isinstance(tool, dict) else {} for tool in tools]
+    names = [str(function.get("name")) for function in functions if isinstance(function, dict)]
+    if any(name in text for name in names) or text != write():
+        return ()
+    return (Note(TOOLS_CUT, ", ".join(map(shown, names))),)
 
 
 def check_unknown_roles(messages: Sequence[Message], write: Callable[[Sequence[Message]], str]) -> None:

@@ -4,6 +4,7 @@ What agrees is used once and noted; what contradicts is a bad row. The rules are
 """
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,8 +20,11 @@ WRITTEN = "messages written as text, read as messages"
 WRITTEN_SOME = "an answer is messages written as text that cannot be read as such, and stays text"
 TWICE_SOME = "an answer begins with the prompt, and may be meant to: used as it is"
 OTHER_PROMPTS = "answers whose conversations begin with different turns"
+SEVERAL_TURNS = "an answer of several assistant turns in a row, read as one answer"
 _SURE = 4, 16
 """Words, or else characters (for scripts without spaces), from which on a text is no coincidence."""
+_ODD = re.compile(r"\s*(?:array\(|[\[{<]|human|user)", re.IGNORECASE)
+"""What a text begins with that may be messages or a dialogue."""
 
 Prompt = str | list[Message] | None
 
@@ -122,6 +126,8 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
     Raises:
         BadRow: prompt and responses contradict each other.
     """
+    if _are_plain(prompt, responses):
+        return prompt, responses
     prompt, responses = _read_prompt(prompt, notes), [read_messages(response) for response in responses]
     if set(map(type, responses)) == {str}:
         if found := written_messages(responses):
@@ -135,13 +141,32 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
             return _answered_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
     if not all(map(is_messages, responses)) or not all(responses):
         return prompt, responses
+    for response in responses:
+        if len(response) > 1 and not asks(response[-1]) and not asks(response[-2]):
+            said = (repr(str(turn.get("content"))[:40]) for turn in response[-2:])
+            notes.append(Note(SEVERAL_TURNS, " and ".join(said)))
+            break
     if isinstance(prompt, str):
         prompt = _as_turn(prompt, responses, notes)
-    if not prompt and any(plain(response[0]) != plain(responses[0][0]) for response in responses if len(response) > 1):
-        notes.append(Note(OTHER_PROMPTS, repr(str(responses[0][0].get("content"))[:40])))
-    if prompt and is_messages(prompt) and not any(asks(response[0]) for response in responses):
+    if not prompt:
+        begin = [response[0] for response in responses if len(response) > 1]
+        if begin.count(begin[0] if begin else {}) < len(begin) and any(plain(t) != plain(begin[0]) for t in begin):
+            notes.append(Note(OTHER_PROMPTS, repr(str(begin[0].get("content"))[:40])))
+        return prompt, responses
+    if is_messages(prompt) and not any(asks(response[0]) for response in responses):
         prompt = _without_answer(prompt, [response[-1] for response in responses], notes)
-    return _turns_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
+    return _turns_once(prompt, responses, notes) if is_messages(prompt) else (prompt, responses)
+
+
+def _are_plain(prompt: Any, responses: list[Any]) -> bool:
+    """Whether prompt and answers are texts, and neither messages nor dialogues nor the prompt again."""
+    text = prompt.strip() if type(prompt) is str else prompt
+    if text is not None and type(text) is not str:
+        return False
+    for response in responses:
+        if type(response) is not str or _ODD.match(response) or (text and text in response):
+            return False
+    return not (text and _ODD.match(text))
 
 
 def _read_prompt(value: Any, notes: list[Note]) -> Any:

@@ -15,9 +15,11 @@ Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` h
 What a row says twice is used once where it agrees and is a bad row where it does not.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rmfast.data.columns import AS_NAMED, EDGE_COLUMNS, Columns, is_media, refuse_prompts
+from rmfast.data.beside import IDS_ALONE, text_of
+from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_media, refuse_prompts
 from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
 from rmfast.data.example import (
     CONTRADICTION,
@@ -27,13 +29,13 @@ from rmfast.data.example import (
     WRONG_ROLES,
     WRONG_TYPE,
     BadRow,
+    Edge,
     Example,
     Response,
     UnmappedColumn,
     bad,
     is_messages,
 )
-from rmfast.data.ids import TWICE as IDS_TWICE
 from rmfast.data.ids import check_ids, has_ids, read_ids
 from rmfast.data.layouts import layouts_with_answers
 from rmfast.data.messages import asks, from_json, without_nulls
@@ -41,14 +43,17 @@ from rmfast.data.notes import Note
 from rmfast.data.parts import joined_prompt, repeats, settle
 from rmfast.errors import UserError
 
-IDS_ALONE = "token ids taken, texts beside them not read"
+RATED_OTHERWISE = "ratings beside the pair prefer the rejected answer; the pair is taken"
 
 _BESIDE = frozenset((*EDGE_COLUMNS, "tools", "chat_template_kwargs", "system", "history", "user", "input"))
 """Columns that are read whatever the others are."""
 _TEXTS = frozenset(("prompt", "chosen", "rejected"))
 _PAIR = _TEXTS | _BESIDE
 _NONE: frozenset[str] = frozenset()
+_PROMPT = frozenset(("prompt",))
+_ONE_EDGE = (Edge(0, 1),)
 _RANKING = frozenset(("responses", "edges", "ranks", "scores"))
+_BESIDE_IDS = BY_NAME - _TEXTS - _RANKING - {"tools", "chat_template_kwargs"}
 
 
 def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAMED, **options: bool) -> Example:
@@ -83,7 +88,8 @@ def parse_row(
     Raises:
         BadRow: the row cannot be used.
     """
-    row = {name: value for name, value in row.items() if value is not None}
+    if None in row.values():
+        row = {name: value for name, value in row.items() if value is not None}
     try:
         return _parse(row, columns, require_edges, allow_empty)
     except RecursionError:
@@ -91,19 +97,24 @@ def parse_row(
 
 
 def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_empty: bool) -> Example:
+    names = tuple(row)
+    if columns.is_plain_pair(names) and (example := _plain_pair(row, columns, names, allow_empty)):
+        return example
     ours = columns.read(row)
     notes: list[Note] = []
     front = 0
+    texts: tuple[str | None, ...] = ()
     if columns.has_turns and not has_ids(ours) and (joined := joined_prompt(ours, notes)) is not None:
         ours["prompt"] = joined
     if "responses" in ours:
         prompt, responses, pairs, used = _ranked(ours, notes)
     elif has_ids(ours):
         prompt = None
-        responses, pairs, front = _ids(ours, notes)
-        used = frozenset(ours) - _TEXTS - _RANKING
+        responses, pairs, used, front, texts = _ids(ours, notes)
     else:
         prompt, responses, pairs, used = _pair(ours, row, notes)
+    if "chosen" in ours and (rated := columns.rated(names)):
+        notes += _rated_otherwise(row, rated)
     if require_edges and not pairs:
         bad(NO_EDGE, "no response is preferred to another")
     edges, per_edge_weight = read_edges(ours, pairs, strengths=not allow_empty)
@@ -111,10 +122,12 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     _check_contents(prompt, responses, allow_empty)
     if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
         used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
-    names = tuple(row)
-    repeated = _NONE if has_ids(ours) else _repeated(prompt, responses, row, columns, names)
-    if not prompt and any(is_messages(response) and len(response) == 1 for response in responses):
-        bad(WRONG_ROLES, "no turn before the answer")  # after the columns that could have been it
+    if has_ids(ours):
+        repeated = frozenset(n for n in names if columns.targets.get(n, n) in _TEXTS) if texts else _NONE
+    else:
+        repeated = _repeated(prompt, responses, row, columns, names)
+    if not prompt:
+        _check_turns(responses)  # after the columns that could have been it
     if prompt is None and "prompt" in used and "prompt" in ours:
         repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
     return Example(
@@ -125,9 +138,34 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         tools=tools,
         template_kwargs=template_kwargs,
         prompt_ids=front,
+        texts=texts,
         notes=tuple(notes),
         columns=columns.uses(names, used, repeated),
     )
+
+
+def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], allow_empty: bool) -> Example | None:
+    """What `_parse` makes of a row of a pair alone, as nearly all are; None where a side may be several answers."""
+    answers = [row["chosen"], row["rejected"]]
+    if not all(
+        type(answer) is str or (type(answer) is list and answer and type(answer[0]) is dict) for answer in answers
+    ):
+        return None
+    notes: list[Note] = []
+    prompt, responses = settle(row.get("prompt"), answers, notes)
+    _check_contents(prompt, responses, allow_empty)
+    if not prompt:
+        _check_turns(responses)
+    repeated = _PROMPT if prompt is None and "prompt" in row else _NONE
+    return Example(
+        prompt, tuple(responses), _ONE_EDGE, notes=tuple(notes), columns=columns.uses(names, _PAIR, repeated)
+    )
+
+
+def _check_turns(responses: list[Any]) -> None:
+    """Refuse answers to nothing."""
+    if any(len(response) == 1 and is_messages(response) for response in responses):
+        bad(WRONG_ROLES, "no turn before the answer")
 
 
 def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], list[Pair], frozenset[str]]:
@@ -198,21 +236,49 @@ def _pair(
     if ours["rejected"] == [] or (len(chosen) > 1 and not rejected):
         bad(NO_EDGE, "`rejected` is an empty list")
     pairs = _crossed(len(chosen), len(rejected))
-    orders = pair_order(ours, len(chosen) + len(rejected))
+    orders = _check_order(ours, pairs, len(chosen) + len(rejected))
+    prompt, responses = settle(ours.get("prompt"), chosen + rejected, notes)
+    return prompt, responses, pairs, _PAIR | orders if orders else _PAIR
+
+
+def _ids(
+    ours: dict[str, Any], notes: list[Note]
+) -> tuple[list[Any], list[Pair], frozenset[str], int, tuple[str | None, ...]]:
+    """Chosen over rejected answers as token ids, how many of each are the prompt's, and the texts beside them."""
+    front, chosen, rejected = read_ids(ours, notes)
+    pairs = _crossed(len(chosen), len(rejected))
+    used = _BESIDE_IDS | _check_order(ours, pairs, len(chosen) + len(rejected))
+    responses = [front + ids for ids in chosen + rejected]
+    beside = [name for name in ours if name in _TEXTS]
+    if not beside:
+        return responses, pairs, used, len(front), ()
+    answers = [
+        text_of(answer)
+        for side, ids in (("chosen", chosen), ("rejected", rejected))
+        for answer in (_several(ours[side]) if side in ours else [None] * len(ids))
+    ]
+    texts = (text_of(ours.get("prompt")), *answers)
+    if len(answers) == len(responses) and any(texts):
+        return responses, pairs, used, len(front), texts
+    notes.append(Note(IDS_ALONE, ", ".join(beside)))
+    return responses, pairs, used, len(front), ()
+
+
+def _check_order(ours: dict[str, Any], pairs: list[Pair], count: int) -> frozenset[str]:
+    """The columns beside a pair that order its answers too. Refuses those that order them in another way."""
+    orders = pair_order(ours, count)
     for name, order in orders.items():
         check_pairs(pairs, order, "`chosen` and `rejected`", f"`{name}`")
-    prompt, responses = settle(ours.get("prompt"), chosen + rejected, notes)
-    return prompt, responses, pairs, _PAIR.union(orders) if orders else _PAIR
+    return frozenset(orders)
 
 
-def _ids(ours: dict[str, Any], notes: list[Note]) -> tuple[list[Any], list[Pair], int]:
-    """Chosen over rejected answers as token ids, and how many of each are the prompt's."""
-    front, chosen, rejected, twice = read_ids(ours)
-    if twice:
-        notes.append(Note(IDS_TWICE, f"{len(front)} ids"))
-    if texts := [name for name in ours if name in _TEXTS]:
-        notes.append(Note(IDS_ALONE, ", ".join(texts)))
-    return [front + ids for ids in chosen + rejected], _crossed(len(chosen), len(rejected)), len(front)
+def _rated_otherwise(row: dict[str, Any], rated: Iterable[tuple[str, str]]) -> Iterator[Note]:
+    """A note where a column that rates the chosen answer is below the one that rates the rejected answer."""
+    for larger, smaller in rated:
+        pair = row[larger], row[smaller]
+        if all(type(value) in (int, float) for value in pair) and pair[0] < pair[1]:
+            yield Note(RATED_OTHERWISE, f"`{larger}` {pair[0]}, `{smaller}` {pair[1]}")
+            return
 
 
 def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:

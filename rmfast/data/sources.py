@@ -29,6 +29,7 @@ Row = tuple[str, int, dict[str, Any] | BadRow]
 """File label, 1-based row in it, and the row or why it cannot be read."""
 
 _HUB_ROWS = 1024
+_SAVED = ("dataset_dict.json", "state.json")  # one of them is in the folder of a saved dataset
 _POINTER_BYTES = 1024
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -115,6 +116,11 @@ def _locate(source: str, default_split: str) -> _Found:
             raise UserError(f"no such file or folder: {root}")
         return _Found("hub", root, (), config, split)
     saved = _saved_splits(path)
+    if not saved and (inner := sorted(file.parent.name for mark in _SAVED for file in path.glob(f"*/{mark}"))):
+        raise UserError(
+            f"{root} is no dataset but holds what save_to_disk wrote ({', '.join(inner)}): name one, as in "
+            f"{root}/{inner[0]}"
+        )
     configs, default = ({UNNAMED: saved}, None) if saved else folder_configs(path)
     if not configs:
         raise UserError(f"{root} holds no file that rmfast reads ({', '.join(SUFFIXES)})")

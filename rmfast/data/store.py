@@ -32,7 +32,7 @@ from rmfast.data.sources import Row, content_key, read_rows, source_root
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
-FORMAT = 7
+FORMAT = 8
 """Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.data.beside import compare_texts
 from rmfast.data.example import (
     EMPTY,
     IDENTICAL,
@@ -27,7 +28,7 @@ from rmfast.data.example import (
     shown,
 )
 from rmfast.data.notes import Note
-from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns
+from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, without_tools
 from rmfast.data.template import render
 
 Ids = np.ndarray
@@ -129,7 +130,7 @@ def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
         prompt = cast(str | None, example.prompt)
         draft = _Draft(example, tuple((prompt or "") + cast(str, response) for response in example.responses), prompt)
     else:
-        draft = _Draft(example)
+        draft = _ready(tokenizer, example)
     for text in draft.all_texts:
         if not text.isascii():
             try:
@@ -137,6 +138,14 @@ def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
             except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
                 raise BadRow(NOT_UTF8, f"character {text[error.start]!r} is half of a surrogate pair") from None
     return draft
+
+
+def _ready(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
+    """Ids that are there already. Raises BadRow where they are not the tokenizer's, or not the texts' beside them."""
+    vocabulary, responses = len(tokenizer), cast(tuple[list[int], ...], example.responses)
+    if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in responses):
+        raise BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {vocabulary}")
+    return _Draft(example, notes=compare_texts(tokenizer, example) if example.texts else ())
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
@@ -152,7 +161,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
             prompt = write(example.conversation([]), is_prompt=True)
     else:
         count = shared_turns([turns[:-1] for turns in conversations])
-    return _Draft(example, texts, prompt, omissions(conversations, count, texts, prompt))
+    notes = omissions(conversations, count, texts, prompt)
+    if example.tools:
+        alone = partial(write, conversations[0], is_prompt=False, tools=None)
+        notes += without_tools(example.tools, texts[0], alone)
+    return _Draft(example, texts, prompt, notes)
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], rendered: bool) -> dict[str, Ids]:
@@ -169,9 +182,6 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[st
     if draft.texts:
         sequences = [ids_of[text] for text in draft.texts]
     else:
-        vocabulary = len(tokenizer)
-        if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in cast(Any, example.responses)):
-            return BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {vocabulary}")
         sequences = [np.array(ids, dtype=np.int32) for ids in example.responses]
     double_bos = 0
     if is_text:

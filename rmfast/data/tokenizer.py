@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmfast.data.clock import fix_date, iso_date
+from rmfast.data.gguf_tokenizer import set_splits
 from rmfast.errors import UserError
+from rmfast.gguf_file import first_part
 
 
 def load_tokenizer(
@@ -31,15 +32,18 @@ def load_tokenizer(
     if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):
         raise UserError(f"no tokenizer at {path}: no such file or folder")
     if path.is_dir() and not (path / "tokenizer_config.json").is_file():
-        ggufs = {_first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
+        ggufs = {first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
         path = ggufs.pop() if len(ggufs) == 1 else path
     elif path.is_file():
-        path = _first_part(path)
+        path = first_part(path)
     try:
         if path.is_file():
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            set_splits(tokenizer.backend_tokenizer, path)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # the libraries below raise every kind, a bare Exception for a broken tokenizer.json
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load a tokenizer from {path}: {cause}") from error
@@ -57,11 +61,6 @@ def load_tokenizer(
         raise UserError(f"the chat template's date (data.template_date) {error}") from None
     tokenizer.chat_template = fix_date(tokenizer.chat_template, date)
     return tokenizer
-
-
-def _first_part(file: Path) -> Path:
-    """Of a GGUF file that is split into parts the first, which has the tokenizer; other files as they are."""
-    return file.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"-00001\1", file.name, flags=re.IGNORECASE))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

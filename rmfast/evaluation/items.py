@@ -9,7 +9,8 @@ from typing import Any
 from rmfast.data.columns import AS_NAMED, Columns, uses_line, uses_of
 from rmfast.data.example import BadRow, Example
 from rmfast.data.rows import read_row
-from rmfast.data.sources import SUFFIXES, Row, read_rows
+from rmfast.data.sources import Row, read_rows
+from rmfast.data.unpack import SUFFIXES
 from rmfast.errors import UserError
 from rmfast.evaluation.suite import Item, Path_, Unscored
 

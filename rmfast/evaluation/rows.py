@@ -1,7 +1,6 @@
 """Rows of a file, scored as they stand: none is dropped silently."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -123,15 +122,23 @@ def strength_row(columns: dict[str, Any], example: Example, rewards: np.ndarray)
     return own_columns(columns) | {"rewards": rewards.tolist()} | made
 
 
-def unscored_row(columns: dict[str, Any], error: str | None) -> dict[str, Any]:
-    """The own columns of a row that could not be scored, and why."""
-    return own_columns(columns) | {"rewards": None, "error": error}
+def unscored_row(columns: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
+    """The own columns of a row that could not be scored, none of one that could not be read, and why."""
+    return own_columns(columns or {}) | {"rewards": None, "error": error}
+
+
+def not_kept(columns: dict[str, Any] | None, written: dict[str, Any]) -> list[str]:
+    """The columns of a row that scoring replaced or left out."""
+    return [k for k in WRITTEN if columns and k in columns and not (k in written and written[k] == columns[k])]
 
 
 def json_line(columns: dict[str, Any]) -> str:
     """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
-    columns = _without_nan(columns)
-    line = json.dumps(columns, ensure_ascii=False, default=str)
+    try:
+        line = json.dumps(columns, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # by way of text, as a row may be nested as deep as text is read
+        columns = json.loads(json.dumps(columns, default=str), parse_constant=lambda _: None)
+        line = json.dumps(columns, ensure_ascii=False)
     # Half of a surrogate pair has no UTF-8: that row's text is escaped.
     return line if line.isascii() or _encodes(line) else json.dumps(columns, default=str)
 
@@ -142,14 +149,6 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strengths(example: Example, rewards: np.ndarray) -> dict[str, Any]:

@@ -7,19 +7,16 @@ keys are permuted), src/llama-model.cpp and src/llama-context.cpp (defaults, RoP
 """
 
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rmfast.errors import UserError
+from rmfast.gguf_file import GGUFModel, GGUFTensor, first_part, open_gguf
 from rmfast.models.config import FAMILIES, supported_families
 from rmfast.models.folder import first_line
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
@@ -46,46 +43,6 @@ HARMLESS = (  # keys that change nothing of what is computed here
     "classifier.output_labels",
     "rope.scaling.finetuned",
 )
-PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class GGUFTensor:
-    """A tensor of a GGUF file; it is dequantised, to fp32, whenever it is read. Indexed like a safetensors slice."""
-
-    where: str
-    """File and name, for errors."""
-    data: Any
-    kind: Any
-    shape: tuple[int, ...]
-    heads: int = 0
-    """Of a query or key whose rows llama.cpp has permuted for its way of rotating; 0: not permuted."""
-
-    def read(self) -> Tensor:
-        from gguf import dequantize
-
-        try:
-            values = dequantize(self.data, self.kind)
-        except NotImplementedError:
-            raise UserError(f"{self.where} is stored as {self.kind.name}, which the gguf package cannot read") from None
-        tensor = torch.from_numpy(np.array(values, dtype=np.float32))
-        if self.heads:
-            tensor = tensor.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        return tensor
-
-    def get_shape(self) -> list[int]:
-        return list(self.shape)
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.read()[index]
-
-
-@dataclass(frozen=True)
-class GGUFModel:
-    """What is in a GGUF file, or in all parts of a split one: keys and tensors by llama.cpp's names."""
-
-    keys: dict[str, Any]
-    tensors: dict[str, GGUFTensor]
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -94,10 +51,10 @@ def gguf_file(path: Path) -> Path | None:
     Of a file that is split into parts it is the first part, which has the keys.
     """
     if path.is_file():
-        return _first_part(path) if path.suffix.lower() == ".gguf" or _has_magic(path) else None
+        return first_part(path) if path.suffix.lower() == ".gguf" or _has_magic(path) else None
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return None
-    found = {_first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
+    found = {first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
     if len(found) > 1:
         raise UserError(f"{path} holds {len(found)} .gguf files; name one of them")
     return next(iter(found), None)
@@ -109,7 +66,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     Raises:
         UserError: no whole GGUF file, no model of `FAMILIES`, or a key that rmfast does not know.
     """
-    model = _open(path)
+    model = open_gguf(path)
     family = model.keys.get("general.architecture")
     if model.keys.get("general.type", "model") != "model":
         raise UserError(f"{path}: holds a GGUF {model.keys['general.type']}, which is no whole model")
@@ -140,7 +97,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
 
 def gguf_architecture(path: Path) -> str | None:
     """llama.cpp's name of the architecture of the model in a GGUF file."""
-    return _open(path).keys.get("general.architecture")
+    return open_gguf(path).keys.get("general.architecture")
 
 
 def gguf_weights(path: Path) -> dict[str, StoredWeight]:
@@ -149,7 +106,7 @@ def gguf_weights(path: Path) -> dict[str, StoredWeight]:
     Raises:
         UserError: a tensor that belongs to no such model.
     """
-    model, weights = _open(path), {}
+    model, weights = open_gguf(path), {}
     permuted = model.keys["general.architecture"] == "llama"
     heads = model.keys.get("llama.attention.head_count", 0)
     rows = {"attn_q": heads, "attn_k": model.keys.get("llama.attention.head_count_kv", heads)} if permuted else {}
@@ -173,6 +130,15 @@ def gguf_weights(path: Path) -> dict[str, StoredWeight]:
     return weights
 
 
+def tensor_name(name: str) -> str:
+    """llama.cpp's name of a weight that has a name of Hugging Face's."""
+    stem, _, kind = name.rpartition(".")
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    names, part = (LAYER_TENSORS, layer[2]) if layer else (TENSORS, stem)
+    found = next((ours for ours, theirs in names.items() if theirs == part), None)
+    return name if found is None else f"{f'blk.{layer[1]}.' if layer else ''}{found}.{kind}"
+
+
 def load_gguf_language_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """transformers' causal language model with the weights of a GGUF file.
 
@@ -188,7 +154,9 @@ def load_gguf_language_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     odd = sorted({*found.missing_keys, *found.unexpected_keys} - tied)
     if odd:
-        raise UserError(f"{path}: weight {odd[0]} is missing, or is not part of a {model.config.model_type} model")
+        raise UserError(
+            f"{path}: tensor {tensor_name(odd[0])} is missing, or is not part of a {model.config.model_type} model"
+        )
     model.tie_weights()
     return model
 
@@ -245,67 +213,6 @@ def _settings(path: Path, prefix: str, keys: dict[str, Any], model: GGUFModel) -
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         settings[f"{ours}_token_id"] = model.keys.get(f"tokenizer.ggml.{theirs}_token_id")
     return settings
-
-
-def _open(path: Path) -> GGUFModel:
-    """All parts of a file; the last one that was opened is remembered, since its keys take seconds to read."""
-    name = PART.fullmatch(path.name)
-    files = [path]
-    if name:
-        files = [path.with_name(f"{name[1]}-{i:05d}-of-{name[3]}.gguf") for i in range(1, int(name[3]) + 1)]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file}: no such file; a split model is read from all its parts")
-    return _parsed(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
-
-
-@lru_cache(maxsize=1)
-def _parsed(files: tuple[tuple[Path, int, int], ...]) -> GGUFModel:
-    first, *others = (_read_part(file) for file, _, _ in files)
-    path, count = files[0][0], first.keys.get("split.count", 1)
-    if count != len(files):
-        raise UserError(f"{path}: is one of {count} parts; they must be named NAME-00001-of-{count:05d}.gguf and so on")
-    for other in others:
-        first.tensors.update(other.tensors)
-    expected = first.keys.get("split.tensors.count", len(first.tensors))
-    if expected != len(first.tensors):
-        raise UserError(f"{path}: its parts hold {len(first.tensors)} tensors, not {expected}")
-    return first
-
-
-def _read_part(path: Path) -> GGUFModel:
-    try:
-        from gguf import GGUFEndian, GGUFReader
-    except ImportError:
-        raise UserError(f"{path}: reading GGUF needs the package gguf: pip install 'rmfast[gguf]'") from None
-    try:
-        reader = GGUFReader(path)
-        keys = {
-            name: _value(field)
-            for name, field in reader.fields.items()
-            if not name.startswith("tokenizer.") or name.endswith("_token_id")
-        }
-        tensors = {
-            t.name: GGUFTensor(f"{path}: tensor {t.name}", t.data, t.tensor_type, tuple(reversed(t.shape.tolist())))
-            for t in reader.tensors
-        }
-    except Exception as error:  # whatever comes of bytes that are no GGUF
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: is no whole GGUF file: {cause}") from error
-    if (reader.endianess == GGUFEndian.BIG) != (sys.byteorder == "big"):
-        raise UserError(f"{path}: was written for machines of the other byte order; convert the model again")
-    return GGUFModel(keys, tensors)
-
-
-def _value(field: Any) -> Any:
-    """A key's value; of a float the shortest number that is it in fp32, as it was before it was written."""
-    value = field.contents()
-    return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
-def _first_part(path: Path) -> Path:
-    name = PART.fullmatch(path.name)
-    return path.with_name(f"{name[1]}-00001-of-{name[3]}.gguf") if name and name[2] != "00001" else path
 
 
 def _has_magic(path: Path) -> bool:

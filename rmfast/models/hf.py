@@ -1,7 +1,7 @@
 """Models from Hugging Face folders: config, safetensors (or GGUF), reward head."""
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rmfast.models.folder import (
     told,
     weight_files,
 )
-from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config
+from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
 from rmfast.models.names import SCORE, choose_row, head_files, head_names, unwrapped, with_head
 from rmfast.models.recompute import Recompute
 from rmfast.models.reward import RewardNetwork, initialise
@@ -70,6 +70,11 @@ def open_weights(path: Path) -> Iterator[Reader]:
         yield reader
 
 
+def _shown(path: Path) -> Callable[[str], str]:
+    """What an error calls a weight of a folder or file that has a name of Hugging Face's."""
+    return tensor_name if gguf_file(path) else str
+
+
 @contextlib.contextmanager
 def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iterator[tuple[Reader, bool]]:
     """A folder's weights by the names of its architecture, and whether its files have others.
@@ -85,7 +90,7 @@ def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iter
         if SCORE in names:
             for file in head_files(path):
                 beside |= head_names(stack.enter_context(open_files([file])), file)
-            reader = with_head(reader, path, beside, getattr(hf, "value_head_prefix", None))
+            reader = with_head(reader, path, beside, getattr(hf, "value_head_prefix", None), _shown(path))
         yield reader, reader.keys() != stored.keys()
 
 
@@ -190,10 +195,11 @@ def load_network(
 def no_head(path: Path, reader: Reader, what: str = "score.weight") -> UserError:
     """The error of a folder without a reward head, which names a weight that could be one."""
     rows = [name for name, weight in reader.items() if len(shape := weight.shape) == 2 and shape[0] == 1]
-    hint = "; if {} is its head, one row without bias over the last hidden state, call it score.weight"
+    shown = _shown(path)
+    hint = f"; if {{}} is its head, one row without bias over the last hidden state, call it {shown(SCORE)}"
     return UserError(
-        f"{path}: no reward head ({what}): this is no reward model; train one from it, or let it judge (--judge)"
-        f"{hint.format(rows[0]) if rows else ''}"
+        f"{path}: no reward head ({shown(what)}): this is no reward model; train one from it, or let it judge (--judge)"
+        f"{hint.format(shown(rows[0])) if rows else ''}"
     )
 
 
@@ -234,21 +240,24 @@ def find_weights(network: RewardNetwork, reader: Reader, absent: set[str], path:
     used: set[str] = set()
     stored: dict[str, StoredWeight] = {}
     parts = hf_parts(network.config)
+    shown, unlike, say = _shown(path), "the folder does not match its config.json", "config.json says"
+    if shown is tensor_name:
+        unlike, say = "the file does not match its keys", "its keys say"
     for name, parameter in network.named_parameters():
         # Part by part: a wrong one may not join with the others, or be made up for by them.
         for part, rows in parts[name] if name not in absent else ():
             shape = (rows if rows >= 0 else parameter.shape[0], *parameter.shape[1:])
             theirs = part.removeprefix("model.") if bare else part
             if theirs not in reader and theirs == "lm_head.weight":
-                raise UserError(f"{path}: no lm_head.weight, which an LM loss (objective.lm) needs")
+                raise UserError(f"{path}: no {shown(theirs)}, which an LM loss (objective.lm) needs")
             if theirs not in reader:
-                raise UserError(f"{path}: weight {theirs} is missing: the folder does not match its config.json")
+                raise UserError(f"{path}: weight {shown(theirs)} is missing: {unlike}")
             used.add(theirs)
             stored[part] = reader[theirs]
             if stored[part].shape != shape:
-                raise UserError(f"{path}: {theirs} has shape {stored[part].shape} where config.json says {shape}")
+                raise UserError(f"{path}: {shown(theirs)} has shape {stored[part].shape} where {say} {shape}")
     unexpected = sorted(n for n in reader if n not in used and not n.endswith(IGNORED))
     if unexpected:
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
-        raise UserError(f"{path}: weight {unexpected[0]}{more} is not part of a {network.config.family} model")
+        raise UserError(f"{path}: weight {shown(unexpected[0])}{more} is not part of a {network.config.family} model")
     return stored

@@ -6,7 +6,7 @@ several, is `score.weight` here; anything else is refused by name, as scores wou
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,19 @@ def _prefix(name: str, known: Collection[str]) -> str | None:
     return None
 
 
-def with_head(stored: Reader, path: Path, beside: Reader, configured: str | None = None) -> Reader:
+def with_head(
+    stored: Reader,
+    path: Path,
+    beside: Reader,
+    configured: str | None = None,
+    shown: Callable[[str], str] = str,
+) -> Reader:
     """The weights with the reward head, if there is one, as `score.weight`.
 
     Args:
         stored: by the architecture's names. beside: of `open_head_files`.
         configured: the head's name in config.json (OpenRLHF's `value_head_prefix`).
+        shown: the name in the file, for errors.
 
     Raises:
         UserError: two heads, one of several layers, or one with a bias that is not 0.
@@ -111,12 +118,13 @@ def with_head(stored: Reader, path: Path, beside: Reader, configured: str | None
         return both
     weight, bias = f"{heads[0]}.weight", f"{heads[0]}.bias"
     if len(both[weight].shape) != 2:
-        raise UserError(f"{path}: {weight} has shape {both[weight].shape}, and a reward head has rows: (1, d)")
+        raise UserError(f"{path}: {shown(weight)} has shape {both[weight].shape}, and a reward head has rows: (1, d)")
     if bias in both and (values := both[bias]()).count_nonzero():
         value = ", ".join(f"{v:.4g}" for v in values.flatten()[:3].tolist())
         raise UserError(
-            f"{path}: {bias} adds {value} to every score, and a *ForSequenceClassification head (score.weight) has no "
-            f"bias; where only differences count, set {bias} to 0 and save it again"
+            f"{path}: {shown(bias)} adds {value} to every score, and a *ForSequenceClassification head (score.weight) "
+            f"has no bias; differences of rewards, all that preferences tell, are the same without it: set "
+            f"{shown(bias)} to 0 and save the weights again"
         )
     rest = {name: value for name, value in both.items() if name not in (weight, bias)}
     return rest | {SCORE: both[weight]}

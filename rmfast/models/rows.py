@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from rmfast.models.folder import StoredWeight
 from rmfast.models.hf import build_network, find_weights, head_count, open_model
 from rmfast.models.reward import RewardNetwork, draw
-from rmfast.models.weights import hf_parts
+from rmfast.models.weights import StoredWeight, hf_parts
 
 
 class ModelRows:

@@ -46,12 +46,18 @@ def _json(*keys: str) -> Callable[[Path], bool]:
     return lambda path: set(keys) <= json_object(path.read_bytes()).keys()
 
 
-def _rows(*keys: str) -> Callable[[Path], bool]:
+def _rows(is_ours: Callable[[dict[str, Any]], bool]) -> Callable[[Path], bool]:
+    """Whether all rows of a file are: people's own may begin with one that is like them."""
+
     def matches(path: Path) -> bool:
         with path.open("rb") as file:
-            return set(keys) <= json_object(file.readline()).keys()
+            return all(is_ours(json_object(line)) for line in file)
 
     return matches
+
+
+def _is_scored(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("rewards", ""), list | None)
 
 
 def _head(mark: str, start: bytes = b"") -> Callable[[Path], bool]:
@@ -66,8 +72,11 @@ def _head(mark: str, start: bytes = b"") -> Callable[[Path], bool]:
 RESULT = Kind("result of rmfast eval", _json("format", "suite", "items"))
 DIAGNOSTICS = Kind("result of rmfast compare", _json("suite", "models", "draws"))
 PLANS = Kind("result of rmfast plan", _json("workload", "plans"))
-SCORED = Kind("file of rmfast score (rows with `rewards`)", _rows("rewards"))
-TREATED = Kind("file of rmfast data denoise (rows with margin, target and weight)", _rows("margin", "target", "weight"))
+SCORED = Kind("file of rmfast score (rows with `rewards`)", _rows(_is_scored))
+TREATED = Kind(
+    "file of rmfast data denoise (rows with margin, target and weight)",
+    _rows(lambda row: row.keys() >= {"margin", "target", "weight"}),
+)
 PAGE = Kind("page of rmfast", _head("<title>rmfast: "))
 PICTURE = Kind("picture of rmfast", _head(PICTURE_SOFTWARE, b"\x89PNG"))
 SCRIPT = Kind("script of rmfast launch", _head("\n# Made by: rmfast ", b"#!"))

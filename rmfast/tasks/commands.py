@@ -2,6 +2,7 @@
 
 import tempfile
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rmfast.evaluation.rows import (
     bad_rows,
     columns_used,
     json_line,
+    not_kept,
     noted,
     read_file,
     readable,
@@ -40,6 +42,8 @@ from rmfast.trainer.log import say
 def report(options: Namespace) -> None:
     """rmfast data report"""
     tokenizer = byte_tokenizer()
+    if not options.model and (unread := [n for n in ("chat_template", "template_date") if getattr(options, n)]):
+        raise UserError(f"--{unread[0].replace('_', '-')} is for the tokenizer of --model, and there is none")
     if options.model:
         tokenizer = load_tokenizer(options.model, options.chat_template, options.template_date)
         say_date(options.model, tokenizer)
@@ -70,8 +74,8 @@ def score(options: Namespace) -> None:
         scores.append(load_model(path, options).score_examples(examples))
     # Every head of every model is a member: each [members, N].
     rewards = iter([np.concatenate(own, axis=1).T for own in zip(*scores, strict=True)])
-    lines = [json_line(_scored(row, rewards)) for row in rows if row.columns is not None]
-    write_file(out, (f"{line}\n".encode() for line in lines))
+    written = [_scored(row, rewards) for row in rows]
+    write_file(out, (f"{json_line(line)}\n".encode() for line in written))
     unusable = bad_rows(rows)
     heads = sum(own[0].shape[1] for own in scores)
     many = f" ({heads} heads)" if heads > len(scores) else ""
@@ -79,6 +83,9 @@ def score(options: Namespace) -> None:
     if broken := sum(int((~np.isfinite(values)).sum()) for own in scores for values in own):
         say(f"{broken:,} scores are not finite, and null in the file: a model is broken")
     say(f"columns: {uses_line(columns_used(rows))}")
+    if gone := Counter(name for row, line in zip(rows, written, strict=True) for name in not_kept(row.columns, line)):
+        counts = ", ".join(f"{name} ({count:,} rows)" for name, count in gone.items())
+        say(f"replaced by this scoring, and only in {options.data} still: {counts}")
     _say_unusable(rows, unusable)
     for line in note_lines(noted(rows)):
         say(line)
@@ -86,8 +93,7 @@ def score(options: Namespace) -> None:
 
 def _scored(row: ReadRow, rewards: Iterator[np.ndarray]) -> dict[str, Any]:
     """A row's columns with what the models say of it."""
-    assert row.columns is not None
-    if row.example is None:
+    if row.example is None or row.columns is None:
         return unscored_row(row.columns, row.error)
     return scored_row(row.columns, row.example, next(rewards))
 

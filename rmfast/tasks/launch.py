@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rmfast.config import Config, load_config, split_arguments
+from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.launch.slurm import Job, check, members, once, point, train, word, wrapped
+from rmfast.models.config import decoder_config
+from rmfast.models.hf import read_config
+from rmfast.models.rows import open_rows
 from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.members import check_ranks
@@ -29,6 +33,7 @@ def slurm(options: Namespace) -> None:
         raise UserError("run.resume: a job that is queued again goes on from its checkpoint; never would start anew")
     if config.task == "ensemble" and config.ensemble.spread == "ranks":
         check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
+    _check_model(config)
     out = Path(options.out or f"{job.name}.sbatch")
     made_by = f"rmfast {' '.join(map(word, options.words))}"
     if options.array is not None:
@@ -53,8 +58,26 @@ def slurm(options: Namespace) -> None:
         say(f"wrote {path}")
     if config.checkpoint.every is None and not options.scaling:
         say("checkpoint.every is not set: only USR1 makes a checkpoint; after a node's death the run begins anew")
+    if not Path(config.model.path).exists():
+        say(f"model.path: {config.model.path} is not on this machine, so not looked at")
     if options.submit:
         say(f"submitted: {' '.join(send())}")
+
+
+def _check_model(config: Config) -> None:
+    """Refuse a model folder that the job would refuse; one that is not on this machine is left to the job.
+
+    Raises:
+        UserError: it says why, as a run does.
+    """
+    model = config.model
+    if not Path(model.path).exists():
+        return
+    hf = read_config(model.path)
+    decoder_config(hf, model.path)
+    lm = config.objective.lm > 0
+    with open_rows(model.path, hf, heads=model.heads, seed=0, from_scratch=model.from_scratch, lm=lm):
+        load_tokenizer(model.path)
 
 
 def _job(options: Namespace, config: Config) -> Job:

@@ -133,3 +133,10 @@ def test_a_saved_tokenizer_keeps_its_date_in_plain_transformers_and_here(
     assert again.apply_chat_template(MESSAGES, tokenize=False) == plain
     other = load_tokenizer(tmp_path / "b", template_date="2024-07-26")
     assert "Today: 26 Jul 2024" in other.apply_chat_template(MESSAGES, tokenize=False)
+
+
+def test_further_forms_of_dates(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> None:
+    """glibc's; `%s` is in UTC, so that it is the same in every time zone."""
+    template = fix_date('{{ strftime_now("[%k] [%l] [%P] [%s]") }}', "2025-01-05")
+    text = make_tokenizer(template=template).apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    assert text == "[ 0] [12] [am] [1736035200]"

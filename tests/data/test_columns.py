@@ -17,7 +17,7 @@ from rmfast.data.example import BadRow, Example, UnmappedColumn
 from rmfast.data.layouts import LAYOUTS
 from rmfast.data.prompt import prompt_key
 from rmfast.data.report import data_report
-from rmfast.data.rows import parse_row
+from rmfast.data.rows import RATED_OTHERWISE, parse_row
 from rmfast.data.store import build_store
 from rmfast.errors import UserError
 
@@ -385,3 +385,24 @@ def test_no_row_raises_anything_but_a_bad_row() -> None:
             assert isinstance(example, Example) and len({type(response) for response in example.responses}) == 1
             prompt_key(example)
     assert read_rows > 100
+
+
+@pytest.mark.parametrize(
+    ("more", "detail"),
+    [
+        ({"score_chosen": 2, "score_rejected": 4.5}, "`score_chosen` 2, `score_rejected` 4.5"),
+        ({"chosen_avg_rating": 1.0, "rejected_avg_rating": 3}, "`chosen_avg_rating` 1.0, `rejected_avg_rating` 3"),
+        ({"chosen_rank": 2, "rejected_rank": 1}, "`rejected_rank` 1, `chosen_rank` 2"),
+        ({"score_chosen": 4, "score_rejected": 4}, None),
+        ({"chosen_rank": 1, "rejected_rank": 2}, None),
+        ({"score_chosen": "2", "score_rejected": "4"}, None),
+        ({"score_chosen": 2}, None),
+        ({"chosen_model": 1, "rejected_model": 2}, None),
+    ],
+)
+def test_ratings_that_prefer_the_rejected_answer_are_noted(more: dict[str, Any], detail: str | None) -> None:
+    row = {"prompt": ASK} | ANSWERS | more
+    example = parse_row(row)
+    assert example.responses == ("Lima.", "Quito.") and (example.edges[0].better, example.edges[0].worse) == (0, 1)
+    assert [tuple(note) for note in example.notes] == ([(RATED_OTHERWISE, detail)] if detail else [])
+    assert parse_row(row, read_columns([f"{name}=ignore" for name in more])).notes == ()

@@ -127,3 +127,27 @@ def test_numbers_that_json_does_not_know_are_read_as_ever(tmp_path: Path) -> Non
 
 def test_a_value_alone_is_no_row(tmp_path: Path) -> None:
     assert read(tmp_path, "12") == read(tmp_path, '"text"') == [NOT_OBJECT]
+
+
+DEEP = "[" * 9000 + "{}" + "]" * 9000
+MIXED = '{"a": [' * 5000 + '"]\\"}", -1.5e3, null, true' + "]}" * 5000
+ODD = {"digits": "1" * 5000, "deep": DEEP, "mixed": MIXED, "doubled": '[{"a": 1, "a": 2}, ' + "7" * 5000 + "]"}
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_value_that_python_cannot_hold_costs_its_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, odd: str, name: str
+) -> None:
+    monkeypatch.setattr(unpack, "CHUNK", size)
+    row = f'{{"chosen": "x", "more": {ODD[odd]}}}'
+    text = f"{A}\n{row}\n{B}" if name.endswith("l") else f"[{A}, {row}, {B}]"
+    cause = DOUBLED_KEY if odd == "doubled" else NOT_JSON
+    assert read(tmp_path, text, name) == [{"a": 1}, cause, {"a": [2, "]"]}]
+
+
+@pytest.mark.parametrize("end", ["", "]", '"]}]'])
+def test_a_deep_value_without_its_end_is_an_error(tmp_path: Path, end: str) -> None:
+    with pytest.raises(UserError, match="rows.json is truncated or no JSON list: item 2"):
+        read(tmp_path, f'[{A}, {{"a": {DEEP[:-1]}{end}')

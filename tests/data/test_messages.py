@@ -7,7 +7,7 @@ import pytest
 
 from rmfast.data.example import BadRow
 from rmfast.data.messages import read_messages, without_nulls
-from rmfast.data.parts import WRITTEN, WRITTEN_SOME
+from rmfast.data.parts import SEVERAL_TURNS, WRITTEN, WRITTEN_SOME
 from rmfast.data.rows import parse_row
 
 ASK = {"role": "user", "content": "Capital of Peru?"}
@@ -118,3 +118,15 @@ def test_nesting_without_end_is_a_bad_row() -> None:
         parse_row(row | {"tools": [deep]})
     with pytest.raises(BadRow, match="nested"):
         parse_row(row | {"question": deep})
+
+
+@pytest.mark.parametrize("prompt", [None, [ASK]])
+def test_several_assistant_turns_are_one_answer_and_noted(prompt: Any) -> None:
+    front = [ASK] if prompt is None else []
+    other = {"role": "assistant", "content": "And so on."}
+    tool = {"role": "tool", "content": "1"}
+    row = {"prompt": prompt, "chosen": [*front, GOOD, other], "rejected": [*front, POOR]}
+    example = parse_row(row)
+    assert example.conversation(example.responses[0]) == [ASK, GOOD, other]
+    assert [note.kind for note in example.notes] == [SEVERAL_TURNS]
+    assert parse_row(row | {"chosen": [*front, CALL, tool, other]}).notes == ()

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmfast.data.notes import Note
-from rmfast.data.omissions import ANSWER_CUT, PROMPT_CUT, shared_turns
+from rmfast.data.omissions import ANSWER_CUT, PROMPT_CUT, TOOLS_CUT, shared_turns
 from rmfast.data.rows import BadRow, Example, parse_row
 from rmfast.data.tokenise import SAME_BY_TEMPLATE, SAME_BY_TOKENIZER, Encoded, encode
 
@@ -201,3 +201,13 @@ def test_shared_turns_are_those_before_the_first_that_differs() -> None:
     assert shared_turns([[a, b, c], [a, b, a]]) == 2
     assert shared_turns([[a, b], [a, b, c]]) == 2
     assert shared_turns([[a], [b]]) == 0 and shared_turns([[a, b, c]]) == 3
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_tools_that_a_template_does_not_write_are_noted(make_tokenizer: Make, wrapped: bool) -> None:
+    tool = {"name": "weather", "parameters": {"type": "object", "properties": {}}}
+    example = Example([user("Hi")], ("A", "B"), tools=[{"type": "function", "function": tool} if wrapped else tool])
+    assert notes(make_tokenizer, CHATML, example) == (Note(TOOLS_CUT, "'weather'"),)
+    for written in ("tojson", "length"):
+        template = f"{{% if tools %}}{{{{ tools | {written} }}}}{{% endif %}}{CHATML}"
+        assert notes(make_tokenizer, template, example) == ()

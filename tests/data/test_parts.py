@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from rmfast.data.beside import IDS_ALONE
 from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
+from rmfast.data.ids import TWICE as IDS_TWICE
+from rmfast.data.ids import TWICE_SOME as IDS_TWICE_SOME
 from rmfast.data.parts import OTHER_PROMPTS, TEXT_PROMPT, TWICE, TWICE_SOME
 from rmfast.data.prompt import prompt_key
 from rmfast.data.rows import parse_row
@@ -178,13 +181,37 @@ def test_ids_that_do_not_fit_together_are_bad_rows(more: dict[str, Any], cause: 
     assert caught.value.cause == cause
 
 
-def test_texts_beside_ids_are_not_read_and_noted() -> None:
-    example = parse_row(IDS | {"prompt": "a", "chosen": "b", "rejected": "c", "question": "d"})
-    assert example.responses == parse_row(IDS).responses
-    assert [tuple(note) for note in example.notes] == [
-        ("token ids taken, texts beside them not read", "prompt, chosen, rejected")
-    ]
-    assert dict(example.columns)["chosen"] == "ignore"
+@pytest.mark.parametrize(
+    ("row", "kinds"),
+    [
+        (IDS | {"rejected_ids": [5, 6, 7, 8, 2]}, [IDS_TWICE_SOME]),
+        (IDS | {"prompt_ids": [5], "chosen_ids": [5, 1], "rejected_ids": [5, 2]}, [IDS_TWICE_SOME]),
+        (IDS | {"chosen_ids": [5, 6, 7, 8, 1], "rejected_ids": [5, 6, 7, 8, 2]}, [IDS_TWICE]),
+        (IDS, []),
+    ],
+)
+def test_answers_that_begin_with_the_prompts_ids_are_noted(row: dict[str, Any], kinds: list[str]) -> None:
+    example = parse_row(row)
+    assert [note.kind for note in example.notes] == kinds
+    cut = 4 if kinds == [IDS_TWICE] else 0
+    assert example.responses == tuple(row["prompt_ids"] + row[f"{side}_ids"][cut:] for side in ("chosen", "rejected"))
+
+
+def test_an_order_beside_ids_must_be_theirs() -> None:
+    example = parse_row(IDS | {"scores": [2.0, 1.0], "tools": [{"name": "f"}], "question": "d"})
+    assert dict(example.columns) | {"scores": "scores", "tools": "ignore", "question": "ignore"} == dict(
+        example.columns
+    )
+    with pytest.raises(BadRow, match="contradiction.*`scores` do not"):
+        parse_row(IDS | {"scores": [1.0, 2.0]})
+
+
+def test_texts_beside_ids_that_cannot_be_compared_are_noted() -> None:
+    for more in ({"prompt": 3}, {"chosen": ["a", "b"]}):
+        example = parse_row(IDS | more)
+        assert example.responses == parse_row(IDS).responses and not example.texts
+        assert [tuple(note) for note in example.notes] == [(IDS_ALONE, ", ".join(more))]
+        assert set(dict(example.columns).values()) == {"prompt_ids", "chosen_ids", "rejected_ids", "ignore"}
 
 
 def test_a_history_that_the_prompt_holds_is_used_once() -> None:

@@ -3,10 +3,13 @@
 import json
 import math
 import pickle
+import random
+from typing import Any
 
 import pytest
 
-from rmfast.data.example import BadRow
+from rmfast.data.columns import AS_NAMED, read_columns
+from rmfast.data.example import BadRow, Example
 from rmfast.data.rows import parse_row
 
 USER = {"role": "user", "content": "Hi"}
@@ -241,3 +244,43 @@ def test_an_unmapped_question_is_told_before_the_missing_turn() -> None:
 
 
 CHAT_ANSWER = {"role": "assistant", "content": "Yes."}
+
+
+def odd_pair(rng: random.Random) -> dict[str, Any]:
+    """A pair of texts or messages, some of them odd."""
+    texts = [
+        "Lima.",
+        "",
+        " a",
+        "<b>",
+        "Human: hi\n\nAssistant: yo",
+        '[{"role": "user", "content": "a"}]',
+        "the cat sat on a mat",
+    ]
+    turns = [{"role": role, "content": text} for role in ("user", "assistant", "system") for text in texts[:3]]
+
+    def value() -> Any:
+        return rng.choice([rng.choice(texts), rng.choices(turns, k=rng.randint(0, 3)), rng.choice(turns), None, 3])
+
+    answers = {side: value() for side in ("chosen", "rejected")}
+    if rng.random() < 0.3:
+        answers = {side: "the cat sat on a mat" + rng.choice(texts) for side in answers}
+    return answers | ({"prompt": value()} if rng.random() < 0.7 else {}) | ({"id": 1} if rng.random() < 0.3 else {})
+
+
+def test_rows_of_a_pair_alone_are_read_as_all_others() -> None:
+    """Columns that speak of another name take the long way."""
+    rng, long_way = random.Random(0), read_columns(["other=ignore"])
+    read = 0
+    for _ in range(3000):
+        row, empty = odd_pair(rng), rng.random() < 0.3
+        made: list[Any] = []
+        for columns in (AS_NAMED, long_way):
+            try:
+                example = parse_row(row, columns, allow_empty=empty)
+                made.append([repr(getattr(example, name)) for name in Example.__slots__])
+                read += 1
+            except BadRow as bad:
+                made.append((bad.cause, bad.detail))
+        assert made[0] == made[1], row
+    assert read > 500

@@ -319,3 +319,10 @@ def test_one_item_over_many_blocks(tmp_path: Path) -> None:
     row = {"text": "é" * 3_000_000, "n": [1, 2]}
     (tmp_path / "a.json").write_text(json.dumps([row, {"a": 1}, row], ensure_ascii=False), encoding="utf-8")
     assert rows_of(tmp_path / "a.json") == [row, {"a": 1}, row]
+
+
+def test_a_folder_of_saved_datasets_names_them(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        datasets.Dataset.from_list([{"chosen": "a", "rejected": "b"}]).save_to_disk(tmp_path / name)
+    with pytest.raises(UserError, match=r"holds what save_to_disk wrote \(one, two\): name one, as in .*/one$"):
+        list(read_rows(str(tmp_path)))

@@ -13,7 +13,7 @@ import yaml
 from rmfast.cli import main
 from rmfast.errors import UserError
 from rmfast.launch.slurm import TEMPLATES, Job, header, once, seconds
-from tests.runs import ROOT
+from tests.runs import ROOT, write_model
 
 EXAMPLES = ROOT / "configs" / "slurm"
 
@@ -432,3 +432,16 @@ def test_restarts_are_capped(config: Path, tmp_path: Path) -> None:
 
 def test_templates_have_no_name_that_nobody_fills(config: Path) -> None:
     assert {path.name for path in TEMPLATES.iterdir()} == {"train.sbatch", "once.sbatch", "point.sbatch"}
+
+
+def test_a_model_folder_that_the_job_would_refuse_is_refused_before(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "adapter", tmp_path / "job.sbatch"
+    model.mkdir()
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "base", "peft_type": "LORA"}')
+    words = (config, "--time", "30", "--lead", "120", "--out", out)
+    assert launched(*words, "--model.path", model) == 2
+    assert "a PEFT adapter (adapter_config.json, LORA of base)" in capsys.readouterr().err and not out.exists()
+    assert launched(*words) == 0 and "model.path: x is not on this machine" in capsys.readouterr().out
+    assert launched(*words, "--model.path", write_model(tmp_path / "model")) == 0

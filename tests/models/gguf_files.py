@@ -111,6 +111,7 @@ def write_gguf(
     head: bool = True,
     parts: int = 1,
     tokenizer: Path | None = None,
+    pre: str | None = "gpt-2",
 ) -> Path:
     """Writes a model; the path of the (first) file.
 
@@ -121,6 +122,7 @@ def write_gguf(
         head: whether to write the reward head.
         parts: over how many files, named as llama.cpp's gguf-split names them.
         tokenizer: a folder with a byte-level tokenizer, written into the (first) file.
+        pre: llama.cpp's name of how it splits texts.
     """
     config = model.config
     family = "llama" if config.model_type == "mistral" else config.model_type
@@ -146,7 +148,7 @@ def write_gguf(
         for key, value in values.items() if i == 0 else ():
             add_value(writer, key, value)
         if tokenizer is not None and i == 0:
-            add_tokenizer(writer, tokenizer)
+            add_tokenizer(writer, tokenizer, pre)
         if parts > 1:
             writer.add_uint16("split.no", i)
             writer.add_uint16("split.count", parts)
@@ -163,14 +165,15 @@ def write_gguf(
     return files[0] if parts > 1 else path
 
 
-def add_tokenizer(writer: GGUFWriter, folder: Path) -> None:
+def add_tokenizer(writer: GGUFWriter, folder: Path, pre: str | None) -> None:
     backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     special = {token["content"]: token["id"] for token in backend["added_tokens"]}
     vocabulary = backend["model"]["vocab"] | special
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in backend["model"]["merges"]])

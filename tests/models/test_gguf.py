@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rmfast
+from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
 from rmfast.models.gguf import gguf_file, load_gguf_language_model
@@ -176,6 +177,62 @@ def test_a_file_with_a_head_and_a_tokenizer_is_a_whole_reward_model(tmp_path: Pa
     assert rmfast.load(files / "part-00002-of-00002.gguf").score(examples)[0] == pytest.approx(expected[0], rel=1e-5)
 
 
+SPLIT_JSON = {
+    "gpt-2": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "smollm": {  # of SmolLM2's tokenizer.json, as the next ones of Llama 3's and Qwen2's
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        ],
+    },
+} | {
+    name: {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ],
+    }
+    for name, regex in {
+        "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+        "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    }.items()
+}
+TEXT = "In 2024, I'LL pay $1,234.50 --\n\n  (it's THE cat's)\r\n 12345.\t"
+
+
+def with_splits(folder: Path, pre: str) -> Path:
+    """The tokenizer of the tests with another way to split texts."""
+    shutil.copytree(DECODER, folder)
+    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    backend["pre_tokenizer"] = SPLIT_JSON[pre]
+    (folder / "tokenizer.json").write_text(json.dumps(backend), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("pre", SPLIT_JSON)
+def test_texts_are_split_as_the_file_says(tmp_path: Path, pre: str) -> None:
+    folder = with_splits(tmp_path / "folder", pre)
+    path = write_gguf(hf_model("llama-tied-llama3", vocab_size=4096), tmp_path / "m.gguf", tokenizer=folder, pre=pre)
+    assert load_tokenizer(path)(TEXT)["input_ids"] == load_tokenizer(folder)(TEXT)["input_ids"]
+
+
+@pytest.mark.parametrize("pre", ["deepseek-llm", "default", None])
+def test_a_way_to_split_texts_that_is_not_known_is_refused_by_name(tmp_path: Path, pre: str | None) -> None:
+    model = hf_model("llama-tied-llama3", vocab_size=4096)
+    (tmp_path / "files").mkdir()
+    path = write_gguf(model, tmp_path / "files" / "m.gguf", tokenizer=DECODER, pre=pre)
+    with pytest.raises(UserError, match=f"m.gguf: its tokenizer splits .*tokenizer.ggml.pre = {pre!r}.*tokenizer.json"):
+        load_tokenizer(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DECODER / name, tmp_path / "files")
+    assert load_tokenizer(tmp_path / "files")(TEXT) == load_tokenizer(DECODER)(TEXT)
+    same_scores(model, tmp_path / "files")
+
+
 def test_renamed_parts_are_refused(tmp_path: Path) -> None:
     first = write_gguf(hf_model("llama"), tmp_path / "m.gguf", parts=2)
     refused(first.rename(tmp_path / "first.gguf"), "is one of 2 parts", "NAME-00001-of-00002.gguf")
@@ -183,7 +240,7 @@ def test_renamed_parts_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_without_a_head_gets_a_new_one_or_is_no_reward_model(tmp_path: Path) -> None:
     path = write_gguf(hf_model("llama"), tmp_path / "m.gguf", head=False)
-    refused(path, "no reward head")
+    refused(path, "no reward head (cls.output.weight)")
     assert load_network(path, new_heads=True, heads=2)[0].head.weight.shape == (2, 32)
 
 
@@ -209,7 +266,7 @@ def test_language_model_of_a_file(tmp_path: Path, name: str) -> None:
         ours = load_gguf_language_model(path, torch.float32).eval()(ids).logits
         torch.testing.assert_close(ours, model(ids).logits, rtol=1e-4, atol=1e-5)
     for tensors in ({"blk.0.ffn_up.weight": None}, {"cls.output.weight": torch.zeros(1, 32)}):
-        with pytest.raises(UserError, match="weight (model.layers.0.mlp.up_proj|score).weight is missing, or is not"):
+        with pytest.raises(UserError, match=f"tensor {next(iter(tensors))} is missing, or is not"):
             load_gguf_language_model(write_gguf(model, tmp_path / "n.gguf", tensors=tensors), torch.float32)
 
 
@@ -226,16 +283,25 @@ def with_keys(model: str = "llama", **keys: Any) -> Callable[[Path], Path]:
     )
 
 
+ODD_SHAPE = {"blk.0.ffn_up.weight": torch.ones(3, 32)}
 ODD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "tensor": (with_tensor("blk.0.attn_sinks.weight"), "does not know what tensor blk.0.attn_sinks.weight is for"),
     "top tensor": (with_tensor("position_embd.weight"), "does not know what tensor position_embd.weight is for"),
     "classifier": (with_tensor("cls.weight"), "does not know what tensor cls.weight is for"),
     "bias of a reward head": (
         with_tensor("cls.output.bias", **{"cls.output.weight": torch.ones(1, 32)}),
-        "score.bias adds 1, 1, 1 to every score",
+        "cls.output.bias adds 1, 1, 1 to every score",
     ),
-    "bias": (with_tensor("blk.1.attn_q.bias"), "weight model.layers.1.self_attn.q_proj.bias is not part of"),
-    "norm": (with_tensor("blk.1.attn_q_norm.weight"), "model.layers.1.self_attn.q_norm.weight is not part of"),
+    "bias": (with_tensor("blk.1.attn_q.bias"), "weight blk.1.attn_q.bias is not part of"),
+    "norm": (with_tensor("blk.1.attn_q_norm.weight"), "weight blk.1.attn_q_norm.weight is not part of"),
+    "missing": (
+        lambda path: write_gguf(hf_model("llama"), path, tensors={"blk.0.ffn_up.weight": None}),
+        "weight blk.0.ffn_up.weight is missing: the file does not match its keys",
+    ),
+    "shape": (
+        lambda path: write_gguf(hf_model("llama"), path, tensors=ODD_SHAPE),
+        "blk.0.ffn_up.weight has shape (3, 32) where its keys say (48, 32)",
+    ),
     "rope": (with_keys(rope__scaling__type="longrope"), "RoPE scaling 'longrope' is not supported"),
     "rope twice": (
         with_keys("llama-tied-llama3", rope__scaling__type="linear", rope__scaling__factor=2.0),

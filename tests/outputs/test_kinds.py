@@ -11,7 +11,7 @@ RIGHT = {
     "result": (RESULT, b'{"format": 1, "suite": "x", "items": []}'),
     "diagnostics": (DIAGNOSTICS, b'{"suite": "x", "models": [], "draws": 1}'),
     "plans": (PLANS, b'{"workload": {}, "plans": []}'),
-    "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{}\n'),
+    "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{"rewards": [1]}\n'),
     "treated": (TREATED, b'{"margin": 0, "target": 1, "weight": 1}\n'),
     "page": (PAGE, b"<!doctype html><title>rmfast: a</title>"),
     "picture": (PICTURE, b"\x89PNG\r\n Software\0rmfast"),
@@ -39,6 +39,14 @@ def test_an_earlier_result_is_told_from_other_files(name: str, tmp_path: Path) -
         file.write_bytes(bad)
         with pytest.raises(UserError, match=f"--out: {file} is there already and is no {kind.what.split('(')[0]}"):
             check_kind("--out", file, kind)
+
+
+@pytest.mark.parametrize("name", ["scored", "treated"])
+def test_a_row_that_the_command_did_not_write_keeps_a_file(name: str, tmp_path: Path) -> None:
+    kind, content = RIGHT[name]
+    (tmp_path / "out").write_bytes(content + b'{"prompt": "mine", "rewards": "high"}\n')
+    with pytest.raises(UserError, match="is there already"):
+        check_kind("--out", tmp_path / "out", kind)
 
 
 def test_a_device_may_be_written_to() -> None:

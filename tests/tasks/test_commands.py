@@ -156,6 +156,38 @@ def test_rows_of_parquet_with_dates_and_nan(folder: Path, tmp_path: Path) -> Non
     assert all(len(row["rewards"]) == 2 for row in rows)
 
 
+def test_every_row_has_its_line_also_one_that_cannot_be_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A date after the year 9999, a line that is no JSON, and a column that is nested as deep as text is read."""
+    years = pyarrow.array([0, 10**15, 0], pyarrow.timestamp("s"))
+    table = pyarrow.table({"prompt": ["The cat"] * 3, "responses": [ANSWERS[:2]] * 3, "when": years})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    deep = '{"prompt": "The cat", "responses": [" a", " b"], "more": %s}' % ("[" * 900 + "NaN" + "]" * 900)
+    write(tmp_path / "rows.jsonl", [PAIRS[0], '{"prompt": ', deep])
+    out = tmp_path / "scored.jsonl"
+    for name, cause in {"rows.parquet": "unreadable value: column 'when'", "rows.jsonl": "not JSON: "}.items():
+        assert main(["score", str(folder / "one"), "--data", str(tmp_path / name), "--out", str(out)]) == 0
+        first, bad, last = (strict_json(line) for line in out.read_text(encoding="utf-8").splitlines())
+        assert len(first["rewards"]) == len(last["rewards"]) == 2
+        assert bad["rewards"] is None and bad["error"].startswith(cause) and bad.keys() == {"rewards", "error"}
+        assert "1 of 3 rows could not be scored" in capsys.readouterr().out
+    assert str(last["more"]).strip("[]") == "None", "what JSON has no number for is null at any depth"
+
+
+def test_columns_that_scoring_replaces_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [PAIRS[0] | {"rewards": "mine", "votes": 3}, PAIRS[1] | {"rewards": [1.0, 2.0]}, PAIRS[2] | {"votes": 1}]
+    data, out = write(tmp_path / "data.jsonl", rows), tmp_path / "out.jsonl"
+    assert main(["score", str(folder / "one"), "--data", str(data), "--out", str(out)]) == 0
+    line = f"replaced by this scoring, and only in {data} still: rewards (2 rows), votes (1 rows)"
+    assert line in capsys.readouterr().out and read_lines(out)[2]["votes"] == 1
+    write(data, [PAIRS[0]])
+    assert main(["score", str(folder / "one"), "--data", str(data), "--out", str(out)]) == 0
+    assert "replaced by" not in capsys.readouterr().out
+
+
 def test_a_broken_model_gives_null_rewards(folder: Path, tmp_path: Path) -> None:
     broken = spoiled_copy(folder / "one", tmp_path / "broken", torch.nan)
     out = tmp_path / "scored.jsonl"
@@ -315,6 +347,14 @@ def test_data_report(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Lengths are in bytes" not in in_tokens and "over 9 tokens" in in_tokens
     for text in (in_bytes, in_tokens):
         assert "longer wins" in text and "identical pairs" in text
+
+
+@pytest.mark.parametrize("words", [("--chat-template", "x.jinja"), ("--template-date", "2025-01-01")])
+def test_a_template_of_no_model_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, str]
+) -> None:
+    assert main(["data", "report", str(folder / "pairs.jsonl"), *words]) == 2
+    assert f"{words[0]} is for the tokenizer of --model, and there is none" in capsys.readouterr().err
 
 
 # --- errors: one line, exit code 2, before any work

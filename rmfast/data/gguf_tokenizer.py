@@ -1,0 +1,63 @@
+"""How a byte-level tokenizer of a GGUF file splits texts before it merges bytes.
+
+The file says so by a name (`tokenizer.ggml.pre`). transformers takes GPT-2's way for every name that it does not know,
+older versions for more of them, and tokens would differ without a word. What each name means is llama.cpp's to say:
+src/llama-vocab.cpp (names, `ignore_merges`) and its `regex_exprs`.
+"""
+
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+
+from rmfast.errors import UserError
+from rmfast.gguf_file import open_gguf
+
+_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+_SPLITS = {
+    "llama3": rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}[\r\n]*|{_SPACES}",
+    "qwen2": rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}[\r\n]*|{_SPACES}",
+    "tekken": rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST}[\r\n/]*|{_SPACES}",
+    "gpt-4o": rf"{_CASED[0]}{_ENDS}?|{_CASED[1]}{_ENDS}?|\p{{N}}{{1,3}}|{_REST}[\r\n/]*|{_SPACES}",
+}
+_ALIKE = {
+    "llama3": ("llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "dbrx", "smaug-bpe", "falcon-h1", "lfm2"),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "megrez", "f2llmv2"),
+    "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
+    "gpt-2": ("phi-2", "gigachat", "a.x-4.0", "mellum"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell"),
+}
+_WHOLE_WORDS = ("llama3", "tekken")
+"""Words of the vocabulary are taken whole, though their bytes may merge into others."""
+
+
+def set_splits(backend: Tokenizer, path: Path) -> None:
+    """Let the tokenizer of a GGUF file split texts as the file says; one that is not of bytes stays as it is.
+
+    Raises:
+        UserError: it names no way, or one that rmfast does not know.
+    """
+    keys = open_gguf(path).keys
+    if keys.get("tokenizer.ggml.model") != "gpt2":
+        return
+    name = keys.get("tokenizer.ggml.pre")
+    way = next((way for way, names in _ALIKE.items() if name in names), name)
+    steps: list[pre_tokenizers.PreTokenizer] = []
+    if way in _SPLITS:
+        steps.append(pre_tokenizers.Split(Regex(_SPLITS[way]), behavior="isolated"))
+    elif way == "smollm":
+        steps.append(pre_tokenizers.Digits(individual_digits=True))
+    elif way != "gpt-2":
+        raise UserError(
+            f"{path}: its tokenizer splits texts in a way that rmfast does not know (tokenizer.ggml.pre = {name!r}), "
+            "and its tokens would not be the model's: put the tokenizer.json and tokenizer_config.json of the model's "
+            "Hugging Face folder into a folder with this file alone, and give that folder"
+        )
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in _SPLITS))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if way in _WHOLE_WORDS and isinstance(backend.model, BPE):
+        backend.model.ignore_merges = True
