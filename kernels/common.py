@@ -95,6 +95,13 @@ def check(condition: bool, op: str, message: str) -> None:
         raise ValueError(f"{op}: {message}")
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device. From the CPU to a GPU through pinned memory: from any other the host would wait for the stream."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 def is_index(*tensors: Tensor) -> bool:
     """Whether all are int32 or int64, which index alike everywhere (bool and uint8 would be masks)."""
     return all(t.dtype in (torch.int32, torch.int64) for t in tensors)
@@ -102,4 +109,7 @@ def is_index(*tensors: Tensor) -> bool:
 
 def maths_dtype(*tensors: Tensor) -> torch.dtype:
     """fp64 for fp64 inputs, fp32 for everything else."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32

@@ -2,15 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.attention import flash, reference
 from rmfast.kernels.common import IMPLEMENTATIONS, check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 
 MAX_HEAD_DIM = 256
 
 
-@custom_op("rmfast::prefix_attention", mutates_args=())
+@custom_op("rmfast::prefix_attention")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -31,7 +31,7 @@ def _(q, k, v, layout, rows, scale, window, softcap):  # type: ignore[no-untyped
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
 
 
-@custom_op("rmfast::prefix_attention_backward", mutates_args=())
+@custom_op("rmfast::prefix_attention_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -70,7 +70,7 @@ def _grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
 _attend.register_autograd(_grad, setup_context=_setup)
 
 
-@custom_op("rmfast::flash_prefix_attention", mutates_args=())
+@custom_op("rmfast::flash_prefix_attention")
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return flash.flash_attention_fwd(q, k, v, layout, scale)
 
@@ -80,7 +80,7 @@ def _(q, k, v, layout, scale):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
 
 
-@custom_op("rmfast::flash_prefix_attention_backward", mutates_args=())
+@custom_op("rmfast::flash_prefix_attention_backward")
 def _flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,7 +85,8 @@ class NativeEngine(Stepping):
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         dtype = self.network.decoder.dtype
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
-        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # A layer's inputs have their dtypes already: activations that of the weights, RoPE's tables fp32.
+        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         self.network.to(self.device)
         for layer in self.network.decoder.layers:
             fully_shard(layer, mesh=mesh, mp_policy=inner)

@@ -1,16 +1,16 @@
 """Final norm and reward heads, on the scored rows only: checks, dispatch, and the custom op of the kernels."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.head.score import reference
 
 MAX_WIDTH = 65536  # a row lives in one program's registers
 MAX_HEADS = 16
 
 
-@custom_op("rmfast::score_head", mutates_args=())
+@custom_op("rmfast::score_head")
 @without_autocast
 def _score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     from rmfast.kernels.head.score import triton
@@ -24,7 +24,7 @@ def _(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> t
     return hidden.new_empty((rows, head_weight.shape[0]), dtype=dtype), hidden.new_empty(rows, dtype=dtype)
 
 
-@custom_op("rmfast::score_head_backward", mutates_args=())
+@custom_op("rmfast::score_head_backward")
 @without_autocast
 def _score_head_backward(
     grad: Tensor, scores: Tensor, hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, rstd: Tensor

@@ -1,13 +1,13 @@
 """SwiGLU: checks, dispatch, and the custom op of the kernels."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.layers.swiglu import reference
 
 
-@custom_op("rmfast::swiglu", mutates_args=())
+@custom_op("rmfast::swiglu")
 def _swiglu(gate_up: Tensor) -> Tensor:
     from rmfast.kernels.layers.swiglu import triton
 
@@ -19,7 +19,7 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
-@custom_op("rmfast::swiglu_backward", mutates_args=())
+@custom_op("rmfast::swiglu_backward")
 def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     from rmfast.kernels.layers.swiglu import triton
 
