@@ -89,10 +89,11 @@ def describe(device: torch.device, impl: str = "auto") -> str:
     return "plain torch" + (" (Triton is not installed)" if device.type == "cuda" and not HAS_TRITON else "")
 
 
-def check(condition: bool, op: str, message: str) -> None:
-    """Raise `ValueError("op: message")` unless the condition holds."""
+def check(condition: bool, op: str, message: str | Callable[[], str]) -> None:
+    """Raise `ValueError("op: message")` unless the condition holds. A function makes the message where it is needed: to
+    write shapes and dtypes out takes longer than to compare them."""
     if not condition:
-        raise ValueError(f"{op}: {message}")
+        raise ValueError(f"{op}: {message if isinstance(message, str) else message()}")
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -43,9 +43,10 @@ class Op(Generic[_P, _R]):
             setup_context(ctx, inputs, output)
 
         def gradients(ctx: Any, *grads: Tensor | None) -> Any:
-            if all(grad is None for grad in grads):
-                return (None,) * len(ctx.needs_input_grad)
-            return backward(ctx, *grads)
+            for grad in grads:
+                if grad is not None:
+                    return backward(ctx, *grads)
+            return (None,) * len(ctx.needs_input_grad)
 
         def forward(ctx: Any, *args: Any) -> Any:
             output = self.function(*args)  # type: ignore[call-arg]
@@ -54,7 +55,9 @@ class Op(Generic[_P, _R]):
 
         self.custom.register_autograd(gradients, setup_context=setup)
         members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
-        self._recorded = type(self.function.__name__, (torch.autograd.Function,), members)
+        recorded = type(self.function.__name__, (torch.autograd.Function,), members)
+        # Its own `apply` looks for function transforms first, as has been done.
+        self._recorded = super(torch.autograd.Function, recorded).apply
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         if _watched() or not PLAIN.issuperset(map(type, args)):
@@ -62,7 +65,7 @@ class Op(Generic[_P, _R]):
         if not torch.is_grad_enabled():
             return self.function(*args, **kwargs)
         # Without a derivative the custom op refuses one.
-        return (self.custom if self._recorded is None else self._recorded.apply)(*args, **kwargs)
+        return (self._recorded or self.custom)(*args, **kwargs)
 
 
 def custom_op(name: str) -> Callable[[Callable[_P, _R]], Op[_P, _R]]:

@@ -47,20 +47,23 @@ def recording(capability: Capability) -> Iterator[list[Launch]]:
         _recording = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run `kernel[grid](*arguments, **options)` on the device of the first tensor; an empty grid runs nothing."""
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **options: Any) -> None:
+    """Run `kernel[grid](first, *others, **options)` on the first argument's device; an empty grid runs nothing.
+
+    By `kernel.run`, which is what `kernel[grid]` calls by way of a function made for it.
+    """
     options |= OPTIONS
     if _recording is not None:
-        _recording[1].append(Launch(kernel, arguments, options))
+        _recording[1].append(Launch(kernel, (first, *others), options))
         return
     if 0 in grid:
         return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    device = first.device
     if device.type != "cuda" or device.index == torch.cuda.current_device():
-        kernel[grid](*arguments, **options)
+        kernel.run(first, *others, grid=grid, warmup=False, **options)
     else:
         with torch.cuda.device(device):
-            kernel[grid](*arguments, **options)
+            kernel.run(first, *others, grid=grid, warmup=False, **options)
 
 
 def capability(tensor: Tensor) -> Capability:
@@ -115,5 +118,7 @@ def row_starts(x: Tensor) -> tuple[Tensor, int, int, int]:
 
 def as_rows(x: Tensor) -> Tensor:
     """x [..., d] as [rows, d] whose rows may lie anywhere but are whole; a copy only where strides ask for it."""
+    if x.dim() == 2 and x.stride(1) == 1:
+        return x
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()

@@ -82,10 +82,10 @@ def score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, *, eps:
         ValueError: shapes that do not fit together.
     """
     op = "score_head"
-    check(hidden.dim() == 2, op, f"hidden must be [S, d], got {tuple(hidden.shape)}")
+    check(hidden.dim() == 2, op, lambda: f"hidden must be [S, d], got {tuple(hidden.shape)}")
     width = hidden.shape[1]
-    check(norm_weight.shape == (width,), op, f"norm_weight must be [{width}], got {tuple(norm_weight.shape)}")
-    check(head_weight.dim() == 2 and head_weight.shape[1] == width, op, f"head_weight must be [M, {width}]")
+    check(norm_weight.shape == (width,), op, lambda: f"norm_weight must be [{width}], got {tuple(norm_weight.shape)}")
+    check(head_weight.dim() == 2 and head_weight.shape[1] == width, op, lambda: f"head_weight must be [M, {width}]")
     if use_triton(op, impl, hidden, refusal=_refusal(width, len(head_weight))):
         return _score_head(hidden, norm_weight, head_weight, eps)[0]
     dtype = maths_dtype(hidden, norm_weight, head_weight)

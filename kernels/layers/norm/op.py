@@ -63,8 +63,12 @@ def _too_wide(x: Tensor) -> str | None:
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    check(x.dim() > 0 and x.is_floating_point(), op, f"x must be floating point [..., d], got {x.dtype} of {x.dim()}-d")
-    check(weight.shape == x.shape[-1:], op, f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    check(
+        x.dim() > 0 and x.is_floating_point(),
+        op,
+        lambda: f"x must be floating point [..., d], got {x.dtype} of {x.dim()}-d",
+    )
+    check(weight.shape == x.shape[-1:], op, lambda: f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, impl: str = "auto") -> Tensor:
@@ -100,8 +104,10 @@ def add_rms_norm(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    check(x.shape == residual.shape, "add_rms_norm", f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}")
-    check(x.dtype == residual.dtype, "add_rms_norm", f"dtypes differ: {x.dtype}, {residual.dtype}")
+    check(
+        x.shape == residual.shape, "add_rms_norm", lambda: f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}"
+    )
+    check(x.dtype == residual.dtype, "add_rms_norm", lambda: f"dtypes differ: {x.dtype}, {residual.dtype}")
     _check("add_rms_norm", x, weight)
     if use_triton("add_rms_norm", impl, x, refusal=_too_wide(x)):
         normed, total, _ = _rms_norm(x, residual, weight, eps)

@@ -78,7 +78,7 @@ def rms_norm_fwd(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     rows, group, outer, inner = row_starts(x)
     added = rows if residual is None else as_rows(residual)
     count, width = x.shape[:-1].numel(), x.shape[-1]
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    normed = x.new_empty(x.shape)
     total = torch.empty_like(normed) if residual is not None else normed.new_empty(0)
     rstd = torch.empty(count, dtype=maths_dtype(x), device=x.device)
     tile, columns = row_block(width, TILE)
@@ -99,7 +99,7 @@ def rms_norm_bwd(
     grads = as_rows(grad)
     sums = grads if grad_sum is None else as_rows(grad_sum)
     count, width = grads.shape
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    grad_x = x.new_empty(x.shape)
     tile, columns = row_block(width, TILE)
     programs = min(PARTIALS * max(1, TILE // (tile * columns)), cdiv(count, tile))
     partial = torch.empty(programs, width, dtype=maths_dtype(x), device=x.device)

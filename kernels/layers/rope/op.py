@@ -72,16 +72,16 @@ def _(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, tables: Tensor) -> Tensor:
 
 def _split_rope_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(inputs[1])
-    ctx.shapes = [x.shape for x in output]
+    ctx.heads = inputs[2:]
 
 
 def _split_rope_grad(ctx, *grads: Tensor | None):  # type: ignore[no-untyped-def]
     (tables,) = ctx.saved_tensors
     if any(grad is None for grad in grads):
+        heads, kv_heads, head_dim = ctx.heads
         some = next(grad for grad in grads if grad is not None)
-        grads = tuple(
-            some.new_zeros(shape) if grad is None else grad for grad, shape in zip(grads, ctx.shapes, strict=True)
-        )
+        counts = zip(grads, (heads, kv_heads, kv_heads), strict=True)
+        grads = tuple(some.new_zeros(len(some), n, head_dim) if grad is None else grad for grad, n in counts)
     return _split_rope_backward(*grads, tables), None, None, None, None
 
 
@@ -112,10 +112,10 @@ def rope_tables(
 
 
 def _check_tables(op: str, tables: Tensor, heads: Tensor, head_dim: int) -> None:
-    check(head_dim > 0 and head_dim % 2 == 0, op, f"head_dim must be even and positive, got {head_dim}")
+    check(head_dim > 0 and head_dim % 2 == 0, op, lambda: f"head_dim must be even and positive, got {head_dim}")
     shape, dtype = (2, len(heads), head_dim // 2), maths_dtype(heads)
     fits = tables.shape == shape and tables.dtype == dtype
-    check(fits, op, f"tables must be {dtype} {list(shape)}, got {tables.dtype} {list(tables.shape)}")
+    check(fits, op, lambda: f"tables must be {dtype} {list(shape)}, got {tables.dtype} {list(tables.shape)}")
 
 
 def rotate(q: Tensor, k: Tensor, tables: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
@@ -130,9 +130,9 @@ def rotate(q: Tensor, k: Tensor, tables: Tensor, *, impl: str = "auto") -> tuple
     """
     op = "rope"
     check(q.dim() == 3 and k.dim() == 3, op, "q and k must be [tokens, heads, head_dim]")
-    check(len(q) == len(k), op, f"q and k must be of one length, got {len(q)} and {len(k)}")
-    check(q.shape[2] == k.shape[2], op, f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
-    check(q.dtype == k.dtype, op, f"dtypes of q ({q.dtype}) and k ({k.dtype}) differ")
+    check(len(q) == len(k), op, lambda: f"q and k must be of one length, got {len(q)} and {len(k)}")
+    check(q.shape[2] == k.shape[2], op, lambda: f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
+    check(q.dtype == k.dtype, op, lambda: f"dtypes of q ({q.dtype}) and k ({k.dtype}) differ")
     _check_tables(op, tables, q, q.shape[2])
     if use_triton(op, impl, q):
         return _rope(q, k, tables)
@@ -162,7 +162,7 @@ def rope(
     """
     check(q.dim() == 3, "rope", "q and k must be [tokens, heads, head_dim]")
     check(len(q) == len(positions), "rope", "q, k and positions must be of one length")
-    check(inv_freq.shape == (q.shape[2] // 2,), "rope", f"inv_freq must be [{q.shape[2] // 2}]")
+    check(inv_freq.shape == (q.shape[2] // 2,), "rope", lambda: f"inv_freq must be [{q.shape[2] // 2}]")
     return rotate(q, k, rope_tables(positions, inv_freq, scale=scale, dtype=q.dtype), impl=impl)
 
 
@@ -185,8 +185,8 @@ def split_rope(
         ValueError: shapes that do not fit together.
     """
     op, width = "split_rope", (heads + 2 * kv_heads) * head_dim
-    check(heads > 0 and kv_heads > 0, op, f"heads and kv_heads must be positive, got {heads} and {kv_heads}")
-    check(qkv.dim() == 2 and qkv.shape[1] == width, op, f"qkv must be [T, {width}], got {tuple(qkv.shape)}")
+    check(heads > 0 and kv_heads > 0, op, lambda: f"heads and kv_heads must be positive, got {heads} and {kv_heads}")
+    check(qkv.dim() == 2 and qkv.shape[1] == width, op, lambda: f"qkv must be [T, {width}], got {tuple(qkv.shape)}")
     _check_tables(op, tables, qkv, head_dim)
     if use_triton(op, impl, qkv):
         return _split_rope(qkv, tables, heads, kv_heads, head_dim)

@@ -1,6 +1,5 @@
 """The Triton kernel of RoPE, forward and backward, and its launchers."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -74,13 +73,13 @@ def _launch(x: Heads, out: Heads, tables: Tensor, *, inverse: bool) -> None:
     q, k, v = (_whole(t) for t in x)
     half = q.shape[2] // 2
     columns = next_power_of_2(max(half, 1))
-    heads = [t.shape[1] for t in (q, k, v)]
+    heads = (q.shape[1], k.shape[1], v.shape[1])
     blocks = [next_power_of_2(max(h, 1)) for h in heads]
     # Few heads share a program with those of other tokens.
     tokens, _ = row_block(max(blocks) * columns, TILE)
     launch(
         rope_kernel, (cdiv(len(q), tokens),), q, k, v, tables.contiguous(), *out, len(q),
-        *(s for t in (q, k, v, *out) for s in t.stride()[:2]),
+        *[step for t in (q, k, v, *out) for step in t.stride()[:2]],
         Q_HEADS=heads[0], K_HEADS=heads[1], V_HEADS=heads[2], HALF=half,
         Q_BLOCK=blocks[0], K_BLOCK=blocks[1], V_BLOCK=blocks[2], TOKENS=tokens, COLUMNS=columns,
         INVERSE=inverse, MATHS=maths(q), num_warps=row_warps(tokens * max(blocks) * columns),
@@ -89,21 +88,22 @@ def _launch(x: Heads, out: Heads, tables: Tensor, *, inverse: bool) -> None:
 
 def rope(q: Tensor, k: Tensor, tables: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D] and k [T, Hkv, D] turned, or turned back: the backward of a rotation is the inverse one."""
-    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     _launch((q, k, k[:, :0]), (q_out, k_out, k_out[:, :0]), tables, inverse=inverse)
     return q_out, k_out
 
 
 def _heads(qkv: Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
     """Views of q, k and v in qkv, whose rows are whole."""
-    parts = qkv.unflatten(1, (heads + 2 * kv_heads, head_dim))
-    return parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
+    parts = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)
+    q, k, v = parts.split_with_sizes((heads, kv_heads, kv_heads), 1)
+    return q, k, v
 
 
 def split_rope_fwd(qkv: Tensor, tables: Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
     """qkv [T, (heads + 2 kv_heads) head_dim] -> q and k turned, and v."""
     x = _heads(_whole(qkv), heads, kv_heads, head_dim)
-    q, k, v = (torch.empty(t.shape, dtype=qkv.dtype, device=qkv.device) for t in x)
+    q, k, v = (t.new_empty(t.shape) for t in x)
     _launch(x, (q, k, v), tables, inverse=False)
     return q, k, v
 
@@ -112,6 +112,6 @@ def split_rope_bwd(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, tables: Tenso
     """The gradient of qkv, written where its parts lie."""
     tokens, heads, head_dim = grad_q.shape
     kv_heads = grad_k.shape[1]
-    grad = torch.empty(tokens, (heads + 2 * kv_heads) * head_dim, dtype=grad_q.dtype, device=grad_q.device)
+    grad = grad_q.new_empty(tokens, (heads + 2 * kv_heads) * head_dim)
     _launch((grad_q, grad_k, grad_v), _heads(grad, heads, kv_heads, head_dim), tables, inverse=True)
     return grad

@@ -56,8 +56,10 @@ def swiglu(gate_up: Tensor, *, impl: str = "auto") -> Tensor:
         ValueError: no floating-point tensor [..., 2 f].
     """
     fits = gate_up.dim() > 0 and gate_up.is_floating_point()
-    check(fits, "swiglu", f"gate_up must be floating point [..., 2 f], got {gate_up.dtype} of {gate_up.dim()}-d")
-    check(gate_up.shape[-1] % 2 == 0, "swiglu", f"the last dimension must be even, got {gate_up.shape[-1]}")
+    check(
+        fits, "swiglu", lambda: f"gate_up must be floating point [..., 2 f], got {gate_up.dtype} of {gate_up.dim()}-d"
+    )
+    check(gate_up.shape[-1] % 2 == 0, "swiglu", lambda: f"the last dimension must be even, got {gate_up.shape[-1]}")
     if use_triton("swiglu", impl, gate_up):
         return _swiglu(gate_up)
     return reference.swiglu(gate_up.to(maths_dtype(gate_up))).to(gate_up.dtype)

@@ -1,6 +1,5 @@
 """Triton kernels of SwiGLU and their launchers."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -58,7 +57,7 @@ def swiglu_fwd(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2 f] -> silu(gate) * up [..., f]."""
     rows = as_rows(gate_up)
     count, width = len(rows), gate_up.shape[-1] // 2
-    out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype, device=gate_up.device)
+    out = gate_up.new_empty((*gate_up.shape[:-1], width))
     grid, tile = _tile(count, width)
     launch(swiglu_fwd_kernel, grid, rows, out, count, width, rows.stride(0), **tile, MATHS=maths(gate_up))
     return out
@@ -68,7 +67,7 @@ def swiglu_bwd(grad: Tensor, gate_up: Tensor) -> Tensor:
     """The gradient of gate_up, whole; nothing but gate_up itself was saved."""
     rows, grads = as_rows(gate_up), as_rows(grad)
     count, width = grads.shape
-    grad_gate_up = torch.empty(gate_up.shape, dtype=gate_up.dtype, device=gate_up.device)
+    grad_gate_up = gate_up.new_empty(gate_up.shape)
     grid, tile = _tile(count, width)
     launch(
         swiglu_bwd_kernel, grid, grads, rows, grad_gate_up, count, width, grads.stride(0), rows.stride(0),
