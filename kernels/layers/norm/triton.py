@@ -101,12 +101,13 @@ def rms_norm_bwd(
     count, width = grads.shape
     grad_x = x.new_empty(x.shape)
     tile, columns = row_block(width, TILE)
+    # A thread has 8 elements of a row: with more, their registers leave room for too few programs at a time.
     programs = min(PARTIALS * max(1, TILE // (tile * columns)), cdiv(count, tile))
     partial = torch.empty(programs, width, dtype=maths_dtype(x), device=x.device)
     launch(
         rms_norm_bwd_kernel, (programs,), grads, sums, rows, weight.contiguous(), rstd, grad_x, partial,
         count, width, grads.stride(0), sums.stride(0), outer, inner,
         ADD=grad_sum is not None, GROUP=group, ROWS=tile, COLUMNS=columns, MATHS=maths(x),
-        num_warps=row_warps(tile * columns),
+        num_warps=min(16, max(4, tile * columns // 256)),
     )  # fmt: skip
     return grad_x, partial.sum(0).to(weight.dtype)
