@@ -7,7 +7,7 @@ from rmfast.kernels.attention import prefix_attention, prefix_layout
 from rmfast.kernels.common import describe
 from rmfast.kernels.contrastive import info_nce, sinkhorn, swapped_prediction_loss
 from rmfast.kernels.head import linear_log_prob, score_head
-from rmfast.kernels.layers import add_rms_norm, rms_norm, rope, split_rope, swiglu
+from rmfast.kernels.layers import add_rms_norm, rms_norm, rope, rope_tables, rotate, split_rope, swiglu
 from rmfast.kernels.meta import difference_loss
 from rmfast.kernels.policy import gae, policy_loss, value_loss
 from rmfast.kernels.ranking import ranking_loss
@@ -25,6 +25,8 @@ __all__ = [
     "ranking_loss",
     "rms_norm",
     "rope",
+    "rope_tables",
+    "rotate",
     "score_head",
     "sinkhorn",
     "split_rope",

@@ -89,10 +89,18 @@ def describe(device: torch.device, impl: str = "auto") -> str:
     return "plain torch" + (" (Triton is not installed)" if device.type == "cuda" and not HAS_TRITON else "")
 
 
-def check(condition: bool, op: str, message: str) -> None:
-    """Raise `ValueError("op: message")` unless the condition holds."""
+def check(condition: bool, op: str, message: str | Callable[[], str]) -> None:
+    """Raise `ValueError("op: message")` unless the condition holds. A function makes the message where it is needed: to
+    write shapes and dtypes out takes longer than to compare them."""
     if not condition:
-        raise ValueError(f"{op}: {message}")
+        raise ValueError(f"{op}: {message if isinstance(message, str) else message()}")
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device. From the CPU to a GPU through pinned memory: from any other the host would wait for the stream."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def is_index(*tensors: Tensor) -> bool:
@@ -102,4 +110,7 @@ def is_index(*tensors: Tensor) -> bool:
 
 def maths_dtype(*tensors: Tensor) -> torch.dtype:
     """fp64 for fp64 inputs, fp32 for everything else."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor.dtype is torch.float64:
+            return torch.float64
+    return torch.float32

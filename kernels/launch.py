@@ -1,6 +1,7 @@
 """How Triton kernels start: on the device of their tensors, in the interpreter, or into a list for the compiler."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,24 +47,46 @@ def recording(capability: Capability) -> Iterator[list[Launch]]:
         _recording = before
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Run `kernel[grid](*arguments, **options)` on the device of the first tensor; an empty grid runs nothing."""
+def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *others: Any, **options: Any) -> None:
+    """Run `kernel[grid](first, *others, **options)` on the first argument's device; an empty grid runs nothing.
+
+    By `kernel.run`, which is what `kernel[grid]` calls by way of a function made for it.
+    """
     options |= OPTIONS
     if _recording is not None:
-        _recording[1].append(Launch(kernel, arguments, options))
+        _recording[1].append(Launch(kernel, (first, *others), options))
         return
     if 0 in grid:
         return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[grid](*arguments, **options)
+    device = first.device
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        kernel.run(first, *others, grid=grid, warmup=False, **options)
+    else:
+        with torch.cuda.device(device):
+            kernel.run(first, *others, grid=grid, warmup=False, **options)
 
 
 def capability(tensor: Tensor) -> Capability:
     """Compute capability of the tensor's device; (0, 0) in the interpreter, where small tiles are cheaper."""
     if _recording is not None:
         return _recording[0]
-    return torch.cuda.get_device_capability(tensor.device) if tensor.is_cuda else (0, 0)
+    return _capability(tensor.device) if tensor.is_cuda else (0, 0)
+
+
+@functools.cache
+def _capability(device: torch.device) -> Capability:
+    return torch.cuda.get_device_capability(device)
+
+
+# Triton's functions of these names take a hundred times as long on the host: they look for constants of a kernel.
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is at least n > 0."""
+    return 1 << (n - 1).bit_length()
 
 
 def row_warps(block: int) -> int:
@@ -73,7 +96,7 @@ def row_warps(block: int) -> int:
 
 def row_block(width: int, rows_elements: int = 4096) -> tuple[int, int]:
     """(rows, columns) of a tile of whole rows: columns a power of two >= `width`, small rows share a program."""
-    columns = triton.next_power_of_2(max(width, 1))
+    columns = next_power_of_2(max(width, 1))
     return max(1, min(16 if INTERPRETED else 8, rows_elements // columns)), columns
 
 
@@ -82,7 +105,20 @@ def maths(*tensors: Tensor) -> Any:
     return tl.float64 if maths_dtype(*tensors) == torch.float64 else tl.float32
 
 
+def row_starts(x: Tensor) -> tuple[Tensor, int, int, int]:
+    """x [..., d], and (group, outer, inner): row i begins i // group * outer + i % group * inner elements into it.
+
+    Heads [T, H, d] within wider rows stay where they are; a copy is made where `as_rows` would and this cannot help.
+    """
+    if x.dim() == 3 and x.numel() and x.stride(2) == 1 and x.stride(0) != x.shape[1] * x.stride(1):
+        return x, x.shape[1], x.stride(0), x.stride(1)
+    rows = as_rows(x)
+    return rows, 1, rows.stride(0), 0
+
+
 def as_rows(x: Tensor) -> Tensor:
     """x [..., d] as [rows, d] whose rows may lie anywhere but are whole; a copy only where strides ask for it."""
+    if x.dim() == 2 and x.stride(1) == 1:
+        return x
     rows = x.reshape(-1, x.shape[-1]) if x.numel() else x.new_empty(x.shape[:-1].numel(), x.shape[-1])
     return rows if rows.stride(-1) == 1 or rows.shape[-1] <= 1 else rows.contiguous()

@@ -1,6 +1,7 @@
 """Tiny models of every family, prompt groups of token ids, and what Hugging Face computes of them one by one."""
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,18 @@ def assert_close_by_norm(ours: dict[str, Tensor], theirs: dict[str, Tensor], tol
 def gradients(network: RewardNetwork) -> dict[str, Tensor]:
     """Gradients of those parameters that have one."""
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+class Seen(TorchDispatchMode):
+    """Counts what torch's dispatcher is asked for, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops[str(func)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Results(TorchDispatchMode):

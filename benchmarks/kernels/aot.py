@@ -93,19 +93,20 @@ class Built:
     seconds: float
 
 
-def specialise(value: Any) -> tuple[str, bool]:
+def specialise(value: Any, *, known: bool = True) -> tuple[str, bool]:
     """Triton's type of a run-time argument and whether it is known to be divisible by 16, as the JIT decides it.
 
-    Pointers are taken as aligned: those of whole tensors are. None and 1 become constants.
+    Pointers are taken as aligned: those of whole tensors are. None and 1 become constants. Of an argument that is not
+    `known` to the compiler, which its kernel does not specialise, there is the type alone.
     """
     if isinstance(value, Tensor):
         return f"*{DTYPES[value.dtype]}", True
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
+    if value is None or (known and isinstance(value, int) and not isinstance(value, bool) and value == 1):
         return "constexpr", False
     if isinstance(value, bool):
         return "u1", False
     if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+        return "i32" if -(2**31) <= value < 2**31 else "i64", known and value % 16 == 0
     if isinstance(value, float):
         return "fp32", False
     raise TypeError(f"an argument of type {type(value).__name__} cannot be compiled ahead of time")
@@ -126,7 +127,7 @@ def variant(op: str, arch: int, started: Launch) -> Variant:
         if parameter.is_constexpr:
             signature[name], constants[name] = "constexpr", value
             continue
-        signature[name], divisible = specialise(value)
+        signature[name], divisible = specialise(value, known=not parameter.do_not_specialize)
         if signature[name] == "constexpr":
             constants[name] = value
         elif divisible:

@@ -50,6 +50,9 @@ def rms_norm() -> None:
         other = x if added else None
         norm.rms_norm_fwd(x, other, weight, 1e-5)
         norm.rms_norm_bwd(x, other, x, weight, zeros(ROWS))
+    heads, weight = zeros(ROWS, 48, 128, dtype=BF16)[:, :32], zeros(128)  # queries within rows of q, k and v
+    norm.rms_norm_fwd(heads, None, weight, 1e-5)
+    norm.rms_norm_bwd(heads.contiguous(), None, heads, weight, zeros(32 * ROWS))
 
 
 def swiglu() -> None:
@@ -59,13 +62,12 @@ def swiglu() -> None:
 
 
 def rope() -> None:
-    positions = torch.zeros(ROWS, dtype=torch.int32)
     for dtype, heads, kv_heads, dim in ((BF16, 9, 3, 64), (BF16, 32, 8, 128), (BF16, 16, 8, 256), (FP32, 32, 8, 128)):
-        qkv, inv_freq = zeros(ROWS, (heads + 2 * kv_heads) * dim, dtype=dtype), zeros(dim // 2)
-        q, k, v = rotary.split_rope_fwd(qkv, positions, heads, kv_heads, dim, inv_freq, 1.0)
-        rotary.split_rope_bwd(q, k, v, positions, inv_freq, 1.0)
-    rotary.rope(q, k, positions, inv_freq, 1.0)
-    rotary.rope(q, k, positions, inv_freq, 1.0, inverse=True)
+        qkv, tables = zeros(ROWS, (heads + 2 * kv_heads) * dim, dtype=dtype), zeros(2, ROWS, dim // 2)
+        q, k, v = rotary.split_rope_fwd(qkv, tables, heads, kv_heads, dim)
+        rotary.split_rope_bwd(q, k, v, tables)
+    rotary.rope(q, k, tables)
+    rotary.rope(q, k, tables, inverse=True)
 
 
 def prefix_attention() -> None:
@@ -107,7 +109,8 @@ def linear_log_prob() -> None:
     for dtype in (BF16, FP32):
         hidden, weight, row = zeros(4, 16, dtype=dtype), zeros(32000, 16, dtype=dtype), zeros(4)
         log_prob.linear_log_prob_fwd(hidden, weight, whole(4), 1.0)
-        log_prob.linear_log_prob_bwd(row, row, hidden, weight, whole(4), row, row, 1.0)
+        for entropy in (row, None):
+            log_prob.linear_log_prob_bwd(row, entropy, hidden, weight, whole(4), row, row, 1.0)
 
 
 def ranking_loss() -> None:

@@ -95,9 +95,10 @@ def split_rope(device: torch.device, dtype: torch.dtype, rows: int, heads: int, 
     width = (heads + 2 * kv_heads) * dim
     qkv, positions = normal(device, dtype, rows, width), torch.arange(rows, device=device) % 1024
     inv_freq = 500000.0 ** (-torch.arange(0, dim, 2, device=device) / dim)
-    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "inv_freq": inv_freq}
+    tables = public("rope_tables")(positions, inv_freq, dtype=dtype)
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim}
     traffic = rows * width * dtype.itemsize
-    return Problem([qkv, positions], partial(public("split_rope"), **shape), (2 * traffic, 4 * traffic))
+    return Problem([qkv, tables], partial(public("split_rope"), **shape), (2 * traffic, 4 * traffic))
 
 
 def score_head(device: torch.device, dtype: torch.dtype, rows: int, width: int, heads: int) -> Problem:

@@ -2,15 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.attention import flash, reference
 from rmfast.kernels.common import IMPLEMENTATIONS, check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 
 MAX_HEAD_DIM = 256
 
 
-@custom_op("rmfast::prefix_attention", mutates_args=())
+@custom_op("rmfast::prefix_attention")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -31,7 +31,7 @@ def _(q, k, v, layout, rows, scale, window, softcap):  # type: ignore[no-untyped
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
 
 
-@custom_op("rmfast::prefix_attention_backward", mutates_args=())
+@custom_op("rmfast::prefix_attention_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,
@@ -70,7 +70,7 @@ def _grad(ctx, grad: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
 _attend.register_autograd(_grad, setup_context=_setup)
 
 
-@custom_op("rmfast::flash_prefix_attention", mutates_args=())
+@custom_op("rmfast::flash_prefix_attention")
 def _flash(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return flash.flash_attention_fwd(q, k, v, layout, scale)
 
@@ -80,7 +80,7 @@ def _(q, k, v, layout, scale):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=maths_dtype(q))
 
 
-@custom_op("rmfast::flash_prefix_attention_backward", mutates_args=())
+@custom_op("rmfast::flash_prefix_attention_backward")
 def _flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,26 +141,26 @@ def prefix_attention(
     """
     op = "prefix_attention"
     check(q.dim() == k.dim() == v.dim() == 3, op, "q, k, v must be [tokens, heads, head_dim]")
-    check(k.shape == v.shape, op, f"k {tuple(k.shape)} and v {tuple(v.shape)} differ")
-    check(q.dtype == k.dtype == v.dtype, op, f"dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}")
+    check(k.shape == v.shape, op, lambda: f"k {tuple(k.shape)} and v {tuple(v.shape)} differ")
+    check(q.dtype == k.dtype == v.dtype, op, lambda: f"dtypes differ: q {q.dtype}, k {k.dtype}, v {v.dtype}")
     check(k.shape[1] > 0, op, "k and v need at least one head")
-    check(q.shape[2] == k.shape[2], op, f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
-    check(q.shape[1] % k.shape[1] == 0, op, f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
-    check(layout.shape == (4, len(k)), op, f"layout must be [4, {len(k)}], got {tuple(layout.shape)}")
-    check(layout.dtype == torch.int32, op, f"layout must be int32, got {layout.dtype}")
+    check(q.shape[2] == k.shape[2], op, lambda: f"head_dim of q ({q.shape[2]}) and k ({k.shape[2]}) differ")
+    check(q.shape[1] % k.shape[1] == 0, op, lambda: f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads")
+    check(layout.shape == (4, len(k)), op, lambda: f"layout must be [4, {len(k)}], got {tuple(layout.shape)}")
+    check(layout.dtype == torch.int32, op, lambda: f"layout must be int32, got {layout.dtype}")
     check(len(q) == len(k if rows is None else rows), op, "q must hold one query a token, or one a row of `rows`")
     check(q.shape[2] > 0 and q.is_floating_point(), op, "q, k, v must be floating point, with a head_dim above 0")
-    check(window is None or 0 < window < 2**31, op, f"window must be positive and below 2^31, got {window}")
-    check(scale is None or scale > 0, op, f"scale must be positive, got {scale}")
+    check(window is None or 0 < window < 2**31, op, lambda: f"window must be positive and below 2^31, got {window}")
+    check(scale is None or scale > 0, op, lambda: f"scale must be positive, got {scale}")
     indices = rows is None or (rows.dim() == 1 and rows.dtype in (torch.int32, torch.int64))
     check(indices, op, "rows must be one dimension of int32 or int64")
-    check(softcap is None or softcap > 0, op, f"softcap must be positive, got {softcap}")
+    check(softcap is None or softcap > 0, op, lambda: f"softcap must be positive, got {softcap}")
     scale = q.shape[2] ** -0.5 if scale is None else scale
     engines = (*IMPLEMENTATIONS, "flash")
-    check(impl in engines, op, f"impl must be one of {', '.join(engines)}, got {impl!r}")
+    check(impl in engines, op, lambda: f"impl must be one of {', '.join(engines)}, got {impl!r}")
     if impl == "flash":
         missing = flash.refusal(q.device, q.dtype, q.shape[2], rows is not None, window, softcap)
-        check(missing is None, op, f"impl='flash' is not possible: {missing}")
+        check(missing is None, op, lambda: f"impl='flash' is not possible: {missing}")
         return _flash(q, k, v, layout, scale)[0]
     refusal = f"head_dim {q.shape[2]} is above {MAX_HEAD_DIM}" if q.shape[2] > MAX_HEAD_DIM else None
     if not use_triton(op, impl, q, refusal=refusal):

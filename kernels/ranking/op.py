@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from rmfast.kernels.common import check, is_index, maths_dtype, use_triton
+from rmfast.kernels.common import check, is_index, maths_dtype, to_device, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.ranking import reference
 
 
-@custom_op("rmfast::ranking_loss", mutates_args=())
+@custom_op("rmfast::ranking_loss")
 def _ranking_loss(
     scores: Tensor,
     better: Tensor,
@@ -39,7 +39,7 @@ def _(scores: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 
 # An op that takes the scores and has no derivative, so that a second one is refused and not silently 0.
-@custom_op("rmfast::ranking_loss_backward", mutates_args=())
+@custom_op("rmfast::ranking_loss_backward")
 def _ranking_loss_backward(grad: Tensor, unit: Tensor, scores: Tensor) -> Tensor:
     return (grad[:, None] * unit).to(scores.dtype)
 
@@ -64,7 +64,7 @@ _ranking_loss.register_autograd(_ranking_loss_grad, setup_context=_ranking_loss_
 
 def _split(value: Tensor | float, device: torch.device) -> tuple[Tensor | None, float]:
     """As the custom op takes it: a tensor, or a number."""
-    return (value.detach().to(device), 0.0) if isinstance(value, Tensor) else (None, float(value))
+    return (to_device(value.detach(), device), 0.0) if isinstance(value, Tensor) else (None, float(value))
 
 
 def ranking_loss(
@@ -119,7 +119,7 @@ def ranking_loss(
     if kernels:
         total = None
         if isinstance(total_weight, Tensor):
-            total = total_weight.detach().to(scores.device)
+            total = to_device(total_weight.detach(), scores.device)
         elif total_weight is not None:
             total = torch.full((), total_weight, dtype=maths_dtype(scores), device=scores.device)
         values = [x for value in (margin, target, weight) for x in _split(value, scores.device)]

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
-from rmfast.kernels.launch import capability, launch, maths
+from rmfast.kernels.launch import capability, cdiv, launch, maths
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def per_edge(ptr, edge, mask, head_stride, edge_stride, VALUE: tl.constexpr, MAT
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["edges", "scores", "scores_head", "margin_head", "target_head", "weight_head"])
 def ranking_loss_fwd_kernel(
     scores_ptr, ends_ptr, margin_ptr, target_ptr, weight_ptr, grad_ptr, partial_ptr, edges, scores,
     scores_head, scores_stride, margin_head, margin_edge, target_head, target_edge, weight_head, weight_edge,
@@ -70,7 +70,7 @@ def ranking_loss_fwd_kernel(
     tl.store(partial + 1, tl.sum(weight, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["edges", "scores", "blocks"])
 def ranking_loss_sum_kernel(
     grad_ptr, order_ptr, starts_ptr, partial_ptr, total_ptr, loss_ptr, unit_ptr, edges, scores, blocks, total_stride,
     TOTAL: tl.constexpr, SCORES: tl.constexpr, STEP: tl.constexpr, MATHS: tl.constexpr,
@@ -117,7 +117,7 @@ def ranking_loss_fwd(
     dtype = maths_dtype(scores)
     small = capability(scores) == (0, 0)
     block, rows, step = (32, 16, 16) if small else (256, 64, 16)
-    blocks = triton.cdiv(edges, block)
+    blocks = cdiv(edges, block)
     grad = torch.empty(heads, 2 * edges, dtype=dtype, device=scores.device)
     partial = torch.empty(heads, blocks, 2, dtype=dtype, device=scores.device)
     loss, unit = grad.new_empty(heads), grad.new_empty(heads, width)
@@ -143,7 +143,7 @@ def ranking_loss_fwd(
     )  # fmt: skip
     totals = loss if total is None else total.expand(heads)
     launch(
-        ranking_loss_sum_kernel, (max(1, triton.cdiv(width, rows)), heads), grad, order, starts, partial, totals, loss,
+        ranking_loss_sum_kernel, (max(1, cdiv(width, rows)), heads), grad, order, starts, partial, totals, loss,
         unit, edges, width, blocks, totals.stride(0),
         TOTAL=total is not None, SCORES=rows, STEP=step, MATHS=maths(scores),
     )  # fmt: skip

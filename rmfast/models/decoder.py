@@ -3,13 +3,11 @@
 Shape suffixes in comments: T tokens of the pack, S rows that are read, d width, H heads, D head dimension.
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope, split_rope, swiglu
+from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope_tables, rotate, split_rope, swiglu
 from rmfast.models.config import DecoderConfig
 from rmfast.models.layers import LayerFactory, NativeLayers
 from rmfast.models.recompute import Recompute, recomputed
@@ -34,18 +32,16 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = factory.norm(c.width)
         self.gate_up = factory.column(c.width, 2 * c.ffn, c.mlp_bias)
         self.down = factory.row(c.ffn, c.width, c.mlp_bias)
-        self.register_buffer("inv_freq", torch.tensor(c.rope), persistent=False)
-        self.inv_freq: Tensor
 
     def forward(
-        self, branch: Tensor, residual: Tensor | None, positions: Tensor, layout: Tensor, rows: Tensor | None
+        self, branch: Tensor, residual: Tensor | None, tables: Tensor, layout: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One layer.
 
         Args:
             branch: [T, d], output of the layer before, not yet added to `residual` [T, d] (None in the first layer that
                 is held).
-            positions: int [T]. layout: int32 [4, T].
+            tables: [2, T, D / 2], of RoPE. layout: int32 [4, T].
             rows: int [S]; queries, output projection and MLP are computed there only. Default all T.
 
         Returns:
@@ -56,26 +52,17 @@ class DecoderLayer(nn.Module):
             normed, residual = rms_norm(branch, self.attention_norm.weight, eps=eps, impl=impl), branch
         else:
             normed, residual = add_rms_norm(branch, residual, self.attention_norm.weight, eps=eps, impl=impl)
-        attended = self.drop(self.attention(normed, positions, layout, rows))
+        attended = self.drop(self.attention(normed, tables, layout, rows))
         if rows is not None:
             residual = self.factory.pick(residual, rows)
         normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps, impl=impl)
         return self.drop(self.down(swiglu(self.gate_up(normed), impl=impl))), residual
 
-    def attention(self, normed: Tensor, positions: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
+    def attention(self, normed: Tensor, tables: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
         c, impl = self.config, self.impl
-        turn = partial(rope, inv_freq=self.inv_freq, scale=c.rope_scale, impl=impl)
         if rows is None and self.q_norm is None:
-            q, k, v = split_rope(
-                self.qkv(normed),
-                positions,
-                heads=self.heads,
-                kv_heads=self.kv_heads,
-                head_dim=c.head_dim,
-                inv_freq=self.inv_freq,
-                scale=c.rope_scale,
-                impl=impl,
-            )
+            sizes = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": c.head_dim}
+            q, k, v = split_rope(self.qkv(normed), tables, **sizes, impl=impl)
             return self.out(self.attend(q, k, v, layout))
         if rows is None:
             q, kv = self.qkv(normed).split(self.sizes, dim=-1)
@@ -87,10 +74,10 @@ class DecoderLayer(nn.Module):
             q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps, impl=impl)
             k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
         if rows is None:
-            q, k = turn(q, k, positions)
+            q, k = rotate(q, k, tables, impl=impl)
             return self.out(self.attend(q, k, v, layout))
-        q, _ = turn(q, q[:, :0], positions[rows])
-        _, k = turn(k[:, :0], k, positions)
+        q, _ = rotate(q, q[:, :0], tables[:, rows], impl=impl)
+        _, k = rotate(k[:, :0], k, tables, impl=impl)
         return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
@@ -132,6 +119,8 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.dropout, self.recompute = config, dtype, dropout, recompute
         self.impl = self.attention_impl = impl
         self.first_trained = 0
+        self.register_buffer("inv_freq", torch.tensor(config.rope), persistent=False)
+        self.inv_freq: Tensor
         self.embed = self.factory.embedding(config.vocabulary, config.width) if 0 in self.held else None
         self.layers = nn.ModuleList()
         for i in self.held:
@@ -173,6 +162,7 @@ class Decoder(nn.Module):
         # Few rows: the last layer computes only them. Many (an LM loss reads every response token): all are cheaper.
         trim = self.factory.fill(rows) if 2 * len(rows) <= len(tokens) else None
         last = self.config.layers - 1
+        tables = rope_tables(positions, self.inv_freq, scale=self.config.rope_scale, dtype=self.dtype)
         if self.embed is None:
             assert before is not None
             branch, residual = before, None
@@ -183,7 +173,7 @@ class Decoder(nn.Module):
             # A frozen trunk keeps nothing for a backward that will not come.
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_trained):
                 run = recomputed(layer, self.recompute) if torch.is_grad_enabled() else layer
-                branch, residual = run(branch, residual, positions, layout, trim if i == last else None)
+                branch, residual = run(branch, residual, tables, layout, trim if i == last else None)
         assert residual is not None
         hidden = branch + residual
         if last not in self.held:

@@ -131,9 +131,7 @@ def build_network(
     with torch.device("meta"):
         decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl)
         network = RewardNetwork(decoder, heads=heads, lm=lm)
-    # Buffers are not in a state dict: give them back their values.
-    for layer in decoder.layers:
-        layer.inv_freq = torch.tensor(config.rope)
+    decoder.inv_freq = torch.tensor(config.rope)  # a buffer, which is not in a state dict
     return network
 
 

@@ -98,7 +98,8 @@ class NativeEngine(Stepping):
         mesh = init_device_mesh(self.device.type, (self.world.size,))
         dtype = self.network.decoder.dtype
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
-        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # A layer's inputs have their dtypes already: activations that of the weights, RoPE's tables fp32.
+        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
         # What makes scores of hidden states is read as DDP reads it.
         exact = torch.promote_types(dtype, torch.float32)
         wide = MixedPrecisionPolicy(param_dtype=exact, reduce_dtype=torch.float32)

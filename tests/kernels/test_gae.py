@@ -1,6 +1,7 @@
 """Generalised advantage estimation: the reference against the recursion written out, the kernel against fp64."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rmfast.kernels.common import to_device
 from rmfast.kernels.policy import gae
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
@@ -88,6 +90,29 @@ def test_strided_and_int32() -> None:
     assert_exact(
         lambda impl, r, v, n: estimate(impl, r[:11], v.reshape(11, 2)[:, 1], n // 2), [rewards, values, lengths]
     )
+
+
+def test_sequences_of_several_blocks_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's blocks are of 8 tokens; these are of 512, with carries from one to the next."""
+    from rmfast.kernels.policy.gae import triton
+
+    monkeypatch.setattr(triton, "capability", lambda _: (9, 0))
+    for dtype in (torch.float64, torch.float32):
+        inputs = packed([1300, 3, 0, 640, 512], dtype)
+        assert_exact(partial(estimate, gamma=0.99, lam=0.97), inputs, truth=partial(by_hand, gamma=0.99, lam=0.97))
+
+
+def test_lengths_on_the_cpu_reach_a_gpu_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from memory that is not pinned waits for all that the device has still to do."""
+    calls: list[Any] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(Tensor, "to", lambda self, *args, **kwargs: calls.append((args, kwargs)) or self)
+    gpu = torch.device("cuda", 0)
+    to_device(torch.tensor([1, 2]), gpu)
+    assert calls == ["pinned", ((gpu,), {"non_blocking": True})]
+    calls.clear()
+    to_device(torch.tensor([1, 2]), torch.device("cpu"))
+    assert calls == [((torch.device("cpu"),), {})]
 
 
 def test_no_gradients() -> None:

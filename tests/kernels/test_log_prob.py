@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +128,42 @@ def test_chunks_of_a_large_model() -> None:
     assert reference.chunk_rows(0, 10, 4, 1 << 20) == reference.chunk_rows(5, 1 << 20, 4, 1 << 20) == 1
 
 
+@pytest.mark.parametrize("vocabulary", [32000, 49152, 128256, 151936])
+@pytest.mark.parametrize("count", [100, 1046, 20000])
+def test_chunks_fill_the_tiles_of_matrix_products(vocabulary: int, count: int) -> None:
+    """Also every chunk of a vector then begins at an aligned address."""
+    hidden, weight = (torch.empty(n, 8, dtype=torch.bfloat16, device="meta") for n in (count, vocabulary))
+    rows, columns = kernels._chunk(hidden, weight).shape
+    assert columns == vocabulary and rows <= count
+    assert rows == count or rows % 128 == 0
+    assert rows == count or (rows + 128) * vocabulary * 2 > kernels.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("output", [0, 1], ids=["log_prob", "entropy"])
+def test_gradients_of_one_output_alone(impl: str, output: int) -> None:
+    hidden, weight, grad = normal(5, 7), normal(11, 7), torch.rand(5, device=DEVICE)
+    target = torch.tensor([0, 10, 3, 3, 7], device=DEVICE)
+    got = torch.autograd.grad(call(0.7)(impl, hidden, weight, target)[output], (hidden, weight), grad)
+    h, w = (t.detach().double().requires_grad_() for t in (hidden, weight))
+    log_p = (h @ w.T / 0.7).log_softmax(-1)
+    truth = (log_p.gather(-1, target[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1))[output]
+    for a, b in zip(got, torch.autograd.grad(truth, (h, w), grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=5e-6)
+
+
+def test_on_a_gpu_a_product_is_added_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written apart and then added, the sum would pass through memory three more times."""
+    calls: list[Any] = []
+    monkeypatch.setattr(torch, "addmm", lambda *args, **options: calls.append((args, options)))
+    total, a, b = torch.zeros(4, 3), *(SimpleNamespace(dtype=torch.bfloat16, is_cuda=True) for _ in range(2))
+    products.add_product(total, a, b, 0.5)  # type: ignore[arg-type]
+    [((first, *factors), options)] = calls
+    assert first is total is options.pop("out") and factors == [a, b]
+    assert options == {"out_dtype": torch.float32, "alpha": 0.5}
+    assert "dtype_out" in torch.ops.aten.addmm.overloads()
+
+
 @pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32], ids=str)
 def test_products_are_summed_wide(narrow: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SLICE_BYTES", 100)
@@ -182,7 +220,7 @@ def test_gradients_beside_logits_of_minus_infinity() -> None:
     truth[0, 0] += 1
     kernels.launch(
         kernels.linear_log_prob_bwd_kernel, (1, 1), logits, zero.long(), one, 0.5 * one, log_z, entropy, 4,
-        BLOCK=16, MATHS=kernels.maths(logits),
+        ENTROPY=True, BLOCK=16, MATHS=kernels.maths(logits),
     )  # fmt: skip
     torch.testing.assert_close(logits, truth)
     weight = torch.tensor([[0.5], [-torch.inf], [1.0], [-torch.inf]], device=DEVICE)
@@ -286,6 +324,7 @@ def test_autocast_changes_nothing(impl: str) -> None:
     without_autocast_too(partial(call(), impl), [normal(3, 40), normal(7, 40), target])
 
 
+@pytest.mark.usefixtures("alone_on_the_gpu")
 def test_a_row_of_logits_beyond_two_to_the_31_elements() -> None:
     """A vocabulary as large as a step between far rows, of which one block is visited."""
     block = tile("bwd", torch.empty(0, device=DEVICE), 0).block
@@ -295,6 +334,6 @@ def test_a_row_of_logits_beyond_two_to_the_31_elements() -> None:
         for t, vocabulary in ((logits, block), (far, far.stride(0))):
             launch(
                 kernels.linear_log_prob_bwd_kernel, (3, 1), t, target, *numbers, vocabulary,
-                BLOCK=block, MATHS=maths(t),
+                ENTROPY=True, BLOCK=block, MATHS=maths(t),
             )  # fmt: skip
     equal([far], [logits])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels import add_rms_norm, rms_norm
+from rmfast.kernels.launch import recording, row_starts
 from rmfast.kernels.layers.norm import triton as norm_triton
 from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
@@ -87,6 +88,53 @@ def test_strided_and_higher_dimensions() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_within_wider_rows_stay_where_they_are(dtype: torch.dtype) -> None:
+    wide, weight = normal(7, 5 * 6, dtype=dtype), normal(6)
+    grads = [normal(7, 3, 6, dtype=dtype).detach()]
+    weight = weight.detach().to(torch.float64 if dtype == torch.float64 else torch.float32).requires_grad_()
+
+    def heads(impl: str, x: Tensor, w: Tensor) -> Tensor:
+        return norm(impl, x.unflatten(1, (5, 6))[:, 1:4], w)
+
+    assert_exact(heads, [wide, weight], grads=grads)
+    view = wide.detach().unflatten(1, (5, 6))[:, 1:4]
+    with recording((9, 0)) as started:
+        _, _, rstd = norm_triton.rms_norm_fwd(view, None, weight, EPS)
+        norm_triton.rms_norm_bwd(grads[0], None, view, weight, rstd)
+    assert [one.arguments[i].data_ptr() for one, i in zip(started, (0, 2), strict=True)] == [view.data_ptr()] * 2
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_other_views_are_copied_only_where_strides_ask_for_it(heads: int) -> None:
+    x = torch.randn(4, heads, 6, device=DEVICE)
+    for view, copied in ((x, False), (x[:, :, :4], False), (x.transpose(0, 1), False), (x[:, :, ::2], True)):
+        start, group, outer, inner = row_starts(view)
+        rows = [i // group * outer + i % group * inner for i in range(4 * heads)]
+        flat = start.as_strided((4 * heads, view.shape[2]), (0, 1))  # rows by their starts
+        got = torch.stack([start.as_strided(flat.shape[1:], (1,), start.storage_offset() + at) for at in rows])
+        assert torch.equal(got, view.reshape(-1, view.shape[2]))
+        assert (start.data_ptr() != view.data_ptr()) == copied
+
+
+def test_where_the_sum_alone_is_used_its_gradient_is_both_terms() -> None:
+    x, residual, weight = normal(3, 5), normal(3, 5), normal(5)
+    grad = torch.randn(3, 5, device=DEVICE)
+    got = torch.autograd.grad(add_norm("triton", x, residual, weight)[1], (x, residual, weight), grad)
+    equal(got, (grad, grad, torch.zeros_like(weight)))
+
+
+@pytest.mark.parametrize("width", [576, 2048, 4096])
+def test_a_backward_keeps_enough_reads_in_flight(width: int) -> None:
+    """Warps for each processor of an H100, of 16k tokens: each waits for its row's sum before it reads the next one."""
+    x, weight = torch.empty(16384, width, dtype=torch.bfloat16, device="meta"), torch.empty(width, device="meta")
+    with recording((9, 0)) as started:
+        norm_triton.rms_norm_bwd(x, x, x, weight, torch.empty(16384, device="meta"))
+    programs = len(started[0].arguments[6])
+    assert programs * started[0].options["num_warps"] / 132 >= 32
+    assert programs * width * 8 <= 0.1 * 4 * x.numel() * x.element_size()  # the shares of weight's gradient
+
+
 def test_gradcheck() -> None:
     x, residual, weight = (normal(*shape, dtype=torch.float64) for shape in ((3, 5), (3, 5), (5,)))
     assert torch.autograd.gradcheck(lambda *a: add_norm("triton", *a), (x, residual, weight))
@@ -106,6 +154,7 @@ def test_a_row_too_wide_for_a_program_is_the_references() -> None:
         norm("triton", x, weight)
 
 
+@pytest.mark.usefixtures("alone_on_the_gpu")
 def test_rows_beyond_two_to_the_31_elements() -> None:
     x, residual, grad, grad_sum = (normal(3, 10, dtype=torch.bfloat16).detach() for _ in range(4))
     weight, rstd = normal(10).detach(), torch.rand(3, device=DEVICE)

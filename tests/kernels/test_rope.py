@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels import rope
-from rmfast.kernels.layers import split_rope
+from rmfast.kernels import rope, rope_tables, rotate, split_rope
 from rmfast.kernels.layers.rope import triton as rope_triton
 from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
@@ -48,8 +47,8 @@ def both_truth(scale: float, q: Tensor, k: Tensor, positions: Tensor, inv_freq: 
 def split(
     heads: int, kv_heads: int, scale: float, impl: str, qkv: Tensor, positions: Tensor, inv_freq: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": 2 * len(inv_freq)}
-    return split_rope(qkv, positions, **sizes, inv_freq=inv_freq, scale=scale, impl=impl)
+    tables = rope_tables(positions, inv_freq, scale=scale, dtype=qkv.dtype)
+    return split_rope(qkv, tables, heads=heads, kv_heads=kv_heads, head_dim=2 * len(inv_freq), impl=impl)
 
 
 def split_truth(
@@ -177,52 +176,77 @@ def test_gradcheck() -> None:
 def test_registration() -> None:
     positions, inv_freq, qkv = places(4), frequencies(3), normal(4, 4 * 6)
     q, k = normal(4, 2, 6), normal(4, 1, 6)
-    registered(torch.ops.rmfast.rope.default, q, k, positions, inv_freq, 1.5)
-    registered(torch.ops.rmfast.split_rope.default, qkv, positions, 2, 1, 6, inv_freq, 1.5)
+    tables = rope_tables(positions, inv_freq, scale=1.5)
+    registered(torch.ops.rmfast.rope.default, q, k, tables)
+    registered(torch.ops.rmfast.split_rope.default, qkv, tables, 2, 1, 6)
     compiles(lambda impl, q, k: both(1.5, impl, q, k, positions, inv_freq), [q, k])
     compiles(lambda impl, x: split(2, 1, 1.5, impl, x, positions, inv_freq), [qkv])
 
 
+def test_tables_are_the_scaled_cosines_and_sines_of_fp32_angles() -> None:
+    tables = rope_tables(torch.tensor([0, 7]), torch.tensor([1.0, 0.25]), scale=2.0, dtype=torch.bfloat16)
+    angles = torch.tensor([[0.0, 0.0], [7.0, 1.75]])
+    assert torch.equal(tables, torch.stack((2 * angles.cos(), 2 * angles.sin())))
+    assert rope_tables(torch.tensor([1]), torch.ones(1), dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_a_rotation_by_tables_is_that_by_their_positions(impl: str) -> None:
+    positions, inv_freq = places(6), frequencies(4)
+    q, k = normal(6, 3, 8), normal(6, 1, 8)
+    turned_by = rotate(q, k, rope_tables(positions, inv_freq, scale=1.3), impl=impl)
+    equal(turned_by, rope(q, k, positions, inv_freq=inv_freq, scale=1.3, impl=impl))
+
+
+def test_of_two_outputs_the_one_that_is_not_used_has_no_gradient() -> None:
+    positions, inv_freq = places(4), frequencies(2)
+    q, k = normal(4, 2, 4), normal(4, 1, 4)
+    tables, ones = rope_tables(positions, inv_freq), torch.ones(4, 2, 4, device=DEVICE)
+    (want, _) = torch.autograd.grad(rotate(q, k, tables, impl="reference"), (q, k), (ones, ones[:, :1]))
+    for i, (used, other) in enumerate(((q, k), (k, q))):
+        out = rotate(q, k, tables, impl="triton")[i]
+        got, none = torch.autograd.grad(out, (used, other), ones[:, : out.shape[1]], allow_unused=True)
+        torch.testing.assert_close(got, want[:, : out.shape[1]])
+        assert none is None
+
+
 def test_errors() -> None:
     qkv, positions, inv_freq = torch.zeros(2, 16), torch.arange(2), torch.ones(2)
-    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 4}
-    for call, message in [
-        (lambda: split_rope(qkv[:, :12], positions, **sizes, inv_freq=inv_freq), r"must be \[T, 16\], got \(2, 12\)"),
-        (lambda: split_rope(qkv, positions[:1], **sizes, inv_freq=inv_freq), "qkv and positions"),
-        (lambda: split_rope(qkv[:, :12], positions, **{**sizes, "head_dim": 3}, inv_freq=inv_freq), "must be even"),
-        (lambda: split_rope(qkv, positions, **sizes, inv_freq=torch.ones(3)), r"inv_freq must be \[2\]"),
-        (lambda: split_rope(qkv, positions, **sizes, inv_freq=inv_freq, impl="x"), "impl must be"),
-    ]:
-        with pytest.raises(ValueError, match=f"split_rope: .*{message}"):
-            call()
-    with pytest.raises(ValueError, match="rope: dtypes of q"):
-        rope(torch.zeros(2, 2, 4), torch.zeros(2, 1, 4).double(), positions, inv_freq=inv_freq)
-    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 4}
+    tables = rope_tables(positions, inv_freq)
+    good = {"qkv": qkv, "tables": tables, "heads": 2, "kv_heads": 1, "head_dim": 4}
     for change, message in [
-        ({"positions": positions[:, None]}, r"positions must be int \[T\]"),
-        ({"positions": positions.float()}, r"positions must be int \[T\]"),
+        ({"qkv": qkv[:, :12]}, r"must be \[T, 16\], got \(2, 12\)"),
+        ({"tables": tables[:, :1]}, r"tables must be torch.float32 \[2, 2, 2\], got torch.float32 \[2, 1, 2\]"),
+        ({"tables": tables.double()}, r"tables must be torch.float32 \[2, 2, 2\], got torch.float64"),
+        ({"qkv": qkv[:, :12], "head_dim": 3}, "must be even"),
         ({"heads": 0}, "heads and kv_heads must be positive"),
         ({"heads": 6, "kv_heads": -1}, "heads and kv_heads must be positive"),
-        ({"head_dim": 0}, "head_dim must be even and positive"),
+        ({"head_dim": 0, "qkv": qkv[:, :0]}, "head_dim must be even and positive"),
+        ({"impl": "x"}, "impl must be"),
     ]:
         with pytest.raises(ValueError, match=f"split_rope: .*{message}"):
-            split_rope(**({"qkv": qkv, "positions": positions, "inv_freq": inv_freq} | sizes | change))
+            split_rope(**(good | change))
     q, k = torch.zeros(2, 2, 4), torch.zeros(2, 1, 4)
     for call, message in [
+        (lambda: rope(q, k.double(), positions, inv_freq=inv_freq), "dtypes of q"),
         (lambda: rope(q, k, positions[:, None], inv_freq=inv_freq), r"positions must be int \[T\]"),
+        (lambda: rope(q, k, positions.float(), inv_freq=inv_freq), r"positions must be int \[T\]"),
+        (lambda: rope(q, k, positions, inv_freq=torch.ones(3)), r"inv_freq must be \[2\]"),
         (lambda: rope(q[..., :0], k[..., :0], positions, inv_freq=inv_freq[:0]), "head_dim must be even and positive"),
+        (lambda: rotate(q, k, tables[:, :, :1]), "tables must be"),
     ]:
         with pytest.raises(ValueError, match=f"^rope: .*{message}"):
             call()
 
 
+@pytest.mark.usefixtures("alone_on_the_gpu")
 @pytest.mark.parametrize("dim", [0, 1], ids=["tokens", "heads"])
 def test_strides_beyond_two_to_the_31_elements(dim: int) -> None:
-    positions, inv_freq = places(3), frequencies(3)
+    tables = rope_tables(places(3), frequencies(3))
     q, k, v = (normal(3, 3, 6, dtype=torch.bfloat16).detach() for _ in range(3))
     with shared_storages():
-        want = rope_triton.rope(q, k, positions, inv_freq, 1.0)
-        equal(rope_triton.rope(far_apart(q, dim), k, positions, inv_freq, 1.0), want)
-        equal(rope_triton.rope(q, far_apart(k, dim), positions, inv_freq, 1.0), want)
-        grad = rope_triton.split_rope_bwd(q, k, v, positions, inv_freq, 1.0)
-        equal([rope_triton.split_rope_bwd(q, k, far_apart(v, dim), positions, inv_freq, 1.0)], [grad])
+        want = rope_triton.rope(q, k, tables)
+        equal(rope_triton.rope(far_apart(q, dim), k, tables), want)
+        equal(rope_triton.rope(q, far_apart(k, dim), tables), want)
+        grad = rope_triton.split_rope_bwd(q, k, v, tables)
+        equal([rope_triton.split_rope_bwd(q, k, far_apart(v, dim), tables)], [grad])

@@ -171,6 +171,7 @@ def test_score_head_errors(shapes: tuple[tuple[int, ...], ...], message: str) ->
         score_head(*(torch.zeros(shape) for shape in shapes), eps=EPS)
 
 
+@pytest.mark.usefixtures("alone_on_the_gpu")
 def test_rows_beyond_two_to_the_31_elements() -> None:
     hidden, norm, head = (normal(*s, dtype=torch.bfloat16).detach() for s in ((3, 10), (10,), (2, 10)))
     with shared_storages():

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels.contrastive import sinkhorn
+from rmfast.kernels.contrastive.sinkhorn import tiles
 from rmfast.kernels.contrastive.sinkhorn import triton as kernels
+from rmfast.kernels.launch import recording
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -37,6 +39,16 @@ def test_against_swav(impl: str, rows: int, columns: int, epsilon: float, iterat
     scores = 2 * torch.rand(rows, columns, dtype=torch.float64, device=DEVICE) - 1
     codes = sinkhorn(scores, epsilon=epsilon, iterations=iterations, impl=impl)
     torch.testing.assert_close(codes, swav(scores, epsilon, iterations), rtol=1e-11, atol=1e-15)
+
+
+def test_a_sweep_over_columns_has_enough_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 20 warps for each processor of an H100, of SwAV's 3000 prototypes and 4096 vectors."""
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    with recording((9, 0)) as started:
+        kernels.column_potentials(torch.empty(1, 4096, 3000), torch.ones(()), 1)
+    part, options = started[0].arguments[3], started[0].options
+    programs = part.shape[1] * -(-3000 // options["COLUMNS"])
+    assert programs * options["num_warps"] / 132 >= 20
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels.contrastive import sinkhorn, swapped_prediction_loss
+from rmfast.kernels.contrastive.sinkhorn import tiles
+from rmfast.kernels.contrastive.swapped import triton as kernels
+from rmfast.kernels.launch import recording
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, without_autocast_too
 from tests.kernels.test_sinkhorn import swav
 
@@ -42,6 +45,20 @@ def written_out(
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     return (scale * torch.randn(shape, device=DEVICE)).to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 16, 17, 300, 3000])
+def test_no_score_that_is_overwritten_is_held_by_two_threads(
+    count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a tile has fewer elements than a program has threads, several of them read what one overwrites."""
+    monkeypatch.setattr(tiles, "INTERPRETED", False)
+    x, prototypes = torch.empty(64, 8, dtype=dtype), torch.empty(count, 8, dtype=dtype)
+    with recording((9, 0)) as started:
+        kernels.swapped_fwd(x, x, prototypes, None, None, 0.1, 0.05, 1)
+    options = next(one.options for one in started if one.kernel is kernels.swapped_kernel)
+    assert options["ROWS"] * options["COLUMNS"] >= 32 * options["num_warps"] > 0
 
 
 @pytest.mark.parametrize("impl", IMPLS)

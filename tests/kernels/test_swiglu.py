@@ -31,7 +31,7 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=15, deadline=None)
-@given(leading=st.lists(st.integers(0, 6), max_size=3), width=st.sampled_from([0, 1, 3, 8, 33, 100]))
+@given(leading=st.lists(st.integers(0, 6), max_size=3), width=st.sampled_from([0, 1, 3, 8, 33, 100, 1030]))
 def test_values_and_gradient(dtype: torch.dtype, leading: list[int], width: int) -> None:
     gate_up = (4 * normal(*leading, 2 * width)).to(dtype).requires_grad_()
     assert_exact(op, [gate_up], grads=[normal(*leading, width)], truth=by_hand)
@@ -94,6 +94,7 @@ def test_errors() -> None:
             swiglu(bad)
 
 
+@pytest.mark.usefixtures("alone_on_the_gpu")
 def test_rows_beyond_two_to_the_31_elements() -> None:
     gate_up, grad = normal(3, 10, dtype=torch.bfloat16), normal(3, 5, dtype=torch.bfloat16)
     with shared_storages():

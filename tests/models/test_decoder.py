@@ -27,6 +27,7 @@ from tests.tiny import (
     VOCABULARY,
     Group,
     Results,
+    Seen,
     assert_close_by_norm,
     gradients,
     group_of,
@@ -119,6 +120,16 @@ def test_gradients_of_every_family(saved: Saved, name: str) -> None:
     theirs = hf_gradients(model, network)
     assert len(theirs) == len(list(network.parameters()))
     assert_close_by_norm(gradients(network), theirs, EXACT)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_the_tables_of_rope_are_made_once_a_pack(saved: Saved, name: str, recompute: Recompute) -> None:
+    """Not in each layer, nor again in its backward."""
+    network, _ = load_network(saved(name)[1], recompute=recompute)
+    with Seen() as seen:
+        step(network, ranked_groups())
+    assert seen.ops["aten.cos.default"] == seen.ops["aten.sin.default"] == len(packs_of(table_of(ranked_groups())))
 
 
 def test_gradients_of_long_sequences(saved: Saved) -> None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.info_nce import reference
+from rmfast.kernels.dispatch import custom_op
 
 WORTH = 1 << 22  # similarities; with fewer, plain torch is as fast
 
@@ -20,7 +20,7 @@ def _maths(kernels: bool) -> Any:
     return triton
 
 
-@custom_op("rmfast::info_nce", mutates_args=())
+@custom_op("rmfast::info_nce")
 @without_autocast
 def _info_nce(
     queries: Tensor, keys: Tensor, positive: Tensor, temperature: float, kernels: bool
@@ -39,7 +39,7 @@ def _(
     return total, lse, query_length, key_length
 
 
-@custom_op("rmfast::info_nce_backward", mutates_args=())
+@custom_op("rmfast::info_nce_backward")
 @without_autocast
 def _info_nce_backward(
     grad: Tensor,

@@ -2,10 +2,9 @@
 
 from typing import Any, Literal, NamedTuple
 
-import triton
 from torch import Tensor
 
-from rmfast.kernels.launch import capability
+from rmfast.kernels.launch import capability, next_power_of_2
 from rmfast.kernels.tables import ANY, Table
 
 
@@ -54,7 +53,7 @@ TILES: Table[Tile] = Table(
 def blocks(which: Pass, x: Tensor) -> Blocks:
     """For a pass over vectors x [N, d]."""
     width = x.shape[1]
-    whole = max(16, triton.next_power_of_2(width))
+    whole = max(16, next_power_of_2(width))
     device = capability(x)
     if device == (0, 0):
         return Blocks(32, 32, whole if which == "resident" else min(64, whole), {})

@@ -15,7 +15,7 @@ from rmfast.kernels.contrastive.info_nce.tiles import Blocks, blocks
 from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd, sweep_tile
 from rmfast.kernels.head.log_prob.products import add_product, wide_product
 from rmfast.kernels.jit import dot
-from rmfast.kernels.launch import as_rows, launch, maths
+from rmfast.kernels.launch import as_rows, cdiv, launch, maths
 
 PROGRAMS = 256  # few rows share them by splitting the columns; the parts are added in fixed order
 RESIDENT = 128  # widest vectors of which a tile stays in a program for the whole backward
@@ -40,7 +40,7 @@ def _tile(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns"])
 def info_nce_fwd_kernel(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, part_ptr, rows, columns, width, q_stride, k_stride, span,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UP: tl.constexpr, MATHS: tl.constexpr,
@@ -62,7 +62,7 @@ def info_nce_fwd_kernel(
     tl.store(part_ptr + tl.program_id(1) * rows + row, top + tl.log2(total), row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "columns", "parts"])
 def info_nce_loss_kernel(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, positive_ptr, part_ptr, lse_ptr, loss_ptr, rows, columns, width,
     q_stride, k_stride, parts,
@@ -89,7 +89,7 @@ def info_nce_loss_kernel(
     tl.store(loss_ptr + row, (lse - chosen) * 0.6931471805599453, row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["owns", "others"])
 def info_nce_bwd_kernel(
     own_ptr, other_ptr, own_scale_ptr, other_scale_ptr, positive_ptr, lse_ptr, part_ptr, owns, others, width,
     own_stride, other_stride, span,
@@ -128,7 +128,7 @@ def info_nce_bwd_kernel(
     tl.store(part_ptr + out[:, None] * width + column[None, :], grad, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def info_nce_grad_kernel(
     q_ptr, k_ptr, q_scale_ptr, k_scale_ptr, positive_ptr, lse_ptr, grad_ptr, rows, columns, width, q_stride, k_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UP: tl.constexpr, MATHS: tl.constexpr,
@@ -148,9 +148,9 @@ def info_nce_grad_kernel(
 
 def _splits(rows: int, columns: int, tiles: Blocks) -> tuple[int, int]:
     """Number of parts into which the columns of all rows are split, and their width (whole tiles)."""
-    wanted = max(1, PROGRAMS // triton.cdiv(rows, tiles.m))
-    span = triton.cdiv(triton.cdiv(columns, wanted), tiles.n) * tiles.n
-    return triton.cdiv(columns, span), span
+    wanted = max(1, PROGRAMS // cdiv(rows, tiles.m))
+    span = cdiv(cdiv(columns, wanted), tiles.n) * tiles.n
+    return cdiv(columns, span), span
 
 
 def _scales(query_length: Tensor, key_length: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -170,14 +170,14 @@ def info_nce_fwd(
     part = torch.empty(parts, count, dtype=maths_dtype(q), device=q.device)
     lse, loss = torch.empty_like(query_length), torch.empty_like(query_length)
     launch(
-        info_nce_fwd_kernel, (triton.cdiv(count, tiles.m), parts), q, k, q_scale, k_scale, part, count, columns, width,
+        info_nce_fwd_kernel, (cdiv(count, tiles.m), parts), q, k, q_scale, k_scale, part, count, columns, width,
         q.stride(0), k.stride(0), span, BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d,
         UP=INTERPRETED, MATHS=maths(q), **tiles.options,
     )  # fmt: skip
     tile, block = sweep_tile(width)
     launch(
-        info_nce_loss_kernel, (triton.cdiv(count, tile),), q, k, q_scale, k_scale, positive, part, lse, loss,
-        count, columns, width, q.stride(0), k.stride(0), parts, PARTS=triton.next_power_of_2(parts), ROWS=tile,
+        info_nce_loss_kernel, (cdiv(count, tile),), q, k, q_scale, k_scale, positive, part, lse, loss,
+        count, columns, width, q.stride(0), k.stride(0), parts, PARTS=PROGRAMS, ROWS=tile,
         COLUMNS=block, MATHS=maths(q), num_warps=4,
     )  # fmt: skip
     return loss.sum(), lse, query_length, key_length
@@ -194,7 +194,7 @@ def _resident(
         parts, span = _splits(len(own), len(other), tiles)
         part = torch.empty(parts, len(own), width, dtype=lse.dtype, device=q.device)
         launch(
-            info_nce_bwd_kernel, (triton.cdiv(len(own), tiles.m), parts), own, other, own_scale, other_scale, positive,
+            info_nce_bwd_kernel, (cdiv(len(own), tiles.m), parts), own, other, own_scale, other_scale, positive,
             lse, part, len(own), len(other), width, own.stride(0), other.stride(0), span, KEYS=own is k,
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d, UP=INTERPRETED, MATHS=maths(q), **tiles.options,
         )  # fmt: skip
@@ -217,7 +217,7 @@ def _chunked(
         rows = slice(start, min(start + step, count))
         grad, own = chunk[: rows.stop - start], q[rows]
         launch(
-            info_nce_grad_kernel, (triton.cdiv(len(own), tiles.m), triton.cdiv(columns, tiles.n)), own, k,
+            info_nce_grad_kernel, (cdiv(len(own), tiles.m), cdiv(columns, tiles.n)), own, k,
             q_scale[rows], k_scale, positive[rows], lse[rows], grad, len(own), columns, width, q.stride(0),
             k.stride(0), BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d, UP=INTERPRETED, MATHS=maths(q),
             **tiles.options,

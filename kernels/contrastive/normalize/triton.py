@@ -6,12 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import INTERPRETED, maths_dtype
-from rmfast.kernels.launch import as_rows, launch, maths
+from rmfast.kernels.launch import as_rows, cdiv, launch, maths, next_power_of_2
 
 WIDTH, TILE = (64, 1024) if INTERPRETED else (512, 2048)  # columns and elements that a program holds at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["length_ptr"])
 def normalize_fwd_kernel(
     x_ptr, normed_ptr, length_ptr, rows, width, x_stride,
     STORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
@@ -35,7 +35,7 @@ def normalize_fwd_kernel(
             tl.store(normed_ptr + row[:, None] * width + column[None, :], x / length[:, None], mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["length_ptr"])
 def normalize_bwd_kernel(
     grad_ptr, scale_ptr, x_ptr, length_ptr, grad_x_ptr, rows, width, x_stride,
     DIVIDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
@@ -64,7 +64,7 @@ def normalize_bwd_kernel(
 
 def sweep_tile(width: int) -> tuple[int, int]:
     """(rows, columns) of a tile that sweeps along rows of `width`."""
-    columns = min(WIDTH, max(16, triton.next_power_of_2(width)))
+    columns = min(WIDTH, max(16, next_power_of_2(width)))
     return max(1, min(16, TILE // columns)), columns
 
 
@@ -74,7 +74,7 @@ def normalize_fwd(x: Tensor, length: Tensor, normed: Tensor | None = None) -> No
     count, width = rows.shape
     tile, columns = sweep_tile(width)
     launch(
-        normalize_fwd_kernel, (triton.cdiv(count, tile),), rows, length if normed is None else normed, length, count,
+        normalize_fwd_kernel, (cdiv(count, tile),), rows, length if normed is None else normed, length, count,
         width, rows.stride(0), STORE=normed is not None, ROWS=tile, COLUMNS=columns, MATHS=maths(x), num_warps=4,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def normalize_bwd(grad: Tensor, scale: Tensor, x: Tensor, length: Tensor, *, div
     tile, columns = sweep_tile(width)
     out = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     launch(
-        normalize_bwd_kernel, (triton.cdiv(count, tile),), grad, scale, rows, length, out, count, width, rows.stride(0),
+        normalize_bwd_kernel, (cdiv(count, tile),), grad, scale, rows, length, out, count, width, rows.stride(0),
         DIVIDED=divided, ROWS=tile, COLUMNS=columns, MATHS=maths(x), num_warps=4,
     )  # fmt: skip
     return out

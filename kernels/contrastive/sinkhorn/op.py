@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.sinkhorn import reference
+from rmfast.kernels.dispatch import custom_op
 
 
-@custom_op("rmfast::sinkhorn", mutates_args=())
+@custom_op("rmfast::sinkhorn")
 @without_autocast
 def _sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     from rmfast.kernels.contrastive.sinkhorn import triton

@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import triton
 from torch import Tensor
 
 from rmfast.kernels.common import INTERPRETED, maths_dtype
-from rmfast.kernels.launch import capability
+from rmfast.kernels.launch import capability, next_power_of_2
 from rmfast.kernels.tables import ANY, Table
 
 
@@ -48,5 +47,5 @@ def row_tile(scores: Tensor) -> tuple[int, int, int]:
     """(rows, columns, warps) of a tile that sweeps along rows of scores [..., K]."""
     columns = scores.shape[-1]
     found = Rows(64, 4096, 4) if INTERPRETED else ROWS.find(capability(scores), size=columns)
-    width = min(found.columns, triton.next_power_of_2(columns))
+    width = min(found.columns, max(8, next_power_of_2(columns)))  # a tile has an element for each thread of a warp
     return max(1, min(32, found.values // width * 4) // maths_dtype(scores).itemsize), width, found.warps

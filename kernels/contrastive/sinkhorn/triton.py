@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
 from rmfast.kernels.contrastive.sinkhorn.tiles import column_tile, row_tile
-from rmfast.kernels.launch import launch, maths
+from rmfast.kernels.launch import cdiv, launch, maths
 
-PROGRAMS = 256  # few columns share them by splitting the rows; the parts are added in fixed order
+PROGRAMS = 1024  # few columns share them by splitting the rows; the parts are added in fixed order
 
 
 @triton.jit
@@ -20,9 +20,9 @@ def add_exp(top, total, x, AXIS: tl.constexpr):
     return top, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sinkhorn_columns_kernel(
-    scores_ptr, epsilon_ptr, f_ptr, part_ptr, rows, columns, stride, view_stride, span,
+    scores_ptr, epsilon_ptr, f_ptr, part_ptr, rows, columns, stride, span,
     HAS_F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     """part [views, splits, columns] = -log sum over the split's rows of exp(scores / epsilon + f)."""
@@ -34,7 +34,7 @@ def sinkhorn_columns_kernel(
     for start in range(split * span, tl.minimum(split * span + span, rows), ROWS):
         row = start + tl.arange(0, ROWS)
         mask = (row < rows)[:, None] & (column < columns)[None, :]
-        place = view.to(tl.int64) * view_stride + row.to(tl.int64)[:, None] * stride + column[None, :]
+        place = (view.to(tl.int64) * rows + row)[:, None] * stride + column[None, :]
         x = tl.load(scores_ptr + place, mask, float("-inf")).to(MATHS) / epsilon
         if HAS_F:
             x += tl.load(f_ptr + view * rows + row, row < rows, 0.0)[:, None]
@@ -43,7 +43,7 @@ def sinkhorn_columns_kernel(
     tl.store(part_ptr + out, -(top + tl.log(total)), column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def sinkhorn_merge_kernel(part_ptr, g_ptr, parts, columns, COLUMNS: tl.constexpr, MATHS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     view = tl.program_id(1)
@@ -55,16 +55,16 @@ def sinkhorn_merge_kernel(part_ptr, g_ptr, parts, columns, COLUMNS: tl.constexpr
     tl.store(g_ptr + view * columns + column, -(top + tl.log(total)), column < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def sinkhorn_rows_kernel(
-    scores_ptr, epsilon_ptr, g_ptr, out_ptr, rows, columns, stride, view_stride,
+    scores_ptr, epsilon_ptr, g_ptr, out_ptr, rows, columns, stride,
     HAS_G: tl.constexpr, CODES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     """f [views, rows] = -log sum over columns of exp(scores / epsilon + g), or with CODES the exp over that sum."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     view = tl.program_id(1)
     epsilon = tl.load(epsilon_ptr)
-    scores_ptr += view.to(tl.int64) * view_stride
+    scores_ptr += view.to(tl.int64) * rows * stride
     top = tl.full((ROWS,), -1e30, MATHS)
     total = tl.zeros((ROWS,), MATHS)
     for start in range(0, columns, COLUMNS):
@@ -92,33 +92,34 @@ def sinkhorn_rows_kernel(
 
 
 def column_potentials(scores: Tensor, epsilon: Tensor, iterations: int) -> Tensor:
-    """g [V, K] after so many iterations over each view of scores [V, B, K] (last dimension whole); epsilon scalar."""
+    """g [V, K] after so many iterations over each view of scores [V, B, K] (views one behind the other, rows whole);
+    epsilon scalar."""
     views, rows, columns = scores.shape
     dtype = maths_dtype(scores)
     g = torch.zeros(views, columns, dtype=dtype, device=scores.device)
     f = torch.empty(views, rows, dtype=dtype, device=scores.device)
     sweep = column_tile(scores)
-    blocks = triton.cdiv(columns, sweep.columns)
+    blocks = cdiv(columns, sweep.columns)
     least = 4 * sweep.rows
-    span = triton.cdiv(triton.cdiv(rows, max(1, PROGRAMS // blocks)), least) * least
-    parts = max(1, triton.cdiv(rows, max(span, 1)))
+    span = cdiv(cdiv(rows, max(1, PROGRAMS // blocks)), least) * least
+    parts = max(1, cdiv(rows, max(span, 1)))
     part = torch.empty(views, parts, columns, dtype=dtype, device=scores.device) if parts > 1 else g
     tile, width, warps = row_tile(scores)
     for i in range(iterations):
         if i > 0:
             launch(
-                sinkhorn_rows_kernel, (triton.cdiv(rows, tile), views), scores, epsilon, g, f, rows, columns,
-                scores.stride(1), scores.stride(0), HAS_G=True, CODES=False, ROWS=tile, COLUMNS=width,
+                sinkhorn_rows_kernel, (cdiv(rows, tile), views), scores, epsilon, g, f, rows, columns,
+                scores.stride(1), HAS_G=True, CODES=False, ROWS=tile, COLUMNS=width,
                 MATHS=maths(scores), num_warps=warps,
             )  # fmt: skip
         launch(
             sinkhorn_columns_kernel, (blocks, parts, views), scores, epsilon, f, part, rows, columns,
-            scores.stride(1), scores.stride(0), span, HAS_F=i > 0, ROWS=sweep.rows, COLUMNS=sweep.columns,
+            scores.stride(1), span, HAS_F=i > 0, ROWS=sweep.rows, COLUMNS=sweep.columns,
             MATHS=maths(scores), num_warps=sweep.warps,
         )  # fmt: skip
         if parts > 1:
             launch(
-                sinkhorn_merge_kernel, (triton.cdiv(columns, 128), views), part, g, parts, columns, COLUMNS=128,
+                sinkhorn_merge_kernel, (cdiv(columns, 128), views), part, g, parts, columns, COLUMNS=128,
                 MATHS=maths(scores), num_warps=4,
             )  # fmt: skip
     return g
@@ -133,7 +134,7 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     g = column_potentials(scores[None], divisor, iterations)
     tile, width, warps = row_tile(scores)
     launch(
-        sinkhorn_rows_kernel, (triton.cdiv(rows, tile), 1), scores, divisor, g, out, rows, columns, scores.stride(0),
-        0, HAS_G=True, CODES=True, ROWS=tile, COLUMNS=width, MATHS=maths(scores), num_warps=warps,
+        sinkhorn_rows_kernel, (cdiv(rows, tile), 1), scores, divisor, g, out, rows, columns, scores.stride(0),
+        HAS_G=True, CODES=True, ROWS=tile, COLUMNS=width, MATHS=maths(scores), num_warps=warps,
     )  # fmt: skip
     return out

@@ -1,13 +1,13 @@
 """The swapped prediction loss: checks, dispatch, and the custom op of the kernels."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
 from rmfast.kernels.contrastive.swapped import reference
+from rmfast.kernels.dispatch import custom_op
 
 
-@custom_op("rmfast::swapped_prediction_loss", mutates_args=())
+@custom_op("rmfast::swapped_prediction_loss")
 @without_autocast
 def _swapped(
     s: Tensor,
@@ -41,7 +41,7 @@ def _(
     return total, scores, vectors, centres, length
 
 
-@custom_op("rmfast::swapped_prediction_loss_backward", mutates_args=())
+@custom_op("rmfast::swapped_prediction_loss_backward")
 @without_autocast
 def _swapped_backward(
     grad: Tensor, s: Tensor, t: Tensor, prototypes: Tensor, scores: Tensor, vectors: Tensor, centres: Tensor,

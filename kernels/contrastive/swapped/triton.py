@@ -9,12 +9,12 @@ from rmfast.kernels.common import maths_dtype
 from rmfast.kernels.contrastive.normalize.triton import normalize_bwd, normalize_fwd
 from rmfast.kernels.contrastive.sinkhorn.tiles import row_tile
 from rmfast.kernels.contrastive.sinkhorn.triton import add_exp, column_potentials
-from rmfast.kernels.launch import launch, maths
+from rmfast.kernels.launch import cdiv, launch, maths
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def swapped_kernel(
-    scores_ptr, scalars_ptr, codes_s_ptr, codes_t_ptr, g_ptr, loss_ptr, rows, columns, view,
+    scores_ptr, scalars_ptr, codes_s_ptr, codes_t_ptr, g_ptr, loss_ptr, rows, columns,
     GIVEN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     """Losses of rows; the scores [2, rows, columns] are overwritten by their gradients.
@@ -24,6 +24,7 @@ def swapped_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     epsilon, temperature = tl.load(scalars_ptr), tl.load(scalars_ptr + 1)
     lead = row.to(tl.int64)[:, None] * columns
+    other_ptr = scores_ptr + rows.to(tl.int64) * columns  # of the second view
     low = tl.full((ROWS,), -1e30, MATHS)
     none = tl.zeros((ROWS,), MATHS)
     top_s, top_t, code_top_s, code_top_t = low, low, low, low
@@ -33,7 +34,7 @@ def swapped_kernel(
         mask = (row < rows)[:, None] & (column < columns)[None, :]
         place = lead + column[None, :]
         s = tl.load(scores_ptr + place, mask, float("-inf"))
-        t = tl.load(scores_ptr + view + place, mask, float("-inf"))
+        t = tl.load(other_ptr + place, mask, float("-inf"))
         top_s, total_s = add_exp(top_s, total_s, s / temperature, 1)
         top_t, total_t = add_exp(top_t, total_t, t / temperature, 1)
         if not GIVEN:
@@ -57,7 +58,7 @@ def swapped_kernel(
         mask = (row < rows)[:, None] & (column < columns)[None, :]
         place = lead + column[None, :]
         s = tl.load(scores_ptr + place, mask, 0.0)
-        t = tl.load(scores_ptr + view + place, mask, 0.0)
+        t = tl.load(other_ptr + place, mask, 0.0)
         if GIVEN:
             q_s = tl.load(codes_s_ptr + place, mask, 0.0).to(MATHS)
             q_t = tl.load(codes_t_ptr + place, mask, 0.0).to(MATHS)
@@ -70,7 +71,7 @@ def swapped_kernel(
         t = t / temperature - (top_t + tl.log(total_t))[:, None]
         loss -= tl.sum(q_s * t + q_t * s, 1)
         tl.store(scores_ptr + place, (tl.exp(s) * mass_t[:, None] - q_t) / temperature, mask)
-        tl.store(scores_ptr + view + place, (tl.exp(t) * mass_s[:, None] - q_s) / temperature, mask)
+        tl.store(other_ptr + place, (tl.exp(t) * mass_s[:, None] - q_s) / temperature, mask)
     tl.store(loss_ptr + row, loss, row < rows)
 
 
@@ -102,10 +103,11 @@ def swapped_fwd(
     g = scalars if given else column_potentials(scores, scalars, iterations)
     codes_s, codes_t = (g if q is None else q.contiguous() for q in (codes_s, codes_t))
     loss = torch.empty(rows, dtype=dtype, device=device)
-    tile, block, _ = row_tile(scores)
+    # The scores are overwritten in place, so no two threads may hold the same one: no more threads than elements.
+    tile, block, warps = row_tile(scores)
     launch(
-        swapped_kernel, (triton.cdiv(rows, tile),), scores, scalars, codes_s, codes_t, g, loss, rows, columns,
-        rows * columns, GIVEN=given, ROWS=tile, COLUMNS=block, MATHS=maths(s), num_warps=8,
+        swapped_kernel, (cdiv(rows, tile),), scores, scalars, codes_s, codes_t, g, loss, rows, columns,
+        GIVEN=given, ROWS=tile, COLUMNS=block, MATHS=maths(s), num_warps=min(warps, tile * block // 32),
     )  # fmt: skip
     return loss.sum(), scores, vectors, centres, length
 

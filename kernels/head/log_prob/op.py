@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.head.log_prob import reference
 
 
@@ -17,7 +18,7 @@ def _maths(kernels: bool) -> Any:
     return triton
 
 
-@custom_op("rmfast::linear_log_prob", mutates_args=())
+@custom_op("rmfast::linear_log_prob")
 @without_autocast
 def _linear_log_prob(
     hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, kernels: bool
@@ -33,11 +34,11 @@ def _(
     return log_prob, entropy, log_z
 
 
-@custom_op("rmfast::linear_log_prob_backward", mutates_args=())
+@custom_op("rmfast::linear_log_prob_backward")
 @without_autocast
 def _linear_log_prob_backward(
     grad_log_prob: Tensor,
-    grad_entropy: Tensor,
+    grad_entropy: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -54,7 +55,7 @@ def _linear_log_prob_backward(
 @_linear_log_prob_backward.register_fake
 def _(
     grad_log_prob: Tensor,
-    grad_entropy: Tensor,
+    grad_entropy: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -73,7 +74,10 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(hidden, weight, target, log_z, entropy)
 
 
-def _grad(ctx, grad_log_prob: Tensor, grad_entropy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+def _grad(ctx, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, _: None):  # type: ignore[no-untyped-def]
+    if grad_log_prob is None:
+        assert grad_entropy is not None
+        grad_log_prob = torch.zeros_like(grad_entropy)
     grads = _linear_log_prob_backward(grad_log_prob, grad_entropy, *ctx.saved_tensors, ctx.temperature, ctx.kernels)
     return *grads, None, None, None
 

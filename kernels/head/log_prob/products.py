@@ -19,6 +19,9 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=scale)
         return
+    if a.is_cuda:  # read and written once, by the product itself
+        torch.addmm(total, a, b, out_dtype=total.dtype, alpha=scale, out=total)
+        return
     step = max(1, SLICE_BYTES // (total.shape[1] * total.element_size())) if total.shape[1] else 1
     for start in range(0, len(total), step):
         rows = slice(start, start + step)

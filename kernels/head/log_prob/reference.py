@@ -35,7 +35,7 @@ def linear_log_prob_fwd(
 
 def linear_log_prob_bwd(
     grad_log_prob: Tensor,
-    grad_entropy: Tensor,
+    grad_entropy: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -53,8 +53,9 @@ def linear_log_prob_bwd(
         log_p = (hidden[rows] @ weight.T).to(dtype) / temperature - log_z[rows, None]
         p = log_p.exp()
         # d log p_y = 1_y - p; dH = -p (log p + H); both in the logits, then / temperature.
-        surprise = torch.where(p == 0, 0, p * (log_p + entropy[rows, None]))
-        grad = -grad_log_prob[rows, None] * p - grad_entropy[rows, None] * surprise
+        grad = -grad_log_prob[rows, None] * p
+        if grad_entropy is not None:
+            grad -= grad_entropy[rows, None] * torch.where(p == 0, 0, p * (log_p + entropy[rows, None]))
         grad.scatter_add_(-1, target[rows, None], grad_log_prob[rows, None])
         grad = (grad / temperature).to(hidden.dtype)
         grad_hidden[rows] = grad @ weight

@@ -9,7 +9,7 @@ from rmfast.kernels.common import maths_dtype
 from rmfast.kernels.head.log_prob.products import add_product
 from rmfast.kernels.head.log_prob.reference import chunk_rows
 from rmfast.kernels.head.log_prob.tiles import tile
-from rmfast.kernels.launch import launch, maths
+from rmfast.kernels.launch import cdiv, launch, maths
 
 CHUNK_BYTES = 1 << 28  # of logits at a time: 1024 rows of 128k in bf16, enough for full-speed matrix products
 
@@ -45,20 +45,30 @@ def linear_log_prob_fwd_kernel(
 @triton.jit
 def linear_log_prob_bwd_kernel(
     logits_ptr, target_ptr, grad_log_prob_ptr, grad_entropy_ptr, log_z_ptr, entropy_ptr, vocabulary,
-    BLOCK: tl.constexpr, MATHS: tl.constexpr,
+    ENTROPY: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < vocabulary
     target = tl.load(target_ptr + row)
     grad = tl.load(grad_log_prob_ptr + row, (target >= 0) & (target < vocabulary), float("nan")).to(MATHS)
-    grad_entropy = tl.load(grad_entropy_ptr + row).to(MATHS)
-    entropy = tl.load(entropy_ptr + row)
     place = logits_ptr + row * vocabulary + column
     log_p = tl.load(place, mask, 0.0).to(MATHS) - tl.load(log_z_ptr + row)
     p = tl.exp(log_p)
-    surprise = tl.where(p == 0, 0.0, p * (log_p + entropy))
-    tl.store(place, tl.where(column == target, grad, 0.0) - grad * p - grad_entropy * surprise, mask)
+    grad_logit = tl.where(column == target, grad, 0.0) - grad * p
+    if ENTROPY:
+        surprise = tl.where(p == 0, 0.0, p * (log_p + tl.load(entropy_ptr + row)))
+        grad_logit -= tl.load(grad_entropy_ptr + row).to(MATHS) * surprise
+    tl.store(place, grad_logit, mask)
+
+
+def _chunk(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Memory for the logits of a number of rows, a multiple of 128 unless all or fewer fit: matrix products have tiles
+    of 128 rows, and every chunk of a vector begins at an aligned address."""
+    rows = chunk_rows(len(hidden), len(weight), hidden.element_size(), CHUNK_BYTES)
+    if 128 < rows < len(hidden):
+        rows -= rows % 128
+    return torch.empty(rows, len(weight), dtype=hidden.dtype, device=hidden.device)
 
 
 def linear_log_prob_fwd(
@@ -69,11 +79,10 @@ def linear_log_prob_fwd(
     log_z = torch.empty(count, dtype=maths_dtype(hidden), device=hidden.device)
     log_prob, entropy = torch.empty_like(log_z), torch.empty_like(log_z)
     target = target.contiguous()
-    step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
-    chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    chunk = _chunk(hidden, weight)
     block, warps = tile("fwd", hidden, vocabulary)
-    for start in range(0, count, step):
-        rows = slice(start, min(start + step, count))
+    for start in range(0, count, len(chunk)):
+        rows = slice(start, min(start + len(chunk), count))
         logits = chunk[: rows.stop - start]
         torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
         launch(
@@ -85,7 +94,7 @@ def linear_log_prob_fwd(
 
 def linear_log_prob_bwd(
     grad_log_prob: Tensor,
-    grad_entropy: Tensor,
+    grad_entropy: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -97,18 +106,18 @@ def linear_log_prob_bwd(
     count, vocabulary = len(hidden), len(weight)
     grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
     grad_weight = torch.zeros(weight.shape, dtype=log_z.dtype, device=hidden.device)
-    grad_log_prob, grad_entropy, target = grad_log_prob.contiguous(), grad_entropy.contiguous(), target.contiguous()
-    step = chunk_rows(count, vocabulary, hidden.element_size(), CHUNK_BYTES)
-    chunk = torch.empty(step, vocabulary, dtype=hidden.dtype, device=hidden.device)
+    grad_log_prob, target = grad_log_prob.contiguous(), target.contiguous()
+    tilt = log_z if grad_entropy is None else grad_entropy.contiguous()
+    chunk = _chunk(hidden, weight)
     block, warps = tile("bwd", hidden, vocabulary)
-    for start in range(0, count, step):
-        rows = slice(start, min(start + step, count))
+    for start in range(0, count, len(chunk)):
+        rows = slice(start, min(start + len(chunk), count))
         logits, out = chunk[: rows.stop - start], grad_hidden[rows]
         torch.addmm(logits, hidden[rows], weight.T, beta=0, alpha=1 / temperature, out=logits)
         launch(
-            linear_log_prob_bwd_kernel, (len(logits), triton.cdiv(vocabulary, block)), logits, target[rows],
-            grad_log_prob[rows], grad_entropy[rows], log_z[rows], entropy[rows], vocabulary, BLOCK=block,
-            MATHS=maths(hidden), num_warps=warps,
+            linear_log_prob_bwd_kernel, (len(logits), cdiv(vocabulary, block)), logits, target[rows],
+            grad_log_prob[rows], tilt[rows], log_z[rows], entropy[rows], vocabulary,
+            ENTROPY=grad_entropy is not None, BLOCK=block, MATHS=maths(hidden), num_warps=warps,
         )  # fmt: skip
         torch.addmm(out, logits, weight, beta=0, alpha=1 / temperature, out=out)
         add_product(grad_weight, logits.T, hidden[rows], 1 / temperature)

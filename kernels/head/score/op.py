@@ -1,16 +1,16 @@
 """Final norm and reward heads, on the scored rows only: checks, dispatch, and the custom op of the kernels."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton, without_autocast
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.head.score import reference
 
 MAX_WIDTH = 65536  # a row lives in one program's registers
 MAX_HEADS = 16
 
 
-@custom_op("rmfast::score_head", mutates_args=())
+@custom_op("rmfast::score_head")
 @without_autocast
 def _score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     from rmfast.kernels.head.score import triton
@@ -24,7 +24,7 @@ def _(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps: float) -> t
     return hidden.new_empty((rows, head_weight.shape[0]), dtype=dtype), hidden.new_empty(rows, dtype=dtype)
 
 
-@custom_op("rmfast::score_head_backward", mutates_args=())
+@custom_op("rmfast::score_head_backward")
 @without_autocast
 def _score_head_backward(
     grad: Tensor, scores: Tensor, hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, rstd: Tensor
@@ -82,10 +82,10 @@ def score_head(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, *, eps:
         ValueError: shapes that do not fit together.
     """
     op = "score_head"
-    check(hidden.dim() == 2, op, f"hidden must be [S, d], got {tuple(hidden.shape)}")
+    check(hidden.dim() == 2, op, lambda: f"hidden must be [S, d], got {tuple(hidden.shape)}")
     width = hidden.shape[1]
-    check(norm_weight.shape == (width,), op, f"norm_weight must be [{width}], got {tuple(norm_weight.shape)}")
-    check(head_weight.dim() == 2 and head_weight.shape[1] == width, op, f"head_weight must be [M, {width}]")
+    check(norm_weight.shape == (width,), op, lambda: f"norm_weight must be [{width}], got {tuple(norm_weight.shape)}")
+    check(head_weight.dim() == 2 and head_weight.shape[1] == width, op, lambda: f"head_weight must be [M, {width}]")
     if use_triton(op, impl, hidden, refusal=_refusal(width, len(head_weight))):
         return _score_head(hidden, norm_weight, head_weight, eps)[0]
     dtype = maths_dtype(hidden, norm_weight, head_weight)

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
-from rmfast.kernels.launch import as_rows, launch, maths, row_block, row_warps
+from rmfast.kernels.launch import as_rows, cdiv, launch, maths, next_power_of_2, row_block, row_warps
 
 # Programs of a backward, over rows and columns. The weights' gradients are summed within each program, then over those
 # of the same columns, in fixed order.
@@ -14,7 +14,7 @@ PROGRAMS = 1024
 TILE = 8192  # rows x heads x columns of a backward's step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def score_head_fwd_kernel(
     hidden_ptr, norm_ptr, head_ptr, scores_ptr, rstd_ptr, rows, width, hidden_stride,
     HEADS: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
@@ -32,7 +32,7 @@ def score_head_fwd_kernel(
         tl.store(scores_ptr + row * HEADS + head, tl.sum(x * weight[None, :], 1), row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def score_head_bwd_kernel(
     grad_ptr, scores_ptr, hidden_ptr, norm_ptr, head_ptr, rstd_ptr, grad_hidden_ptr, partial_ptr, rows, width,
     hidden_stride,
@@ -71,7 +71,7 @@ def score_head_fwd(hidden: Tensor, norm_weight: Tensor, head_weight: Tensor, eps
     rstd = torch.empty(count, dtype=dtype, device=hidden.device)
     tile, columns = row_block(width)
     launch(
-        score_head_fwd_kernel, (triton.cdiv(count, tile),), x, norm_weight.contiguous(), head_weight.contiguous(),
+        score_head_fwd_kernel, (cdiv(count, tile),), x, norm_weight.contiguous(), head_weight.contiguous(),
         scores, rstd, count, width, x.stride(0),
         HEADS=heads, EPS=eps, ROWS=tile, COLUMNS=columns, MATHS=maths(*tensors), num_warps=row_warps(tile * columns),
     )  # fmt: skip
@@ -86,12 +86,12 @@ def score_head_bwd(
     (count, width), heads = x.shape, len(head)
     tensors = (hidden, norm_weight, head_weight)
     grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    block = triton.next_power_of_2(heads)
-    columns = min(triton.next_power_of_2(width), 256 if block <= 4 else 128)
+    block = next_power_of_2(heads)
+    columns = min(next_power_of_2(width), 256 if block <= 4 else 128)
     # With 16 rows the compiler would make the kernel's sum over heads a matrix product, and that in tf32.
     tile = min(8, max(1, TILE // (block * columns)))
-    across = triton.cdiv(width, columns)
-    programs = min(max(1, PROGRAMS // across), triton.cdiv(count, tile))
+    across = cdiv(width, columns)
+    programs = min(max(1, PROGRAMS // across), cdiv(count, tile))
     partial = torch.empty(programs, heads, width, dtype=rstd.dtype, device=hidden.device)
     launch(
         score_head_bwd_kernel, (programs, across), grad.contiguous(), scores.contiguous(), x,

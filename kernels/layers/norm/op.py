@@ -1,9 +1,10 @@
 """RMSNorm, alone and after a residual sum: checks, dispatch, and the custom op of the kernels."""
 
+import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.layers.norm import reference
 
 # A row lives in one program's registers. Above, the backward spills; above 4096 already at widths that are no multiple
@@ -11,7 +12,7 @@ from rmfast.kernels.layers.norm import reference
 MAX_WIDTH = 8192
 
 
-@custom_op("rmfast::rms_norm", mutates_args=())
+@custom_op("rmfast::rms_norm")
 def _rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     from rmfast.kernels.layers.norm import triton
 
@@ -24,7 +25,7 @@ def _(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[T
     return x.new_empty(x.shape), total, x.new_empty(x.shape[:-1].numel(), dtype=maths_dtype(x))
 
 
-@custom_op("rmfast::rms_norm_backward", mutates_args=())
+@custom_op("rmfast::rms_norm_backward")
 def _rms_norm_backward(
     grad: Tensor, grad_sum: Tensor | None, x: Tensor, weight: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -42,13 +43,15 @@ def _rms_norm_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
     x, residual, weight, _ = inputs
     _, total, rstd = output
     ctx.added = residual is not None
-    ctx.mark_non_differentiable(rstd)
+    ctx.mark_non_differentiable(*(() if ctx.added else (total,)), rstd)
     ctx.save_for_backward(total if ctx.added else x, weight, rstd)
 
 
-def _rms_norm_grad(ctx, grad: Tensor, grad_sum: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+def _rms_norm_grad(ctx, grad: Tensor | None, grad_sum: Tensor | None, _: None):  # type: ignore[no-untyped-def]
     x, weight, rstd = ctx.saved_tensors
-    grad_x, grad_weight = _rms_norm_backward(grad, grad_sum if ctx.added else None, x, weight, rstd)
+    if grad is None:  # the sum alone was used
+        return grad_sum, grad_sum, torch.zeros_like(weight), None
+    grad_x, grad_weight = _rms_norm_backward(grad, grad_sum, x, weight, rstd)
     return grad_x, grad_x if ctx.added else None, grad_weight, None
 
 
@@ -60,8 +63,12 @@ def _too_wide(x: Tensor) -> str | None:
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    check(x.dim() > 0 and x.is_floating_point(), op, f"x must be floating point [..., d], got {x.dtype} of {x.dim()}-d")
-    check(weight.shape == x.shape[-1:], op, f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
+    check(
+        x.dim() > 0 and x.is_floating_point(),
+        op,
+        lambda: f"x must be floating point [..., d], got {x.dtype} of {x.dim()}-d",
+    )
+    check(weight.shape == x.shape[-1:], op, lambda: f"weight must be [{x.shape[-1]}], got {tuple(weight.shape)}")
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, impl: str = "auto") -> Tensor:
@@ -97,8 +104,10 @@ def add_rms_norm(
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    check(x.shape == residual.shape, "add_rms_norm", f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}")
-    check(x.dtype == residual.dtype, "add_rms_norm", f"dtypes differ: {x.dtype}, {residual.dtype}")
+    check(
+        x.shape == residual.shape, "add_rms_norm", lambda: f"shapes differ: {tuple(x.shape)}, {tuple(residual.shape)}"
+    )
+    check(x.dtype == residual.dtype, "add_rms_norm", lambda: f"dtypes differ: {x.dtype}, {residual.dtype}")
     _check("add_rms_norm", x, weight)
     if use_triton("add_rms_norm", impl, x, refusal=_too_wide(x)):
         normed, total, _ = _rms_norm(x, residual, weight, eps)

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 
-def tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin [T, D / 2] of positions [T] times inv_freq [D / 2], with the angles in `dtype`."""
+def tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> Tensor:
+    """cos and sin [2, T, D / 2] of positions [T] times inv_freq [D / 2], with the angles in `dtype`."""
     angles = positions.to(dtype)[:, None] * inv_freq.to(dtype)
-    return angles.cos(), angles.sin()
+    return torch.stack((angles.cos(), angles.sin()))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

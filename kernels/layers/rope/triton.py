@@ -1,13 +1,10 @@
 """The Triton kernel of RoPE, forward and backward, and its launchers."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rmfast.kernels.common import maths_dtype
-from rmfast.kernels.launch import launch, maths, row_block, row_warps
-from rmfast.kernels.layers.rope.reference import tables
+from rmfast.kernels.launch import cdiv, launch, maths, next_power_of_2, row_block, row_warps
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -35,20 +32,21 @@ def _rotate(
     tl.store(out + HALF, second, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def rope_kernel(
-    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, q_out_ptr, k_out_ptr, v_out_ptr, tokens,
+    q_ptr, k_ptr, v_ptr, tables_ptr, q_out_ptr, k_out_ptr, v_out_ptr, tokens,
     q_token, q_head, k_token, k_head, v_token, v_head,
     q_out_token, q_out_head, k_out_token, k_out_head, v_out_token, v_out_head,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, V_HEADS: tl.constexpr, HALF: tl.constexpr,
     Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
-    SCALE: tl.constexpr, INVERSE: tl.constexpr, MATHS: tl.constexpr,
+    INVERSE: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # [N]
     column = tl.arange(0, COLUMNS)  # [C]
     mask = (token < tokens)[:, None] & (column < HALF)[None, :]
-    cos = tl.load(cos_ptr + token[:, None] * HALF + column[None, :], mask, 0.0) * SCALE
-    sin = tl.load(sin_ptr + token[:, None] * HALF + column[None, :], mask, 0.0) * SCALE
+    at = tables_ptr + token[:, None] * HALF + column[None, :]
+    cos = tl.load(at, mask, 0.0)
+    sin = tl.load(at + tokens.to(tl.int64) * HALF, mask, 0.0)
     if INVERSE:
         sin = -sin
     if Q_HEADS > 0:
@@ -66,58 +64,54 @@ def _whole(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(x: Heads, out: Heads, positions: Tensor, inv_freq: Tensor, scale: float, *, inverse: bool) -> None:
-    """Turn q and k of x into out, and copy v; each [T, heads, D] of any strides."""
+def _launch(x: Heads, out: Heads, tables: Tensor, *, inverse: bool) -> None:
+    """Turn q and k of x into out, and copy v; each [T, heads, D] of any strides.
+
+    By tables, because tl.sin and tl.cos are software routines on NVIDIA: exact also for the large angles of late
+    positions, but long, and through local memory there. A token's tables are small beside its heads.
+    """
     q, k, v = (_whole(t) for t in x)
-    # Tables, because tl.sin and tl.cos are software routines on NVIDIA: exact also for the large angles of late
-    # positions, but long, and through local memory there. A token's tables are small beside its heads.
-    cos, sin = tables(positions, inv_freq, maths_dtype(q))
     half = q.shape[2] // 2
-    columns = triton.next_power_of_2(max(half, 1))
-    heads = [t.shape[1] for t in (q, k, v)]
-    blocks = [triton.next_power_of_2(max(h, 1)) for h in heads]
+    columns = next_power_of_2(max(half, 1))
+    heads = (q.shape[1], k.shape[1], v.shape[1])
+    blocks = [next_power_of_2(max(h, 1)) for h in heads]
     # Few heads share a program with those of other tokens.
     tokens, _ = row_block(max(blocks) * columns, TILE)
     launch(
-        rope_kernel, (triton.cdiv(len(q), tokens),), q, k, v, cos, sin, *out, len(q),
-        *(s for t in (q, k, v, *out) for s in t.stride()[:2]),
+        rope_kernel, (cdiv(len(q), tokens),), q, k, v, tables.contiguous(), *out, len(q),
+        *[step for t in (q, k, v, *out) for step in t.stride()[:2]],
         Q_HEADS=heads[0], K_HEADS=heads[1], V_HEADS=heads[2], HALF=half,
         Q_BLOCK=blocks[0], K_BLOCK=blocks[1], V_BLOCK=blocks[2], TOKENS=tokens, COLUMNS=columns,
-        SCALE=scale, INVERSE=inverse, MATHS=maths(q), num_warps=row_warps(tokens * max(blocks) * columns),
+        INVERSE=inverse, MATHS=maths(q), num_warps=row_warps(tokens * max(blocks) * columns),
     )  # fmt: skip
 
 
-def rope(
-    q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, scale: float, *, inverse: bool = False
-) -> tuple[Tensor, Tensor]:
+def rope(q: Tensor, k: Tensor, tables: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
     """q [T, Hq, D] and k [T, Hkv, D] turned, or turned back: the backward of a rotation is the inverse one."""
-    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k))
-    _launch((q, k, k[:, :0]), (q_out, k_out, k_out[:, :0]), positions, inv_freq, scale, inverse=inverse)
+    q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
+    _launch((q, k, k[:, :0]), (q_out, k_out, k_out[:, :0]), tables, inverse=inverse)
     return q_out, k_out
 
 
 def _heads(qkv: Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
     """Views of q, k and v in qkv, whose rows are whole."""
-    parts = qkv.unflatten(1, (heads + 2 * kv_heads, head_dim))
-    return parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
-
-
-def split_rope_fwd(
-    qkv: Tensor, positions: Tensor, heads: int, kv_heads: int, head_dim: int, inv_freq: Tensor, scale: float
-) -> Heads:
-    """qkv [T, (heads + 2 kv_heads) head_dim] -> q and k turned, and v."""
-    x = _heads(_whole(qkv), heads, kv_heads, head_dim)
-    q, k, v = (torch.empty(t.shape, dtype=qkv.dtype, device=qkv.device) for t in x)
-    _launch(x, (q, k, v), positions, inv_freq, scale, inverse=False)
+    parts = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)
+    q, k, v = parts.split_with_sizes((heads, kv_heads, kv_heads), 1)
     return q, k, v
 
 
-def split_rope_bwd(
-    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, positions: Tensor, inv_freq: Tensor, scale: float
-) -> Tensor:
+def split_rope_fwd(qkv: Tensor, tables: Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
+    """qkv [T, (heads + 2 kv_heads) head_dim] -> q and k turned, and v."""
+    x = _heads(_whole(qkv), heads, kv_heads, head_dim)
+    q, k, v = (t.new_empty(t.shape) for t in x)
+    _launch(x, (q, k, v), tables, inverse=False)
+    return q, k, v
+
+
+def split_rope_bwd(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, tables: Tensor) -> Tensor:
     """The gradient of qkv, written where its parts lie."""
     tokens, heads, head_dim = grad_q.shape
     kv_heads = grad_k.shape[1]
-    grad = torch.empty(tokens, (heads + 2 * kv_heads) * head_dim, dtype=grad_q.dtype, device=grad_q.device)
-    _launch((grad_q, grad_k, grad_v), _heads(grad, heads, kv_heads, head_dim), positions, inv_freq, scale, inverse=True)
+    grad = grad_q.new_empty(tokens, (heads + 2 * kv_heads) * head_dim)
+    _launch((grad_q, grad_k, grad_v), _heads(grad, heads, kv_heads, head_dim), tables, inverse=True)
     return grad

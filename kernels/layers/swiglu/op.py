@@ -1,13 +1,13 @@
 """SwiGLU: checks, dispatch, and the custom op of the kernels."""
 
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.layers.swiglu import reference
 
 
-@custom_op("rmfast::swiglu", mutates_args=())
+@custom_op("rmfast::swiglu")
 def _swiglu(gate_up: Tensor) -> Tensor:
     from rmfast.kernels.layers.swiglu import triton
 
@@ -19,7 +19,7 @@ def _(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
 
 
-@custom_op("rmfast::swiglu_backward", mutates_args=())
+@custom_op("rmfast::swiglu_backward")
 def _swiglu_backward(grad: Tensor, gate_up: Tensor) -> Tensor:
     from rmfast.kernels.layers.swiglu import triton
 
@@ -56,8 +56,10 @@ def swiglu(gate_up: Tensor, *, impl: str = "auto") -> Tensor:
         ValueError: no floating-point tensor [..., 2 f].
     """
     fits = gate_up.dim() > 0 and gate_up.is_floating_point()
-    check(fits, "swiglu", f"gate_up must be floating point [..., 2 f], got {gate_up.dtype} of {gate_up.dim()}-d")
-    check(gate_up.shape[-1] % 2 == 0, "swiglu", f"the last dimension must be even, got {gate_up.shape[-1]}")
+    check(
+        fits, "swiglu", lambda: f"gate_up must be floating point [..., 2 f], got {gate_up.dtype} of {gate_up.dim()}-d"
+    )
+    check(gate_up.shape[-1] % 2 == 0, "swiglu", lambda: f"the last dimension must be even, got {gate_up.shape[-1]}")
     if use_triton("swiglu", impl, gate_up):
         return _swiglu(gate_up)
     return reference.swiglu(gate_up.to(maths_dtype(gate_up))).to(gate_up.dtype)

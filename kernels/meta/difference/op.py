@@ -2,15 +2,15 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.meta.difference import reference
 
 NORMALISERS = ("k2", "pairs")
 
 
-@custom_op("rmfast::difference_loss", mutates_args=())
+@custom_op("rmfast::difference_loss")
 def _difference_loss(scores: Tensor, group: Tensor, pairs: bool) -> tuple[Tensor, Tensor, Tensor]:
     from rmfast.kernels.meta.difference import triton
 
@@ -25,7 +25,7 @@ def _(scores: Tensor, group: Tensor, pairs: bool) -> tuple[Tensor, Tensor, Tenso
 
 
 # An op that takes the scores and has no derivative, so that a second one is refused and not silently 0.
-@custom_op("rmfast::difference_loss_backward", mutates_args=())
+@custom_op("rmfast::difference_loss_backward")
 def _difference_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, scores: Tensor) -> Tensor:
     return (unit * (grad * inverse)).to(scores.dtype)
 

@@ -6,10 +6,10 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
-from rmfast.kernels.launch import capability, launch, maths
+from rmfast.kernels.launch import capability, cdiv, launch, maths
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])
 def difference_loss_fwd_kernel(
     scores_ptr, order_ptr, start_ptr, end_ptr, unit_ptr, partial_ptr, samples, stride,
     PAIRS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, MATHS: tl.constexpr,
@@ -42,7 +42,7 @@ def difference_loss_fwd_kernel(
     tl.store(partial_ptr + program * 2 + 1, tl.sum(tl.where(rows & (start == row), 1.0, 0.0).to(MATHS), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def difference_loss_sum_kernel(
     partial_ptr, loss_ptr, inverse_ptr, programs, BLOCK: tl.constexpr, MATHS: tl.constexpr
 ):  # fmt: skip
@@ -63,7 +63,7 @@ def difference_loss_fwd(scores: Tensor, group: Tensor, pairs: bool) -> tuple[Ten
     start, end = torch.searchsorted(keys, keys), torch.searchsorted(keys, keys, right=True)
     unit = torch.empty(samples, dtype=maths_dtype(scores), device=scores.device)
     rows, step, block = (16, 16, 4) if capability(scores) == (0, 0) else (64, 16, 256)
-    programs = triton.cdiv(samples, rows)
+    programs = cdiv(samples, rows)
     partial = unit.new_empty(programs, 2)
     loss, inverse = unit.new_empty(()), unit.new_empty(())
     launch(

@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, to_device, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.policy.gae import reference
 
 
-@custom_op("rmfast::gae", mutates_args=())
+@custom_op("rmfast::gae")
 def _gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     from rmfast.kernels.policy.gae import triton
 
@@ -51,7 +51,7 @@ def gae(
         total = int(lengths.sum())
         check(total == len(rewards), op, f"lengths must sum to {len(rewards)}, got {total}")
         check(not bool((lengths < 0).any()), op, "lengths must not be negative")
-    rewards, values, lengths = rewards.detach(), values.detach(), lengths.to(rewards.device)
+    rewards, values, lengths = rewards.detach(), values.detach(), to_device(lengths, rewards.device)
     if use_triton(op, impl, rewards):
         return _gae(rewards, values, lengths, gamma, lam)
     dtype = maths_dtype(rewards, values)

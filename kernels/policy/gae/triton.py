@@ -15,7 +15,7 @@ def after(later_decay, later_value, decay, value):
     return later_decay * decay, value + decay * later_value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def gae_kernel(
     rewards_ptr, values_ptr, ends_ptr, advantages_ptr, returns_ptr, tokens, reward_stride, value_stride,
     GAMMA: tl.constexpr, DECAY: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,

@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from rmfast.kernels.common import check, maths_dtype, use_triton
+from rmfast.kernels.common import check, maths_dtype, to_device, use_triton
+from rmfast.kernels.dispatch import custom_op
 from rmfast.kernels.policy.losses import reference
 
 
-@custom_op("rmfast::clipped_loss", mutates_args=())
+@custom_op("rmfast::clipped_loss")
 def _clipped_loss(
     policy: bool, x: Tensor, old: Tensor, goal: Tensor, mask: Tensor, clip: float | None, total: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +27,7 @@ def _(
 
 
 # An op that takes x and has no derivative, so that a second one is refused and not silently 0.
-@custom_op("rmfast::clipped_loss_backward", mutates_args=())
+@custom_op("rmfast::clipped_loss_backward")
 def _clipped_loss_backward(grad: Tensor, unit: Tensor, inverse: Tensor, x: Tensor) -> Tensor:
     return (unit * (grad * inverse)).to(x.dtype)
 
@@ -61,7 +61,7 @@ def _prepared(
     dtype = maths_dtype(*list(tensors.values())[:3])
     if isinstance(total, Tensor):
         check(total.dim() == 0, op, f"total must be a number, got {tuple(total.shape)}")
-        total = total.detach().to(x.device, dtype)
+        total = to_device(total.detach(), x.device).to(dtype)
     elif total is not None:
         total = torch.full((), total, dtype=dtype, device=x.device)
     return [t.detach() for t in list(tensors.values())[1:]], total

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels.common import maths_dtype
-from rmfast.kernels.launch import capability, launch, maths
+from rmfast.kernels.launch import capability, cdiv, launch, maths
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def free_grad(grad, free, clipped, inside):
     return tl.where(free < clipped, 0.0, grad)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def policy_loss_fwd_kernel(
     log_prob_ptr, old_ptr, advantage_ptr, mask_ptr, unit_ptr, partial_ptr, tokens,
     log_prob_stride, old_stride, advantage_stride, mask_stride,
@@ -41,7 +41,7 @@ def policy_loss_fwd_kernel(
     tl.store(partial_ptr + tl.program_id(0) * 2 + 1, tl.sum(weight, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def value_loss_fwd_kernel(
     value_ptr, old_ptr, returns_ptr, mask_ptr, unit_ptr, partial_ptr, tokens,
     value_stride, old_stride, returns_stride, mask_stride,
@@ -68,7 +68,7 @@ def value_loss_fwd_kernel(
     tl.store(partial_ptr + tl.program_id(0) * 2 + 1, tl.sum(weight, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def masked_mean_kernel(
     partial_ptr, total_ptr, loss_ptr, inverse_ptr, programs, TOTAL: tl.constexpr, BLOCK: tl.constexpr,
     MATHS: tl.constexpr,
@@ -94,7 +94,7 @@ def clipped_loss_fwd(
     tokens = len(x)
     unit = torch.empty(tokens, dtype=maths_dtype(x, old, goal), device=x.device)
     block = 16 if capability(x) == (0, 0) else 1024
-    programs = triton.cdiv(tokens, block)
+    programs = cdiv(tokens, block)
     partial = unit.new_empty(programs, 2)
     loss, inverse = unit.new_empty(()), unit.new_empty(())
     strides = (t.stride(0) for t in (x, old, goal, mask))

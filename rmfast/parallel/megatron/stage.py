@@ -130,8 +130,7 @@ def build_stages(
         network.to_empty(device=device)
         for parameter, own_tags in zip(network.parameters(), tags, strict=True):  # these are new ones
             vars(parameter).update(own_tags)
-        for layer in decoder.layers:
-            layer.inv_freq = torch.tensor(config.rope, device=device)
+        decoder.inv_freq = torch.tensor(config.rope, device=device)
         if top_layers is not None:
             network.freeze(top_layers)
         if isinstance(network, RewardNetwork) and prototypes is not None:

@@ -1,0 +1,119 @@
+"""How many forms of its kernels Triton compiles for the packs of a run, by the JIT's own rules.
+
+Run as a program this file starts the kernels of a reward model on packs of many lengths, without running them: in the
+tests' own process Triton may be interpreted.
+"""
+
+import importlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime import jit
+
+from benchmarks.kernels.aot_cases import kernels_of_package
+from rmfast.data.loader import totals_of
+from rmfast.kernels import common
+from rmfast.kernels.launch import Launch, recording
+from rmfast.models.config import DecoderConfig
+from rmfast.models.decoder import Decoder
+from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.reward import RewardObjective
+from tests.kernels.test_aot import run
+from tests.tiny import VOCABULARY, group_of, pack_of, table_of
+
+# Arguments that are another number in every batch.
+SIZES = {
+    "queries", "tokens", "rows", "edges", "scores", "owns", "others", "parts", "programs", "blocks", "samples",
+}  # fmt: skip
+PACKS = 60
+PER_PACK = 24  # compiled forms, of all kernels together
+ATTENTION = "rmfast.kernels.attention.triton"
+
+
+def specialised() -> list[str]:
+    """Kernel and argument where Triton compiles a size in: another form where it is 1 or a multiple of 16."""
+    found = []
+    for name, module in kernels_of_package():
+        kernel = getattr(importlib.import_module(module), name)
+        found += [
+            f"{module}: {name}: {p.name}"
+            for p in kernel.params
+            if p.name in SIZES and not p.is_constexpr and not p.do_not_specialize
+        ]
+    return found
+
+
+def form(started: Launch) -> tuple[str, str]:
+    """A kernel's module, and what the JIT tells its forms apart by."""
+    kernel = started.kernel
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, CUDABackend(GPUTarget("cuda", 90, 32)))
+    _, specialisation, options = bind(*started.arguments, **started.options)
+    return kernel.fn.__module__, f"{kernel.__name__} {specialisation} {sorted(options.items())}"
+
+
+def network(qk_norm: bool) -> RewardNetwork:
+    layers, head_dim = 2, 16
+    config = DecoderConfig(
+        family="llama", vocabulary=VOCABULARY, width=64, layers=layers, heads=4, kv_heads=2, head_dim=head_dim, ffn=128,
+        norm_eps=1e-5, init_std=0.02, qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm=qk_norm, tied=True,
+        windows=(None,) * layers, rope=(1.0,) * (head_dim // 2), rope_scale=1.0,
+    )  # fmt: skip
+    made = RewardNetwork(Decoder(config, dtype=torch.bfloat16, impl="triton"), heads=1, lm=False)
+    for parameter in made.parameters():
+        torch.nn.init.zeros_(parameter)
+    return made
+
+
+def forms_of_packs() -> tuple[set[tuple[str, str]], set[Any]]:
+    """Forms, and settings of `enable_fp_fusion`, over forward and backward of packs of ragged groups."""
+    common.INTERPRETED = True  # Triton is taken for CPU tensors
+    generator, model, objective = np.random.default_rng(0), network(qk_norm=False), RewardObjective(impl="triton")
+    forms: set[tuple[str, str]] = set()
+    fused: set[Any] = set()
+    for number in range(PACKS):
+        groups = [
+            group_of(generator, int(generator.integers(1, 60)), generator.integers(1, 40, 2).tolist(), [(0, 1)])
+            for _ in range(int(generator.integers(1, 9 + number % 16)))
+        ]
+        pack, table = pack_of(groups), table_of(groups)
+        with recording((9, 0)) as started:
+            scores, log_prob, *_ = model(pack)
+            objective(scores, log_prob, pack, totals_of(table, np.arange(len(table))))[0].backward()
+        forms |= {form(one) for one in started}
+        fused |= {one.options.get("enable_fp_fusion") for one in started}
+    return forms, fused
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    done = run(program=Path(__file__))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_kernel_is_compiled_for_a_size(found: dict[str, Any]) -> None:
+    assert found["specialised"] == []
+
+
+def test_the_packs_of_a_run_need_few_forms(found: dict[str, Any]) -> None:
+    assert sum(found["forms"].values()) <= PER_PACK, found["forms"]
+
+
+def test_every_launch_of_a_pack_says_whether_products_and_sums_are_fused(found: dict[str, Any]) -> None:
+    assert found["fused"] == [True]
+
+
+if __name__ == "__main__":
+    forms, fused = forms_of_packs()
+    counts = Counter(name.split()[0] for _, name in forms)
+    print(json.dumps({"specialised": specialised(), "forms": counts, "fused": sorted(fused)}))
