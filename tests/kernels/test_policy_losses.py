@@ -128,7 +128,7 @@ def test_clipping_stops_the_gradient_one_way_only(impl: str) -> None:
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_ties_share_the_gradient(dtype: torch.dtype, impl: str) -> None:
-    """As `torch.maximum` does: inside the range, at its ends (where torch.clamp differs by version), and where a clipped
+    """As `torch.maximum` does: inside the range, at its ends (there torch.clamp differs by version), where a clipped
     value is as far."""
     x = torch.tensor([1.0, -1.0, 0.25, -0.25, 0.125, 1.0, 1.0], dtype=dtype, device=DEVICE).requires_grad_()
     goal = torch.tensor([0.625, -0.625, 3.0, -3.0, 3.0, 0.5, 0.75], dtype=dtype, device=DEVICE)
