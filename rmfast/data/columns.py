@@ -32,6 +32,7 @@ REPEATED = "repeated"
 """What a column was used as that says what others say too: nothing."""
 
 _RATES = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
+_RANKS = re.compile(r"(?!.*(score|rating|reward|grade|quality)).*rank", re.IGNORECASE)  # a reranker's score is none
 _MEDIA = frozenset(["image", "images", "video", "videos", "audio", "audios"])
 _PROMPTS = _MEDIA | frozenset(
     [
@@ -181,7 +182,7 @@ class Columns:
         if (found := self._rated.get(names)) is None:
             sides = [(n, n.replace("chosen", "rejected")) for n in names if "chosen" in n and _RATES.search(n)]
             sides = [side for side in sides if self.targets.keys().isdisjoint(side)]
-            found = tuple((b, a) if "rank" in a else (a, b) for a, b in sides if b in names)
+            found = tuple((b, a) if is_rank(a) else (a, b) for a, b in sides if b in names)
             self._rated[names] = found
         return found
 
@@ -236,6 +237,11 @@ AS_NAMED = Columns()
 
 def _simple(name: str) -> str:
     return "".join(filter(str.isalnum, name)).lower()
+
+
+def is_rank(name: str) -> bool:
+    """Whether a column's name says that it holds an answer's rank, 1 for the best."""
+    return _RANKS.match(name) is not None
 
 
 def is_media(name: str) -> bool:
