@@ -9,7 +9,7 @@ from typing import Any
 from rmfast.data.example import CONTRADICTION, UnmappedColumn, bad
 from rmfast.data.layouts import LAYOUTS
 
-Pairs = tuple[tuple[str, str], ...]
+UsedAs = tuple[tuple[str, str], ...]
 """(column, what it is used as)"""
 
 EDGE_COLUMNS = ("margin", "target", "weight", "strength_mean", "strength_std")
@@ -110,7 +110,7 @@ class Columns:
         ignore_prompts: whether columns that look like a prompt and are not named are left out.
     """
 
-    names: Pairs = ()
+    names: UsedAs = ()
     layouts: tuple[str, ...] = ()
     ignore_prompts: bool = False
 
@@ -215,11 +215,11 @@ class Columns:
         return {}
 
     @cached_property
-    def _rated(self) -> dict[tuple[str, ...], Pairs]:
+    def _rated(self) -> dict[tuple[str, ...], tuple[tuple[str, str], ...]]:
         return {}
 
     @cached_property
-    def _uses(self) -> dict[Any, Pairs]:
+    def _uses(self) -> dict[Any, UsedAs]:
         return {}
 
 
@@ -317,7 +317,7 @@ def add_uses(uses: Uses, more: Iterable[tuple[str, str]]) -> None:
             uses[name] = use
 
 
-def uses_of(rows: Iterable[Pairs]) -> Uses:
+def uses_of(rows: Iterable[UsedAs]) -> Uses:
     """What the columns of some rows were used as, from their `Example.columns`."""
     uses: Uses = {}
     for columns in dict.fromkeys(rows):
