@@ -210,6 +210,7 @@ class Summary:
             "bad_examples": self.bad_examples,
             "first_bad": self.first_bad,
             "notes": self.notes,
+            "split": "",  # set where a source is opened
             "columns": self.columns,
             "double_bos": self.double_bos,
             "merged": self.merged,

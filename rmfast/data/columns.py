@@ -9,7 +9,7 @@ from typing import Any
 from rmfast.data.example import CONTRADICTION, UnmappedColumn, bad
 from rmfast.data.layouts import LAYOUTS
 
-Pairs = tuple[tuple[str, str], ...]
+UsedAs = tuple[tuple[str, str], ...]
 """(column, what it is used as)"""
 
 EDGE_COLUMNS = ("margin", "target", "weight", "strength_mean", "strength_std")
@@ -32,6 +32,7 @@ REPEATED = "repeated"
 """What a column was used as that says what others say too: nothing."""
 
 _RATES = re.compile(r"score|rating|reward|grade|quality|rank", re.IGNORECASE)
+_RANKS = re.compile(r"(?!.*(score|rating|reward|grade|quality)).*rank", re.IGNORECASE)  # a reranker's score is none
 _MEDIA = frozenset(["image", "images", "video", "videos", "audio", "audios"])
 _PROMPTS = _MEDIA | frozenset(
     [
@@ -109,7 +110,7 @@ class Columns:
         ignore_prompts: whether columns that look like a prompt and are not named are left out.
     """
 
-    names: Pairs = ()
+    names: UsedAs = ()
     layouts: tuple[str, ...] = ()
     ignore_prompts: bool = False
 
@@ -181,7 +182,7 @@ class Columns:
         if (found := self._rated.get(names)) is None:
             sides = [(n, n.replace("chosen", "rejected")) for n in names if "chosen" in n and _RATES.search(n)]
             sides = [side for side in sides if self.targets.keys().isdisjoint(side)]
-            found = tuple((b, a) if "rank" in a else (a, b) for a, b in sides if b in names)
+            found = tuple((b, a) if is_rank(a) else (a, b) for a, b in sides if b in names)
             self._rated[names] = found
         return found
 
@@ -214,11 +215,11 @@ class Columns:
         return {}
 
     @cached_property
-    def _rated(self) -> dict[tuple[str, ...], Pairs]:
+    def _rated(self) -> dict[tuple[str, ...], tuple[tuple[str, str], ...]]:
         return {}
 
     @cached_property
-    def _uses(self) -> dict[Any, Pairs]:
+    def _uses(self) -> dict[Any, UsedAs]:
         return {}
 
 
@@ -236,6 +237,11 @@ AS_NAMED = Columns()
 
 def _simple(name: str) -> str:
     return "".join(filter(str.isalnum, name)).lower()
+
+
+def is_rank(name: str) -> bool:
+    """Whether a column's name says that it holds an answer's rank, 1 for the best."""
+    return _RANKS.match(name) is not None
 
 
 def is_media(name: str) -> bool:
@@ -311,7 +317,7 @@ def add_uses(uses: Uses, more: Iterable[tuple[str, str]]) -> None:
             uses[name] = use
 
 
-def uses_of(rows: Iterable[Pairs]) -> Uses:
+def uses_of(rows: Iterable[UsedAs]) -> Uses:
     """What the columns of some rows were used as, from their `Example.columns`."""
     uses: Uses = {}
     for columns in dict.fromkeys(rows):

@@ -28,6 +28,7 @@ def data_report(stores: Sequence[TokenStore], max_length: int) -> str:
 def _section(store: TokenStore, max_length: int, seen: set[bytes]) -> str:
     lines: list[tuple[str, str]] = [
         ("rows", f"{store.meta['rows_read']:,} read, {store.meta['rows_kept']:,} kept"),
+        *([("split", store.meta["split"])] if store.meta["split"] else []),
         *([("columns", uses_line(store.meta["columns"]))] if store.meta["columns"] else []),
         *_bad_rows(store),
         *_notes(store),

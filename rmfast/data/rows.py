@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rmfast.data.beside import IDS_ALONE, text_of
-from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_media, refuse_prompts
+from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_media, is_rank, refuse_prompts
 from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
 from rmfast.data.example import (
     CONTRADICTION,
@@ -113,7 +113,7 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         responses, pairs, used, front, texts = _ids(ours, notes)
     else:
         prompt, responses, pairs, used = _pair(ours, row, notes)
-    if "chosen" in ours and (rated := columns.rated(names)):
+    if ("chosen" in ours or has_ids(ours)) and (rated := columns.rated(names)):
         notes += _rated_otherwise(row, rated)
     if require_edges and not pairs:
         bad(NO_EDGE, "no response is preferred to another")
@@ -273,12 +273,24 @@ def _check_order(ours: dict[str, Any], pairs: list[Pair], count: int) -> frozens
 
 
 def _rated_otherwise(row: dict[str, Any], rated: Iterable[tuple[str, str]]) -> Iterator[Note]:
-    """A note where a column that rates the chosen answer is below the one that rates the rejected answer."""
-    for larger, smaller in rated:
-        pair = row[larger], row[smaller]
-        if all(type(value) in (int, float) for value in pair) and pair[0] < pair[1]:
-            yield Note(RATED_OTHERWISE, f"`{larger}` {pair[0]}, `{smaller}` {pair[1]}")
-            return
+    """A note where a column that rates the chosen answer is below the one that rates the rejected answer.
+
+    Ratings come from many places and are noisy, ranks are the preference itself.
+
+    Raises:
+        BadRow: the answers' ranks say that the rejected one is better.
+    """
+    otherwise = [side for side in rated if _is_below(*(row[name] for name in side))]
+    shown = [f"`{larger}` {row[larger]}, `{smaller}` {row[smaller]}" for larger, smaller in otherwise]
+    for (name, _), detail in zip(otherwise, shown, strict=True):
+        if is_rank(name):
+            bad(CONTRADICTION, f"{detail}: ranks prefer the rejected answer; data.columns (--columns) {name}=ignore")
+    if shown:
+        yield Note(RATED_OTHERWISE, shown[0])
+
+
+def _is_below(value: Any, other: Any) -> bool:
+    return all(type(one) in (int, float) for one in (value, other)) and value < other
 
 
 def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:

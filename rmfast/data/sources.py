@@ -52,7 +52,7 @@ def read_rows(source: str, default_split: str = "train") -> Iterator[Row]:
     if found.kind == "saved":
         rows: Iterator[dict[str, Any] | BadRow] = (row for path in found.files for _, row in arrow_rows(path))
     else:
-        rows = batch_rows(found.root, _hub_dataset(found, default_split).with_format("arrow").iter(_HUB_ROWS))
+        rows = batch_rows(found.root, _hub_split(found, default_split)[1].with_format("arrow").iter(_HUB_ROWS))
     for number, row in enumerate(rows, start=1):
         yield found.root, number, row
 
@@ -62,7 +62,7 @@ def content_key(source: str, default_split: str = "train") -> str:
     found = _locate(source, default_split)
     digest = hashlib.sha256(found.kind.encode())
     if found.kind == "hub":
-        digest.update(_hub_dataset(found, default_split)._fingerprint.encode())
+        digest.update(_hub_split(found, default_split)[1]._fingerprint.encode())
     for path in found.files:
         # In a folder the name says where a row came from; a lone file may be renamed, but not change its kind.
         name = suffix_of(path) if path == Path(found.root) else path.relative_to(found.root).as_posix()
@@ -71,6 +71,19 @@ def content_key(source: str, default_split: str = "train") -> str:
             while block := file.read(unpack.CHUNK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def split_note(source: str, default_split: str = "train") -> str:
+    """Where a source names no split and one of another name than the default is read, a line that says so; else empty.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    found = _locate(source, default_split)
+    if found.split is not None:
+        return ""
+    split = _hub_split(found, default_split)[0] if found.kind == "hub" else found.taken
+    return "" if split in ("", default_split) else f"split {split} is read, as there is none called {default_split}"
 
 
 def source_root(source: str) -> str:
@@ -84,7 +97,8 @@ class _Found:
     root: str
     files: tuple[Path, ...] = ()
     config: str | None = None
-    split: str | None = None
+    split: str | None = None  # that is asked for
+    taken: str = ""  # that is read; "" for none, and for a hub name
 
     def label(self, path: Path) -> str:
         return self.root if path == Path(self.root) else f"{self.root}/{path.relative_to(self.root).as_posix()}"
@@ -126,9 +140,11 @@ def _locate(source: str, default_split: str) -> _Found:
         raise UserError(f"{root} holds no file that rmfast reads ({', '.join(SUFFIXES)})")
     config, splits = choose_config(root, configs, config, default)
     where = root if config == UNNAMED else f"{root}:{config}"
-    names = choose_split(where, splits, split, default_split)
-    files = [path / name for name in names]
-    return _Found("saved", root, tuple(files)) if saved else _Found("files", root, _readable(where, files))
+    taken = choose_split(where, splits, split, default_split)
+    files = [path / name for name in splits[taken]]
+    if saved:
+        return _Found("saved", root, tuple(files), config, split, taken)
+    return _Found("files", root, _readable(where, files), config, split, taken)
 
 
 def _readable(where: str, files: list[Path]) -> tuple[Path, ...]:
@@ -166,7 +182,8 @@ def _saved_files(folder: Path) -> list[PurePath]:
     return [PurePath(file["filename"]) for file in state["_data_files"]]
 
 
-def _hub_dataset(found: _Found, default_split: str) -> "datasets.Dataset":
+def _hub_split(found: _Found, default_split: str) -> tuple[str, "datasets.Dataset"]:
+    """The split that is read, and its name."""
     import datasets  # takes a second to import, and files never need it
     from huggingface_hub.utils import logging
 
@@ -179,7 +196,8 @@ def _hub_dataset(found: _Found, default_split: str) -> "datasets.Dataset":
             choose_config(found.root, configs, found.config)
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{where}: no such file, and cannot load a dataset of that name: {cause}") from error
-    return choose_split(where, splits, found.split, default_split)
+    taken = choose_split(where, splits, found.split, default_split)
+    return taken, splits[taken]
 
 
 def _hub_configs(name: str, error: Exception) -> dict[str, None]:

@@ -6,7 +6,7 @@ validation, valid, val and dev. Nothing is ever mixed: where several could be me
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import TypeVar
 
@@ -14,9 +14,6 @@ from rmfast.data.unpack import NOT_READ, SUFFIXES, suffix_of
 from rmfast.errors import UserError
 
 T = TypeVar("T")
-Splits = Mapping[str, T]
-"""What holds each split. "" is what belongs to none."""
-
 UNNAMED = "default"
 """The configuration of what is in none, by `datasets`' name for it."""
 _MEANINGS = {
@@ -52,21 +49,21 @@ def choose_config(
     raise UserError(f"{where} has no configuration {config!r}; it has {how}")
 
 
-def choose_split(where: str, splits: Splits[T], split: str | None, default: str) -> T:
-    """The split that is asked for, else the default one, else the only one.
+def choose_split(where: str, splits: Collection[str], split: str | None, default: str) -> str:
+    """The split that is asked for, else the default one, else the only one; "" is what belongs to none.
 
     Raises:
         UserError: it is not there, or several could be meant.
     """
     wanted = split or default
     if wanted in splits:
-        return splits[wanted]
+        return wanted
     meaning = _MEANING_OF.get(wanted)
     meant = [name for name in splits if meaning is not None and meaning_of(name) == meaning]
     if len(meant) == 1:
-        return splits[meant[0]]
+        return meant[0]
     if split is None and len(splits) == 1:
-        return next(iter(splits.values()))  # there is nothing to choose from
+        return next(iter(splits))  # there is nothing to choose from
     names = sorted(name for name in splits if name)
     if not names:
         raise UserError(f"{where} is one dataset and has no split {split!r}: leave out #{split}")

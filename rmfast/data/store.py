@@ -28,7 +28,7 @@ from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.example import Example
 from rmfast.data.files import sync, sync_tree
-from rmfast.data.sources import Row, content_key, read_rows, source_root
+from rmfast.data.sources import Row, content_key, read_rows, source_root, split_note
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
@@ -164,6 +164,7 @@ def build_store(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     store = _open(folder, source)
+    store.meta["split"] = split_note(source, default_split)
     if bad_rows == "error" and store.meta["first_bad"]:
         raise UserError(store.meta["first_bad"])
     return store

@@ -228,11 +228,12 @@ def _open_foreign(folder: Path, hf: PreTrainedConfig) -> Iterator[_Found]:
     heads = [name for name, weight in three.state_dict().items() if weight.shape != shapes[name]]
     with open_named(folder, hf, shapes) as (weights, changed):
         found = [weights[name].shape[0] for name in heads if name in weights]
-        if not found and not architecture.endswith("ForSequenceClassification"):
-            raise no_head(folder, weights, architecture or heads[0])
-        # A head of an older name, which transformers may know, has as many labels as its config says.
-        rows = found[0] if found else hf.num_labels or 1
-        yield _Found(type(two), rows, weights, changed)
+        if not found:  # a config that does not say gets 2 labels: nothing tells of a head but its weights
+            names = ", ".join(sorted(heads)[:2])
+            claims = architecture.endswith("ForSequenceClassification")
+            unknown = {name: weight for name, weight in weights.items() if name not in shapes}
+            raise no_head(folder, unknown, f"without {names}" if claims else architecture or names)
+        yield _Found(type(two), found[0], weights, changed)
 
 
 def _load_foreign(

@@ -9,7 +9,7 @@ from typing import Any
 from rmfast.data.columns import AS_NAMED, Columns, uses_line, uses_of
 from rmfast.data.example import BadRow, Example
 from rmfast.data.rows import read_row
-from rmfast.data.sources import Row, read_rows
+from rmfast.data.sources import Row, read_rows, split_note
 from rmfast.data.unpack import SUFFIXES
 from rmfast.errors import UserError
 from rmfast.evaluation.suite import Item, Path_, Unscored
@@ -126,9 +126,11 @@ def as_turns(prompt: Any) -> Any:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def column_note(items: Iterable[Item]) -> str:
-    """A line that says what the columns of a source were used as."""
-    return f"columns: {uses_line(uses_of(item.example.columns for item in items))}"
+def source_notes(source: str, items: Sequence[Item]) -> tuple[str, ...]:
+    """Lines that say which split was read, where nobody named it, and what the columns were used as."""
+    split = split_note(source, "test")
+    columns = uses_line(uses_of(item.example.columns for item in items))
+    return (*[split] * bool(split), *[f"columns: {columns}"] * bool(items))
 
 
 def duplicate_notes(items: Iterable[Item]) -> list[str]:

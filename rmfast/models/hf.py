@@ -22,7 +22,7 @@ from rmfast.models.folder import (
     weight_files,
 )
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
-from rmfast.models.names import SCORE, choose_row, head_files, head_names, unwrapped, with_head
+from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
 from rmfast.models.recompute import Recompute
 from rmfast.models.reward import RewardNetwork, initialise
 from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join
@@ -86,11 +86,17 @@ def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iter
         UserError: weights or a head that cannot be read rightly (see `rmfast.models.names`).
     """
     with open_weights(path) as stored, contextlib.ExitStack() as stack:
-        reader, beside = unwrapped(stored, names, path), Reader()
+        beside = Reader()
+        for file in head_files(path):
+            beside |= head_names(stack.enter_context(open_files([file])), file)
+        reader = joined(unwrapped(stored, names, path), beside, path)
         if SCORE in names:
-            for file in head_files(path):
-                beside |= head_names(stack.enter_context(open_files([file])), file)
-            reader = with_head(reader, path, beside, getattr(hf, "value_head_prefix", None), _shown(path))
+            reader = with_head(reader, path, getattr(hf, "value_head_prefix", None), _shown(path))
+        elif other := [name for name in beside if name not in names]:
+            raise UserError(
+                f"{path}: {other[0]}, in a file beside the weights, is no part of the classifier that transformers has "
+                f"for {hf.model_type!r}: give its tensors the names that it has there, or move the file away"
+            )
         yield reader, reader.keys() != stored.keys()
 
 
@@ -191,13 +197,12 @@ def load_network(
 
 
 def no_head(path: Path, reader: Reader, what: str = "score.weight") -> UserError:
-    """The error of a folder without a reward head, which names a weight that could be one."""
-    rows = [name for name, weight in reader.items() if len(shape := weight.shape) == 2 and shape[0] == 1]
-    shown = _shown(path)
-    hint = f"; if {{}} is its head, one row without bias over the last hidden state, call it {shown(SCORE)}"
+    """The error of a folder without a reward head, which names the weights that could be one."""
+    shown, found = _shown(path), likely_heads(reader)
+    hint = f"; what may be its head: {', '.join(found[:3])}; a head of rows without bias is called {shown(SCORE)}"
     return UserError(
         f"{path}: no reward head ({shown(what)}): this is no reward model; train one from it, or let it judge (--judge)"
-        f"{hint.format(shown(rows[0])) if rows else ''}"
+        f"{hint if found else ''}"
     )
 
 

@@ -5,6 +5,8 @@ transformers' `score`, or a file beside the weights. What is one row without bia
 several, is `score.weight` here; anything else is refused by name, as scores would change without a word.
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -23,6 +25,9 @@ HEADS = (  # of transformers, OpenRLHF, TRL and LLaMA-Factory, MOSS-RLHF, UltraR
 )  # fmt: skip
 BESIDE = ("value_head", "v_head", "reward_head", "regression_head", "score_head", "rm_head", "score", "classifier")
 """Names of files that hold a head alone, as LLaMA-Factory's value_head.safetensors."""
+_ENDINGS = ("safetensors", "bin", "pt", "pth")
+_HEAD_LIKE = re.compile(r"(?<!lm_)head|score|value|reward|classif|regress", re.IGNORECASE)
+_IN_TRUNK = re.compile(r"\.\d+\.|embed")
 WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Wrappers of single modules: torch.compile, FSDP and activation checkpointing."""
 UNMERGED = (".lora_", ".base_layer.", ".modules_to_save.")
@@ -84,26 +89,29 @@ def _prefix(name: str, known: Collection[str]) -> str | None:
     return None
 
 
-def with_head(
-    stored: Reader,
-    path: Path,
-    beside: Reader,
-    configured: str | None = None,
-    shown: Callable[[str], str] = str,
-) -> Reader:
+def joined(stored: Reader, beside: Reader, path: Path) -> Reader:
+    """The weights and those of the files beside them (see `head_files`).
+
+    Raises:
+        UserError: both hold one of a name.
+    """
+    if twice := sorted(stored.keys() & beside.keys()):
+        raise UserError(f"{path}: {twice[0]} is in the weights and in a file beside them; delete the one that is wrong")
+    return stored | beside
+
+
+def with_head(both: Reader, path: Path, configured: str | None = None, shown: Callable[[str], str] = str) -> Reader:
     """The weights with the reward head, if there is one, as `score.weight`.
 
     Args:
-        stored: by the architecture's names. beside: of `open_head_files`.
+        both: of `joined`, by the architecture's names.
         configured: the head's name in config.json (OpenRLHF's `value_head_prefix`).
         shown: the name in the file, for errors.
 
     Raises:
         UserError: two heads, one of several layers, or one with a bias that is not 0.
     """
-    if twice := sorted(stored.keys() & beside.keys()):
-        raise UserError(f"{path}: {twice[0]} is in the weights and in a file beside them; delete the one that is wrong")
-    both, names = stored | beside, (*HEADS, *([configured] if configured and configured not in HEADS else ()))
+    names = (*HEADS, *([configured] if configured and configured not in HEADS else ()))
     heads = [name for name in names if f"{name}.weight" in both]
     roots = {*map(_root, names)}
     parts = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
@@ -131,9 +139,46 @@ def with_head(
 
 
 def head_files(path: Path) -> list[Path]:
-    """Files beside a folder's weights that hold a reward head."""
-    endings = ("safetensors", "bin", "pt", "pth")
-    return [file for stem in BESIDE for ending in endings if (file := path / f"{stem}.{ending}").is_file()]
+    """Files beside a folder's weights that hold a reward head.
+
+    Raises:
+        UserError: one whose name is of a head and not known, or a Dense layer of sentence-transformers.
+    """
+    refuse_dense(path)
+    files = sorted(file for ending in _ENDINGS for file in path.glob(f"*.{ending}"))
+    for file in files:
+        if file.stem not in BESIDE and _HEAD_LIKE.search(file.stem):
+            raise UserError(
+                f"{path}: {file.name} may be its reward head, and rmfast does not know that name: call it "
+                f"value_head.{file.suffix[1:]} if it is, or move it out of the folder"
+            )
+    return [file for file in files if file.stem in BESIDE]
+
+
+def refuse_dense(path: Path) -> None:
+    """Nothing, of a folder without a Dense layer of sentence-transformers, which scores its trunk's states there.
+
+    Raises:
+        UserError: there is one: scores without it would be others.
+    """
+    dense = {file.parent.name for file in path.glob("*_Dense*/config.json")}
+    try:
+        modules = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+        dense |= {str(one["path"]) for one in modules if str(one["type"]).endswith(".Dense")}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # no such file, or none of sentence-transformers
+    if dense:
+        raise UserError(
+            f"{path}: {min(dense)} is a Dense layer of sentence-transformers behind the model, which rmfast does not "
+            "read: save one row without bias as score.weight in value_head.safetensors and move the layer's folder and "
+            "modules.json away; without the layer, the trunk can be given a new head by training"
+        )
+
+
+def likely_heads(stored: Reader) -> list[str]:
+    """Weights outside the trunk that have a few rows, as a head has, with their shapes."""
+    shapes = {name: weight.shape for name, weight in stored.items() if not _IN_TRUNK.search(name)}
+    return [f"{name} {shape}" for name, shape in shapes.items() if len(shape) == 2 and shape[0] < shape[1]]
 
 
 def head_names(stored: Reader, file: Path) -> Reader:

@@ -15,6 +15,7 @@ from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.probe import taken_for_granted
 from rmfast.data.report import data_report
+from rmfast.data.sources import split_note
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
@@ -82,6 +83,8 @@ def score(options: Namespace) -> None:
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
     if broken := sum(int((~np.isfinite(values)).sum()) for own in scores for values in own):
         say(f"{broken:,} scores are not finite, and null in the file: a model is broken")
+    if split := split_note(options.data, "test"):
+        say(split)
     say(f"columns: {uses_line(columns_used(rows))}")
     if gone := Counter(name for row, line in zip(rows, written, strict=True) for name in not_kept(row.columns, line)):
         counts = ", ".join(f"{name} ({count:,} rows)" for name, count in gone.items())

@@ -4,20 +4,21 @@ import math
 import os
 from argparse import Namespace
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rmfast.config import read_denoise
-from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, Pairs, uses_line, uses_of
+from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
 from rmfast.data.example import BadRow, Example, Response
+from rmfast.data.notes import Notes, add_notes, note_lines
 from rmfast.data.rows import read_row
-from rmfast.data.sources import read_rows, source_root
+from rmfast.data.sources import read_rows, source_root, split_note
 from rmfast.errors import UserError
 from rmfast.evaluation.rows import json_line
 from rmfast.outputs.kinds import PICTURE, TREATED
@@ -41,22 +42,23 @@ def preview(options: Namespace) -> None:
     wanted = read_denoise(options.preset, {name.removeprefix("denoise."): words for name, words in given.items()})
     inputs = [Input("PATH", Path(source_root(source))) for source in options.sources]
     out, plot = out_files(inputs, ("--out", options.out, TREATED), ("--plot", options.plot, PICTURE))
-    bad: Counter[str] = Counter()
-    data, uses = _Data(options.sources, columns_of(options)), Counter[Pairs]()
-    count, arrays = _edges_of(data.examples(bad), uses)
+    data, seen = _Data(options.sources, columns_of(options)), _Seen()
+    count, arrays = _edges_of(data.examples(seen))
     came = arrays["strength"]
     treatment = treat(wanted, **arrays)
     if plot is not None and not treatment.known.any():
         raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
     say(f"{', '.join(options.sources)}: {count:,} rows; denoise ({wanted}): {treatment.summary()}")
-    say(f"columns: {uses_line(uses_of(uses))}")
-    if bad:
-        say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in bad.items())} (rmfast data report)")
+    for source in dict.fromkeys(options.sources):
+        found = [split_note(source), f"columns: {uses_line(uses_of(seen.uses[source]))}"]
+        say("\n".join(f"{source}: {line}" for line in (*filter(None, found), *note_lines(seen.notes[source]))))
+    if seen.bad:
+        say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in seen.bad.items())} (rmfast data report)")
     say("\n".join(["", *_by_tenth(came, treatment, arrays["weight"])]))
     shown = _shown(came, treatment, options.examples)
-    found = dict(_examples_of(data, arrays, treatment, shown))
+    examples = dict(_examples_of(data, arrays, treatment, shown))
     for number in shown:
-        say("\n".join(["", *found[number]]))
+        say("\n".join(["", *examples[number]]))
     if out is not None:
         rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(data, treatment))
         say(f"\n{write_file(out, rows):,} rows written, one for each edge: {out}")
@@ -66,35 +68,44 @@ def preview(options: Namespace) -> None:
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """What was found in the rows: bad ones by cause; uses of columns, and notes, by source."""
+
+    bad: Counter[str] = field(default_factory=Counter)
+    uses: defaultdict[str, Counter[UsedAs]] = field(default_factory=lambda: defaultdict(Counter))
+    notes: defaultdict[str, Notes] = field(default_factory=lambda: defaultdict(dict))
+
+
+@dataclass(frozen=True)
 class _Data:
     """What is looked at: sources, and what their columns are."""
 
     sources: Sequence[str]
     columns: Columns
 
-    def examples(self, bad: Counter[str]) -> Iterator[Labelled]:
-        """The usable rows; the others are counted by cause."""
+    def examples(self, seen: _Seen) -> Iterator[Labelled]:
+        """The usable rows."""
         for source in self.sources:
             for file, number, row in read_rows(source, "train"):
                 label = f"{file}:{number}"
                 try:
                     example = read_row(label, row, self.columns)
                 except BadRow as error:
-                    bad[error.cause] += 1
+                    seen.bad[error.cause] += 1
                 else:
                     assert isinstance(row, dict)
+                    seen.uses[source][example.columns] += 1
+                    add_notes(seen.notes[source], ((label, note) for note in example.notes))
                     yield label, row, example
 
 
-def _edges_of(examples: Iterator[Labelled], uses: Counter[Pairs]) -> tuple[int, dict[str, np.ndarray]]:
-    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them; counts in `uses`
-    what the rows' columns were used as."""
+def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them."""
     columns = {name: array("f") for name in COLUMNS}
     identical = array("b")
     rows = 0
     for _, _, example in examples:
         rows += 1
-        uses[example.columns] += 1
         responses = example.responses
         same = [responses[edge.better] == responses[edge.worse] for edge in example.edges]
         shares = 1 if example.per_edge_weight else max(1, len(same) - sum(same))
@@ -158,7 +169,7 @@ def _shown(came: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]
 def _each_edge(data: _Data) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
     """Number of the edge, label and columns of its row, the example and the edge's place in it."""
     number = 0
-    for label, row, example in data.examples(Counter()):
+    for label, row, example in data.examples(_Seen()):
         for place in range(len(example.edges)):
             yield number, label, row, example, place
             number += 1

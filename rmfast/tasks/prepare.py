@@ -123,6 +123,8 @@ def make_table(
         if too_big:
             say(f"{what}: {too_big}")
         for store in stores:
+            if store.meta["split"]:
+                say(f"{what}: {store.meta['source']}: {store.meta['split']}")
             if store.meta["columns"]:
                 say(f"{what}: columns of {store.meta['source']}: {uses_line(store.meta['columns'])}")
             for line in note_lines(store.meta["notes"]):

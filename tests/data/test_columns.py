@@ -392,7 +392,10 @@ def test_no_row_raises_anything_but_a_bad_row() -> None:
     [
         ({"score_chosen": 2, "score_rejected": 4.5}, "`score_chosen` 2, `score_rejected` 4.5"),
         ({"chosen_avg_rating": 1.0, "rejected_avg_rating": 3}, "`chosen_avg_rating` 1.0, `rejected_avg_rating` 3"),
-        ({"chosen_rank": 2, "rejected_rank": 1}, "`rejected_rank` 1, `chosen_rank` 2"),
+        (
+            {"reranker_score_chosen": 1, "reranker_score_rejected": 2},
+            "`reranker_score_chosen` 1, `reranker_score_rejected` 2",
+        ),
         ({"score_chosen": 4, "score_rejected": 4}, None),
         ({"chosen_rank": 1, "rejected_rank": 2}, None),
         ({"score_chosen": "2", "score_rejected": "4"}, None),
@@ -406,3 +409,14 @@ def test_ratings_that_prefer_the_rejected_answer_are_noted(more: dict[str, Any],
     assert example.responses == ("Lima.", "Quito.") and (example.edges[0].better, example.edges[0].worse) == (0, 1)
     assert [tuple(note) for note in example.notes] == ([(RATED_OTHERWISE, detail)] if detail else [])
     assert parse_row(row, read_columns([f"{name}=ignore" for name in more])).notes == ()
+
+
+@pytest.mark.parametrize("names", [("chosen_rank", "rejected_rank"), ("rank_chosen", "rank_rejected")])
+def test_ranks_that_prefer_the_rejected_answer_are_a_contradiction(names: tuple[str, str]) -> None:
+    for pair in (ANSWERS | {"prompt": ASK}, {"chosen_ids": [1, 2], "rejected_ids": [1, 3]}):
+        worse = pair | dict(zip(names, (2, 1), strict=True))
+        with pytest.raises(BadRow, match=f"contradiction: `{names[1]}` 1, `{names[0]}` 2: ranks prefer the rejected"):
+            parse_row(worse)
+        assert parse_row(worse, read_columns([f"{names[1]}=ignore"])).notes == ()
+        for ranks in ((1, 2), (1, 1)):
+            assert parse_row(pair | dict(zip(names, ranks, strict=True))).notes == ()

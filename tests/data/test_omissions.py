@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note
 from rmfast.data.omissions import ANSWER_CUT, PROMPT_CUT, TOOLS_CUT, shared_turns
-from rmfast.data.rows import BadRow, Example, parse_row
+from rmfast.data.rows import parse_row
 from rmfast.data.tokenise import SAME_BY_TEMPLATE, SAME_BY_TOKENIZER, Encoded, encode
 
 from .templates import CHATML, DEEPSEEK, GEMMA, LLAMA3, QWEN3

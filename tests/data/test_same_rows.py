@@ -17,7 +17,8 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmfast.data.rows import BadRow, parse_row
+from rmfast.data.example import BadRow
+from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.tokenise import Encoded, encode
 

@@ -16,7 +16,7 @@ import zstandard
 
 from rmfast.data import unpack
 from rmfast.data.example import BadRow
-from rmfast.data.sources import content_key, read_rows, source_root
+from rmfast.data.sources import content_key, read_rows, source_root, split_note
 from rmfast.errors import UserError
 
 ROWS = [{"prompt": f"p{i}", "chosen": "naïve \u2028 日本", "rejected": "b"} for i in range(5)]
@@ -243,6 +243,9 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_of("someone/parts:hard#train_prefs") == rows_of("someone/else") == ROWS
     assert rows_of("someone/parts:hard", "test") == ROWS[:2], "the one split for testing"
     assert calls == [("someone/parts", "hard"), ("someone/else", None), ("someone/parts", "hard")]
+    assert split_note("someone/parts:hard", "test") == "split test_prefs is read, as there is none called test"
+    assert split_note("someone/else", "test") == "split train is read, as there is none called test"
+    assert split_note("someone/else") == split_note("someone/parts:hard#train_sft") == ""
     assert [label for label, _, _ in read_rows("someone/else#train")] == ["someone/else"] * 5
     assert content_key("someone/else") == content_key("someone/else#train")
     assert content_key("someone/parts:hard#train_prefs") != content_key("someone/parts:hard#train_sft")

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 import datasets
 import pytest
 
-from rmfast.data.sources import content_key, read_rows
+from rmfast.data.sources import content_key, read_rows, split_note
 from rmfast.data.splits import choose_split, place_of
 from rmfast.errors import UserError
 
@@ -115,6 +115,16 @@ def test_choice_of_a_split(splits: str, asked: str | None, default: str, found: 
         UserError, match=f"^x has no split '{asked or default}'.*; it has {', '.join(sorted(names))}: name"
     ):
         choose_split("x", names, asked, default)
+
+
+def test_a_split_that_nobody_named_is_said(tmp_path: Path) -> None:
+    make(tmp_path / "one", "eval.jsonl")
+    make(tmp_path / "prefs", "test_prefs.jsonl", "train_prefs.jsonl")
+    make(tmp_path / "none", "a.jsonl")
+    assert split_note(str(tmp_path / "one")) == "split eval is read, as there is none called train"
+    assert split_note(str(tmp_path / "prefs"), "test") == "split test_prefs is read, as there is none called test"
+    for quiet in (f"{tmp_path}/one#eval", f"{tmp_path}/none", f"{tmp_path}/one/eval.jsonl"):
+        assert split_note(quiet) == ""
 
 
 CARD = """---

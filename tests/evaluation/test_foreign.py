@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -133,6 +134,32 @@ def test_bert_ends_a_text_in_sep_without_an_eos(tmp_path: Path) -> None:
             assert float(score[0]) == pytest.approx(float(plain(torch.tensor([ids])).logits), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_head_in_a_file_beside_the_weights_is_read(name: str, kind: str, tmp_path: Path) -> None:
+    config = (CAUSAL | POOLED)[name]
+    folder = save(config, tmp_path / name)
+    expected = load_any(folder).score_examples(EXAMPLES)
+    state = load_file(folder / "model.safetensors")
+    stem = "score" if name == "gpt_neox" else "classifier"
+    head = {key.removeprefix(f"{stem}."): state.pop(key) for key in [*state] if key.startswith(f"{stem}.")}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"no reward head .without {stem}"):
+        is_foreign(folder)
+    write = save_file if kind == "safetensors" else torch.save
+    write(head, folder / f"{stem}.{kind}")
+    scores = load_any(folder).score_examples(EXAMPLES)
+    np.testing.assert_allclose(np.concatenate(scores), np.concatenate(expected), rtol=0, atol=1e-5)
+    write({**head, "more.weight": torch.ones(2, 2)}, folder / f"{stem}.{kind}")
+    with pytest.raises(UserError, match=f"{stem}.more.weight(, in a file beside the weights, is no part|.* layer)"):
+        is_foreign(folder)
+    (folder / f"{stem}.{kind}").unlink()
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="2_Dense is a Dense layer of sentence-transformers"):
+        is_foreign(folder)
+
+
 def test_company_and_order_change_nothing_and_twins_tie(tmp_path: Path) -> None:
     model = load_any(save(CAUSAL["gpt_neox"], tmp_path / "m"))
     together = model.score_examples(EXAMPLES)
@@ -208,6 +235,16 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     shutil.copy(neox / "model.safetensors", claimed)
     with pytest.raises(UserError, match=r"no reward head \(without score.weight\)"):
         load_any(claimed)
+    state = load_file(neox / "model.safetensors") | {"my_reward.weight": torch.ones(1, 32)}
+    save_file(state, claimed / "model.safetensors", metadata={"format": "pt"})
+    raw = json.loads((claimed / "config.json").read_text())
+    raw.pop("num_labels", None), raw.pop("id2label", None)  # transformers would fill in two labels
+    (claimed / "config.json").write_text(json.dumps(raw))
+    for act in (is_foreign, load_any):
+        with pytest.raises(
+            UserError, match=r"without score.weight\).*what may be its head: my_reward.weight \(1, 32\)"
+        ):
+            act(claimed)
     two = save(GPTNeoXConfig(**SIZES | {"num_labels": 2}), tmp_path / "two")
     with pytest.raises(UserError, match="a classifier of 2 labels"):
         load_any(two)

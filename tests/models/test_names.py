@@ -101,7 +101,7 @@ def test_a_heads_name_may_be_in_the_config(saved: Saved, tmp_path: Path) -> None
     folder = moved(saved("llama")[1], tmp_path / "m", head_as("my_reward.weight"), value_head_prefix="my_reward")
     same_scores(saved, "llama", folder)
     unnamed = moved(saved("llama")[1], tmp_path / "n", head_as("my_reward.weight"))
-    refused(unnamed, "no reward head (score.weight)", "if my_reward.weight is its head")
+    refused(unnamed, "no reward head (score.weight)", "may be its head: my_reward.weight (1, 32)")
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -126,6 +126,31 @@ def test_a_head_in_a_file_beside_the_weights(saved: Saved, tmp_path: Path, kind:
     same_scores(saved, "llama", folder)
     write(0.25)
     refused(folder, "bias adds 0.25 to every score", "has no bias")
+
+
+@pytest.mark.parametrize("file", ["my_head.safetensors", "reward_layer.pt", "regression.pth", "Score.bin"])
+def test_a_file_that_may_be_a_head_is_refused_by_name(saved: Saved, tmp_path: Path, file: str) -> None:
+    folder = moved(saved("llama")[1], tmp_path / "m", dict)
+    for harmless in ("medusa_lm_head.pt", "training_args.bin", "rng_state_0.pth"):
+        (folder / harmless).touch()
+    same_scores(saved, "llama", folder)
+    (folder / file).touch()
+    refused(folder, f"{file} may be its reward head", f"call it value_head{(folder / file).suffix}")
+    refused(folder, f"{file} may be its reward head", new_heads=True)
+
+
+@pytest.mark.parametrize("kind", ["sentence_transformers.models.Dense", None])
+def test_a_dense_layer_of_sentence_transformers_is_refused(saved: Saved, tmp_path: Path, kind: str | None) -> None:
+    folder = moved(saved("llama")[1], tmp_path / "m", dict)
+    modules = [{"path": "", "type": "sentence_transformers.models.Transformer"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    same_scores(saved, "llama", folder)
+    if kind:
+        (folder / "modules.json").write_text(json.dumps([*modules, {"path": "2_Dense", "type": kind}]))
+    else:
+        (folder / "2_Dense").mkdir()
+        (folder / "2_Dense" / "config.json").write_text("{}")
+    refused(folder, "2_Dense is a Dense layer of sentence-transformers", "value_head.safetensors")
 
 
 def test_heads_that_would_be_read_wrongly_are_named(saved: Saved, tmp_path: Path) -> None:

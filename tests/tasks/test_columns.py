@@ -142,3 +142,18 @@ def test_denoise_writes_rows_that_need_no_mapping(folder: Path) -> None:
     assert [row["chosen"] for row in rows] == ["The cat.", "The cat.", "Nobody."] and rows[2]["id"] == 2
     flipped, as_they_were = rewards(folder, "treated.jsonl"), rewards(folder, "turns.jsonl")
     np.testing.assert_allclose(flipped, [*as_they_were[:2], as_they_were[2][::-1]], atol=1e-5)
+
+
+def test_denoise_says_columns_notes_and_splits_of_each_source(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (other := tmp_path / "other").mkdir()
+    row = {"prompt": "Who?", "chosen": "I.", "rejected": "You.", "score_chosen": 1, "score_rejected": 2}
+    (other / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    first = folder / "rows.jsonl"
+    assert main(["data", "denoise", str(first), str(other), "--columns", "question=user"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{first}: columns: question as user, chosen, rejected, strength_mean; ignored: id" in lines
+    at = lines.index(f"{other}: split eval is read, as there is none called train")
+    assert lines[at + 1] == f"{other}: columns: prompt, chosen, rejected; ignored: score_chosen, score_rejected"
+    assert lines[at + 2].startswith(f"{other}: 1 row: ratings beside the pair prefer the rejected answer")

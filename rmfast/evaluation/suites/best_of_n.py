@@ -5,7 +5,7 @@ from dataclasses import replace
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.example import NO_EDGE, BadRow, Edge, Example
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import column_note, read_items
+from rmfast.evaluation.items import read_items, source_notes
 from rmfast.evaluation.suite import Rows, Suite
 from rmfast.evaluation.suites.pairwise import subset
 
@@ -27,7 +27,7 @@ def read(source: str, columns: Columns = AS_NAMED) -> Rows:
     """All rows of a source, in the formats of `rmfast.data.rows`."""
     rows = read_rows(source, "test")
     items, bad = read_items(rows, lambda row: ("best-of-n", subset(row)), columns=columns, judged=best_first)
-    return Rows(tuple(items), tuple(bad), (column_note(items),) if items else ())
+    return Rows(tuple(items), tuple(bad), source_notes(source, items))
 
 
 SUITE = Suite("best-of-n", "lists with one best response, which must be above every other", read, takes_columns=True)

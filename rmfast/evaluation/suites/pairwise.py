@@ -5,7 +5,7 @@ from typing import Any
 
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import column_note, read_items
+from rmfast.evaluation.items import read_items, source_notes
 from rmfast.evaluation.suite import Path_, Result, Rows, Suite, Verdict
 
 
@@ -18,7 +18,7 @@ def subset(row: dict[str, Any]) -> Path_:
 def read(source: str, columns: Columns = AS_NAMED) -> Rows:
     """All rows of a source, in the formats of `rmfast.data.rows`."""
     items, bad = read_items(read_rows(source, "test"), lambda row: ("pairwise", subset(row)), columns=columns)
-    return Rows(tuple(items), tuple(bad), (column_note(items),) if items else ())
+    return Rows(tuple(items), tuple(bad), source_notes(source, items))
 
 
 def verdicts(result: Result) -> Iterator[Verdict]:
