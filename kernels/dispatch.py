@@ -1,12 +1,11 @@
 """How an op's function is called: as a custom op of torch, or past the dispatcher where nothing but autograd looks."""
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 # Of other types (fake and sharded tensors, symbolic sizes) the dispatcher knows more than a plain call would.
@@ -22,14 +21,14 @@ def _watched() -> bool:
     )
 
 
-class Op(Generic[_P, _R]):
+class Op(Generic[_R]):
     """A custom op of torch that plain eager calls reach directly.
 
     The dispatcher costs a small op more host time than all of its own work. What it is there for (compilation, fake
     tensors, dispatch modes, the refusal of derivatives that an op lacks) still takes that way, with the same results.
     """
 
-    def __init__(self, name: str, function: Callable[_P, _R]) -> None:
+    def __init__(self, name: str, function: Callable[..., _R]) -> None:
         self.function = function
         self.custom: Any = torch.library.custom_op(name, function, mutates_args=())
         self.register_fake = self.custom.register_fake
@@ -49,7 +48,7 @@ class Op(Generic[_P, _R]):
             return (None,) * len(ctx.needs_input_grad)
 
         def forward(ctx: Any, *args: Any) -> Any:
-            output = self.function(*args)  # type: ignore[call-arg]
+            output = self.function(*args)
             setup(ctx, args, output)
             return output
 
@@ -57,17 +56,17 @@ class Op(Generic[_P, _R]):
         members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
         recorded = type(self.function.__name__, (torch.autograd.Function,), members)
         # Its own `apply` looks for function transforms first, as has been done.
-        self._recorded = super(torch.autograd.Function, recorded).apply
+        self._recorded = super(torch.autograd.Function, recorded).apply  # type: ignore[misc]
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def __call__(self, *args: Any) -> _R:
         if _watched() or not PLAIN.issuperset(map(type, args)):
-            return self.custom(*args, **kwargs)
+            return self.custom(*args)
         if not torch.is_grad_enabled():
-            return self.function(*args, **kwargs)
+            return self.function(*args)
         # Without a derivative the custom op refuses one.
-        return (self._recorded or self.custom)(*args, **kwargs)
+        return (self._recorded or self.custom)(*args)
 
 
-def custom_op(name: str) -> Callable[[Callable[_P, _R]], Op[_P, _R]]:
+def custom_op(name: str) -> Callable[[Callable[..., _R]], Op[_R]]:
     """Make a function the op `name` ("rmfast::..."); its arguments are given by position."""
     return lambda function: Op(name, function)

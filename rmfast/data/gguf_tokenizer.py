@@ -7,7 +7,7 @@ src/llama-vocab.cpp (names, `ignore_merges`) and its `regex_exprs`.
 
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from rmfast.errors import UserError
@@ -25,7 +25,7 @@ _SPLITS = {
     "gpt-4o": rf"{_CASED[0]}{_ENDS}?|{_CASED[1]}{_ENDS}?|\p{{N}}{{1,3}}|{_REST}[\r\n/]*|{_SPACES}",
 }
 _ALIKE = {
-    "llama3": ("llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "dbrx", "smaug-bpe", "falcon-h1", "lfm2"),
+    "llama3": ("llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "falcon-h1", "lfm2"),
     "qwen2": ("deepseek-r1-qwen", "kormo", "megrez", "f2llmv2"),
     "gpt-4o": ("llama4", "kanana2", "minimax-m2"),
     "gpt-2": ("phi-2", "gigachat", "a.x-4.0", "mellum"),
@@ -33,6 +33,8 @@ _ALIKE = {
 }
 _WHOLE_WORDS = ("llama3", "tekken")
 """Words of the vocabulary are taken whole, though their bytes may merge into others."""
+_COMPOSED = ("qwen2", "command-r")
+"""Names of files that llama.cpp makes of tokenizers which first compose characters (NFC); the file does not say so."""
 
 
 def set_splits(backend: Tokenizer, path: Path) -> None:
@@ -59,5 +61,7 @@ def set_splits(backend: Tokenizer, path: Path) -> None:
         )
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in _SPLITS))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if name in _COMPOSED:
+        backend.normalizer = normalizers.NFC()
     if way in _WHOLE_WORDS and isinstance(backend.model, BPE):
         backend.model.ignore_merges = True

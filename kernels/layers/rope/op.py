@@ -36,8 +36,9 @@ def _rope_grad(ctx, grad_q: Tensor | None, grad_k: Tensor | None):  # type: igno
     (tables,) = ctx.saved_tensors
     if grad_q is not None and grad_k is not None:
         return *_rope_backward(grad_q, grad_k, tables), None
-    grad = grad_k if grad_q is None else grad_q  # the other has no gradient: none of its heads is turned back
-    turned, _ = _rope_backward(grad, grad[:, :0], tables)
+    grad = grad_k if grad_q is None else grad_q
+    assert grad is not None
+    turned, _ = _rope_backward(grad, grad[:, :0], tables)  # the other has no gradient, so none of its heads is turned
     return (None, turned, None) if grad_q is None else (turned, None, None)
 
 
