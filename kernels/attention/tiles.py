@@ -32,6 +32,7 @@ Pass = Literal["fwd", "dq", "dkv"]
 TILES: Table[Tile] = Table(
     {
         (80, "half", "fwd", 64): Tile(64, 64, 4, 3),
+        (90, "half", "fwd", 64): Tile(64, 64, 4, 3, 168),
         (80, "half", "fwd", 128): Tile(128, 64, 8, 3),
         (90, "half", "fwd", 128): Tile(128, 64, 8, 3),
         (80, "half", "fwd", 256): Tile(64, 32, 8, 2),
@@ -40,6 +41,7 @@ TILES: Table[Tile] = Table(
         (80, "half", "dq", 256): Tile(64, 16, 8, 2),
         (90, "half", "dq", 256): Tile(64, 16, 8, 2),
         (80, "half", "dkv", 64): Tile(64, 32, 4, 1),
+        (90, "half", "dkv", 64): Tile(64, 64, 4, 1),
         (80, "half", "dkv", 128): Tile(64, 64, 8, 1),
         (80, "half", "dkv", 256): Tile(32, 32, 8, 1),
         (80, "narrow", "fwd", 64): Tile(64, 64, 8, 2),
