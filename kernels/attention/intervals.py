@@ -8,11 +8,26 @@ ALL = tl.constexpr(-1)  # instead of a group: all groups of a tile at once
 
 
 @triton.jit
-def query_rows(layout_ptr, rows_ptr, index, live, tokens, ROWS: tl.constexpr):
-    """Token, group, prefix end and segment of the queries `index`; -1, FAR, 0 and 0 of those that are none."""
-    row = tl.load(rows_ptr + index, live, -1).to(tl.int32) if ROWS else tl.where(live, index, -1)
+def query_tile(
+    layout_ptr, rows_ptr, block, current, queries, tokens, ROWS: tl.constexpr, M: tl.constexpr
+):  # fmt: skip
+    """Of a tile of queries: index, token, group, prefix end, segment, and which belong to `current`; group FAR of those
+    that are none."""
+    index = block * M + tl.arange(0, M)
+    live = index < queries
+    row = tl.load(rows_ptr + index, live, 0).to(tl.int32) if ROWS else index
     group = tl.load(layout_ptr + row, live, FAR)
-    return row, group, tl.load(layout_ptr + tokens + row, live, 0), tl.load(layout_ptr + 2 * tokens + row, live, 0)
+    prefix_end = tl.load(layout_ptr + tokens + row, live, 0)
+    segment = tl.load(layout_ptr + 2 * tokens + row, live, 0)
+    return index, row, group, prefix_end, segment, live & ((current == ALL) | (group == current))
+
+
+@triton.jit
+def key_tile(layout_ptr, block, current, tokens, N: tl.constexpr):
+    """Of a tile of keys: token, group, and which belong to `current`; group FAR of those that are none."""
+    key = block * N + tl.arange(0, N)
+    group = tl.load(layout_ptr + key, key < tokens, FAR)
+    return key, group, (key < tokens) & ((current == ALL) | (group == current))
 
 
 @triton.jit
@@ -54,31 +69,27 @@ def key_step(step, steps, low, high, own_low, own_high, prefix, prefix_count, ow
 
 @triton.jit
 def key_queries(layout_ptr, key, here, tokens, WINDOW: tl.constexpr):
-    """Of keys: their group, how many queries from the key itself on may see it, and whether those all do.
+    """How many queries from each key itself on may see it, and whether those all do.
 
     A window ends a key's queries early, except where it reaches from the prefix into the responses: all of them see
     such a key, each as far as it goes.
     """
-    group = tl.load(layout_ptr + key, here, FAR)
     count = tl.where(here, tl.load(layout_ptr + 3 * tokens + key, here, 0) - key, 0)
     if WINDOW:
         prefix_end = tl.load(layout_ptr + tokens + key, here, 0)
         plain = (key >= prefix_end) | (prefix_end - key >= WINDOW)
-        return group, tl.where(plain, tl.minimum(count, WINDOW), count), plain
-    return group, count, here
+        return tl.where(plain, tl.minimum(count, WINDOW), count), plain
+    return count, here
 
 
 @triton.jit
 def next_group(current, group, finite):
     """What a program does after `current` (ALL, or a group of its tile), FAR for nothing more.
 
-    A product of a matrix with NaN or infinity spreads it to every row, 0 times NaN being NaN. A tile that holds several
-    groups and is not finite is therefore computed once more, group by group, each without the others' rows.
+    A product of a matrix with NaN or infinity spreads it to every row, 0 times NaN being NaN. A tile whose result is
+    not finite is therefore computed again, group by group, each without the others' rows.
     """
-    lowest = tl.min(group, 0)
-    only = lowest == tl.max(tl.where(group == FAR, ALL, group), 0)
-    following = tl.min(tl.where(group > current, group, FAR), 0)
-    return tl.where((current == ALL) & (finite | only), FAR, following)
+    return tl.where((current == ALL) & finite, FAR, tl.min(tl.where(group > current, group, FAR), 0))
 
 
 @triton.jit

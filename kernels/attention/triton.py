@@ -1,8 +1,8 @@
 """Triton kernels of shared-prefix attention and their launchers. The maths stands in this folder's README.md.
 
 A program begins with all groups of its tile at once and goes through them one by one only where the result is not
-finite (`next_group`). The tile's number goes through that loop as well, of which the compiler cannot see that it never
-changes: it would else compute the addresses of the loop's end before it and hold them in registers all the while.
+finite (`next_group`). `block += current < ALL` never adds anything, which the compiler does not know: it would else
+compute before the loop over keys or queries all that comes after it, and hold it in registers all the while.
 """
 
 import math
@@ -18,9 +18,10 @@ from rmfast.kernels.attention.intervals import (
     is_finite,
     key_queries,
     key_step,
+    key_tile,
     next_group,
     query_keys,
-    query_rows,
+    query_tile,
     span,
 )
 from rmfast.kernels.attention.tiles import Tile, tile
@@ -48,13 +49,12 @@ def prefix_attention_fwd_kernel(
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, WIDTH)
-    last = tl.num_programs(0) - 1
-    block = last - tl.program_id(0)  # the last queries see the most keys: they start first
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the last queries see the most keys: they start first
     current = tl.full((), ALL, tl.int32)
     while current < FAR:
-        index = block * M + tl.arange(0, M)
-        row, group, prefix_end, segment = query_rows(layout_ptr, rows_ptr, index, index < queries, tokens, ROWS)
-        live = (row >= 0) & ((current == ALL) | (group == current))
+        index, row, group, prefix_end, segment, live = query_tile(
+            layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M
+        )
         prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
         low, high = span(prefix, prefix_count)
         own_low, own_high = span(own, own_count)
@@ -84,11 +84,14 @@ def prefix_attention_fwd_kernel(
                 p = p.to(v.dtype)
             acc = dot(p, v, acc * shrink[:, None], UP)
             top = new_top
+        block += (current < ALL).to(tl.int32)
+        index, _, group, _, _, live = query_tile(layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M)
+        whole = live[:, None] & (d < DIM)[None, :]
+        out = index.to(tl.int64)[:, None] * (HEADS * DIM) + head * DIM + d[None, :]
         total = tl.where(live, total, 1.0)
-        tl.store(out_ptr + offset[:, None] * (HEADS * DIM) + head * DIM + d[None, :], acc / total[:, None], whole)
+        tl.store(out_ptr + out, acc / total[:, None], whole)
         tl.store(lse_ptr + head * queries + index, top + tl.log2(total), live)
         current = next_group(current, group, is_finite(acc))
-        block = tl.minimum(block, last)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -101,13 +104,12 @@ def prefix_attention_dq_kernel(
 ):  # fmt: skip
     head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, WIDTH)
-    last = tl.num_programs(0) - 1
-    block = last - tl.program_id(0)
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
     current = tl.full((), ALL, tl.int32)
     while current < FAR:
-        index = block * M + tl.arange(0, M)
-        row, group, prefix_end, segment = query_rows(layout_ptr, rows_ptr, index, index < queries, tokens, ROWS)
-        live = (row >= 0) & ((current == ALL) | (group == current))
+        index, row, group, prefix_end, segment, live = query_tile(
+            layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M
+        )
         prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
         low, high = span(prefix, prefix_count)
         own_low, own_high = span(own, own_count)
@@ -138,9 +140,12 @@ def prefix_attention_dq_kernel(
             if not UP:
                 ds = ds.to(k.dtype)
             dq = dot(ds, tl.trans(k), dq, UP)
+        block += (current < ALL).to(tl.int32)
+        index, _, group, _, _, live = query_tile(layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M)
+        whole = live[:, None] & (d < DIM)[None, :]
+        out_at = index.to(tl.int64)[:, None] * (HEADS * DIM) + head * DIM + d[None, :]
         tl.store(dq_ptr + out_at, dq * scale, whole)
         current = next_group(current, group, is_finite(dq))
-        block = tl.minimum(block, last)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -153,14 +158,11 @@ def prefix_attention_dkv_kernel(
 ):  # fmt: skip
     kv_head = tl.program_id(1).to(tl.int64)
     d = tl.arange(0, WIDTH)
-    last = tl.num_programs(0) - 1
     block = tl.program_id(0)  # the first keys are seen by the most queries
     current = tl.full((), ALL, tl.int32)
     while current < FAR:
-        key = block * N + tl.arange(0, N)
-        group, count, plain = key_queries(layout_ptr, key, key < tokens, tokens, WINDOW)
-        here = (key < tokens) & ((current == ALL) | (group == current))
-        count = tl.where(here, count, 0)
+        key, group, here = key_tile(layout_ptr, block, current, tokens, N)
+        count, plain = key_queries(layout_ptr, key, here, tokens, WINDOW)
         low, high = span(key, count)
         first_row, last_row = low, high
         if ROWS:  # which of the given rows lie there, of all groups
@@ -170,47 +172,54 @@ def prefix_attention_dkv_kernel(
         whole = here[:, None] & (d < DIM)[None, :]
         k = tl.load(k_ptr + at[:, None] * k_token + kv_head * k_head + d[None, :], whole, 0.0)
         v = tl.load(v_ptr + at[:, None] * v_token + kv_head * v_head + d[None, :], whole, 0.0)
-        lane = tl.arange(0, M).to(tl.int64)
-        q_tile = q_ptr + kv_head * GROUP * q_head + lane[:, None] * q_token + d[None, :]
-        grad_tile = grad_ptr + kv_head * GROUP * g_head + lane[:, None] * g_token + d[None, :]
+        lane = tl.arange(0, M)
+        first = low + lane.to(tl.int64)  # queries of the first step; others are so many steps and heads on
+        q_tile = q_ptr + kv_head * GROUP * q_head + first[:, None] * q_token + d[None, :]
+        grad_tile = grad_ptr + kv_head * GROUP * g_head + first[:, None] * g_token + d[None, :]
+        lse_tile = lse_ptr + kv_head * GROUP * queries + first
+        delta_tile = delta_ptr + kv_head * GROUP * queries + first
         dk = tl.zeros((N, WIDTH), MATHS)
         dv = tl.zeros((N, WIDTH), MATHS)
         # All query heads of this key head, all responses of a prompt: summed here, in one order, without atomics.
         for turn in range(0, tl.cdiv(high - low, M) * GROUP):
-            member = turn % GROUP
-            begin = (low + turn // GROUP * M).to(tl.int64)
-            index = low + turn // GROUP * M + tl.arange(0, M)
-            live = index < high
-            row = index
+            member, begin = tl.cast(turn % GROUP, tl.int64), turn // GROUP * M
+            far = tl.cast(begin, tl.int64)
+            live = lane < high - low - begin
             if ROWS:
-                row = tl.load(rows_ptr + index, live, -1).to(tl.int32)
+                row = tl.load(rows_ptr + low + begin + lane, live, -1).to(tl.int32)
                 live = (row >= first_row) & (row < last_row)
+                distance = row[None, :] - key[:, None]
+            else:
+                row = low + begin + lane
+                distance = (low - key + begin)[:, None] + lane[None, :]
+            seen = distance.to(tl.uint32) < count[:, None].to(tl.uint32)
             loaded = live[:, None] & (d < DIM)[None, :]
-            q = tl.load(q_tile + (begin * q_token + member * q_head), loaded, 0.0)
-            grad = tl.load(grad_tile + (begin * g_token + member * g_head), loaded, 0.0)
-            lse = tl.load(lse_ptr + (kv_head * GROUP + member) * queries + index, live, 0.0)
-            delta = tl.load(delta_ptr + (kv_head * GROUP + member) * queries + index, live, 0.0)
-            seen = (row[:, None] - key[None, :]).to(tl.uint32) < count[None, :].to(tl.uint32)
+            q = tl.load(q_tile + (far * q_token + member * q_head), loaded, 0.0)
+            grad = tl.load(grad_tile + (far * g_token + member * g_head), loaded, 0.0)
+            lse = tl.load(lse_tile + (member * queries + far), live, 0.0)
+            delta = tl.load(delta_tile + (member * queries + far), live, 0.0)
             if WINDOW:
                 prefix_end = tl.load(layout_ptr + tokens + row, live, 0)
                 segment = tl.load(layout_ptr + 2 * tokens + row, live, 0)
                 position = row - tl.where(row >= prefix_end, segment - prefix_end, 0)
-                seen &= plain[None, :] | (position[:, None] - key[None, :] < WINDOW)
-            s = capped(dot(q, tl.trans(k), tl.zeros((M, N), MATHS), UP), scale, SOFTCAP)
-            p = tl.where(seen, tl.exp2(s * UNIT - lse[:, None]), 0.0)
-            ds = p * (dot(grad, tl.trans(v), tl.zeros((M, N), MATHS), UP) - delta[:, None])
+                seen &= plain[:, None] | (position[None, :] - key[:, None] < WINDOW)
+            s = capped(dot(k, tl.trans(q), tl.zeros((N, M), MATHS), UP), scale, SOFTCAP)
+            p = tl.where(seen, tl.exp2(s * UNIT - lse[None, :]), 0.0)
+            ds = p * (dot(v, tl.trans(grad), tl.zeros((N, M), MATHS), UP) - delta[None, :])
             if SOFTCAP > 0:
                 ds *= 1.0 - s * s
             if not UP:
                 p = p.to(grad.dtype)
                 ds = ds.to(q.dtype)
-            dv = dot(tl.trans(p), grad, dv, UP)
-            dk = dot(tl.trans(ds), q, dk, UP)
-        out = at[:, None] * (tl.num_programs(1) * DIM) + kv_head * DIM + d[None, :]
+            dv = dot(p, grad, dv, UP)
+            dk = dot(ds, q, dk, UP)
+        block += (current < ALL).to(tl.int32)
+        key, group, here = key_tile(layout_ptr, block, current, tokens, N)
+        whole = here[:, None] & (d < DIM)[None, :]
+        out = key.to(tl.int64)[:, None] * (tl.num_programs(1) * DIM) + kv_head * DIM + d[None, :]
         tl.store(dk_ptr + out, dk * scale, whole)
         tl.store(dv_ptr + out, dv, whole)
-        current = next_group(current, group, is_finite(dk) & is_finite(dv))
-        block = tl.minimum(block, last)
+        current = next_group(current, group, is_finite(dk + dv))
 
 
 def _options(
@@ -268,7 +277,7 @@ def prefix_attention_fwd(
     queries, heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(heads, queries, dtype=maths_dtype(q), device=q.device)
-    t = tile("fwd", q, rows is not None, softcap is not None)
+    t = tile("fwd", q, rows is not None, window is not None or softcap is not None)
     launch(
         prefix_attention_fwd_kernel, (triton.cdiv(queries, t.queries), heads),
         q, k, v, out, lse, layout, layout if rows is None else rows, queries, layout.shape[1], scale,
@@ -299,13 +308,13 @@ def prefix_attention_bwd(
     delta = torch.empty_like(lse)
     row_list = layout if rows is None else rows
     strides = (*grad.stride()[:2], *q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
-    t = tile("dq", q, rows is not None, softcap is not None)
+    t = tile("dq", q, rows is not None, window is not None or softcap is not None)
     launch(
         prefix_attention_dq_kernel, (triton.cdiv(queries, t.queries), heads),
         grad, q, k, v, out, lse, delta, dq, layout, row_list, queries, tokens, scale, *strides,
         **_options(q, k, rows, scale, window, softcap, t),
     )  # fmt: skip
-    t = tile("dkv", q, rows is not None, softcap is not None)
+    t = tile("dkv", q, rows is not None, window is not None or softcap is not None)
     spans = layout if rows is None else _spans(layout, rows, t.keys, window)
     launch(
         prefix_attention_dkv_kernel, (triton.cdiv(tokens, t.keys), kv_heads),

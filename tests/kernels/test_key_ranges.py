@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.intervals import key_queries, query_keys, query_rows, span
+from rmfast.kernels.attention.intervals import ALL, key_queries, key_tile, query_keys, query_tile, span
 from rmfast.kernels.attention.reference import seen_keys
 from tests.kernels.harness import DEVICE
 
@@ -22,9 +22,10 @@ GROUPS = {
 def key_spans_kernel(
     layout_ptr, rows_ptr, out_ptr, queries, tokens, ROWS: tl.constexpr, WINDOW: tl.constexpr, M: tl.constexpr
 ):
-    index = tl.program_id(0) * M + tl.arange(0, M)
-    row, group, prefix_end, segment = query_rows(layout_ptr, rows_ptr, index, index < queries, tokens, ROWS)
-    prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, row >= 0, WINDOW)
+    _, row, group, prefix_end, segment, live = query_tile(
+        layout_ptr, rows_ptr, tl.program_id(0), ALL, queries, tokens, ROWS, M
+    )
+    prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
     low, high = span(prefix, prefix_count)
     own_low, own_high = span(own, own_count)
     out_ptr += 4 * tl.program_id(0)
@@ -36,8 +37,8 @@ def key_spans_kernel(
 
 @triton.jit
 def query_spans_kernel(layout_ptr, out_ptr, tokens, WINDOW: tl.constexpr, N: tl.constexpr):
-    key = tl.program_id(0) * N + tl.arange(0, N)
-    _, count, _ = key_queries(layout_ptr, key, key < tokens, tokens, WINDOW)
+    key, _, here = key_tile(layout_ptr, tl.program_id(0), ALL, tokens, N)
+    count, _ = key_queries(layout_ptr, key, here, tokens, WINDOW)
     low, high = span(key, count)
     tl.store(out_ptr + 2 * tl.program_id(0), low)
     tl.store(out_ptr + 2 * tl.program_id(0) + 1, high)
