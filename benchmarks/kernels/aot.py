@@ -5,20 +5,18 @@
 The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
-cannot do), a matrix product of fp32 in a kernel that is given bf16, or in tf32 (up to Triton 3.7 the compiler makes
-such of sums), a kernel that no case starts. With the golden file's Triton version also: more registers or shared memory
-than it says, tensor cores that are no longer used, kernels that it lacks or that are gone. `--update` writes it anew,
-faults or not; commit it with the change that explains it.
+cannot do, and all of a kernel's products by HGMMA or none), a matrix product of fp32 in a kernel that is given bf16, or
+in tf32 (up to Triton 3.7 the compiler makes such of sums), a loop around a product that may begin at a sentinel, a
+kernel that no case starts. With the golden file's Triton version also: more registers, shared memory or instructions of
+the inner loop than it says, tensor cores that are no longer used, kernels that it lacks or that are gone. `--update`
+writes it again, faults or not, with `--op` the kernels of these ops alone; commit it with the change that explains it.
 """
 
 import argparse
 import json
 import multiprocessing
-import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,21 +27,20 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 if __name__ == "__main__":  # run as a file, the path begins with this folder instead of the repository
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.kernels.aot_cases import CASES, kernels_of_package
+from benchmarks.kernels.compiled import Built, build
 from rmfast.kernels.common import INTERPRETED
 from rmfast.kernels.launch import OPTIONS, Launch, recording
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "aot_golden.json"
 UPDATE = "python benchmarks/kernels/aot.py --update"
-BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_LIMIT = {80: 166912, 90: 232448}  # bytes that one block may use
 MORE_REGISTERS, MORE_SHARED = 8, 1024  # than the golden file before it counts as a change for the worse
+MORE_INSTRUCTIONS = 1.05  # times as many
 HGMMA_ROWS = 64  # of its smallest tile
 PROCESSES = 2
 DTYPES = {
@@ -74,39 +71,20 @@ class Variant:
     options: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Built:
-    """What the compiler made of a variant. `spills` counts loads and stores of local memory, `hgmma` and `hmma` matrix
-    instructions. Of its matrix products, `rows` are those of the largest tile of bf16, 0 if none; `widened` counts the
-    products of fp32 if the kernel is given bf16, `tf32` those that are rounded to it. fp16 counts as bf16. `seconds`
-    are the processor's."""
-
-    registers: int
-    stack: int
-    shared: int
-    spills: int
-    hgmma: int
-    hmma: int
-    rows: int
-    widened: int
-    tf32: int
-    seconds: float
-
-
-def specialise(value: Any, *, known: bool = True) -> tuple[str, bool]:
+def specialise(value: Any, by_value: bool) -> tuple[str, bool]:
     """Triton's type of a run-time argument and whether it is known to be divisible by 16, as the JIT decides it.
 
-    Pointers are taken as aligned: those of whole tensors are. None and 1 become constants. Of an argument that is not
-    `known` to the compiler, which its kernel does not specialise, there is the type alone.
+    Pointers are taken as aligned: those of whole tensors are. None becomes a constant, and so does 1 where a kernel
+    specialises `by_value`; sizes that it lists as `do_not_specialize` tell it nothing.
     """
     if isinstance(value, Tensor):
         return f"*{DTYPES[value.dtype]}", True
-    if value is None or (known and isinstance(value, int) and not isinstance(value, bool) and value == 1):
+    if value is None or (by_value and type(value) is int and value == 1):
         return "constexpr", False
     if isinstance(value, bool):
         return "u1", False
     if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", known and value % 16 == 0
+        return "i32" if -(2**31) <= value < 2**31 else "i64", by_value and value % 16 == 0
     if isinstance(value, float):
         return "fp32", False
     raise TypeError(f"an argument of type {type(value).__name__} cannot be compiled ahead of time")
@@ -127,7 +105,7 @@ def variant(op: str, arch: int, started: Launch) -> Variant:
         if parameter.is_constexpr:
             signature[name], constants[name] = "constexpr", value
             continue
-        signature[name], divisible = specialise(value, known=not parameter.do_not_specialize)
+        signature[name], divisible = specialise(value, not parameter.do_not_specialize)
         if signature[name] == "constexpr":
             constants[name] = value
         elif divisible:
@@ -156,45 +134,6 @@ def collect(arch: int, ops: list[str]) -> Iterator[Variant]:
                 yield found
 
 
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([BINARIES / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _processor_seconds() -> float:
-    """Of this process and of the tools that it has run: unlike the clock's, they are the same on a busy machine."""
-    return sum(os.times()[:4])
-
-
-def build(one: Variant) -> Built:
-    """Compile a variant and read the result."""
-    start = _processor_seconds()
-    source = ASTSource(one.kernel, one.signature, constexprs=one.constants, attrs=one.attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", one.arch, 32), options=one.options)
-    products = re.findall(r"tt\.dot (.*) : tensor<(\d+)x\d+x(\w+)> \*", compiled.asm["ttir"])
-    rows = max((int(rows) for _, rows, dtype in products if dtype in ("bf16", "f16")), default=0)
-    given_half = not {"*bf16", "*fp16"}.isdisjoint(one.signature.values())
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        numbers = {name: int(value) for name, value in re.findall(r"\b(REG|STACK):(\d+)", usage)}
-        # Disassembling takes as long as compiling a small kernel: only where there can be something to count.
-        listing = _tool("cuobjdump", "--dump-sass", file.name) if rows or numbers["STACK"] else ""
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9]*)", listing, re.MULTILINE)
-    return Built(
-        registers=numbers["REG"],
-        stack=numbers["STACK"],
-        shared=compiled.metadata.shared,
-        spills=opcodes.count("LDL") + opcodes.count("STL"),
-        hgmma=opcodes.count("HGMMA"),
-        hmma=opcodes.count("HMMA"),
-        rows=rows,
-        widened=sum(dtype == "f32" for _, _, dtype in products) if given_half else 0,
-        tf32=sum("tf32" in how for how, _, _ in products),
-        seconds=_processor_seconds() - start,
-    )
-
-
 def _cause(error: BaseException) -> str:
     """The innermost error in one line, with the line of the kernel that it arose in."""
     while error.__cause__ is not None:
@@ -205,7 +144,8 @@ def _cause(error: BaseException) -> str:
 
 def _attempt(variants: list[Variant], index: int) -> tuple[int, Built | str]:
     try:
-        return index, build(variants[index])
+        v = variants[index]
+        return index, build(v.kernel, v.signature, v.constants, v.attributes, v.options, v.arch)
     except Exception as error:  # the compiler's errors have no common class; each is reported, none ends the others
         return index, _cause(error)
 
@@ -241,6 +181,10 @@ def hard_faults(one: Variant, made: Built | str) -> list[str]:
     wanted = "HGMMA" if one.arch >= 90 and made.rows >= HGMMA_ROWS else "HMMA"
     if made.rows and not (made.hgmma if wanted == "HGMMA" else made.hgmma + made.hmma):
         faults.append(f"multiplies bf16 matrices without {wanted}")
+    if one.arch >= 90 and made.hgmma and made.hmma:
+        faults.append(f"multiplies bf16 matrices by {made.hgmma} HGMMA and {made.hmma} HMMA")
+    if made.sentinels:
+        faults.append(f"{made.sentinels} loops around a matrix product may begin at a sentinel")
     if made.widened:
         faults.append(f"is given bf16, but {made.widened} of its matrix products are in fp32")
     if made.tf32:
@@ -248,14 +192,21 @@ def hard_faults(one: Variant, made: Built | str) -> list[str]:
     return faults
 
 
+def figures(made: Built) -> list[int]:
+    """Registers, shared bytes, HGMMA, HMMA and instructions of the inner loop."""
+    return [made.registers, made.shared, made.hgmma, made.hmma, made.loop]
+
+
 def changes(made: Built, golden: list[int]) -> list[str]:
-    """In what a kernel is worse than the golden file's [registers, shared bytes, HGMMA, HMMA]."""
-    registers, shared, hgmma, hmma = golden
+    """In what a kernel is worse than the golden file's `figures`."""
+    registers, shared, hgmma, hmma, loop = golden
     worse = []
     if made.registers > registers + MORE_REGISTERS:
         worse.append(f"{made.registers} registers, golden {registers}")
     if made.shared > shared + MORE_SHARED:
         worse.append(f"{made.shared} B of shared memory, golden {shared}")
+    if made.loop > loop * MORE_INSTRUCTIONS:
+        worse.append(f"{made.loop} instructions in its inner loop, golden {loop}")
     for name, now, before in (("HGMMA", made.hgmma, hgmma), ("HMMA", made.hmma, hmma)):
         if before and not now:
             worse.append(f"no {name} any more, golden {before}")
@@ -295,29 +246,33 @@ def judge(variants: list[Variant], built: list[Built | str], golden: dict[str, A
     return lines
 
 
-def as_golden(variants: list[Variant], built: list[Built | str]) -> dict[str, Any]:
-    """The golden file's content: per architecture and kernel [registers, shared bytes, HGMMA, HMMA]."""
-    kernels: dict[str, dict[str, list[int]]] = {}
+def as_golden(variants: list[Variant], built: list[Built | str], others: dict[str, Any]) -> dict[str, Any]:
+    """The golden file's content: `figures` per architecture and kernel; of kernels that were not built, what `others`
+    has."""
+    started = {v.kernel.__name__ for v in variants}
+    kernels = {
+        arch: {name: row for name, row in rows.items() if name.split("(")[0] not in started}
+        for arch, rows in others["kernels"].items()
+    }
     for v, made in zip(variants, built, strict=True):
         if isinstance(made, Built):
-            row = [made.registers, made.shared, made.hgmma, made.hmma]
-            kernels.setdefault(f"sm_{v.arch}", {})[v.name] = row
+            kernels.setdefault(f"sm_{v.arch}", {})[v.name] = figures(made)
     return {"triton": triton.__version__, "kernels": kernels}
 
 
 def write_golden(golden: dict[str, Any], path: Path) -> None:
     """One kernel a line, so that a change reads well in a diff."""
     text = json.dumps(golden, indent=1, sort_keys=True)
-    text = re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3, \4]", text)
+    text = re.sub(r"\[\s+(\d[\d,\s]*?)\s+\]", lambda row: f"[{' '.join(row[1].split())}]", text)
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def print_built(variants: list[Variant], built: list[Built | str]) -> None:
-    print(f"{'arch':<6}{'regs':>5}{'shared':>8}{'spills':>7}{'HGMMA':>6}{'HMMA':>6}{'s':>6}  kernel")
+    print(f"{'arch':<6}{'regs':>5}{'shared':>8}{'spills':>7}{'HGMMA':>6}{'HMMA':>6}{'loop':>6}{'s':>6}  kernel")
     for v, made in zip(variants, built, strict=True):
         if isinstance(made, Built):
-            figures = (made.registers, made.shared, made.spills, made.hgmma, made.hmma)
-            cells = "".join(f"{x:>{w}}" for x, w in zip(figures, (5, 8, 7, 6, 6), strict=True))
+            columns = (made.registers, made.shared, made.spills, made.hgmma, made.hmma, made.loop)
+            cells = "".join(f"{x:>{w}}" for x, w in zip(columns, (5, 8, 7, 6, 6, 6), strict=True))
             print(f"sm_{v.arch:<3}{cells}{made.seconds:>6.1f}  {v.name}")
 
 
@@ -348,8 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
         archs, unknown = [], [args.arch]
     if unknown:
         parser.error(f"--arch: known are {', '.join(map(str, SHARED_LIMIT))}, got {unknown[0]}")
-    if args.update and (args.op or archs != sorted(SHARED_LIMIT)):
-        parser.error("--update writes the whole file: leave out --op and --arch")
+    if args.update and archs != sorted(SHARED_LIMIT):
+        parser.error("--update writes both architectures: leave out --arch")
     start = time.perf_counter()
     ops = args.op or sorted(CASES)
     variants = [v for arch in archs for v in collect(arch, ops)]
@@ -357,7 +312,9 @@ def main(arguments: list[str] | None = None) -> int:
     print_built(variants, built)
     golden = json.loads(args.golden.read_text(encoding="utf-8")) if args.golden.is_file() else {"kernels": {}}
     if args.update:
-        golden = as_golden(variants, built)
+        if args.op and golden.get("triton") != triton.__version__:
+            parser.error(f"the golden file is not of Triton {triton.__version__}: leave out --op")
+        golden = as_golden(variants, built, golden if args.op else {"kernels": {}})
         write_golden(golden, args.golden)
     faults = judge(variants, built, golden, whole=not args.op) + ([] if args.op else uncovered(variants))
     if args.json:

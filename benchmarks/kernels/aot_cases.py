@@ -90,6 +90,8 @@ def prefix_attention() -> None:
         run(BF16, dim, True)
         run(BF16, dim, False, 512, 30.0)
         run(FP32, dim, False)
+    for dim in (64, 128):
+        run(BF16, dim, False, 512)
     for dim in (128, 256):
         run(FP32, dim, False, 512, 30.0)
     run(FP32, 128, True)

@@ -67,6 +67,19 @@ def group_attention(
     return torch.cat(out) if out else q + 0 * (k.sum() + v.sum())  # a gradient of 0, not none
 
 
+def seen_keys(layout: Tensor, rows: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """bool [rows, keys]: which of the tokens `keys` the tokens `rows` see."""
+    key, row = keys[None, :], rows[:, None]
+    start, prefix_end, segment, _ = layout[:, rows].long().unsqueeze(-1)
+    in_prefix = key < prefix_end
+    mask = (key >= start) & (key <= row) & (in_prefix | (key >= segment))
+    if window is None:
+        return mask
+    # Positions restart at the prefix's end in every response, so distance is not the distance in the pack.
+    gap = torch.where((row >= prefix_end) & in_prefix, segment - prefix_end, 0)
+    return mask & (row - key - gap < window)
+
+
 def row_attention(
     q: Tensor,
     k: Tensor,
@@ -92,14 +105,8 @@ def row_attention(
     for group, q_group, row, keys, values in parts:
         if not len(row):
             continue
-        key = torch.arange(group.start, group.start + len(keys), device=row.device)[None, :]
-        _, prefix_end, segment, _ = layout[:, row].long().unsqueeze(-1)
-        row = row[:, None]
-        mask = (key <= row) & ((key < prefix_end) | (key >= segment))
-        if window is not None:
-            # Positions restart at the prefix's end in every response, so distance is not the distance in the pack.
-            gap = torch.where((row >= prefix_end) & (key < prefix_end), segment - prefix_end, 0)
-            mask &= row - key - gap < window
+        tokens = torch.arange(group.start, group.start + len(keys), device=row.device)
+        mask = seen_keys(layout, row, tokens, window)
         out.append(attend(q_group, keys, values, mask, causal=False, scale=scale, softcap=softcap))
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
@@ -137,11 +144,5 @@ def dense_attention(
 ) -> Tensor:
     """The same by one mask over the whole pack: no host code, at the price of [queries, T] memory."""
     key = torch.arange(len(k), device=q.device)
-    row = (key if rows is None else rows)[:, None]
-    start, prefix_end, segment, _ = (layout if rows is None else layout[:, rows]).unsqueeze(-1)
-    in_prefix = key < prefix_end
-    mask = (key >= start) & (key <= row) & (in_prefix | (key >= segment))
-    if window is not None:
-        gap = torch.where((row >= prefix_end) & in_prefix, segment - prefix_end, 0)
-        mask = mask & (row - key - gap < window)
+    mask = seen_keys(layout, key if rows is None else rows, key, window)
     return attend(q, k, v, mask, causal=False, scale=scale, softcap=softcap)

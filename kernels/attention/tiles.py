@@ -32,6 +32,7 @@ Pass = Literal["fwd", "dq", "dkv"]
 TILES: Table[Tile] = Table(
     {
         (80, "half", "fwd", 64): Tile(64, 64, 4, 3),
+        (90, "half", "fwd", 64): Tile(64, 64, 4, 3, 168),
         (80, "half", "fwd", 128): Tile(128, 64, 8, 3),
         (90, "half", "fwd", 128): Tile(128, 64, 8, 3),
         (80, "half", "fwd", 256): Tile(64, 32, 8, 2),
@@ -40,7 +41,9 @@ TILES: Table[Tile] = Table(
         (80, "half", "dq", 256): Tile(64, 16, 8, 2),
         (90, "half", "dq", 256): Tile(64, 16, 8, 2),
         (80, "half", "dkv", 64): Tile(64, 32, 4, 1),
+        (90, "half", "dkv", 64): Tile(64, 64, 4, 2),
         (80, "half", "dkv", 128): Tile(64, 64, 8, 1),
+        (90, "half", "dkv", 128): Tile(32, 64, 8, 2),
         (80, "half", "dkv", 256): Tile(32, 32, 8, 1),
         (80, "narrow", "fwd", 64): Tile(64, 64, 8, 2),
         (80, "narrow", "fwd", 256): Tile(32, 32, 8, 2),
@@ -49,10 +52,11 @@ TILES: Table[Tile] = Table(
         (80, "narrow", "dq", 256): Tile(16, 16, 4, 2),
         (80, "narrow", "dkv", 64): Tile(64, 32, 4, 1),
         (80, "narrow", "dkv", 128): Tile(64, 64, 8, 1),
+        (90, "narrow", "dkv", 128): Tile(16, 64, 8, 1),
         (80, "narrow", "dkv", 256): Tile(32, 32, 8, 1),
         (80, "full", "fwd", 64): Tile(32, 32, 4, 1),
         (80, "full", "fwd", 128): Tile(16, 32, 8, 1),
-        (80, "full", "fwd", 256): Tile(16, 16, 4, 1),
+        (80, "full", "fwd", 256): Tile(16, 16, 8, 1),
         (80, "full", "dq", 64): Tile(32, 32, 8, 1),
         (80, "full", "dq", 128): Tile(16, 16, 4, 2),
         (80, "full", "dq", 256): Tile(16, 16, 4, 2),
@@ -67,7 +71,6 @@ if TRITON >= (3, 7):
         (80, "half", "fwd", 128): Tile(128, 32, 8, 3),
         (80, "half", "fwd", 256): Tile(64, 32, 8, 2, 255),
         (80, "half", "dq", 256): Tile(32, 32, 8, 2),
-        (90, "half", "dkv", 112): Tile(64, 32, 8, 1),
         (80, "narrow", "fwd", 256): Tile(32, 32, 8, 2, 255),
         (80, "full", "fwd", 128): Tile(16, 32, 8, 1, 255),
         (80, "full", "dq", 128): Tile(16, 16, 4, 2, 255),
@@ -75,12 +78,12 @@ if TRITON >= (3, 7):
     }
 
 
-def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:
+def tile(which: Pass, q: Tensor, rows: bool, limited: bool) -> Tile:
     """The tile for q's dtype and head dimension.
 
     Args:
         rows: q holds some tokens only, so fewer of them share a tile.
-        capped: there is a softcap, whose tanh takes registers.
+        limited: there is a window or a softcap, which take registers in the backward.
     """
     if q.dtype == torch.float64:
         return Tile(16, 16, 4, 1)
@@ -89,6 +92,8 @@ def tile(which: Pass, q: Tensor, rows: bool, capped: bool) -> Tile:
         return Tile(16, 32, 4, 1)
     precision = "full" if q.dtype.itemsize == 4 else "narrow" if q.shape[2] % 16 else "half"
     found = TILES.find(device, precision, which, size=q.shape[2])
-    if capped and which == "dkv" and found.keys == 64:
+    if limited and which == "dkv" and found.queries == 64:
+        found = found._replace(queries=32)
+    if limited and which == "dq" and found.keys == 64:
         found = found._replace(keys=32)
     return found._replace(queries=16, warps=4) if rows else found

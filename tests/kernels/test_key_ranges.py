@@ -1,4 +1,4 @@
-"""The ranges of keys over which attention loops: no sentinel, no number that wraps around within a few steps."""
+"""The keys over which attention's programs loop, and the queries: no sentinel among them, and none too many."""
 
 import pytest
 import torch
@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.triton import key_ranges, query_rows
+from rmfast.kernels.attention.intervals import ALL, key_queries, key_tile, query_keys, query_tile, span
+from rmfast.kernels.attention.reference import seen_keys
 from tests.kernels.harness import DEVICE
 
 GROUPS = {
@@ -18,32 +19,72 @@ GROUPS = {
 
 
 @triton.jit
-def ranges_kernel(
+def key_spans_kernel(
     layout_ptr, rows_ptr, out_ptr, queries, tokens, ROWS: tl.constexpr, WINDOW: tl.constexpr, M: tl.constexpr
 ):
-    index = tl.program_id(0) * M + tl.arange(0, M)
-    row, start, prefix_end, segment = query_rows(layout_ptr, rows_ptr, index, index < queries, tokens, ROWS)
-    first, last, second_first, second_last = key_ranges(row, start, prefix_end, segment, WINDOW)
+    _, row, group, prefix_end, segment, live = query_tile(
+        layout_ptr, rows_ptr, tl.program_id(0), ALL, queries, tokens, ROWS, M
+    )
+    prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
+    low, high = span(prefix, prefix_count)
+    own_low, own_high = span(own, own_count)
     out_ptr += 4 * tl.program_id(0)
-    tl.store(out_ptr, first)
-    tl.store(out_ptr + 1, last)
-    tl.store(out_ptr + 2, second_first)
-    tl.store(out_ptr + 3, second_last)
+    tl.store(out_ptr, low)
+    tl.store(out_ptr + 1, high)
+    tl.store(out_ptr + 2, own_low)
+    tl.store(out_ptr + 3, own_high)
+
+
+@triton.jit
+def query_spans_kernel(layout_ptr, out_ptr, tokens, WINDOW: tl.constexpr, N: tl.constexpr):
+    key, _, here = key_tile(layout_ptr, tl.program_id(0), ALL, tokens, N)
+    count, _ = key_queries(layout_ptr, key, here, tokens, WINDOW)
+    low, high = span(key, count)
+    tl.store(out_ptr + 2 * tl.program_id(0), low)
+    tl.store(out_ptr + 2 * tl.program_id(0) + 1, high)
 
 
 @pytest.mark.parametrize("rows", [False, True], ids=["all tokens", "some rows"])
 @pytest.mark.parametrize("window", [0, 1, 100])
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS.keys())
 @pytest.mark.parametrize("tile", [16, 64, 128])
-def test_key_ranges_begin_and_end_within_the_pack(groups, window, tile, rows):
-    """The pipeliner issues the loads of the first iterations under `low + i * N < high` in 32 bits, with no branch
-    around them, so that a range that begins near 2^31 reads wild addresses although its loop is empty."""
+def test_ranges_of_keys_are_those_that_the_queries_see(groups, window, tile, rows):
+    """A range that began near 2^31 would wrap around within a few steps, and a pipeline load wild addresses."""
     layout = prefix_layout(groups).to(DEVICE)
     tokens = layout.shape[1]
-    chosen = torch.arange(0, tokens, 7, dtype=torch.int32, device=DEVICE) if rows else layout
-    queries = len(chosen) if rows else tokens
-    tiles = triton.cdiv(queries, tile)
+    chosen = torch.arange(0, tokens, 7, dtype=torch.int32, device=DEVICE) if rows else None
+    row = torch.arange(tokens, device=DEVICE) if chosen is None else chosen.long()
+    tiles = triton.cdiv(len(row), tile)
     out = torch.empty(tiles, 4, dtype=torch.int32, device=DEVICE)
-    ranges_kernel[(tiles,)](layout, chosen, out, queries, tokens, ROWS=rows, WINDOW=window, M=tile)
-    assert out.min() >= 0
-    assert out.max() <= tokens
+    given = layout if chosen is None else chosen
+    key_spans_kernel[(tiles,)](layout, given, out, len(row), tokens, ROWS=rows, WINDOW=window, M=tile)
+    key = torch.arange(tokens, device=DEVICE)
+    seen = seen_keys(layout, row, key, window or None)
+    in_prefix = key < layout[1, row][:, None]
+    for i, spans in enumerate(out.view(tiles, 2, 2).tolist()):
+        queries = slice(i * tile, (i + 1) * tile)
+        for (low, high), part in zip(spans, (in_prefix, ~in_prefix), strict=True):
+            keys = (seen & part)[queries].any(0).nonzero().flatten()
+            assert (low, high) == ((keys[0], keys[-1] + 1) if len(keys) else (0, 0))
+
+
+@pytest.mark.parametrize("window", [0, 1, 16, 100, 1000])
+@pytest.mark.parametrize("groups", [*GROUPS.values(), [(0, [900])], [(800, [20, 40]), (3, [300])]])
+@pytest.mark.parametrize("tile", [16, 64])
+def test_dk_and_dv_visit_no_queries_beyond_the_window(groups, window, tile):
+    """As many tiles of queries as hold, from the keys on, one that sees a key of the tile. Where a window reaches from
+    the prefix into the responses, all responses are visited."""
+    layout = prefix_layout(groups).to(DEVICE)
+    tokens = layout.shape[1]
+    tiles = triton.cdiv(tokens, tile)
+    out = torch.empty(tiles, 2, dtype=torch.int32, device=DEVICE)
+    query_spans_kernel[(tiles,)](layout, out, tokens, WINDOW=window, N=tile)
+    token = torch.arange(tokens, device=DEVICE)
+    seen = seen_keys(layout, token, token, window or None)
+    last = torch.where(seen, token[:, None], -1).amax(0) + 1
+    crosses = (token < layout[1]) & (token + window > layout[1])
+    last = torch.where(crosses, layout[3], last)
+    want = [triton.cdiv(int(last[i : i + tile].max()) - i, tile) for i in range(0, tokens, tile)]
+    assert [triton.cdiv(high - low, tile) for low, high in out.tolist()] == want
+    if window == 16 and tokens == 900:
+        assert sum(want) == {16: 113, 64: 29}[tile]  # two tiles of queries for each of keys, the last one has one

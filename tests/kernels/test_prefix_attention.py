@@ -171,6 +171,33 @@ def test_company_does_not_change_a_bit() -> None:
     torch.testing.assert_close(both[: len(q)], alone, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("fault", [1, 2])
+@pytest.mark.parametrize(
+    ("which", "value"), [("q", torch.nan), ("k", torch.inf), ("v", torch.nan), ("grad", torch.inf)]
+)
+@pytest.mark.parametrize("every", [1, 2], ids=["all tokens", "some rows"])
+def test_nan_and_infinity_stay_within_their_group(which: str, value: float, fault: int, every: int) -> None:
+    """A tile of the interpreter holds 16 queries or 32 keys: the group at fault shares one with those beside it."""
+    groups: Groups = [(5, [3, 7]), (6, [4, 9]), (0, [2, 4]), (19, [6, 1, 23])]
+    token = torch.arange(sum(p + sum(r) for p, r in groups), device=DEVICE)
+    row = token[::every]
+    (q, k, v), layout = make(groups, (4, 2), rows=len(row))
+    before, within = (sum(p + sum(r) for p, r in some) for some in (groups[:fault], groups[fault : fault + 1]))
+    rows, tokens = ((x >= before) & (x < before + within) for x in (row, token))
+
+    def results(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
+        out = prefix_attention(q, k, v, layout, rows=None if every == 1 else row, impl="triton", window=30)
+        return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+
+    given = {"q": q, "k": k, "v": v, "grad": torch.randn(q.shape, device=DEVICE)}
+    poisoned = given[which].detach().clone()
+    poisoned[(rows if which in ("q", "grad") else tokens).nonzero()[1], 1, 3] = value
+    got, clean = results(**given | {which: poisoned.requires_grad_(which != "grad")}), results(**given)
+    for x, y, those in zip(got, clean, (rows, rows, tokens, tokens), strict=True):
+        torch.testing.assert_close(x[~those], y[~those])
+    assert not all(x.isfinite().all() for x in got)  # its own group is told
+
+
 def test_gradcheck() -> None:
     tensors, layout = make([(2, [1]), (0, [1])], dim=2, dtype=torch.float64)
     rows = torch.tensor([3, 1], device=DEVICE)
