@@ -129,16 +129,17 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
     if _are_plain(prompt, responses):
         return prompt, responses
     prompt, responses = _read_prompt(prompt, notes), [read_messages(response) for response in responses]
-    if set(map(type, responses)) == {str}:
-        if found := written_messages(responses):
-            responses = found
-            notes.append(Note(WRITTEN, "the responses"))
-        elif isinstance(prompt, str) and prompt.strip():
+    texts = [response for response in responses if type(response) is str]
+    # Not all are: of a column of mixed shape `datasets` decodes what is JSON, of its neighbour not.
+    if texts and all(type(r) is str or is_messages(r) for r in responses) and (found := written_messages(texts)):
+        responses = [found.pop(0) if type(response) is str else response for response in responses]
+        notes.append(Note(WRITTEN, "the responses"))
+    elif texts and len(texts) == len(responses):
+        if isinstance(prompt, str) and prompt.strip():
             return _texts_once(prompt, responses, notes)
-        else:
-            if any(map(is_written, responses)):
-                notes.append(Note(WRITTEN_SOME, next(filter(is_written, responses))[:40]))
-            return _answered_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
+        if any(map(is_written, responses)):
+            notes.append(Note(WRITTEN_SOME, next(filter(is_written, responses))[:40]))
+        return _answered_once(prompt, responses, notes) if prompt and is_messages(prompt) else (prompt, responses)
     if not all(map(is_messages, responses)) or not all(responses):
         return prompt, responses
     for response in responses:

@@ -1,5 +1,6 @@
 """A prompt that is given twice is used once and noted; one that is given in two ways that differ is a bad row."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
 from rmfast.data.ids import TWICE as IDS_TWICE
 from rmfast.data.ids import TWICE_SOME as IDS_TWICE_SOME
-from rmfast.data.parts import OTHER_PROMPTS, TEXT_PROMPT, TWICE, TWICE_SOME
+from rmfast.data.parts import OTHER_PROMPTS, TEXT_PROMPT, TWICE, TWICE_SOME, WRITTEN
 from rmfast.data.prompt import prompt_key
 from rmfast.data.rows import parse_row
 
@@ -255,3 +256,18 @@ def test_answers_to_different_prompts_are_noted() -> None:
     other = {"role": "user", "content": "And of Chile?"}
     row = {"chosen": [USER, say("a")], "rejected": [other, say("b")]}
     assert [note.kind for note in parse_row(row).notes] == [OTHER_PROMPTS]
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_one_answer_may_be_messages_and_the_other_messages_as_text(side: str) -> None:
+    """A column of mixed shape comes out of `datasets` decoded, a column of nothing but text does not."""
+    row = {
+        "prompt": [{"role": "user", "content": "Who?"}],
+        "chosen": [{"role": "assistant", "content": "I."}],
+        "rejected": [{"role": "assistant", "content": "You."}],
+    }
+    example = parse_row(row | {side: json.dumps(row[side])})
+    assert (example.prompt, example.responses) == (parse_row(row).prompt, parse_row(row).responses)
+    assert [note.kind for note in example.notes] == [WRITTEN]
+    with pytest.raises(BadRow, match="wrong type"):
+        parse_row(row | {side: "You."})
