@@ -27,7 +27,7 @@ from rmfast.kernels.attention.intervals import (
 from rmfast.kernels.attention.tiles import Tile, tile
 from rmfast.kernels.common import INTERPRETED, maths_dtype
 from rmfast.kernels.jit import dot, tanh
-from rmfast.kernels.launch import launch, maths
+from rmfast.kernels.launch import cdiv, launch, maths, next_power_of_2
 
 # No load's width depends on them: specialised, a pack whose size 16 divides would compile every kernel once more.
 SIZES = ["queries", "tokens"]
@@ -229,7 +229,7 @@ def _options(
         "HEADS": q.shape[1],
         "GROUP": q.shape[1] // k.shape[1],
         "DIM": q.shape[2],
-        "WIDTH": max(16, triton.next_power_of_2(q.shape[2])),
+        "WIDTH": max(16, next_power_of_2(q.shape[2])),
         "ROWS": rows is not None,
         "WINDOW": window or 0,
         "SOFTCAP": float(softcap or 0),
@@ -251,7 +251,7 @@ def _unit(x: Tensor) -> Tensor:
 def _spans(layout: Tensor, rows: Tensor, keys: int, window: int | None) -> Tensor:
     """int32 [tiles, 2]: the range of `rows` (ascending) that may see a key of each tile of `keys` keys."""
     tokens = layout.shape[1]
-    tiles = triton.cdiv(tokens, keys)
+    tiles = cdiv(tokens, keys)
     last = torch.zeros(tiles * keys, dtype=torch.int64, device=layout.device)
     last[:tokens] = layout[3]
     if window is not None:  # as `key_queries` has it
@@ -279,7 +279,7 @@ def prefix_attention_fwd(
     lse = torch.empty(heads, queries, dtype=maths_dtype(q), device=q.device)
     t = tile("fwd", q, rows is not None, window is not None or softcap is not None)
     launch(
-        prefix_attention_fwd_kernel, (triton.cdiv(queries, t.queries), heads),
+        prefix_attention_fwd_kernel, (cdiv(queries, t.queries), heads),
         q, k, v, out, lse, layout, layout if rows is None else rows, queries, layout.shape[1], scale,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         **_options(q, k, rows, scale, window, softcap, t),
@@ -310,14 +310,14 @@ def prefix_attention_bwd(
     strides = (*grad.stride()[:2], *q.stride()[:2], *k.stride()[:2], *v.stride()[:2])
     t = tile("dq", q, rows is not None, window is not None or softcap is not None)
     launch(
-        prefix_attention_dq_kernel, (triton.cdiv(queries, t.queries), heads),
+        prefix_attention_dq_kernel, (cdiv(queries, t.queries), heads),
         grad, q, k, v, out, lse, delta, dq, layout, row_list, queries, tokens, scale, *strides,
         **_options(q, k, rows, scale, window, softcap, t),
     )  # fmt: skip
     t = tile("dkv", q, rows is not None, window is not None or softcap is not None)
     spans = layout if rows is None else _spans(layout, rows, t.keys, window)
     launch(
-        prefix_attention_dkv_kernel, (triton.cdiv(tokens, t.keys), kv_heads),
+        prefix_attention_dkv_kernel, (cdiv(tokens, t.keys), kv_heads),
         grad, q, k, v, lse, delta, dk, dv, layout, row_list, spans, queries, tokens, scale, *strides,
         **_options(q, k, rows, scale, window, softcap, t),
     )  # fmt: skip
