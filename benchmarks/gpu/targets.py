@@ -96,11 +96,12 @@ def attention_targets() -> Iterator[Target]:
     table = ("TILES", "kernels/attention/tiles.py", attention_tiles.TILES)
     for dim in (64, 128):
         for which in ("fwd", "dq", "dkv"):
-            keys = (16, 32, 64) if which == "dkv" else (32, 64, 128)
+            # Rows of every product, of which wgmma takes 64, are keys in the pass for dk and dv, else queries.
+            columns = (16, 32, 64) if which == "dkv" else (32, 64, 128)
             tiles = [
-                attention_tiles.Tile(queries, n, warps, stages)
-                for queries, n, warps, stages in product((64, 128), keys, (4, 8), (1, 2, 3))
-                if (queries, warps) != (128, 4) and (which == "fwd" or stages < 3)
+                attention_tiles.Tile(*((n, rows) if which == "dkv" else (rows, n)), warps, stages)
+                for rows, n, warps, stages in product((64, 128), columns, (4, 8), (1, 2, 3))
+                if (rows, warps) != (128, 4) and (which == "fwd" or stages < 3)
             ]
             yield Target(
                 f"prefix_attention D={dim}", table, ("half", which), dim, f"prefix_attention_{which}_kernel",

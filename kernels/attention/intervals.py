@@ -64,7 +64,7 @@ def key_step(step, steps, low, high, own_low, own_high, prefix, prefix_count, ow
     # One comparison a pair: before its first key the difference is, unsigned, larger than any count.
     distance = (begin - tl.where(later, own, prefix))[:, None] + lane[None, :]
     seen = distance.to(tl.uint32) < tl.where(later, own_count, prefix_count)[:, None].to(tl.uint32)
-    return begin.to(tl.int64), begin + lane < tl.where(later, own_high, high), seen
+    return begin.to(tl.uint32).to(tl.int64), lane < tl.where(later, own_high, high) - begin, seen
 
 
 @triton.jit

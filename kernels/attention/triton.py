@@ -182,8 +182,8 @@ def prefix_attention_dkv_kernel(
         dv = tl.zeros((N, WIDTH), MATHS)
         # All query heads of this key head, all responses of a prompt: summed here, in one order, without atomics.
         for turn in range(0, tl.cdiv(high - low, M) * GROUP):
-            member, begin = tl.cast(turn % GROUP, tl.int64), turn // GROUP * M
-            far = tl.cast(begin, tl.int64)
+            member, begin = tl.cast(turn % GROUP, tl.uint32).to(tl.int64), turn // GROUP * M
+            far = tl.cast(begin, tl.uint32).to(tl.int64)
             live = lane < high - low - begin
             if ROWS:
                 row = tl.load(rows_ptr + low + begin + lane, live, -1).to(tl.int32)

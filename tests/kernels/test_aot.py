@@ -298,6 +298,16 @@ def test_the_golden_file_is_of_the_triton_that_make_installs() -> None:
     assert f"triton=={json.loads(aot.GOLDEN.read_text(encoding='utf-8'))['triton']}" in pinned
 
 
+@pytest.mark.parametrize(("which", "most"), [("fwd", 575), ("dq", 250), ("dkv", 440)])
+def test_inner_loops_of_attention_are_short(which: str, most: int) -> None:
+    """Not the tensor cores but masks and exponentials bound them: instructions of a step at D = 64 on sm_90."""
+    rows = json.loads(aot.GOLDEN.read_text(encoding="utf-8"))["kernels"]["sm_90"]
+    form = "DIM=64 WIDTH=64 ROWS=False WINDOW=0 SOFTCAP=0.0"
+    loops = [row[4] for name, row in rows.items()
+             if name.startswith(f"prefix_attention_{which}_kernel") and "bf16" in name and form in name]  # fmt: skip
+    assert len(loops) == 1 and 0 < loops[0] <= most
+
+
 def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
     """Its default is another from Triton 3.10 on."""
     with recording((9, 0)) as started:
