@@ -42,7 +42,6 @@ TILES: Table[Tile] = Table(
         (80, "half", "dq", 256): Tile(64, 16, 8, 2),
         (90, "half", "dq", 256): Tile(64, 16, 8, 2),
         (80, "half", "dkv", 64): Tile(64, 32, 4, 1),
-        (90, "half", "dkv", 64): Tile(32, 64, 4, 2),
         (80, "half", "dkv", 128): Tile(64, 64, 8, 1),
         (90, "half", "dkv", 128): Tile(32, 64, 8, 2),
         (80, "half", "dkv", 256): Tile(32, 32, 8, 1),
@@ -67,8 +66,7 @@ TILES: Table[Tile] = Table(
         (80, "full", "dkv", 256): Tile(16, 16, 8, 1),
     }
 )
-# What spills with a compiler of Triton 3.7 or later, and how it does not with any of them. Then what only 3.7 makes
-# without spills, and what later ones, which compute more addresses in a pipeline, make shorter without one.
+# What spills with a compiler of Triton 3.7 or later, and how it does not with any of them.
 if TRITON >= (3, 7):
     TILES.lines |= {
         (80, "half", "fwd", 128): Tile(128, 32, 8, 3),
@@ -78,10 +76,11 @@ if TRITON >= (3, 7):
         (80, "full", "fwd", 128): Tile(16, 32, 8, 1, 255),
         (80, "full", "dkv", 128): Tile(16, 32, 8, 1, 255),
     }
-if TRITON == (3, 7):
-    TILES.lines |= {(90, "half", "dkv", 64): Tile(64, 64, 4, 2)}
+# Where the table has no line of its own: what only 3.7 makes without spills, and what later ones, which compute more
+# addresses in a pipeline, make shorter without one.
+TILES.lines.setdefault((90, "half", "dkv", 64), Tile(64 if TRITON == (3, 7) else 32, 64, 4, 2))
 if TRITON >= (3, 8):
-    TILES.lines |= {(90, "half", "dq", 64): Tile(64, 32, 4, 1)}
+    TILES.lines.setdefault((90, "half", "dq", 64), Tile(64, 32, 4, 1))
 
 
 def tile(which: Pass, q: Tensor, rows: bool, limited: bool) -> Tile:
