@@ -98,7 +98,7 @@ def check(condition: bool, op: str, message: str | Callable[[], str]) -> None:
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """x on a device. From the CPU to a GPU through pinned memory: from any other the host would wait for the stream."""
-    if x.device.type == "cpu" and device.type == "cuda":
+    if x.device.type == "cpu" and device.type == "cuda" and not torch.compiler.is_compiling():
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
 

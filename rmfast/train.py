@@ -39,9 +39,11 @@ def main(arguments: list[str]) -> int:
     except Interrupted as stopped:
         if rank == 0:
             print(f"rmfast: {stopped}", flush=True)
-    except BaseException:
+    except BaseException as error:
         if not _left_open():
             raise
+        if isinstance(error, SystemExit | KeyboardInterrupt):
+            _abandon(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130)
         traceback.print_exc()
         _abandon(1)
     return 0
@@ -61,11 +63,13 @@ def _abandon(code: int, line: str | None = None) -> None:
     """
     from rmfast.parallel.process_group import say_for_all
 
-    if line is not None:
-        say_for_all(line)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        if line is not None:
+            say_for_all(line)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ _COPY = "compute_copy"  # attribute of a weight while a copy is read in its plac
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight in the dtype that a product reads: its copy within `Copies`, otherwise cast here."""
     copy: Tensor | None = getattr(weight, _COPY, None)
-    return weight.to(dtype) if copy is None else _Copy.apply(weight, copy)
+    return weight.to(dtype) if copy is None or copy.dtype != dtype else _Copy.apply(weight, copy)
 
 
 class _Copy(torch.autograd.Function):

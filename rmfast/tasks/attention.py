@@ -37,7 +37,8 @@ def choose_attention(
     if saved is not None:
         return saved
     faster = world.main and _faster(config, decoder, table, plan, world.device) == "flash"
-    return "flash" if world.sum_(torch.tensor(float(faster), device=world.device)).item() else model.kernels
+    # On the CPU: a collective between GPUs would not wait as long as compiling may take.
+    return "flash" if world.sum_(torch.tensor(float(faster))).item() else model.kernels
 
 
 def _faster(config: Config, decoder: DecoderConfig, table: GroupTable, plan: StepPlan, device: torch.device) -> str:
