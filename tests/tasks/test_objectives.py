@@ -52,7 +52,7 @@ def test_own_values_and_none() -> None:
 def usable(data: DataConfig, views: Any, *groups: Group) -> int:
     """Groups that a run would train on."""
     store = store_of(groups)
-    store = replace(store, meta=store.meta | {"max_id": 95})
+    store = replace(store, meta=store.meta | {"max_id": 95, "split": ""})
     return len(make_table([store], data, 96, "train", World(), views=views))
 
 
