@@ -164,6 +164,8 @@ class Part:
         shared: runs beside other parts of its stage; for parts that time nothing.
         needs: names in `check.NEEDS` without which it cannot run.
         keeps: goes on where it was cut off.
+        first: seconds until it has something to keep, as guessed; None: all of `seconds`. It starts where these are
+            left of a call.
     """
 
     stage: str
@@ -173,6 +175,7 @@ class Part:
     shared: bool = False
     needs: tuple[str, ...] = ()
     keeps: bool = False
+    first: float | None = None
 
     @property
     def label(self) -> str:

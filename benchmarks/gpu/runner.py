@@ -42,7 +42,7 @@ class Runner:
         left = self.unsettled(plan)
         tried: set[str] = set()
         while True:
-            ready = [p for p in left if p.label not in tried and time.monotonic() + self.expected(p) <= self.end]
+            ready = [p for p in left if p.label not in tried and time.monotonic() + self.needed(p) <= self.end]
             if not ready:
                 break
             first = ready[0]
@@ -71,7 +71,7 @@ class Runner:
 
     def too_long(self, plan: Sequence[Part]) -> list[Part]:
         """The parts that no call of this budget can start."""
-        return [part for part in self.unsettled(plan) if part.seconds > self.most]
+        return [part for part in self.unsettled(plan) if (part.first or part.seconds) > self.most]
 
     def expected(self, part: Part) -> float:
         """Seconds that a part may take: as guessed, or half as long again as it was given when it was cut off, but no
@@ -81,10 +81,14 @@ class Runner:
             return part.seconds
         return max(part.seconds, min(1.5 * before["seconds"], self.most))
 
+    def needed(self, part: Part) -> float:
+        """Seconds that must be left for a part to start."""
+        return self.expected(part) if part.first is None else min(part.first, self.expected(part))
+
     def one(self, part: Part) -> None:
         """Run a part and keep what comes out."""
         begin = time.monotonic()
-        if self.stopped or begin + self.expected(part) > self.end:  # it waited for others
+        if self.stopped or begin + self.needed(part) > self.end:  # it waited for others
             return
         call = Call(self.settings, min(self.end, begin + max(LEAST, PATIENCE * self.expected(part))))
         self.calls.add(call)
@@ -130,10 +134,10 @@ def calls_of(plan: Sequence[Part], budget: float) -> list[list[Part]]:
         taken: list[Part] = []
         spent = SETUP + WRAP_UP
         for part in left:
-            own = part.seconds / (WORKERS.get(part.stage, 1) if part.shared else 1)
-            if spent + own <= budget:
+            beside = WORKERS.get(part.stage, 1) if part.shared else 1
+            if spent + (part.first or part.seconds) / beside <= budget:
                 taken.append(part)
-                spent += own
+                spent = min(budget, spent + part.seconds / beside)
         if not taken:
             raise ValueError(f"{left[0].label} takes {left[0].seconds:.0f} s: more than the budget of {budget:.0f} s")
         calls.append(taken)

@@ -150,6 +150,21 @@ def test_a_long_part_that_is_cut_starts_again_in_the_next_call_until_it_is_given
     assert runner(tmp_path, budget=200.0).too_long([long, part("new", cut, 285.0), part("short", cut)])[0].name == "new"
 
 
+def test_a_part_that_keeps_what_it_has_starts_where_its_first_result_fits(tmp_path: Path) -> None:
+    """What comes before it may take longer than guessed; the rest of it is another call's."""
+
+    def cut(call: Call) -> dict[str, Any]:
+        call.reached = {"rounds": 1}
+        raise Cut
+
+    few = runner(tmp_path, budget=60.0)
+    few.end = time.monotonic() + 100.0
+    steps = Part("real", "steps", 210.0, cut, keeps=True, first=90.0)
+    assert few.run([part("whole", cut, 210.0), steps])[0].name == "steps"  # cut, so it is first in the next call
+    assert few.results.stage("real")["steps"]["result"] == {"rounds": 1} and "whole" not in few.results.stage("real")
+    assert runner(tmp_path, budget=200.0).too_long([steps, part("new", cut, 285.0)])[0].name == "new"
+
+
 def test_a_budget_that_is_too_small_for_a_part_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--size", "tiny", "--out", str(tmp_path), "--scratch", str(tmp_path / "s"), "--commit", "c"]
     assert main([*flags, "--budget", "16", "--only", "steps/"]) == 1

@@ -94,13 +94,21 @@ def parts(settings: Settings) -> list[Part]:
     """A part for each model and lengths; its seconds are those of the modes that are left."""
     if settings.tiny:
         return [Part("steps", "tiny", 60.0, partial(run, "tiny"), needs=("training",))]
-    return [
-        Part(
-            "steps", name, PREPARE + slow * sum(SECONDS[mode] for mode in left(name, settings)), partial(run, name),
-            needs=("cuda", "training"), keeps=True,
+    made = []
+    for name, (_, _, _, _, slow) in RUNS.items():
+        seconds = [slow * SECONDS[mode] for mode in left(name, settings)]
+        made.append(
+            Part(
+                "steps",
+                name,
+                PREPARE + sum(seconds),
+                partial(run, name),
+                needs=("cuda", "training"),
+                keeps=True,
+                first=PREPARE + sum(seconds[:1]),
+            )
         )
-        for name, (_, _, _, _, slow) in RUNS.items()
-    ]  # fmt: skip
+    return made
 
 
 def lines(records: dict[str, dict[str, Any]]) -> list[str]:
