@@ -42,7 +42,7 @@ def prepare_model(source: str | None, folder: Path, seed: int) -> str:
     Returns:
         What the model is, for the report.
     """
-    logging.set_verbosity_error()  # a head that is drawn anew is no news here
+    logging.set_verbosity_error()  # a head that is drawn again is no news here
     logging.disable_progress_bar()
     if source is not None:
         decoder_config(read_config(source), source)  # refuses what rmfast cannot run

@@ -42,8 +42,8 @@ def _crossings(groups: list[Segments]) -> list[tuple[int, int]]:
     the prefix's queries go without keys and the responses' keys without queries: nothing is gathered."""
     pairs = []
     for group in groups:
-        own = sum(group.responses)
-        pairs += [(group.prefix, 0), (own, group.prefix), (0, own)]
+        answered = sum(group.responses)
+        pairs += [(group.prefix, 0), (answered, group.prefix), (0, answered)]
     return [pair for pair in pairs if any(pair)]
 
 
@@ -58,9 +58,9 @@ def _lengths(layout: Tensor, groups: list[Segments]) -> FlashLengths:
     token = torch.arange(layout.shape[1], device=layout.device)
     # A call whose longest query sequence is 1 takes a decoding path, which holds that every sequence has one query.
     longest, longest_q, longest_k = (max((2, *lengths)) for lengths in (segments, queries, keys))
-    own, cross_q, cross_k = table.split([len(row) for row in starts])
+    segment_starts, cross_q, cross_k = table.split([len(row) for row in starts])
     return FlashLengths(
-        own,
+        segment_starts,
         cross_q,
         cross_k,
         longest,

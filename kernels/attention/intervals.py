@@ -34,14 +34,14 @@ def key_tile(layout_ptr, block, current, tokens, N: tl.constexpr):
 def query_keys(row, group, prefix_end, segment, live, WINDOW: tl.constexpr):
     """The keys that live queries see: (first, count) in the prefix, then in their own segment after it."""
     responds = live & (row >= prefix_end)
-    prefix, own = group, segment
+    prefix, suffix = group, segment
     if WINDOW:
         # Positions restart in every response: what lies between the prefix and the query's segment does not count.
         gap = tl.where(responds, segment - prefix_end, 0)
         prefix = tl.maximum(group, row - gap - (WINDOW - 1))
-        own = tl.maximum(segment, row - (WINDOW - 1))
+        suffix = tl.maximum(segment, row - (WINDOW - 1))
     prefix_count = tl.maximum(tl.minimum(prefix_end, row + 1) - prefix, 0)
-    return prefix, tl.where(live, prefix_count, 0), own, tl.where(responds, row + 1 - own, 0)
+    return prefix, tl.where(live, prefix_count, 0), suffix, tl.where(responds, row + 1 - suffix, 0)
 
 
 @triton.jit
@@ -52,19 +52,21 @@ def span(first, count):
 
 
 @triton.jit
-def key_step(step, steps, low, high, own_low, own_high, prefix, prefix_count, own, own_count, N: tl.constexpr):
+def key_step(
+    step, steps, low, high, suffix_low, suffix_high, prefix, prefix_count, suffix, suffix_count, N: tl.constexpr
+):
     """A step's first key, [N] which of its keys anyone may see, and [M, N] which the queries see.
 
     The first `steps` go through the prefix keys from `low` to `high`, later ones through those of the queries' own
     segments. It is one loop, from 0 on: a pipeline fetches ahead across both, and no sum beyond 2^31 makes up a key.
     """
     later = step >= steps
-    begin = tl.where(later, own_low - steps * N, low) + step * N
+    begin = tl.where(later, suffix_low - steps * N, low) + step * N
     lane = tl.arange(0, N)
     # One comparison a pair: before its first key the difference is, unsigned, larger than any count.
-    distance = (begin - tl.where(later, own, prefix))[:, None] + lane[None, :]
-    seen = distance.to(tl.uint32) < tl.where(later, own_count, prefix_count)[:, None].to(tl.uint32)
-    return begin.to(tl.uint32).to(tl.int64), lane < tl.where(later, own_high, high) - begin, seen
+    distance = (begin - tl.where(later, suffix, prefix))[:, None] + lane[None, :]
+    seen = distance.to(tl.uint32) < tl.where(later, suffix_count, prefix_count)[:, None].to(tl.uint32)
+    return begin.to(tl.uint32).to(tl.int64), lane < tl.where(later, suffix_high, high) - begin, seen
 
 
 @triton.jit

@@ -55,9 +55,9 @@ def prefix_attention_fwd_kernel(
         index, row, group, prefix_end, segment, live = query_tile(
             layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M
         )
-        prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
+        prefix, prefix_count, suffix, suffix_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
         low, high = span(prefix, prefix_count)
-        own_low, own_high = span(own, own_count)
+        suffix_low, suffix_high = span(suffix, suffix_count)
         steps = tl.cdiv(high - low, N)
         offset = index.to(tl.int64)
         whole = live[:, None] & (d < DIM)[None, :]
@@ -68,9 +68,9 @@ def prefix_attention_fwd_kernel(
         top = tl.full((M,), -1e30, MATHS)  # running maximum, finite so that no inf - inf arises
         total = tl.zeros((M,), MATHS)
         acc = tl.zeros((M, WIDTH), MATHS)
-        for step in range(0, steps + tl.cdiv(own_high - own_low, N)):
+        for step in range(0, steps + tl.cdiv(suffix_high - suffix_low, N)):
             begin, here, seen = key_step(
-                step, steps, low, high, own_low, own_high, prefix, prefix_count, own, own_count, N
+                step, steps, low, high, suffix_low, suffix_high, prefix, prefix_count, suffix, suffix_count, N
             )
             k = tl.load(k_tile + begin * k_token, here[None, :] & (d < DIM)[:, None], 0.0)
             s = capped(dot(q, k, tl.zeros((M, N), MATHS), UP), scale, SOFTCAP)
@@ -110,9 +110,9 @@ def prefix_attention_dq_kernel(
         index, row, group, prefix_end, segment, live = query_tile(
             layout_ptr, rows_ptr, block, current, queries, tokens, ROWS, M
         )
-        prefix, prefix_count, own, own_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
+        prefix, prefix_count, suffix, suffix_count = query_keys(row, group, prefix_end, segment, live, WINDOW)
         low, high = span(prefix, prefix_count)
-        own_low, own_high = span(own, own_count)
+        suffix_low, suffix_high = span(suffix, suffix_count)
         steps = tl.cdiv(high - low, N)
         offset = index.to(tl.int64)
         whole = live[:, None] & (d < DIM)[None, :]
@@ -126,9 +126,9 @@ def prefix_attention_dq_kernel(
         k_tile = k_ptr + (head // GROUP) * k_head + lane[None, :] * k_token + d[:, None]
         v_tile = v_ptr + (head // GROUP) * v_head + lane[None, :] * v_token + d[:, None]
         dq = tl.zeros((M, WIDTH), MATHS)
-        for step in range(0, steps + tl.cdiv(own_high - own_low, N)):
+        for step in range(0, steps + tl.cdiv(suffix_high - suffix_low, N)):
             begin, here, seen = key_step(
-                step, steps, low, high, own_low, own_high, prefix, prefix_count, own, own_count, N
+                step, steps, low, high, suffix_low, suffix_high, prefix, prefix_count, suffix, suffix_count, N
             )
             k = tl.load(k_tile + begin * k_token, here[None, :] & (d < DIM)[:, None], 0.0)
             s = capped(dot(q, k, tl.zeros((M, N), MATHS), UP), scale, SOFTCAP)

@@ -92,15 +92,15 @@ def write_model(
     """
     if (file := kept_model(folder)) is not None:
         raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     pad = choose_pad_token(tokenizer, config.vocabulary, ends)
-    write_tokenizer(tokenizer, aside, pad)
-    save_hf(aside, hf, config, state, dtype=dtype, pad_token_id=pad)
-    mark_model(aside)
+    write_tokenizer(tokenizer, temporary, pad)
+    save_hf(temporary, hf, config, state, dtype=dtype, pad_token_id=pad)
+    mark_model(temporary)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    os.replace(temporary, folder)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors shards and a JSON manifest, written aside, fsynced, then renamed.
+"""Checkpoints: safetensors shards and a JSON manifest, written under a temporary name, fsynced, then renamed.
 
 A folder `step-N` is complete by its name alone: a crash at any instant leaves the newest one loadable. Tensors are
 saved as parts with their place in the whole (rows, and of these some columns), so that another number of ranks or
@@ -44,26 +44,26 @@ def save_checkpoint(
         progress: plain values that the run goes on from.
         write_extras: writes what makes the folder a model (config, tokenizer); called on rank 0.
     """
-    final, aside = folder / f"step-{step}", folder / f".step-{step}.partial"
+    final, temporary = folder / f"step-{step}", folder / f".step-{step}.partial"
     if world.main:
         for left in folder.glob(".step-*.partial"):  # of saves that were killed; none runs: all ranks left the last one
             shutil.rmtree(left, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write_extras(aside)
+        temporary.mkdir(parents=True)
+        write_extras(temporary)
     world.barrier()
     mine = {n: s for n, s in state.items() if s.tensor.numel() and _writes(s, world)}
     name = f"rank-{world.rank:05d}"
-    save_file({n: s.tensor.detach().cpu().contiguous() for n, s in mine.items()}, aside / f"{name}.safetensors")
+    save_file({n: s.tensor.detach().cpu().contiguous() for n, s in mine.items()}, temporary / f"{name}.safetensors")
     places = {
         n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in mine.items()
     }
-    _write_json(aside / f"{name}.json", places)
+    _write_json(temporary / f"{name}.json", places)
     for ending in ("safetensors", "json"):  # here: rank 0 cannot flush what another node's memory still holds
-        files.sync(aside / f"{name}.{ending}")
+        files.sync(temporary / f"{name}.{ending}")
     world.barrier()
     if world.main:
-        _write_json(aside / MANIFEST, {"format": FORMAT, "step": step, "ranks": world.size, "progress": progress})
-        files.publish(aside, final)
+        _write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "ranks": world.size, "progress": progress})
+        files.publish(temporary, final)
         for old in list_checkpoints(folder)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     world.barrier()

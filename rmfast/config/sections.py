@@ -79,7 +79,7 @@ class RunConfig(Section):
     epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training data, where max_steps is not given")
     max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null for `epochs` passes")
     resume: Literal["auto", "never"] = Field(
-        "auto", description="auto: from the newest checkpoint in dir; never: move dir aside"
+        "auto", description="auto: from the newest checkpoint in dir; never: rename dir"
     )
     log_every: int = Field(1, ge=1, description="steps between console lines; metrics.jsonl has every step")
     tensorboard: bool = Field(True, description="write TensorBoard events to dir/tensorboard")

@@ -102,7 +102,7 @@ PRESETS = {
 
 
 def resolve(preset: str | None, given: Mapping[str, Any]) -> Denoise:
-    """A preset (None: baseline) with some of its options given anew; those that are None stay the preset's.
+    """A preset (None: baseline) with some of its options given again; those that are None stay the preset's.
 
     Raises:
         ValueError: as `Denoise`; or an option that would do nothing.

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written aside, forced onto the disk, then given their name."""
+"""Files and folders that are whole or not there: written under a temporary name, on the disk, then given their own."""
 
 import contextlib
 import os
@@ -24,30 +24,30 @@ def sync_tree(path: Path) -> None:
     sync(path)
 
 
-def publish(aside: Path, final: Path) -> None:
+def publish(temporary: Path, final: Path) -> None:
     """Give a finished file or folder its name, in place of what has it; a crash leaves the old one or the new one."""
-    sync_tree(aside)
+    sync_tree(temporary)
     if final.is_dir():
         shutil.rmtree(final)  # no folder can be replaced in one go
-    os.replace(aside, final)
+    os.replace(temporary, final)
     sync(final.parent)
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path`, with its ending, to write a file to; it becomes `path` when the block ends well.
 
     It is this process's own: jobs of several machines may write the same file at once.
     """
-    aside = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.partial{path.suffix}")
     try:
-        yield aside
-        publish(aside, path)
+        yield temporary
+        publish(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

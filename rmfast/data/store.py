@@ -1,7 +1,7 @@
 """Tokenised prompt groups as flat arrays: built once per content and tokenizer, then opened from disk.
 
 A store is a folder `cache_dir/<key>` of .npy files, which are memory-mapped, and meta.json. Its key hashes the
-source's bytes, the tokenizer and the format, so a change of any makes a new one. It is written aside and renamed:
+source's bytes, the tokenizer and the format, so a change of any makes a new one. Built elsewhere, then renamed:
 what stands under its name is complete, and of several builders at once the first to finish wins.
 """
 
@@ -33,7 +33,7 @@ from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
 FORMAT = 8
-"""Raise it whenever the arrays or the tokenisation change: old stores are then built anew."""
+"""Raise it whenever the arrays or the tokenisation change: old stores are then built again."""
 
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
 _POOL_FROM = 5_000  # rows below which starting processes costs more than it saves
@@ -154,15 +154,15 @@ def build_store(
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            aside = folder.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
-            aside.mkdir()
+            temporary = folder.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
+            temporary.mkdir()
         except OSError as error:
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
-            _build(source, tokenizer, aside, default_split, workers, bad_rows, samples, columns)
-            _publish(aside, folder)
+            _build(source, tokenizer, temporary, default_split, workers, bad_rows, samples, columns)
+            _publish(temporary, folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     store = _open(folder, source)
     store.meta["split"] = split_note(source, default_split)
     if bad_rows == "error" and store.meta["first_bad"]:
@@ -274,11 +274,11 @@ class _ArrayFile:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def _publish(aside: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path) -> None:
     """Give the finished folder its name, unless another builder was first."""
-    sync_tree(aside)
+    sync_tree(temporary)
     try:
-        aside.rename(folder)
+        temporary.rename(folder)
     except OSError:
         if not folder.is_dir():
             raise

@@ -79,7 +79,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of all that decides token ids: vocabulary and rules, chat template with its date, eos, bos."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Padding and truncation are leftovers of the last call, and each of our calls sets them anew.
+    # Padding and truncation are leftovers of the last call, and each of our calls sets them again.
     backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
     parts = [
         backend,

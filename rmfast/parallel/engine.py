@@ -1,4 +1,4 @@
-"""What runs a step: the seam behind which one process, DDP, FSDP2 or another system computes."""
+"""The engine interface: what runs a step, by one process, DDP, FSDP2 or another system."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

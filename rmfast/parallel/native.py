@@ -232,7 +232,7 @@ class NativeEngine(Stepping):
                 module.reshard()
 
     def _stepped(self) -> None:
-        """DDP's weights are whole, and FSDP2 gathers its own anew."""
+        """DDP's weights are whole, and FSDP2 gathers its own again."""
 
     def _drop_gradients(self) -> None:
         if self.gradients is not None:

@@ -30,7 +30,7 @@ def fold_of_groups(table: GroupTable, folds: int, seed: int) -> np.ndarray:
 
 
 def select(table: GroupTable, rows: np.ndarray) -> GroupTable:
-    """Some rows of a table, ascending; their responses are numbered anew."""
+    """Some rows of a table, ascending; their responses are numbered again."""
     responses = np.diff(table.first_response)[rows]
     columns = {
         f.name: getattr(table, f.name)[rows]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model
-from rmfast.data.files import publish, sync, write_text, written_aside
+from rmfast.data.files import publish, sync, write_text, written_whole
 from rmfast.data.table import GroupTable, table_edges
 from rmfast.errors import RunError, UserError
 from rmfast.evaluation.combine import combined_metrics
@@ -126,15 +126,15 @@ def _saved(file: Path) -> Saved | None:
             return Saved(state, int(saved.metadata()["step"]), len(state["weight"]))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{file}: damaged ({first_line(error)}); delete it, and the heads are trained anew on features.npy"
+            f"{file}: damaged ({first_line(error)}); delete it, and the heads are trained again on features.npy"
         ) from None
 
 
 def _forget(ensemble: Ensemble, count: int) -> None:
-    """Another number of heads: all begin anew. Their rewards go first, or a crash would leave old ones that look
+    """Another number of heads: all begin again. Their rewards go first, or a crash would leave old ones that look
     finished."""
     folder, members = ensemble.folder, ensemble.config.ensemble.members
-    say(f"{folder} holds {count} heads, now ensemble.members is {members}: all are trained anew")
+    say(f"{folder} holds {count} heads, now ensemble.members is {members}: all are trained again")
     for scores in sorted((folder / "members").glob("*/scores.npz")):
         scores.unlink()
         with contextlib.suppress(OSError):  # something else is in it
@@ -208,13 +208,13 @@ def _features(ensemble: Ensemble, engine: NativeEngine, tables: dict[str, GroupT
         if world.main:
             say(f"features of {file}: made before")
         return _open(file, world)
-    aside = file.with_name(".features.partial.npy")
+    temporary = file.with_name(".features.partial.npy")
     out = None
     if world.main:
         note.unlink(missing_ok=True)  # for good, before other features stand under its key
         sync(folder)
         say(f"one pass of the trunk: {size:,} responses x {width} features ({4 * size * width / 2**30:.2f} GiB)")
-        out = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float32, shape=(size, width))
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(size, width))
     broken = begin = 0
     for table in tables.values():
         for rows in _chunks(len(table)):
@@ -231,7 +231,7 @@ def _features(ensemble: Ensemble, engine: NativeEngine, tables: dict[str, GroupT
     if out is not None:
         out.flush()
         del out
-        publish(aside, file)
+        publish(temporary, file)
         write_text(note, json.dumps({"key": key}) + "\n")
     return _open(file, world)
 
@@ -335,8 +335,8 @@ def _fit(
 
     def save() -> None:
         state = {name: tensor.cpu().contiguous() for name, tensor in trainer.state().items()}
-        with written_aside(ensemble.folder / SAVED) as aside:
-            save_file(state, aside, metadata={"step": str(trainer.done)})
+        with written_whole(ensemble.folder / SAVED) as temporary:
+            save_file(state, temporary, metadata={"step": str(trainer.done)})
 
     if saved is not None:
         trainer.load_state(saved.state, saved.step)

@@ -30,7 +30,7 @@ def slurm(options: Namespace) -> None:
     job = _job(options, config)
     check(job)
     if config.run.resume == "never":
-        raise UserError("run.resume: a job that is queued again goes on from its checkpoint; never would start anew")
+        raise UserError("run.resume: a job that is queued again goes on from its checkpoint; never would start again")
     if config.task == "ensemble" and config.ensemble.spread == "ranks":
         check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
     _check_model(config)
@@ -57,7 +57,7 @@ def slurm(options: Namespace) -> None:
         write_file(path, [text.encode()])
         say(f"wrote {path}")
     if config.checkpoint.every is None and not options.scaling:
-        say("checkpoint.every is not set: only USR1 makes a checkpoint; after a node's death the run begins anew")
+        say("checkpoint.every is not set: only USR1 makes a checkpoint; after a node's death the run begins again")
     if not Path(config.model.path).exists():
         say(f"model.path: {config.model.path} is not on this machine, so not looked at")
     if options.submit:

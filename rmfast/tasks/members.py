@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
-from rmfast.data.files import write_text, written_aside
+from rmfast.data.files import write_text, written_whole
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, RunError, UserError
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
@@ -86,7 +86,7 @@ class Ensemble:
 
     @cached_property
     def scores_key(self) -> str:
-        """Of what members have scored: other data, held-out ones too, are scored anew."""
+        """Of what members have scored: other data, held-out ones too, are scored again."""
         tables = {"data": self.whole} | {f"eval:{name}": table for name, table in self.evals.items()}
         parts = [
             (name, [s.meta["key"] for s in table.stores], table.index.tobytes(), table.cut.tobytes())
@@ -238,5 +238,5 @@ def write_scores(ensemble: Ensemble, member: int, data: np.ndarray, evals: dict[
     file = ensemble.path(member) / "scores.npz"
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {"key": np.array(ensemble.scores_key), "data": data}
-    with written_aside(file) as aside:
-        np.savez_compressed(aside, allow_pickle=False, **arrays, **{f"eval:{n}": s for n, s in evals.items()})
+    with written_whole(file) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays, **{f"eval:{n}": s for n, s in evals.items()})

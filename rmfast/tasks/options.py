@@ -134,15 +134,15 @@ def out_files(inputs: Sequence[Input], *wanted: Wanted) -> list[Path | None]:
 def write_file(path: Path, chunks: Iterable[bytes]) -> int:
     """Write a file under a temporary name and rename it; how many chunks it holds. A pipe or a device is written to."""
     real = path.is_file() or not path.exists()
-    aside = path.with_name(f".{path.name}.partial") if real else path
+    temporary = path.with_name(f".{path.name}.partial") if real else path
     count = 0
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 count += 1
         if real:
-            os.replace(aside, path)
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     return count

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.columns import Columns, read_columns
 from rmfast.data.example import BadRow
-from rmfast.data.files import write_text, written_aside
+from rmfast.data.files import write_text, written_whole
 from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
 from rmfast.data.table import Edges, GroupTable, table_edges
@@ -82,7 +82,7 @@ def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.n
     """
     counts = {"rows": 0, "unscored": 0, "unreadable": 0}
     whole, fold, means = ensemble.whole, ensemble.fold, read_columns(ensemble.config.data.columns)
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for columns, group in _rows(whole):
             if columns is None:
                 counts["unreadable"] += 1

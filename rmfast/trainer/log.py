@@ -136,9 +136,9 @@ def _open_jsonl(path: Path, keeps: Callable[[int], bool]) -> TextIO:
                     kept.append(line)
             except (ValueError, KeyError):  # a line cut off by a crash
                 break
-        aside = path.with_name(f".{path.name}.partial")  # a crash must not take the earlier lines with it
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(aside, path)
+        temporary = path.with_name(f".{path.name}.partial")  # a crash must not take the earlier lines with it
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
     return path.open("a", encoding="utf-8")
 
 

@@ -199,8 +199,8 @@ def _shown(line: StepLine) -> dict[str, Any]:
     """A line's values; of a skipped step nothing that its loss touched is a number."""
     if line.finite:
         return line.values
-    spoilt = ("loss", "margin", "mean_reward", "min_reward", "max_reward", "grad_norm", "accuracy")
-    return {k: None if k in spoilt or not _finite(v) else v for k, v in line.values.items()} | {"skipped": True}
+    nonfinite = ("loss", "margin", "mean_reward", "min_reward", "max_reward", "grad_norm", "accuracy")
+    return {k: None if k in nonfinite or not _finite(v) else v for k, v in line.values.items()} | {"skipped": True}
 
 
 def _finite(value: Any) -> bool:

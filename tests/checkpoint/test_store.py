@@ -48,7 +48,7 @@ def save(
 
     def one(rank: int) -> Path:
         world = Thread(rank, ranks, meet)
-        write = extras or (lambda aside: (aside / "config.json").touch())
+        write = extras or (lambda temporary: (temporary / "config.json").touch())
         return save_checkpoint(folder, step, shards(rank, ranks), {"step": step}, world, write_extras=write, keep=keep)
 
     with ThreadPoolExecutor(ranks) as pool:

@@ -26,7 +26,7 @@ GEMMA = """{%- if messages[0].role == 'system' -%}
     {{- m.content | trim }}<end_of_turn>
 {% endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\\n' -}}{%- endif -%}"""
-# Reasoning of the answer is set anew between marks, that of earlier turns is dropped.
+# Reasoning of the answer is set again between marks, that of earlier turns is dropped.
 QWEN3 = """{%- set last = namespace(user=0) %}
 {%- for m in messages %}{%- if m.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for m in messages %}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rmfast.data import files
-from rmfast.data.files import publish, write_text, written_aside
+from rmfast.data.files import publish, write_text, written_whole
 
 
 def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_sync_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     file = tmp_path / "a.npz"
     write_text(file, "old")
-    with pytest.raises(KeyError), written_aside(file) as aside:
-        aside.write_text("half")
+    with pytest.raises(KeyError), written_whole(file) as temporary:
+        temporary.write_text("half")
         raise KeyError
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -145,7 +145,7 @@ def test_parallel_equals_serial(
     serial = build_store(source, tokenizer, tmp_path / "serial", workers=1)
     memory = store_examples([parse_row(rows[row - 1]) for row in serial.row], tokenizer)
     assert_same(serial, dataclasses.replace(memory, row=serial.row))
-    no_tokenising(monkeypatch)  # here; the workers import the module anew
+    no_tokenising(monkeypatch)  # here; the workers import the module again
     parallel = build_store(source, tokenizer, tmp_path / "parallel", workers=2)
     assert_same(serial, parallel)
     assert serial.meta == parallel.meta and serial.meta["rows_kept"] == 398

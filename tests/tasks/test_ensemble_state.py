@@ -158,7 +158,7 @@ def test_another_number_of_heads_trains_all_anew_on_the_same_features(
         with pytest.raises(Interrupted):
             main(again)
     printed = capsys.readouterr().out
-    assert f"holds 3 heads, now ensemble.members is {members}: all are trained anew" in printed
+    assert f"holds 3 heads, now ensemble.members is {members}: all are trained again" in printed
     assert "made before" in printed and "resumed" not in printed
     assert main(again) == 0  # what was cut off is not taken for finished
     assert "resumed from step 4" in capsys.readouterr().out

@@ -81,7 +81,7 @@ class TensorParallel:
     def pick(self, stream: Tensor, rows: Tensor) -> Tensor:
         if not self.sequence:
             return stream[rows]
-        # Each rank gives the rows that it has; their sum is cut anew.
+        # Each rank gives the rows that it has; their sum is cut again.
         at = rows - self.world.rank * len(stream)
         own = (at >= 0) & (at < len(stream))
         return self.join(stream[at.where(own, 0)].masked_fill(~own[:, None], 0.0))
