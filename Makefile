@@ -9,6 +9,8 @@ CONSTRAINTS ?= constraints.txt
 # machine without a GPU can ask for the CPU wheel: PyTorch's installation page gives the arguments for it, which go into
 # TORCH. CONSTRAINTS names its version. What is installed first is kept by what follows.
 TORCH ?= torch
+# What tests and checks need beside the package: extras of setup.py.
+EXTRAS ?= test,dev,bench,gguf,megatron
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
 # Where make bench writes.
@@ -65,8 +67,8 @@ smollm2: $(VENV)/.gguf ## prepare a real decoder (135M parameters, 93 MB to down
 # Rewritten where the answer is another, which makes all that follows out of date.
 $(VENV)/.asked: FORCE
 	@mkdir -p $(VENV)
-	@echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH)' | cmp -s - $@ || \
-		echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH)' > $@
+	@echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH) EXTRAS=$(EXTRAS)' | cmp -s - $@ || \
+		echo 'CONSTRAINTS=$(CONSTRAINTS) TORCH=$(TORCH) EXTRAS=$(EXTRAS)' > $@
 
 # Names the version that it installed: a constraint of what follows.
 $(VENV)/.torch: $(VENV)/.asked $(wildcard $(CONSTRAINTS))
@@ -86,7 +88,7 @@ $(VENV)/.package: $(VENV)/.torch setup.py pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.package
-	$(PIP) --constraint $(VENV)/.torch --editable '.[test,dev,bench,gguf,megatron]'
+	$(PIP) --constraint $(VENV)/.torch --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.gguf: $(VENV)/.package
