@@ -26,11 +26,11 @@ from rmfast.config import Config, load_config
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import Edges
 from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.tasks.inputs import open_inputs, open_world
+from rmfast.tasks.build.inputs import open_inputs, open_world
+from rmfast.tasks.ensemble.head_batch import HeadData, HeadMember
+from rmfast.tasks.ensemble.head_learner import HeadLearner, HeadOptions
 from rmfast.tasks.meta import MetaRun
 from rmfast.tasks.reward import RewardRun
-from rmfast.trainer.head_batch import HeadData, HeadMember
-from rmfast.trainer.heads import HeadOptions, HeadTrainer
 
 IDS = (3, 4096)  # of the quickstart tokenizer, special ones left out
 HEAD_PAIRS, HEAD_STEPS, BATCH = 2048, 200, 32
@@ -134,7 +134,7 @@ def measure_heads(rounds: int, members: Sequence[int] = (1, 10)) -> dict[str, li
                 plan = StepPlan([HEAD_PAIRS], (1.0,), groups_per_step=BATCH, seed=m)
                 made.append(HeadMember(plan=plan, groups=np.arange(HEAD_PAIRS), total=HEAD_STEPS))
             heads = 0.02 * torch.randn(count, features.shape[1], generator=torch.Generator().manual_seed(0))
-            trainer = HeadTrainer(heads, made, data, options, torch.device("cpu"))
+            trainer = HeadLearner(heads, made, data, options, torch.device("cpu"))
             begin = time.process_time()
             trainer.fit(lambda values: None, save=lambda: None, save_every=None, evaluate=lambda: None, eval_every=None)
             seconds[str(count)].append(time.process_time() - begin)

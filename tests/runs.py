@@ -185,12 +185,12 @@ def _fork(case: Case, rank: int, log: Path) -> int:
 
 
 def _set_trap(kill: str) -> None:
-    import rmfast.tasks.reward as task
-    import rmfast.tasks.strength as strength
+    import rmfast.tasks.build.training as task
+    import rmfast.tasks.ensemble.strength as strength
     from rmfast.checkpoint import store
     from rmfast.data import files
     from rmfast.parallel.stepping import Stepping
-    from rmfast.trainer.heads import HeadTrainer
+    from rmfast.tasks.ensemble.head_learner import HeadLearner
 
     # The plots take longer than all the rest of a tiny run.
     task.write_report = lambda folder: None
@@ -211,10 +211,10 @@ def _set_trap(kill: str) -> None:
         if not left and (where != "signal" or last):
             os.kill(os.getpid(), signal.SIGUSR1 if where == "signal" else signal.SIGKILL)
 
-    step, heads_step, write_json, sync = Stepping.optimizer_step, HeadTrainer.step, store._write_json, files.sync
+    step, heads_step, write_json, sync = Stepping.optimizer_step, HeadLearner.step, store._write_json, files.sync
     if where in ("step", "signal"):
         Stepping.optimizer_step = lambda self, lr: (strike(), step(self, lr))[1]  # type: ignore[method-assign]
-        HeadTrainer.step = lambda self, batch: (strike(), heads_step(self, batch))[1]  # type: ignore[method-assign]
+        HeadLearner.step = lambda self, batch: (strike(), heads_step(self, batch))[1]  # type: ignore[method-assign]
     elif where == "manifest":
         store._write_json = lambda path, value: (path.name == store.MANIFEST and strike(), write_json(path, value))
     elif where == "rename":

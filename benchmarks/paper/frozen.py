@@ -19,9 +19,9 @@ from rmfast.data.table import Edges, GroupTable, build_table, table_edges
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.hf import load_network
 from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.tasks.heads import Trunk
-from rmfast.trainer.head_batch import HeadData, HeadMember
-from rmfast.trainer.heads import HeadOptions, HeadTrainer, head_scores
+from rmfast.tasks.ensemble.features import Trunk
+from rmfast.tasks.ensemble.head_batch import HeadData, HeadMember
+from rmfast.tasks.ensemble.head_learner import HeadLearner, HeadOptions, head_scores
 
 CHUNK = 64  # prompt groups between two saves of the features
 BATCH, EPOCHS = 32, 4
@@ -117,7 +117,7 @@ def train(features: np.ndarray, edges: Edges, members: Sequence[np.ndarray], see
         plan = StepPlan([len(rows)], (1.0,), groups_per_step=BATCH, seed=1000 * seed + m)
         made.append(HeadMember(plan=plan, groups=rows, total=plan.first_step(EPOCHS)))
     data = HeadData(features=features, place=np.arange(len(features)), edges=edges)
-    trainer = HeadTrainer(heads, made, data, OPTIONS, torch.device("cpu"))
+    trainer = HeadLearner(heads, made, data, OPTIONS, torch.device("cpu"))
     trainer.fit(lambda values: None, save=lambda: None, save_every=None, evaluate=lambda: None, eval_every=None)
     return trainer.weight
 

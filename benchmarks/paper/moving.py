@@ -29,15 +29,15 @@ from benchmarks.paper.moving_data import FOLDS, Data, K, read_data
 from benchmarks.paper.top_layers import BUDGET, Recipe, scores, train, turned, with_strengths
 from rmfast.data.denoise import PRESETS
 from rmfast.data.loader import rank_packs
-from rmfast.data.table import GroupTable, table_edges, treat_table
+from rmfast.data.table import GroupTable, select, table_edges
+from rmfast.data.treat import treat_table
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.kernels import difference_loss
 from rmfast.objectives.contrastive import BETA, PROTOTYPES, TEMPERATURE, ContrastiveObjective, feature_overlap
 from rmfast.objectives.meta import difference_variance
 from rmfast.parallel.native import NativeEngine
-from rmfast.tasks.folds import select
-from rmfast.tasks.heads import Trunk
-from rmfast.tasks.objectives import DROPOUT
+from rmfast.tasks.build.objective import DROPOUT
+from rmfast.tasks.ensemble.features import Trunk
 
 NOISE = (0.1, 0.2, 0.3, 0.4)
 SIZES = (1, 3)  # in-sample ensembles, where --sizes names no others; out of sample each edge has one judge

@@ -15,12 +15,12 @@ from benchmarks.paper.frozen import draw_pairs, held_out
 from benchmarks.paper.top_layers import Kept, Top, everything, join, keep, split
 from rmfast.data.example import Edge, Example
 from rmfast.data.store import store_examples
-from rmfast.data.table import GroupTable, build_table
+from rmfast.data.table import GroupTable, build_table, select
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.config import decoder_config
 from rmfast.models.decoder import Decoder
 from rmfast.models.hf import load_network, read_config
-from rmfast.tasks.folds import fold_of_groups, select
+from rmfast.tasks.ensemble.folds import fold_of_groups
 
 TEST_SHARE = 0.3
 FOLDS = 3

@@ -18,7 +18,8 @@ from rmfast.data.denoise import Denoise
 from rmfast.data.loader import Step, StepLoader, rank_packs
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
-from rmfast.data.table import GroupTable, treat_table
+from rmfast.data.table import GroupTable
+from rmfast.data.treat import treat_table
 from rmfast.evaluation.score import score_table
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder

@@ -36,7 +36,7 @@ from rmfast.launch.layouts import Plan  # noqa: E402
 from rmfast.models.config import decoder_config  # noqa: E402
 from rmfast.parallel.optimizer import local  # noqa: E402
 from rmfast.parallel.world import World  # noqa: E402
-from rmfast.tasks.inputs import open_world  # noqa: E402
+from rmfast.tasks.build.inputs import open_world  # noqa: E402
 from rmfast.tasks.plan import keys  # noqa: E402
 from tests.megatron.standin import install  # noqa: E402
 from tests.tiny import Peak  # noqa: E402

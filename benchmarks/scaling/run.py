@@ -25,7 +25,7 @@ from lengths import DISTRIBUTIONS, draw_lengths  # noqa: E402
 
 from rmfast.config import Config, load_config  # noqa: E402
 from rmfast.errors import UserError  # noqa: E402
-from rmfast.tasks.inputs import open_world  # noqa: E402
+from rmfast.tasks.build.inputs import open_world  # noqa: E402
 from rmfast.trainer.loop import Progress  # noqa: E402
 
 WARM_UP = 2  # steps that are not counted

@@ -1,7 +1,6 @@
 """Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,8 +12,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.utils import logging
 
 from rmfast.data.example import Example
+from rmfast.data.files import publish
 from rmfast.data.probe import readable
 from rmfast.data.store import store_examples
+from rmfast.data.table import GroupTable
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
@@ -70,6 +71,44 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {int(ids[-1]) for made in encoded if isinstance(made, Encoded) for ids in made.ids}
 
 
+def publish_model(
+    folder: Path,
+    *,
+    hf: PreTrainedConfig,
+    config: DecoderConfig,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    sequences: Sequence[list[int]],
+    scores: Tensor,
+    ends: Collection[int] = (),
+) -> float:
+    """Write a Hugging Face folder under a temporary name, check it, and rename it; one that rmfast wrote before is
+    replaced.
+
+    Args:
+        state: as for `write_model`; emptied, for transformers loads another copy to check.
+        sequences: token ids. scores: fp32 [len(sequences), M], what the trained model gives them.
+
+    Returns:
+        Largest difference of a score from transformers', relative to the largest score.
+
+    Raises:
+        UserError: a folder of that name holds what rmfast did not write.
+        RunError: the folder gives other tokens or scores; it keeps its temporary name.
+    """
+    if (file := kept_model(folder)) is not None:
+        raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_model(temporary, hf=hf, config=config, state=state, tokenizer=tokenizer, dtype=dtype, ends=ends)
+    state.clear()
+    check_tokenizer(temporary, tokenizer)
+    difference = check_export(temporary, sequences, scores, dtype)
+    publish(temporary, folder)
+    return difference
+
+
 def write_model(
     folder: Path,
     *,
@@ -80,27 +119,24 @@ def write_model(
     dtype: torch.dtype,
     ends: Collection[int] = (),
 ) -> None:
-    """Write a Hugging Face folder under a temporary name and rename it; one that rmfast wrote before is replaced.
+    """Write a new Hugging Face folder.
 
     Args:
         state: all weights, by our names.
         dtype: of the weights in the folder.
         ends: see `choose_pad_token`.
-
-    Raises:
-        UserError: a folder of that name holds what rmfast did not write.
     """
-    if (file := kept_model(folder)) is not None:
-        raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     pad = choose_pad_token(tokenizer, config.vocabulary, ends)
-    write_tokenizer(tokenizer, temporary, pad)
-    save_hf(temporary, hf, config, state, dtype=dtype, pad_token_id=pad)
-    mark_model(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    folder.mkdir(parents=True)
+    write_tokenizer(tokenizer, folder, pad)
+    save_hf(folder, hf, config, state, dtype=dtype, pad_token_id=pad)
+    mark_model(folder)
+
+
+def rows_to_check(table: GroupTable) -> np.ndarray:
+    """Some rows of a table, of several lengths, by whose scores an export is checked."""
+    by_length = np.argsort(table.stored, kind="stable")
+    return np.unique(by_length[[0, len(table) // 4, len(table) // 2]])
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) -> None:

@@ -86,6 +86,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Take a checkpoint away; a crash leaves no part of it under its name."""
+    temporary = path.with_name(f".{path.name}.partial")
+    path.rename(temporary)
+    files.sync(path.parent)
+    shutil.rmtree(temporary)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 

@@ -1,12 +1,13 @@
 """The config of a run. It imports no torch, so that a misspelt key is answered at once."""
 
 from rmfast.config.load import config_help, known_keys, load_config, read_denoise, split_arguments
-from rmfast.config.sections import Config, DataConfig, DenoiseConfig, ParallelConfig
+from rmfast.config.sections import Config, DataConfig, DenoiseConfig, OptimConfig, ParallelConfig
 
 __all__ = [
     "Config",
     "DataConfig",
     "DenoiseConfig",
+    "OptimConfig",
     "ParallelConfig",
     "config_help",
     "known_keys",

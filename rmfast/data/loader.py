@@ -1,10 +1,10 @@
 """The steps of a run as packs, built one step ahead in a thread of their own."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from rmfast.data.table import GroupTable
 from rmfast.data.views import Views, add_views, view_tokens, view_visible
 
 T = TypeVar("T")
+NAMED_ROWS = 16  # that an error names at most
 
 PINNING = Lock()
 """Held while packs are copied to page-locked memory, and while a CUDA graph is recorded: what CUDA does to lock pages
@@ -43,8 +44,7 @@ class Totals:
 class Step:
     """One optimizer step: this rank's packs and the global batch's totals and rows.
 
-    `epoch` is how many are done after it; `padding` counts tokens on all ranks that belong to no group. `meta` is the
-    share of MetaRM's prompts, where there are some.
+    `epoch` is how many are done after it; `padding` counts tokens on all ranks that belong to no group.
     """
 
     number: int
@@ -53,12 +53,6 @@ class Step:
     totals: Totals
     rows: np.ndarray
     padding: int
-    meta: "Step | None" = None
-
-    @property
-    def parts(self) -> "list[Step]":
-        """All that the step computes: itself, and MetaRM's share."""
-        return [self] if self.meta is None else [self, self.meta]
 
 
 def totals_of(table: GroupTable, rows: np.ndarray, views: Views | None = None) -> Totals:
@@ -102,16 +96,22 @@ def rank_packs(
     return packs, sum(not len(pack) for packs in plan for pack in packs)
 
 
-def built_ahead(build: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
-    """What `build` makes of each number, made in a thread while the one before is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="packs") as pool:
-        ahead: Future[T] | None = None
-        for number in numbers:
-            made, ahead = ahead, pool.submit(build, number)
-            if made is not None:
-                yield made.result()
-        if ahead is not None:
-            yield ahead.result()
+class BuiltAhead(Generic[T]):
+    """Gives what `build` makes of a number, and begins with the next one, in a thread, while that is used.
+
+    Args:
+        end: the first number that is not asked for.
+    """
+
+    def __init__(self, build: Callable[[int], T], end: int) -> None:
+        self._build, self._end = build, end
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="packs")
+        self._begun: dict[int, Future[T]] = {}
+
+    def __call__(self, number: int) -> T:
+        made = self._begun.pop(number, None) or self._pool.submit(self._build, number)
+        self._begun = {n: self._pool.submit(self._build, n) for n in (number + 1,) if n < self._end}
+        return made.result()
 
 
 def pinned(packs: Sequence[Pack]) -> list[Pack]:
@@ -121,18 +121,14 @@ def pinned(packs: Sequence[Pack]) -> list[Pack]:
 
 
 class StepLoader:
-    """Iterates over the steps `first` to `last` (exclusive), building each while the one before it runs.
-
-    `meta` builds the steps' share of MetaRM's prompts.
-    """
+    """This rank's share of the steps 0 to `total` (exclusive) of a plan; the next one is built while a step runs."""
 
     def __init__(
         self,
         table: GroupTable,
         plan: StepPlan,
         *,
-        first: int,
-        last: int,
+        total: int,
         ranks: int,
         rank: int,
         budget: int,
@@ -140,12 +136,11 @@ class StepLoader:
         pin: bool = False,
         fixed: bool = False,
         views: Views | None = None,
-        meta: "StepLoader | None" = None,
     ) -> None:
-        self.table, self.plan = table, plan
-        self.first, self.last = first, last
+        self.table, self.plan, self.total = table, plan, total
         self.ranks, self.rank, self.budget, self.lm = ranks, rank, budget, lm
-        self.pin, self.fixed, self.views, self.meta = pin, fixed, views, meta
+        self.pin, self.fixed, self.views = pin, fixed, views
+        self.step = BuiltAhead(self.build, total)
 
     def build(self, number: int) -> Step:
         """One step, whatever came before it."""
@@ -167,8 +162,10 @@ class StepLoader:
             totals=totals_of(self.table, rows, self.views),
             rows=rows,
             padding=padding,
-            meta=None if self.meta is None else self.meta.build(number),
         )
 
-    def __iter__(self) -> Iterator[Step]:
-        return built_ahead(self.build, range(self.first, self.last))
+    def labels(self, step: Step) -> str:
+        """The first rows of a step by file and line, and how many more there are."""
+        rows = [self.table.label(int(group)) for group in step.rows[:NAMED_ROWS]]
+        more = f" and {len(step.rows) - NAMED_ROWS} more" if len(step.rows) > NAMED_ROWS else ""
+        return f"{', '.join(rows)}{more}"

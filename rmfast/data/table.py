@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from rmfast.data.denoise import Denoise, Treatment, treat
 from rmfast.data.store import TokenStore
 from rmfast.errors import UserError
 
@@ -30,9 +29,9 @@ class StoreEdges:
     identical: np.ndarray
 
 
-def _own_edges(store: TokenStore) -> StoreEdges:
-    own = {f.name: getattr(store, f.name) for f in fields(StoreEdges) if f.name not in ("start", "strength")}
-    return StoreEdges(start=store.edge_start, strength=store.strength_mean, **own)
+def _edges_of(store: TokenStore) -> StoreEdges:
+    same = {f.name: getattr(store, f.name) for f in fields(StoreEdges) if f.name not in ("start", "strength")}
+    return StoreEdges(start=store.edge_start, strength=store.strength_mean, **same)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +97,7 @@ def twins(table: GroupTable) -> Iterator[tuple[int, int]]:
                 yield number, first[suffix]
 
 
-def _per_group(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def per_group(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Sum of each group's slice of `values` (slices may be empty)."""
     total = np.concatenate(([0], np.cumsum(values)))
     return total[starts[1:]] - total[starts[:-1]]
@@ -118,21 +117,21 @@ def _lengths(store: TokenStore, cut: np.ndarray) -> np.ndarray:
     return np.repeat(store.prefix_length - cut, np.diff(store.response_start)) + store.suffix_length
 
 
-def _edge_columns(store: TokenStore, edges: StoreEdges, cut: np.ndarray) -> dict[str, np.ndarray]:
+def edge_columns(store: TokenStore, edges: StoreEdges, cut: np.ndarray) -> dict[str, np.ndarray]:
     """The table's columns that depend on the edges, for all groups of a store."""
     answer = store.answer_start - np.repeat(cut, np.diff(store.response_start))
     predicted = np.maximum(_lengths(store, cut) - np.maximum(answer, 1), 0)
     return {
         "edges": np.diff(edges.start),
-        "lm": _per_group(np.where(_chosen_responses(store, edges), predicted, 0), store.response_start),
-        "weight": _per_group(edges.weight.astype(np.float64), edges.start),
+        "lm": per_group(np.where(_chosen_responses(store, edges), predicted, 0), store.response_start),
+        "weight": per_group(edges.weight.astype(np.float64), edges.start),
     }
 
 
 def _visible(store: TokenStore, prefix: np.ndarray) -> np.ndarray:
     suffix = store.suffix_length.astype(np.int64)
     before = np.repeat(prefix, np.diff(store.response_start))
-    return prefix * (prefix + 1) // 2 + _per_group(suffix * (suffix + 1) // 2 + suffix * before, store.response_start)
+    return prefix * (prefix + 1) // 2 + per_group(suffix * (suffix + 1) // 2 + suffix * before, store.response_start)
 
 
 def _columns(
@@ -141,7 +140,7 @@ def _columns(
     """The table's columns for one store, and which groups are too long for it."""
     first = store.response_start[:-1]
     prefix = store.prefix_length.astype(np.int64)
-    suffixes = _per_group(store.suffix_length, store.response_start)
+    suffixes = per_group(store.suffix_length, store.response_start)
     longest = prefix + np.maximum.reduceat(store.suffix_length, first)
     too_long = np.zeros(len(store), dtype=bool)
     cut = np.zeros(len(store), dtype=np.int64)
@@ -159,11 +158,11 @@ def _columns(
         "index": np.arange(len(store)),
         "cut": cut,
         "stored": prefix - cut + suffixes,
-        "sequences": _per_group(_lengths(store, cut), store.response_start),
+        "sequences": per_group(_lengths(store, cut), store.response_start),
         "visible": _visible(store, prefix - cut),
         "responses": np.diff(store.response_start),
     }
-    return columns | _edge_columns(store, _own_edges(store), cut), too_long
+    return columns | edge_columns(store, _edges_of(store), cut), too_long
 
 
 def shared_prefix(stored: np.ndarray, sequences: np.ndarray, responses: np.ndarray) -> np.ndarray:
@@ -187,6 +186,17 @@ def tokens_in_a_pack(
 def _columns_of_a_table() -> list[str]:
     """Those with one number for each group."""
     return [f.name for f in fields(GroupTable) if f.name not in ("stores", "store_edges", "first_response")]
+
+
+def select(table: GroupTable, rows: np.ndarray, **changed: Any) -> GroupTable:
+    """Some rows of a table, ascending; their responses are numbered again.
+
+    Args:
+        changed: fields that are others than the table's; of columns the selected rows.
+    """
+    responses = np.diff(table.first_response)[rows]
+    columns = {name: getattr(table, name)[rows] for name in _columns_of_a_table()} | changed
+    return replace(table, first_response=np.concatenate(([0], np.cumsum(responses))), **columns)
 
 
 def build_table(
@@ -225,7 +235,7 @@ def build_table(
                 limit += f" (with the two views of objective.contrastive it takes {tokens[row]} tokens)"
             raise UserError(f"{store.label(row)}: over-long for {limit}; raise it or set data.over_long to drop")
         no_edge = columns["edges"] == 0 if need_edges else np.zeros(len(store), dtype=bool)
-        same = ~no_edge & (_per_group(~store.identical, store.edge_start) == 0) if need_edges else no_edge
+        same = ~no_edge & (per_group(~store.identical, store.edge_start) == 0) if need_edges else no_edge
         for cause, mask in (("no edge", no_edge), ("identical", same)):
             dropped[cause] += int(mask.sum())
         usable = ~no_edge & ~same
@@ -237,8 +247,8 @@ def build_table(
     names = [*_columns_of_a_table(), "responses"]
     joined = {name: np.concatenate([p[name] for p in parts]) if parts else np.empty(0, np.int64) for name in names}
     first = np.concatenate(([0], np.cumsum(joined.pop("responses")))).astype(np.int64)
-    own = tuple(_own_edges(store) for store in stores)
-    table = GroupTable(stores=tuple(stores), store_edges=own, first_response=first, **joined)
+    edges = tuple(_edges_of(store) for store in stores)
+    table = GroupTable(stores=tuple(stores), store_edges=edges, first_response=first, **joined)
     return table, dropped | {"truncated": truncated}
 
 
@@ -266,7 +276,7 @@ def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.arange(total) + np.repeat(starts - (ends - counts), counts)
 
 
-def _edges_by_store(table: GroupTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def edges_by_store(table: GroupTable) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(store, its rows of the table, the places of their edges in `store_edges`); a store's rows lie together."""
     for number, edges in enumerate(table.store_edges):
         rows = np.flatnonzero(table.store == number)
@@ -276,7 +286,7 @@ def _edges_by_store(table: GroupTable) -> Iterator[tuple[int, np.ndarray, np.nda
 def table_edges(table: GroupTable) -> Edges:
     """The edges of all groups of a table, in its order."""
     columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(Edges)}
-    for number, rows, take in _edges_by_store(table):
+    for number, rows, take in edges_by_store(table):
         store, edges = table.stores[number], table.store_edges[number]
         g, counts = table.index[rows], table.edges[rows]
         first = np.repeat(table.first_response[rows], counts)
@@ -286,62 +296,7 @@ def table_edges(table: GroupTable) -> Edges:
         for name in ("margin", "target", "weight"):
             columns[name].append(getattr(edges, name)[take])
         responses = np.diff(store.response_start)[g]
-        own = _spans(store.response_start[g], responses)
+        spans = _spans(store.response_start[g], responses)
         prefix = np.repeat(store.prefix_length[g].astype(np.int64), responses)
-        columns["length"].append(prefix + store.suffix_length[own] - store.answer_start[own])
+        columns["length"].append(prefix + store.suffix_length[spans] - store.answer_start[spans])
     return Edges(**{name: np.concatenate(parts) for name, parts in columns.items()})
-
-
-def treat_table(table: GroupTable, options: Denoise) -> tuple[GroupTable, Treatment | None]:
-    """The table with its edges treated, and what became of each of them in the table's order.
-
-    The stores stay as they are. Groups that lose all their edges, but for those between identical responses, are left
-    out. Options that change nothing give the table itself and None.
-
-    Raises:
-        UserError: as `treat`.
-    """
-    if not options.active:
-        return table, None
-    takes = [take for _, _, take in _edges_by_store(table)]
-    columns = {
-        name: np.concatenate([getattr(e, name)[take] for e, take in zip(table.store_edges, takes, strict=True)])
-        for name in ("strength", "margin", "target", "weight", "identical")
-    }
-    treatment = treat(options, **columns)
-    return apply_treatment(table, treatment), treatment
-
-
-def apply_treatment(table: GroupTable, treatment: Treatment) -> GroupTable:
-    """The table with what `treat` made of its edges, which came in the table's order."""
-    store_edges: list[StoreEdges] = []
-    columns: dict[str, list[np.ndarray]] = {"edges": [], "lm": [], "weight": []}
-    useful: list[np.ndarray] = []
-    begin = 0
-    for number, rows, take in _edges_by_store(table):
-        store, old, g = table.stores[number], table.store_edges[number], table.index[rows]
-        kept = ~treatment.dropped[begin : begin + len(take)]
-        here = begin + np.flatnonzero(kept)
-        begin += len(take)
-        counts, cut = np.zeros(len(store), dtype=np.int64), np.zeros(len(store), dtype=np.int64)
-        counts[g] = _per_group(kept, np.concatenate(([0], np.cumsum(table.edges[rows]))))
-        cut[g] = table.cut[rows]
-        take, flipped = take[kept], treatment.flipped[here]
-        better, worse = old.better[take], old.worse[take]
-        new = StoreEdges(
-            start=np.concatenate(([0], np.cumsum(counts))),
-            better=np.where(flipped, worse, better),
-            worse=np.where(flipped, better, worse),
-            identical=old.identical[take],
-            **{name: getattr(treatment, name)[here] for name in ("margin", "target", "weight", "strength")},
-        )
-        store_edges.append(new)
-        for name, column in _edge_columns(store, new, cut).items():
-            columns[name].append(column[g])
-        useful.append(_per_group(~new.identical, new.start)[g] > 0)
-    changed = {name: np.concatenate(parts) for name, parts in columns.items()}
-    keep = np.concatenate(useful) | (changed["edges"] == table.edges)
-    responses = np.diff(table.first_response)[keep]
-    left = {name: changed.get(name, getattr(table, name))[keep] for name in _columns_of_a_table()}
-    first = np.concatenate(([0], np.cumsum(responses)))
-    return replace(table, store_edges=tuple(store_edges), first_response=first, **left)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmfast.data.loader import built_ahead, pinned, rank_packs
+from rmfast.data.loader import BuiltAhead, pinned, rank_packs
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, table_edges, twins
 from rmfast.evaluation.metrics import pairwise_metrics
@@ -41,13 +41,17 @@ def score_table(
     heads = 1
     pin = torch.cuda.is_available()
 
-    def build(begin: int) -> tuple[list[Pack], int]:
+    def build(number: int) -> tuple[list[Pack], int]:
+        begin = number * CHUNK * ranks
         rows = np.arange(begin, min(begin + CHUNK * ranks, len(table)))
         limit = max(budget, int(table.stored[rows].max()))
         packs, _ = rank_packs(table, rows, ranks=ranks, rank=rank, budget=limit)
         return pinned(packs) if pin else packs, begin + len(rows)
 
-    for packs, done in built_ahead(build, range(0, len(table), CHUNK * ranks)):
+    steps = -(-len(table) // (CHUNK * ranks))
+    ahead = BuiltAhead(build, steps)
+    for number in range(steps):
+        packs, done = ahead(number)
         for pack, scores in zip(packs, score(packs), strict=True):
             heads = scores.shape[1]
             if len(pack.responses):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmfast.kernels import info_nce, sinkhorn, swapped_prediction_loss
-from rmfast.objectives.reward import EdgePack
+from rmfast.objectives.base import EdgePack
 
 Kind = Literal["simcse", "swav"]
 On = Literal["pair", "difference"]

@@ -1,5 +1,6 @@
 """MetaRM's objective: how far apart the rewards of each prompt's samples are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -7,10 +8,7 @@ import torch
 from torch import Tensor
 
 from rmfast.kernels import difference_loss
-from rmfast.objectives.reward import BatchTotals, Statistics
-
-SUMS = ("difference_loss", "reward_difference_variance")
-"""What `Statistics.sums` holds here: a pack's shares of two means over the global batch's prompts."""
+from rmfast.objectives.base import BatchCounts, BatchTotals, Statistics
 
 
 class SamplePack(Protocol):
@@ -43,15 +41,18 @@ class DifferenceObjective:
             totals: of the global batch.
 
         Returns:
-            J's share (a scalar that carries gradients) and detached statistics (see SUMS).
+            J's share (a scalar that carries gradients) and detached statistics.
         """
         # Scores of no response are alone in their groups: they add 0, and count in the mean that is undone here.
         groups = pack.group[-1] + 1
         each = [difference_loss(s, pack.group, normaliser=self.normaliser, impl=self.impl) for s in scores.unbind(1)]
         loss = torch.stack(each).mean() * groups / totals.groups
         variance = difference_variance(scores.detach().mean(1), pack.group) / totals.groups
-        sums = torch.stack((loss.detach(), variance.to(loss.dtype)))
-        return loss, Statistics(sums, sums.new_full((2,), -torch.inf))
+        return loss, Statistics({"loss": loss.detach(), "variance": variance.to(loss.dtype)})
+
+    def metrics(self, values: Mapping[str, float], totals: BatchCounts) -> dict[str, float]:
+        """See `Objective`."""
+        return {"difference_loss": values["loss"], "reward_difference_variance": values["variance"]}
 
 
 def difference_variance(rewards: Tensor, group: Tensor) -> Tensor:

@@ -1,57 +1,13 @@
 """The reward model's objective: ranking loss, and a language-model loss on the chosen responses if asked."""
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rmfast.kernels import ranking_loss
-
-
-class EdgePack(Protocol):
-    """What the objective reads of a pack: edges [E], which of the S scores are responses', and LM targets [L]."""
-
-    @property
-    def is_response(self) -> Tensor: ...
-    @property
-    def better(self) -> Tensor: ...
-    @property
-    def worse(self) -> Tensor: ...
-    @property
-    def margin(self) -> Tensor: ...
-    @property
-    def target(self) -> Tensor: ...
-    @property
-    def weight(self) -> Tensor: ...
-    @property
-    def lm_targets(self) -> Tensor: ...
-
-
-class BatchTotals(Protocol):
-    """What sums over a global batch are divided by: numbers, or scalars on the device."""
-
-    @property
-    def groups(self) -> Tensor | int: ...
-    @property
-    def weight(self) -> Tensor | float: ...
-    @property
-    def lm_tokens(self) -> Tensor | float: ...
-
-
-SUMS = ("loss", "ranking_loss", "lm_loss", "correct", "margin", "reward")
-"""What `Statistics.sums` holds: three parts of the global batch's losses, then sums over edges or responses."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Detached figures of a pack: `sums` [6] (see SUMS) add up over packs and ranks, `extrema` [2] = (max reward,
-    -min reward) join by maximum. `figures` are scalars of a whole step, by the name of their metric. All stay on the
-    device."""
-
-    sums: Tensor
-    extrema: Tensor
-    figures: dict[str, Tensor] = field(default_factory=dict)
+from rmfast.objectives.base import BatchCounts, BatchTotals, EdgePack, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +57,31 @@ class RewardObjective:
             loss = loss + self.lm * lm_loss
         return loss, _statistics(loss, ranking, lm_loss, scores, pack)
 
+    def metrics(self, values: Mapping[str, float], totals: BatchCounts) -> dict[str, float]:
+        """See `Objective`."""
+        edges, responses = max(totals.edges, 1), max(totals.responses, 1)
+        metrics = {
+            "loss": values["loss"],
+            "accuracy": values["correct"] / edges,
+            "margin": values["margin"] / edges,
+            "mean_reward": values["reward"] / responses,
+            "min_reward": -values["negative_reward"],
+            "max_reward": values["max_reward"],
+        }
+        return metrics | ({name: values[name] for name in ("ranking_loss", "lm_loss")} if self.lm else {})
+
 
 @torch.no_grad()
 def _statistics(loss: Tensor, ranking: Tensor, lm_loss: Tensor, scores: Tensor, pack: EdgePack) -> Statistics:
     rewards, counted = scores.detach().mean(1), pack.is_response
     gap = rewards[pack.better] - rewards[pack.worse]
-    parts = [loss, ranking, lm_loss, (gap > 0).sum().to(loss.dtype), gap.sum(), rewards.where(counted, 0.0).sum()]
-    extrema = torch.stack((rewards, -rewards)).where(counted, -torch.inf).amax(1)
-    return Statistics(torch.stack(parts), extrema)
+    sums = {
+        "loss": loss.detach(),
+        "ranking_loss": ranking.detach(),
+        "lm_loss": lm_loss.detach(),
+        "correct": (gap > 0).sum().to(loss.dtype),
+        "margin": gap.sum(),
+        "reward": rewards.where(counted, 0.0).sum(),
+    }
+    highest, lowest = torch.stack((rewards, -rewards)).where(counted, -torch.inf).amax(1)
+    return Statistics(sums, {"max_reward": highest, "negative_reward": lowest})

@@ -24,7 +24,7 @@ RUN_FILES = (
     *("tensorboard", "wandb", "stop", "requeue", LOCK),
 )
 LINKED = frozenset({"checkpoints", "tensorboard", "members", "wandb"})  # large, and so kept elsewhere by a link
-ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", "heads.safetensors", "features.npy", "features.json")
+ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", "features.npy", "features.json")
 
 
 def config_text(values: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
-from rmfast.objectives.reward import BatchTotals, Statistics
+from rmfast.objectives.base import Objective, Statistics
 from rmfast.parallel.world import World
 
 
@@ -46,17 +46,6 @@ def tensor_name(key: str) -> str:
     return key.partition("#")[0]
 
 
-class Objective(Protocol):
-    """What a pack adds to the global batch's loss. Equal ones hash alike."""
-
-    def __call__(
-        self, scores: Tensor, log_prob: Tensor | None, pack: Pack, totals: BatchTotals, /
-    ) -> tuple[Tensor, Statistics]:
-        """The pack's share of the loss, which carries gradients, and its detached statistics: `sums`, of which the
-        first is the loss, and `extrema`."""
-        ...
-
-
 class Engine(Protocol):
     """Runs steps. All ranks call the same methods in the same order.
 
@@ -75,11 +64,11 @@ class Engine(Protocol):
         """Weights of the whole model, and how many of them are trained."""
         ...
 
-    def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def forward_backward(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """Gradients of the global batch's loss, and its statistics over all ranks (on the device)."""
         ...
 
-    def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def measure(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """The statistics of `forward_backward`, with the dropout that it would draw, and no gradients."""
         ...
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rmfast.data.loader import PINNING
 from rmfast.data.pack import Pack
-from rmfast.objectives.reward import BatchTotals, Statistics
+from rmfast.objectives.base import BatchTotals, Statistics, copied
 
 WARM_UP = 3  # runs before recording, in which Triton compiles and libraries choose
 
@@ -116,4 +116,4 @@ class _Graph:
         self._totals.lm_tokens.fill_(totals.lm_tokens)
         self._replay()
         assert self._statistics is not None
-        return Statistics(self._statistics.sums.clone(), self._statistics.extrema.clone())
+        return copied(self._statistics)

@@ -18,10 +18,11 @@ from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.attention import flash_lengths
 from rmfast.models.copies import Copies
 from rmfast.models.reward import RewardNetwork
+from rmfast.objectives.base import BatchTotals, Objective, Statistics, join_statistics
 from rmfast.objectives.contrastive import ContrastiveObjective
-from rmfast.objectives.reward import SUMS, BatchTotals, RewardObjective, Statistics
+from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.contrast import Contrast, FeatureGradients
-from rmfast.parallel.engine import Objective, ReadRows, Shard
+from rmfast.parallel.engine import ReadRows, Shard
 from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
 from rmfast.parallel.stepping import Stepping
@@ -63,7 +64,7 @@ class NativeEngine(Stepping):
         self.device = world.device
         self.recorder = recorder
         self.gradients: FlatGradients | None = None
-        self._graphs: dict[Objective, PackGraphs] = {}
+        self._graphs: dict[Objective[Pack], PackGraphs] = {}
         self.network = network
         self.sharded = world.size > 1 and data_parallel == "fsdp"
         self.module: nn.Module = network
@@ -116,7 +117,7 @@ class NativeEngine(Stepping):
                 module.set_gradient_divide_factor(1.0)  # sum, not mean
                 module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, which 1.0 would ask for
 
-    def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def forward_backward(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """See `Engine`. DDP reduces gradients once, with the last pack; FSDP2 each pack's, for to wait would keep
         fp32 gradients of all weights on every rank."""
         self.module.train()
@@ -132,18 +133,16 @@ class NativeEngine(Stepping):
         if self.gradients is not None:
             self.world.sum_(self.gradients.buffer)
         statistics = self._join(collected)
-        self._loss = statistics.sums[SUMS.index("loss")]
-        if term is None:
-            return statistics
-        self._loss += term.loss
-        figures = {"ranking_loss": statistics.sums[SUMS.index("ranking_loss")]} | term.figures
-        return replace(statistics, figures=figures)
+        if term is not None:
+            figures = {"ranking_loss": statistics.sums["ranking_loss"]} | term.figures
+            sums = {**statistics.sums, "loss": statistics.loss + term.loss}
+            statistics = replace(statistics, sums=sums, figures=figures)
+        self._loss = statistics.loss
+        return statistics
 
     def _join(self, packs: Sequence[Statistics]) -> Statistics:
         """Statistics over this rank's packs and all ranks."""
-        sums = torch.stack([s.sums for s in packs]).sum(0)
-        extrema = torch.stack([s.extrema for s in packs]).amax(0)
-        return Statistics(self.world.sum_(sums), self.world.max_(extrema))
+        return join_statistics(packs, self.world.sum_, self.world.max_)
 
     def _inputs(self, pack: Pack) -> Pack:
         inputs = pack.to(self.device)
@@ -151,7 +150,7 @@ class NativeEngine(Stepping):
             flash_lengths(inputs.layout, host=pack.layout)
         return inputs
 
-    def _run(self, pack: Pack, objective: Objective, totals: Totals) -> Statistics:
+    def _run(self, pack: Pack, objective: Objective[Pack], totals: Totals) -> Statistics:
         def compute(pack: Pack, totals: BatchTotals) -> Statistics:
             outputs = self.module(pack)
             loss, statistics = objective(outputs.scores, outputs.log_prob, pack, totals)
@@ -216,7 +215,7 @@ class NativeEngine(Stepping):
         return contextlib.nullcontext()
 
     @torch.no_grad()
-    def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def measure(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """See `Engine`."""
         self.module.train()
         inputs = [self._inputs(pack) for pack in packs]

@@ -11,10 +11,10 @@ def run_task(config: Config, files: Sequence[str] = ()) -> None:
     Args:
         files: of the config.
     """
-    from rmfast.tasks.ensemble import run as ensemble
+    from rmfast.tasks.build.folder import check_run
+    from rmfast.tasks.ensemble.run import run as ensemble
     from rmfast.tasks.meta import run as meta
     from rmfast.tasks.reward import run as reward
-    from rmfast.tasks.run_folder import check_run
 
     tasks: dict[str, Callable[[Config], None]] = {"reward": reward, "ensemble": ensemble, "meta": meta}
     check_run(config, files)

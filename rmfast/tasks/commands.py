@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rmfast.checkpoint.export import CHECK_TEXTS, check_export, check_tokenizer, write_model
+from rmfast.checkpoint.export import CHECK_TEXTS, publish_model
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.probe import taken_for_granted
@@ -116,13 +116,20 @@ def export(options: Namespace) -> None:
     state = {name: p.detach() for name, p in model.network.named_parameters()}
     if line := taken_for_granted(model.tokenizer):
         say(line)
-    write_model(folder, hf=model.hf, config=model.network.config, state=state, tokenizer=model.tokenizer, dtype=dtype)
     # The model as it was, in the folder's dtype, against the folder as transformers reads it.
     table = model.table(CHECK_TEXTS)
     scores = torch.from_numpy(score_table(model.score_packs, table, budget=model.tokens_per_pack)).float()
     sequences = [s for row in range(len(table)) for s in table.sequences_of(row)]
-    check_tokenizer(folder, model.tokenizer)
-    difference = check_export(folder, sequences, scores, dtype)
+    difference = publish_model(
+        folder,
+        hf=model.hf,
+        config=model.network.config,
+        state=state,
+        tokenizer=model.tokenizer,
+        dtype=dtype,
+        sequences=sequences,
+        scores=scores,
+    )
     say(f"exported {folder}; transformers gives the same scores (largest difference {difference:.0e})")
 
 

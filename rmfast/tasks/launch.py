@@ -15,9 +15,9 @@ from rmfast.models.hf import read_config
 from rmfast.models.rows import open_rows
 from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
-from rmfast.tasks.members import check_ranks
+from rmfast.tasks.build.folder import config_inputs
+from rmfast.tasks.ensemble.members import check_ranks
 from rmfast.tasks.options import out_file, write_file
-from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 
 MODES = ("weak", "strong")

@@ -24,9 +24,9 @@ from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import PLANS
 from rmfast.outputs.overlap import Input
-from rmfast.tasks.model import check_window
+from rmfast.tasks.build.folder import config_inputs
+from rmfast.tasks.build.model import check_window
 from rmfast.tasks.options import out_file, write_file
-from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 
 SAMPLE = 1000  # rows of the data that lengths are taken from

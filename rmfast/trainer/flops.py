@@ -1,5 +1,7 @@
 """Work that the maths of a step needs, and the share of the device's peak that it got."""
 
+from dataclasses import dataclass
+
 import torch
 
 from rmfast.data.loader import Totals
@@ -25,6 +27,24 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     name = torch.cuda.get_device_name(device)
     peaks = next((peaks for key, peaks in PEAKS.items() if key in name), (None, None))
     return peaks[(torch.bfloat16, torch.float32).index(dtype)]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What steps of a model cost.
+
+    Args:
+        first_trained: layers below it run forward only.
+        peak: FLOP/s of all ranks' devices together; None where it is not known.
+    """
+
+    decoder: DecoderConfig
+    first_trained: int = 0
+    peak: float | None = None
+
+    def flops(self, totals: Totals, *, lm: bool = False) -> float:
+        """See `step_flops`."""
+        return step_flops(self.decoder, totals, first_trained=self.first_trained, lm=lm)
 
 
 def step_flops(config: DecoderConfig, totals: Totals, *, first_trained: int = 0, lm: bool = False) -> float:

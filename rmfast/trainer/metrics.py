@@ -1,14 +1,12 @@
 """A step's figures, kept on the device until the step after it: reading them makes nothing wait."""
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmfast.data.loader import Step
-from rmfast.objectives.reward import SUMS, Statistics
+from rmfast.trainer.learner import Figures, Line
 
 
 class Fetched:
@@ -29,61 +27,28 @@ class Fetched:
         return self._host
 
 
-@dataclass
-class _Pending:
-    step: Step
-    figures: Fetched
-    names: tuple[str, ...]
-    extras: dict[str, Any]
-
-
-@dataclass
-class StepLine:
-    """One finished step: its metrics by name, and whether loss and gradient were finite."""
-
-    step: Step
-    values: dict[str, Any]
-    finite: bool
-
-
 class MetricQueue:
-    """Takes each step's device figures and gives them back as numbers once they are there."""
+    """Takes each step's device figures and gives its line once they are there."""
 
-    def __init__(self, *, lm: bool) -> None:
-        self._pending: deque[_Pending] = deque()
-        self._lm = lm
+    def __init__(self) -> None:
+        self._pending: deque[tuple[Fetched, Figures, dict[str, Any]]] = deque()
 
-    def push(self, step: Step, statistics: Statistics, norm: Tensor, extras: dict[str, Any]) -> None:
-        """Queue a step. extras: figures that the host knows already."""
-        own = [figure.to(norm).reshape(1) for figure in statistics.figures.values()]
-        figures = torch.cat((statistics.sums, statistics.extrema, norm.reshape(1), *own))
-        self._pending.append(_Pending(step, Fetched(figures), tuple(statistics.figures), extras))
+    def push(self, figures: Figures, known: dict[str, Any]) -> None:
+        """Queue a step. known: what the line holds beside the step's own figures."""
+        tensors = list(figures.device.values())
+        device = tensors[-1].device
+        flat = torch.cat([tensor.to(device).reshape(-1) for tensor in tensors])
+        self._pending.append((Fetched(flat), figures, known))
 
-    def pop(self, leave: int = 0) -> list[StepLine]:
-        """Finished steps, oldest first, but the newest `leave` ones; waits for those that it gives."""
+    def pop(self, leave: int = 0) -> list[Line]:
+        """Lines of finished steps, oldest first, but the newest `leave` ones; waits for those that it gives."""
         out = []
         while len(self._pending) > leave:
-            out.append(self._line(self._pending.popleft()))
+            out.append(self._line(*self._pending.popleft()))
         return out
 
-    def _line(self, pending: _Pending) -> StepLine:
-        figures = pending.figures.wait().tolist()
-        own = dict(zip(pending.names, figures[len(SUMS) + 3 :], strict=True))
-        *sums, high, low, norm = figures[: len(SUMS) + 3]
-        total = dict(zip(SUMS, sums, strict=True))
-        totals = pending.step.totals
-        finite = bool(torch.isfinite(torch.tensor([total["loss"], norm])).all())
-        values = {
-            "step": pending.step.number + 1,
-            "epoch": round(pending.step.epoch, 6),
-            "loss": total["loss"],
-            "accuracy": total["correct"] / max(totals.edges, 1),
-            "margin": total["margin"] / max(totals.edges, 1),
-            "mean_reward": total["reward"] / max(totals.responses, 1),
-            "min_reward": -low,
-            "max_reward": high,
-            "grad_norm": norm,
-        }
-        if self._lm:
-            values |= {"ranking_loss": total["ranking_loss"], "lm_loss": total["lm_loss"]}
-        return StepLine(pending.step, values | own | pending.extras, finite)
+    def _line(self, fetched: Fetched, figures: Figures, known: dict[str, Any]) -> Line:
+        parts = fetched.wait().split([tensor.numel() for tensor in figures.device.values()])
+        named = zip(figures.device.items(), parts, strict=True)
+        line = figures.line({name: part.reshape(tensor.shape).tolist() for (name, tensor), part in named})
+        return Line(known | line.values, line.error)

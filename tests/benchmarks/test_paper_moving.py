@@ -12,7 +12,7 @@ from benchmarks.paper import moving
 from benchmarks.paper.moving_data import answer_groups
 from benchmarks.paper.top_layers import Kept, join, keep, numbered, split, turned, with_strengths
 from rmfast.data.loader import rank_packs, totals_of
-from rmfast.data.table import GroupTable, table_edges
+from rmfast.data.table import GroupTable, select, table_edges
 from rmfast.models.hf import load_network
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.meta import DifferenceObjective
@@ -20,7 +20,6 @@ from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.tasks.folds import select
 from tests.runs import text, write_model, write_rows
 from tests.tiny import assert_close_by_norm, gradients, group_of, odd_groups, save_hf_model, table_of
 

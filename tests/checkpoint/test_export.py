@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from rmfast.checkpoint.export import TOLERANCE, check_export, check_tokenizer, choose_pad_token, write_model
+from rmfast.checkpoint.export import TOLERANCE, check_export, check_tokenizer, choose_pad_token, publish_model
 from rmfast.data.pack import build_pack
 from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
@@ -38,12 +38,29 @@ def tokenizer(base: Path) -> PreTrainedTokenizerBase:
 
 
 def export(
-    base: Path, folder: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype = torch.float32, heads: int = 1
+    base: Path,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    heads: int = 1,
+    shift: float = 0.0,
 ) -> tuple[RewardNetwork, GroupTable]:
     network, hf = load_network(base, heads=heads, new_heads=True, dtype=dtype)
     state = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    write_model(folder, hf=hf, config=network.config, state=state, tokenizer=tokenizer, dtype=dtype)
     table, _ = build_table([store_examples([parse_row(row) for row in ROWS], tokenizer)])
+    sequences, scores = sequences_and_scores(network, table)
+    difference = publish_model(
+        folder,
+        hf=hf,
+        config=network.config,
+        state=state,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        sequences=sequences,
+        scores=scores + shift,
+    )
+    assert not state and difference <= TOLERANCE[dtype]
     return network, table
 
 
@@ -153,6 +170,17 @@ def test_an_older_export_is_replaced_whole(base: Path, tmp_path: Path, tokenizer
     export(base, folder, tokenizer)
     assert sorted(path.name for path in folder.glob("*.safetensors")) == ["model.safetensors"]
     assert not (folder / "left.by.a.crash").exists()
+
+
+def test_an_export_that_transformers_scores_otherwise_never_gets_its_name(
+    base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    folder = tmp_path / "model"
+    export(base, folder, tokenizer)
+    before = (folder / "model.safetensors").stat().st_ino
+    with pytest.raises(RunError, match=r"\.model\.partial: transformers scores the exported model differently"):
+        export(base, folder, tokenizer, shift=0.5)
+    assert (folder / "model.safetensors").stat().st_ino == before  # the older one is still there
 
 
 def test_transformers_4_reads_the_tokenizer(base: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,6 +16,7 @@ from rmfast.data.example import NOT_JSON, NOT_UTF8, BadRow
 from rmfast.data.jsonfile import DOUBLED_KEY
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
+from tests.data.test_same_rows import JSON_COLUMNS
 
 TURN = [{"role": "assistant", "content": "naïve 日本"}]
 MIXED: list[dict[str, Any]] = [
@@ -43,10 +44,11 @@ def values(folder: Path, column: pyarrow.Array) -> list[Any]:
     return [row["x"] for row in rows_of(write(folder, pyarrow.table({"x": column})))]
 
 
+@pytest.mark.skipif(not JSON_COLUMNS, reason="datasets before 4.7 writes no JSON columns")
 def test_json_columns_of_datasets_are_decoded_however_they_are_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = datasets.Dataset.from_list(MIXED, on_mixed_types="use_json")
+    data = datasets.Dataset.from_list(MIXED, **JSON_COLUMNS)
     table = data.with_format("arrow")[:]
     assert "arrow.json" in str(table.schema.field("chosen").type)
     data.to_parquet(tmp_path / "metadata.parquet")

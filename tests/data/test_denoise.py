@@ -13,7 +13,8 @@ from rmfast.data.denoise import PRESETS, Denoise, Treatment, quantile_slice, res
 from rmfast.data.loader import totals_of
 from rmfast.data.pack import build_pack
 from rmfast.data.store import TokenStore
-from rmfast.data.table import GroupTable, apply_treatment, build_table, table_edges, treat_table
+from rmfast.data.table import GroupTable, build_table, table_edges
+from rmfast.data.treat import apply_treatment, treat_table
 from rmfast.errors import UserError
 from rmfast.kernels import ranking_loss
 from tests.data.groups import groups

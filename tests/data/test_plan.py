@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmfast.data.loader import Step, StepLoader, rank_packs, totals_of
+from rmfast.data.loader import BuiltAhead, Step, StepLoader, rank_packs, totals_of
 from rmfast.data.plan import StepPlan, _first_fit, plan_packs
 from rmfast.data.store import TokenStore
 from rmfast.data.table import build_table, table_edges
@@ -223,10 +223,14 @@ def test_a_group_that_fits_no_pack() -> None:
 # Steps
 
 
-def loader(ranks: int, rank: int, first: int = 0, last: int = 7, lm: bool = False) -> StepLoader:
+def loader(ranks: int, rank: int, lm: bool = False) -> StepLoader:
     table = table_of(odd_groups())
     plan = StepPlan([len(table)], [1.0], groups_per_step=5, seed=2)
-    return StepLoader(table, plan, first=first, last=last, ranks=ranks, rank=rank, budget=100, lm=lm)
+    return StepLoader(table, plan, total=7, ranks=ranks, rank=rank, budget=100, lm=lm)
+
+
+def steps_of(steps: StepLoader, first: int = 0) -> list[Step]:
+    return [steps.step(number) for number in range(first, steps.total)]
 
 
 def same(a: Step, b: Step) -> bool:
@@ -240,9 +244,9 @@ def same(a: Step, b: Step) -> bool:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_steps_are_those_of_one_rank(ranks: int) -> None:
-    alone = list(loader(1, 0, lm=True))
+    alone = steps_of(loader(1, 0, lm=True))
     assert [step.number for step in alone] == list(range(7))
-    for steps in zip(alone, *(loader(ranks, rank, lm=True) for rank in range(ranks)), strict=True):
+    for steps in zip(alone, *(steps_of(loader(ranks, rank, lm=True)) for rank in range(ranks)), strict=True):
         whole, shares = steps[0], steps[1:]
         groups = [g for share in shares for pack in share.packs for g in pack.groups.tolist()]
         assert sorted(groups) == sorted(whole.rows.tolist())
@@ -265,19 +269,26 @@ def test_steps_are_those_of_one_rank(ranks: int) -> None:
 
 
 def test_a_run_goes_on_where_it_stopped() -> None:
-    whole = list(loader(2, 1))
-    for step, later in zip(whole[4:], loader(2, 1, first=4), strict=True):
+    whole = steps_of(loader(2, 1))
+    for step, later in zip(whole[4:], steps_of(loader(2, 1), first=4), strict=True):
         assert same(step, later)
     assert same(loader(2, 1).build(3), whole[3])
-    assert not list(loader(2, 1, first=7))
+
+
+def test_the_next_step_is_built_meanwhile_and_any_other_when_it_is_asked_for() -> None:
+    built: list[int] = []
+    ahead = BuiltAhead(lambda number: built.append(number) or 10 * number, 5)
+    assert ahead(2) == 20 and ahead(3) == 30 and ahead(0) == 0 and ahead(1) == 10
+    assert ahead(4) == 40
+    assert built == [2, 3, 4, 0, 1, 2, 4]  # 4 and 2 were begun for another order of numbers
 
 
 def test_an_error_in_a_step_reaches_the_reader() -> None:
     table = table_of([group_of(np.random.default_rng(0), 30, [5, 5], [(0, 1)])])
     plan = StepPlan([1], [1.0], groups_per_step=1, seed=0)
-    steps = StepLoader(table, plan, first=0, last=2, ranks=1, rank=0, budget=10)
+    steps = StepLoader(table, plan, total=2, ranks=1, rank=0, budget=10)
     with pytest.raises(ValueError, match="exceeds the budget"):
-        next(iter(steps))
+        steps.step(0)
 
 
 def test_rank_packs_counts_packs_without_work() -> None:

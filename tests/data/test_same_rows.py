@@ -5,6 +5,8 @@ What Arrow cannot keep is left out of the rows: it has one order of keys and one
 does not tell a text that is JSON ("12", "true") from the value in a column of mixed shape.
 """
 
+import contextlib
+import inspect
 import json
 import random
 from collections.abc import Callable
@@ -29,6 +31,8 @@ TEMPLATE = (
 )
 WORDS = ["the", "naïve", "日本", "\u2028", "it's", '"so"', "{x}", "a\nb", "[1", "\\", "\t", "é"]
 Row = dict[str, Any]
+OPTIONS = inspect.signature(datasets.Dataset.from_list).parameters
+JSON_COLUMNS = {"on_mixed_types": "use_json"} if "on_mixed_types" in OPTIONS else {}
 
 
 class Maker:
@@ -120,15 +124,16 @@ def store(folder: Path, rows: list[Row]) -> list[str]:
     (folder / "list.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     names = list(dict.fromkeys(name for row in rows for name in row))
     full = [{name: row.get(name) for name in names} for row in rows]
-    data = datasets.Dataset.from_list(full, on_mixed_types="use_json")
-    data.to_parquet(folder / "datasets.parquet")
-    data.save_to_disk(folder / "saved")
-    ways = ["rows.jsonl", "list.json", "datasets.parquet", "saved"]
-    try:
+    ways = ["rows.jsonl", "list.json"]
+    # pyarrow has no type for a column of several shapes, nor for objects without fields; datasets has, from 4.7 on.
+    with contextlib.nullcontext() if JSON_COLUMNS else contextlib.suppress(pyarrow.ArrowException):
+        data = datasets.Dataset.from_list(full, **JSON_COLUMNS)
+        data.to_parquet(folder / "datasets.parquet")
+        data.save_to_disk(folder / "saved")
+        ways += ["datasets.parquet", "saved"]
+    with contextlib.suppress(pyarrow.ArrowException):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(full), folder / "pyarrow.parquet")
         ways.append("pyarrow.parquet")
-    except pyarrow.ArrowException:  # it has no type for a column of several shapes, nor for objects without fields
-        pass
     return [str(folder / way) for way in ways]
 
 

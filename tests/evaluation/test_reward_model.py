@@ -220,7 +220,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint__every=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
         assert main(command) == 0
     return folder / "run"
 

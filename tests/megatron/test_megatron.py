@@ -76,7 +76,7 @@ def run_here(*commands: list[str]) -> None:
     """Runs in this process, which may be a megatron world of one."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch.setattr)
-        patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
         for one in commands:
             assert main(one) == 0
 

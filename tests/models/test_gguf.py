@@ -18,7 +18,7 @@ from rmfast.models.config import decoder_config
 from rmfast.models.gguf import gguf_file, load_gguf_language_model
 from rmfast.models.hf import load_network, open_weights, read_config
 from rmfast.models.save import save_hf
-from rmfast.tasks.model import stored_heads
+from rmfast.tasks.build.model import stored_heads
 from tests.models.conftest import Saved
 from tests.models.gguf_files import round_weights, write_gguf
 from tests.runs import DECODER

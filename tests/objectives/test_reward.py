@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmfast.objectives.reward import SUMS, RewardObjective, Statistics
+from rmfast.objectives.base import Statistics, join_statistics
+from rmfast.objectives.reward import RewardObjective
+from tests.figures import maxima, sums
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def ranking_by_hand(scores: Tensor, edges: Edges, center: float) -> Tensor:
 
 
 def figures(statistics: Statistics) -> dict[str, float]:
-    return dict(zip(SUMS, statistics.sums.tolist(), strict=True))
+    return {name: float(value) for name, value in statistics.sums.items()}
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -96,8 +98,8 @@ def test_statistics(heads: int) -> None:
     assert found["correct"] == (gaps > 0).sum() < len(gaps) - (gaps < 0).sum()  # a tie is not correct
     assert found["margin"] == pytest.approx(gaps.sum(), abs=1e-5)
     assert found["reward"] == pytest.approx(rewards.sum(), abs=1e-5)
-    assert statistics.extrema.tolist() == pytest.approx([rewards.max(), -rewards.min()])
-    assert not statistics.sums.requires_grad and not statistics.extrema.requires_grad
+    assert maxima(statistics).tolist() == pytest.approx([rewards.max(), -rewards.min()])
+    assert not sums(statistics).requires_grad and not maxima(statistics).requires_grad
 
 
 def test_parts_of_a_global_batch_add_up() -> None:
@@ -109,12 +111,10 @@ def test_parts_of_a_global_batch_add_up() -> None:
     second, b = objective(scores, log_prob[2:], edges.part(slice(4, None), slice(2, None)), totals)
     idle, c = objective(scores[:1], log_prob[:0], replace(edges.part(slice(0), slice(0)), **IDLE), totals)
     torch.testing.assert_close(first + second + idle, whole)
-    total = a.sums + b.sums + c.sums
-    twice = all_statistics.sums.clone()
-    twice[SUMS.index("reward")] *= 2  # both parts were given all responses
-    torch.testing.assert_close(total, twice)
-    extrema = torch.stack([a.extrema, b.extrema, c.extrema]).amax(0)
-    assert torch.equal(extrema, all_statistics.extrema)
+    joined = join_statistics([a, b, c], lambda sums: sums, lambda maxima: maxima)
+    twice = {**all_statistics.sums, "reward": 2 * all_statistics.sums["reward"]}  # both parts got all responses
+    torch.testing.assert_close(joined.sums, twice)
+    assert joined.maxima == all_statistics.maxima
 
 
 @pytest.mark.parametrize("lm", [0.0, 0.5])
@@ -125,7 +125,7 @@ def test_a_pack_without_work(lm: float) -> None:
     )
     loss.backward()
     assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
-    assert not statistics.sums.any() and statistics.extrema.tolist() == [-np.inf, -np.inf]
+    assert not sums(statistics).any() and maxima(statistics).tolist() == [-np.inf, -np.inf]
 
 
 def test_a_batch_without_weight_or_lm_tokens() -> None:
@@ -139,4 +139,4 @@ def test_what_is_not_finite_shows() -> None:
     spoilt = scores.detach().clone()
     spoilt[2] = torch.nan
     loss, statistics = RewardObjective()(spoilt, log_prob, edges, totals)
-    assert loss.isnan() and statistics.sums[SUMS.index("loss")].isnan()
+    assert loss.isnan() and statistics.loss.isnan()

@@ -23,6 +23,7 @@ from rmfast.parallel.graphs import Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from tests.figures import sums
 from tests.tiny import group_of, save_hf_model, table_of
 
 TINY = 48  # tokens of a pack, so that a step has several
@@ -62,7 +63,7 @@ def reward(engine: NativeEngine, number: int) -> Tensor:
     lm = engine.network.lm
     packs, totals = batch(number, lm=lm)
     assert len(packs) > 1
-    return engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals).sums
+    return sums(engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals))
 
 
 def meta(engine: NativeEngine, number: int) -> Tensor:
@@ -78,7 +79,7 @@ def contrastive(engine: NativeEngine, number: int) -> Tensor:
     views: Views = "pass"
     packs, totals = batch(number, 2 * TINY, views=views)
     found = engine.forward_backward(packs, RewardObjective(), totals)
-    return torch.cat([found.sums, found.figures["contrastive_loss"][None]])
+    return torch.cat([sums(found), found.figures["contrastive_loss"][None]])
 
 
 SWAV = ContrastiveObjective(kind="swav", on="pair", beta=0.7, temperature=0.2, epsilon=0.2, queue=20)
@@ -203,7 +204,7 @@ def test_recorded_packs_read_copies_that_keep_their_place(model: Path) -> None:
         for number in range(3):
             packs, totals = batch(number, 64, fixed=True)
             with Reads() as reads, Casts(engine) as casts:
-                seen.append(engine.forward_backward(packs, RewardObjective(), totals).sums)
+                seen.append(sums(engine.forward_backward(packs, RewardObjective(), totals)))
             assert places <= reads.places and set(casts.counts.values()) == {1}
             seen.append(engine.optimizer_step(1e-2))
         return seen + [p.detach().clone() for p in engine.network.parameters()]

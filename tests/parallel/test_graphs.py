@@ -17,12 +17,14 @@ from rmfast.data.pad import pad_pack, round_up
 from rmfast.data.plan import StepPlan
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
-from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.objectives.base import Statistics
+from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.graphs import WARM_UP, CudaRecorder, Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.trainer.loop import seed_dropout
+from rmfast.trainer.pair_learner import seed_dropout
+from tests.figures import maxima, sums
 from tests.tiny import Group, assert_close_by_norm, gradients, group_of, save_hf_model, table_of
 
 OPTIONS = AdamWOptions(weight_decay=0.1, clip=0.5)
@@ -112,8 +114,8 @@ def test_padding_changes_nothing(model: Path, impl: str) -> None:
     statistics, grads = backward(network, pack, totals_of(table, rows))
     padded_statistics, padded_grads = backward(network, fixed, totals_of(table, rows))
     torch.testing.assert_close(padded_statistics.sums, statistics.sums)
-    torch.testing.assert_close(padded_statistics.extrema, statistics.extrema)
-    assert statistics.sums[0] > 0 and statistics.sums[2] > 0  # loss and LM loss are there to be spoilt
+    torch.testing.assert_close(padded_statistics.maxima, statistics.maxima)
+    assert statistics.loss > 0 and statistics.sums["lm_loss"] > 0  # so that padding could change them
     assert_close_by_norm(padded_grads, grads, 1e-12)
 
 
@@ -137,7 +139,7 @@ def steps(model: Path, recorder: Recorder | None) -> tuple[list[Tensor], dict[st
             packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=18, lm=True, fixed=True)
             statistics = engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows))
             norm = engine.optimizer_step(1e-2 / (epoch + 1))
-            seen.append(torch.cat([statistics.sums, statistics.extrema, norm[None]]))
+            seen.append(torch.cat([sums(statistics), maxima(statistics), norm[None]]))
     return seen, {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
@@ -170,7 +172,7 @@ def test_scores_held_from_a_graph_stay(model: Path) -> None:
         table = table_of(groups)
         packs, _ = rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=64, lm=True, fixed=True)
         kept.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, np.arange(len(table)))))
-    assert not torch.equal(kept[0].sums, kept[1].sums)
+    assert not torch.equal(sums(kept[0]), sums(kept[1]))
 
 
 def losses_with_dropout(model: Path, recorder: Recorder | None, first: int = 0) -> list[Tensor]:
@@ -182,7 +184,7 @@ def losses_with_dropout(model: Path, recorder: Recorder | None, first: int = 0) 
     seen = []
     for step in range(first, 2):
         seed_dropout(7, step, 0)
-        seen.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows)).sums)
+        seen.append(sums(engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows))))
     return seen
 
 
@@ -239,5 +241,6 @@ def test_the_loader_s_thread_may_use_cuda_while_a_graph_is_recorded_but_pins_not
     monkeypatch.setattr(Pack, "pin", pin)
     table = table_of(batches()[0])
     plan = StepPlan([len(table)], [1.0], groups_per_step=2, seed=0)
-    list(StepLoader(table, plan, first=0, last=2, ranks=1, rank=0, budget=64, pin=True))
+    steps = StepLoader(table, plan, total=2, ranks=1, rank=0, budget=64, pin=True)
+    assert [steps.step(number).number for number in range(2)] == [0, 1]
     assert pinned == [True, True] and not PINNING.locked()

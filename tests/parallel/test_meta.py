@@ -27,6 +27,7 @@ from rmfast.parallel import native
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from tests.figures import sums
 from tests.parallel.test_graphs import ReplayOnTheCpu
 from tests.tiny import (
     Group,
@@ -126,12 +127,12 @@ def test_the_step_is_algorithm_1(model: Path) -> None:
                 assert other is not None and (other - moved.grad).norm() > 1e-3 * other.norm(), "the ascent is seen"
 
         statistics = engine.forward_backward(*_with(packed(prompts), DifferenceObjective()))
-        assert statistics.sums[0].item() == pytest.approx(j.item(), rel=1e-6)  # RoPE's angles are fp32 there
+        assert statistics.loss.item() == pytest.approx(j.item(), rel=1e-6)  # RoPE's angles are fp32 there
         engine.perturb(eta=ETA)
         assert_close_by_norm(named(engine), weights_of(there, engine.network), 1e-6)
         found = engine.forward_backward(*_with(packed(pairs), RewardObjective()))
         engine.restore()
-        assert found.sums[0].item() == pytest.approx(loss.item(), rel=1e-6)
+        assert found.loss.item() == pytest.approx(loss.item(), rel=1e-6)
         assert_close_by_norm(gradients(engine.network), hf_gradients(theirs, engine.network), 1e-5)
         engine.optimizer_step(LR)
         adamw.step()
@@ -177,9 +178,9 @@ def named(engine: NativeEngine) -> dict[str, Tensor]:
 def j_and_ascent(engine: NativeEngine, budget: int = 128, **ascent: Any) -> tuple[float, float, float]:
     """J before the ascent, the norm of its gradient, J after."""
     batch = _with(packed(batches(0)[1], budget), DifferenceObjective())
-    before = engine.forward_backward(*batch).sums[0].item()
+    before = engine.forward_backward(*batch).loss.item()
     norm = engine.perturb(**ascent).item()
-    return before, norm, engine.measure(*batch).sums[0].item()
+    return before, norm, engine.measure(*batch).loss.item()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_a_gradient_of_zero_moves_nothing(model: Path) -> None:
     engine = engine_of(model)
     weights = named(engine)
     batch = _with(packed([group_of(np.random.default_rng(0), 5, [3])]), DifferenceObjective())
-    assert engine.forward_backward(*batch).sums[0].item() == 0  # there is no pair
+    assert engine.forward_backward(*batch).loss.item() == 0  # there is no pair
     assert engine.perturb(eta=1.0, rho=1.0).item() == 0
     assert all(torch.equal(p, weights[name]) for name, p in named(engine).items())
 
@@ -221,8 +222,8 @@ def test_padding_changes_nothing(model: Path) -> None:
     engine, prompts = engine_of(model), batches(0)[1]
     batch, padded = packed(prompts, 48), packed(prompts, 48, fixed=True)
     assert [len(pack.scored) for pack in padded[0]] == [16, 16] != [len(pack.scored) for pack in batch[0]]
-    expected = engine.measure(*_with(batch, DifferenceObjective())).sums
-    torch.testing.assert_close(engine.measure(*_with(padded, DifferenceObjective())).sums, expected)
+    expected = sums(engine.measure(*_with(batch, DifferenceObjective())))
+    torch.testing.assert_close(sums(engine.measure(*_with(padded, DifferenceObjective()))), expected)
 
 
 SETUPS: dict[str, dict[str, Any]] = {
@@ -259,9 +260,9 @@ def test_measuring_draws_the_same_dropout(model: Path) -> None:
     values = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        measured = engine.measure(*batch).sums
+        measured = sums(engine.measure(*batch))
         torch.manual_seed(seed)
-        assert torch.equal(measured, engine.forward_backward(*batch).sums)
+        assert torch.equal(measured, sums(engine.forward_backward(*batch)))
         values.append(measured)
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
 
@@ -277,7 +278,7 @@ def test_a_gradient_of_j_that_is_not_finite_leaves_the_step_out(model: Path, val
     assert grad is not None and not (pairs[0][0].tokens == 0).any()
     grad[0, 0] = value
     engine.perturb(eta=ETA)
-    assert engine.forward_backward(*pairs).sums[0].isfinite()
+    assert engine.forward_backward(*pairs).loss.isfinite()
     engine.restore()
     assert engine.optimizer_step(LR).isnan() and engine.optimizer.steps == 0
     assert all(torch.equal(p, weights[name]) for name, p in named(engine).items())
@@ -303,11 +304,11 @@ def sharded(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeEngi
 def test_weights_that_fsdp_gathered_are_not_kept(sharded: NativeEngine) -> None:
     """FSDP2 keeps what it gathered for a forward pass without a backward; the weights change under it."""
     batch = _with(packed(batches(0)[1]), DifferenceObjective())
-    before = sharded.forward_backward(*batch).sums
+    before = sums(sharded.forward_backward(*batch))
     sharded.perturb(eta=ETA)
-    after = sharded.measure(*batch).sums
+    after = sums(sharded.measure(*batch))
     sharded.restore()
-    assert torch.equal(sharded.measure(*batch).sums, before) and after[0] > before[0]
+    assert torch.equal(sums(sharded.measure(*batch)), before) and after[0] > before[0]
 
 
 def test_fsdp_keeps_no_whole_gradients_from_pack_to_pack(sharded: NativeEngine) -> None:
@@ -335,7 +336,7 @@ def test_steps_from_a_recording(model: Path) -> None:
             engine.perturb(eta=ETA)
             loss = engine.forward_backward(*_with(pairs, RewardObjective(impl="triton")))
             engine.restore()
-            seen += [*found.sums.tolist(), loss.sums[0].item(), engine.optimizer_step(LR).item()]
+            seen += [*sums(found).tolist(), loss.loss.item(), engine.optimizer_step(LR).item()]
         return seen, named(engine)
 
     recorder = ReplayOnTheCpu()

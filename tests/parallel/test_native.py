@@ -64,7 +64,7 @@ def command(folder: Path, name: str, run: str, **more: object) -> list[str]:
 def alone(folder: Path) -> dict[str, tuple[list[dict[str, Any]], dict[str, Tensor]]]:
     """Steps and final weights of each setup in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
         for name in SETUPS:
             assert main(command(folder, name, f"{name}-1")) == 0
     return {name: results(folder / f"{name}-1") for name in SETUPS}

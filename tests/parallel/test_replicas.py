@@ -17,6 +17,7 @@ from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import DataParallel, NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from tests.figures import sums
 from tests.runs import ROOT, environment, torchrun
 from tests.tiny import assert_close_by_norm, group_of, save_hf_model, table_of
 
@@ -44,7 +45,7 @@ def steps(engine: NativeEngine, world: World) -> dict[str, Any]:
     same, _ = rank_packs(table, rows, ranks=1, rank=0, budget=48)
     out: dict[str, Any] = {"packs": len(packs), "before": torch.cat(engine.score(same)), "sums": [], "grads": []}
     for _ in range(2):
-        out["sums"].append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows)).sums)
+        out["sums"].append(sums(engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows))))
         grads = {name: p.grad for name, p in engine.network.named_parameters() if p.grad is not None}
         out["grads"].append({n: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for n, g in grads.items()})
         engine.optimizer_step(1e-3)

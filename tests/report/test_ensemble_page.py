@@ -8,7 +8,7 @@ import numpy as np
 
 from rmfast.evaluation.combine import RULES
 from rmfast.report.ensemble_page import write_ensemble_report
-from rmfast.tasks.strength import held_out_figures
+from rmfast.tasks.ensemble.strength import held_out_figures
 from tests.report.test_ensemble import gaps_of, held_out_of, strengths_of
 
 SET = "a <set>"

@@ -47,8 +47,8 @@ def command(folder: Path, run: str, **more: object) -> list[str]:
 
 def no_plots(patch: pytest.MonkeyPatch) -> None:
     """They take longer than all the rest of a tiny run; one test makes them, and tests/report."""
-    patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
-    patch.setattr("rmfast.tasks.strength.write_ensemble_report", lambda *_: [])
+    patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
+    patch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", lambda *_: [])
 
 
 def trained(folder: Path, mode: str) -> Path:

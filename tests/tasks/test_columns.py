@@ -117,7 +117,7 @@ def run(folder: Path, name: str, data: str, **more: object) -> list[str]:
 def test_a_run_says_its_columns_keeps_them_and_refuses_to_go_on_with_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
     suite = {"eval__suites": f"pairwise={folder / 'rows.jsonl'}"}
     assert train(run(folder, "never", "rows.jsonl")) == 2
     assert f"{folder / 'rows.jsonl'}:1: `question`: looks like a prompt" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint__every=1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
         assert train(command) == 0
     (folder / "run" / "model").rename(folder / "final")
     return folder / "run"
@@ -306,12 +306,12 @@ def test_a_tampered_export_is_refused(
         write_export(out, **parts)
         TAMPERED[what](out)
 
-    monkeypatch.setattr("rmfast.tasks.commands.write_model", write_and_spoil)
+    monkeypatch.setattr("rmfast.checkpoint.export.write_model", write_and_spoil)
     out = tmp_path / "exported"
     assert main(["export", str(folder / "one"), "--out", str(out)]) == 1
     printed = capsys.readouterr()
     assert "exported" not in printed.out
-    assert one_line(printed.err).startswith(f"rmfast: {out}: ")
+    assert one_line(printed.err).startswith(f"rmfast: {out.with_name('.exported.partial')}: ") and not out.exists()
 
 
 def one_line(text: str) -> str:

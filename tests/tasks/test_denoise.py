@@ -18,7 +18,7 @@ from rmfast.data.store import build_store
 from rmfast.data.table import table_edges
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
-from rmfast.tasks.prepare import data_key, make_table
+from rmfast.tasks.build.tables import data_key, make_table
 from rmfast.train import main as train
 from tests.runs import DECODER, Case, arguments, final_weights, launch, read_lines
 from tests.scoring import save_reward_model, transformers_scores
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 # --- the training table

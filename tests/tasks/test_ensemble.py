@@ -14,9 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmfast import cli
-from rmfast.tasks.members import member_seed
+from rmfast.tasks.build import training
+from rmfast.tasks.ensemble.head_learner import HeadLearner
+from rmfast.tasks.ensemble.members import member_seed
 from rmfast.train import main
-from rmfast.trainer.heads import HeadTrainer
+from rmfast.trainer.pair_learner import PairLearner
+from rmfast.trainer.run import Run
+from rmfast.trainer.stop import StopRequest
 from tests.runs import arguments, read_lines, text, write_rows
 from tests.tasks.ensembles import BAD, LONG, MEMBERS, TWINS, command, no_plots, trained, write_inputs
 
@@ -250,20 +254,19 @@ def test_no_member_judges_an_edge_that_it_saw(
         return {rows[int(label.rsplit(":", 1)[1]) - 1]["prompt"] for label in labels}
 
     if mode == "full":
-        from rmfast.tasks import reward
+        fit = training.fit
 
-        fit = reward.fit
-
-        def watched(engine: Any, loader: Any, *rest: Any, **more: Any) -> None:
-            steps = [loader.build(number) for number in range(loader.first, loader.last)]
+        def watched(run: Run, learner: PairLearner, stop: StopRequest) -> dict[str, Any]:
+            loader = learner.loader
+            steps = [loader.build(number) for number in range(loader.total)]
             seen.append(prompts([loader.table.label(int(g)) for step in steps for p in step.packs for g in p.groups]))
-            fit(engine, loader, *rest, **more)
+            return fit(run, learner, stop)
 
-        monkeypatch.setattr(reward, "fit", watched)
+        monkeypatch.setattr(training, "fit", watched)
     else:
-        batch = HeadTrainer.batch
+        batch = HeadLearner.batch
 
-        def watched_batch(self: HeadTrainer, step: int) -> Any:
+        def watched_batch(self: HeadLearner, step: int) -> Any:
             out = batch(self, step)
             edges = self.data.edges
             for m in range(len(self.members)):
@@ -277,7 +280,7 @@ def test_no_member_judges_an_edge_that_it_saw(
                     seen[m] |= prompts([f":{g + 1}" for g in groups])  # one group a row, none is left out
             return out
 
-        monkeypatch.setattr(HeadTrainer, "batch", watched_batch)
+        monkeypatch.setattr(HeadLearner, "batch", watched_batch)
     run = command(folder, f"folds-{mode}", data__train=copies, ensemble__mode=mode, ensemble__members=4)
     assert main([*run, "--ensemble.folds", "3", "--data.eval", str(folder / "eval.jsonl")]) == 0
     lines = read_lines(folder / f"folds-{mode}" / "data.jsonl")

@@ -9,7 +9,7 @@ import torch
 from rmfast.errors import RunError
 from rmfast.outputs.marks import LOCK
 from rmfast.parallel.world import World
-from rmfast.tasks.members import all_or_none
+from rmfast.tasks.ensemble.members import all_or_none
 from rmfast.train import main
 from tests.runs import Case, final_weights, launch, read_lines
 from tests.tasks.ensembles import MEMBERS, command, write_inputs
@@ -72,7 +72,7 @@ def test_a_group_gives_bit_for_bit_what_a_job_of_its_size_gives(folder: Path, co
     assert_same(run, folder / "ddp")
     assert "members in 2 groups of 2 ranks" in said and "member 0 of 3" in said and "member 2 of 3" in said
     assert "2 x cpu (ddp)" in said and "member 1 of 3" not in said
-    assert (run / "members" / "01" / "console.log").read_text().count("member 1 of 3: 23 groups judged") == 1
+    assert (run / "members" / "01" / "console.log").read_text().count("member 1 of 3: 23 groups scored") == 1
     assert [path.parent.name for path in run.rglob("console.log")] == ["01"]
     assert not log(folder, "groups", 1) and not log(folder, "groups", 3)
 

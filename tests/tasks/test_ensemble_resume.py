@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rmfast.tasks.ensemble as task
-import rmfast.tasks.heads as heads_task
+import rmfast.tasks.ensemble.heads as heads_task
+import rmfast.tasks.ensemble.run as task
 from rmfast.outputs.marks import LOCK
+from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.train import main
-from rmfast.trainer.head_batch import HeadBatch
-from rmfast.trainer.heads import HeadTrainer
 from tests.runs import Case, launch, read_lines
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
 
@@ -84,14 +83,14 @@ def test_interrupted_heads_go_on_bit_for_bit(
 ) -> None:
     """After the trunk's pass; between two checkpoints; trained, but not exported."""
     run = command(folder, f"stopped-{after}", ensemble__mode="heads")
-    step = HeadTrainer.step
+    step = HeadLearner.step
 
-    def stops(self: HeadTrainer, batch: HeadBatch) -> Any:
-        if self.done == after:
+    def stops(self: HeadLearner, number: int) -> Any:
+        if number == after:
             raise Interrupted
-        return step(self, batch)
+        return step(self, number)
 
-    monkeypatch.setattr(HeadTrainer, "step", stops)
+    monkeypatch.setattr(HeadLearner, "step", stops)
     if after == 6:
         monkeypatch.setattr(heads_task, "_export", lambda *_: (_ for _ in ()).throw(Interrupted))
     with pytest.raises(Interrupted):
@@ -111,7 +110,7 @@ def test_a_finished_ensemble_is_not_trained_again_and_takes_more_members(
 ) -> None:
     before = read_lines(full / "data.jsonl")
     trained: list[int] = []
-    monkeypatch.setattr(task, "RewardRun", lambda *a: trained.append(1))
+    monkeypatch.setattr(task, "open_reward", lambda *a: trained.append(1))
     assert main(command(folder, "full")) == 0 and not trained
     assert read_lines(full / "data.jsonl") == before
     assert capsys.readouterr().out.count("done before") == MEMBERS

@@ -14,11 +14,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-import rmfast.tasks.ensemble as task
+import rmfast.tasks.ensemble.run as task
 from rmfast.data import files
+from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.train import main
-from rmfast.trainer.head_batch import HeadBatch
-from rmfast.trainer.heads import HeadTrainer
 from tests.runs import arguments, read_lines
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
 
@@ -91,14 +90,15 @@ def test_damaged_heads_are_one_line_with_a_remedy(
 ) -> None:
     run = copy_of(heads, f"damaged-heads-{size}")
     (run / "members" / "01" / "scores.npz").unlink()
-    file = run / "heads.safetensors"
+    newest = run / "checkpoints" / "step-6"
+    file = newest / "rank-00000.safetensors"
     assert file.stat().st_size > 400
     file.write_bytes(file.read_bytes()[:size])
     assert main(command(folder, run.name, ensemble__mode="heads")) == 2
     printed = capsys.readouterr()
     assert len(printed.err.strip().splitlines()) == 1 and "one pass" not in printed.out
-    assert f"{file}: damaged" in printed.err and "delete it" in printed.err
-    file.unlink()
+    assert f"{newest}: damaged" in printed.err and "delete it" in printed.err
+    shutil.rmtree(newest)
     assert main(command(folder, run.name, ensemble__mode="heads")) == 0
     assert "features.npy: made before" in capsys.readouterr().out
     assert (run / "data.jsonl").read_bytes() == (heads / "data.jsonl").read_bytes()
@@ -119,7 +119,7 @@ def test_all_that_a_resumed_ensemble_reads_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr(files, "sync", lambda path: (synced.add(Path(path)), sync(path))[1])
     monkeypatch.setattr(files.os, "replace", renamed)
     assert main(command(folder, "synced", ensemble__mode="heads")) == 0
-    kept = ("features.npy", "features.json", "heads.safetensors", "scores.npz", "data.jsonl", "summary.json")
+    kept = ("features.npy", "features.json", "step-6", "scores.npz", "data.jsonl", "summary.json")
     assert {name: named.get(name) for name in (*kept, "config.yaml", "ensemble.json")} == dict.fromkeys(
         (*kept, "config.yaml", "ensemble.json"), True
     )
@@ -145,16 +145,16 @@ def test_another_number_of_heads_trains_all_anew_on_the_same_features(
     members: int, heads: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copy_of(heads, f"heads-{members}")
-    step = HeadTrainer.step
+    step = HeadLearner.step
 
-    def stops(self: HeadTrainer, batch: HeadBatch) -> Any:
-        if self.done == 5:
+    def stops(self: HeadLearner, number: int) -> Any:
+        if number == 5:
             raise Interrupted
-        return step(self, batch)
+        return step(self, number)
 
     again = command(folder, run.name, ensemble__mode="heads", ensemble__members=members)
     with monkeypatch.context() as patch:
-        patch.setattr(HeadTrainer, "step", stops)
+        patch.setattr(HeadLearner, "step", stops)
         with pytest.raises(Interrupted):
             main(again)
     printed = capsys.readouterr().out
@@ -173,7 +173,7 @@ def test_another_number_of_heads_trains_all_anew_on_the_same_features(
 
 def test_fewer_whole_members_are_the_first_ones(full: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copy_of(full, "fewer")
-    monkeypatch.setattr(task, "RewardRun", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(task, "open_reward", lambda *_: pytest.fail("trained again"))
     assert main(command(folder, run.name, ensemble__members=2)) == 0
     rows, before = (read_lines(r / "data.jsonl") for r in (run, full))
     assert [row["rewards"] for row in rows] == [row["rewards"] and row["rewards"][:2] for row in before]
@@ -244,7 +244,7 @@ def test_every_mode_ends_with_the_ensembles_own_report(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     report: Callable[..., Any] = lambda *given: calls.append(given)  # noqa: E731
-    monkeypatch.setattr("rmfast.tasks.strength.write_ensemble_report", report)
+    monkeypatch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", report)
     run = copy_of(full, "reported-full")
     assert main(command(folder, run.name)) == 0
     ((where, strengths, held_out, figures, remarks),) = calls

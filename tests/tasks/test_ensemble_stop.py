@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from rmfast.parallel.native import NativeEngine
+from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.train import main
-from rmfast.trainer.head_batch import HeadBatch
-from rmfast.trainer.heads import HeadTrainer
 from tests.runs import Case, launch
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
 
@@ -115,15 +114,15 @@ def test_heads_that_are_asked_to_stop_go_on_bit_for_bit(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = trained(folder, "heads")
-    step = HeadTrainer.step
+    step = HeadLearner.step
 
-    def stepped(self: HeadTrainer, batch: HeadBatch) -> object:
-        if self.done == 2:
+    def stepped(self: HeadLearner, number: int) -> object:
+        if number == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self, batch)
+        return step(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadTrainer, "step", stepped)
+        patch.setattr(HeadLearner, "step", stepped)
         assert main(command(folder, "few", ensemble__mode="heads", checkpoint__every=100)) == 0
     run = folder / "few"
     assert "step 3 of 6 is saved" in (run / "requeue").read_text() and not (run / "model").exists()

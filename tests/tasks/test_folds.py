@@ -9,7 +9,7 @@ from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import build_table
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.tasks.folds import fold_of_groups
+from rmfast.tasks.ensemble.folds import fold_of_groups
 from tests.runs import DECODER
 from tests.tiny import group_of, table_of
 

@@ -14,7 +14,7 @@ from rmfast.data.store import build_store
 from rmfast.data.tokenise import distinct_samples, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.train import main
-from rmfast.trainer.loop import seed_dropout
+from rmfast.trainer.pair_learner import seed_dropout
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
 STEPS = 7
@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, task: str = "meta", **more: object) -> list[str]:

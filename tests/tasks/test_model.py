@@ -25,7 +25,7 @@ LONG = {"prompt": "The cat", "responses": [" sat", " ran home" * 60], "edges": [
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

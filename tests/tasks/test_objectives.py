@@ -9,8 +9,8 @@ import pytest
 from rmfast.config import Config, DataConfig
 from rmfast.errors import UserError
 from rmfast.parallel.world import World
-from rmfast.tasks.objectives import contrastive_objective, dropout, prototypes, training_views
-from rmfast.tasks.prepare import make_table
+from rmfast.tasks.build.objective import contrastive_objective, dropout, prototypes, training_views
+from rmfast.tasks.build.tables import make_table
 from tests.tiny import Group, group_of, store_of
 
 

@@ -1,6 +1,5 @@
 """The reward task whole: it resumes bit for bit after SIGKILL, ends well when repeated, and stops at NaN."""
 
-import importlib
 import json
 import random
 import weakref
@@ -12,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rmfast.checkpoint import export
 from rmfast.data.plan import StepPlan
 from rmfast.models.weights import HEAD
 from rmfast.outputs.marks import LOCK
-from rmfast.tasks.inputs import eval_names, total_steps
+from rmfast.tasks.build.inputs import eval_names, total_steps
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plots take longer than all the rest of a tiny run; tests/test_train.py makes them."""
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, **more: object) -> list[str]:
@@ -303,7 +303,7 @@ def test_a_loss_that_overflows_without_its_gradient_changes_nothing(folder: Path
 def test_wandb_that_is_not_installed_is_refused_before_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rmfast.tasks.inputs.find_spec", lambda name: None)
+    monkeypatch.setattr("rmfast.tasks.build.inputs.find_spec", lambda name: None)
     assert main(command(folder, "wandb", run__wandb=True)) == 2
     assert "rmfast: run.wandb: the package wandb is not installed" in capsys.readouterr().err
     assert not (folder / "wandb").exists()
@@ -320,16 +320,15 @@ def test_bfloat16_trains_like_float32_and_exports_in_its_dtype(folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("module", "more"),
+    ("name", "more"),
     [("reward", {}), ("heads", {"task": "ensemble", "ensemble__mode": "heads", "model__dropout": 0.0})],
 )
 def test_an_export_is_checked_without_the_weights_that_it_was_written_from(
-    folder: Path, module: str, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, more: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are the whole model in fp32, and transformers loads another copy; the heads of mode heads live on."""
-    task = importlib.import_module(f"rmfast.tasks.{module}")
     written, alive = [], []
-    write, check = task.write_model, task.check_export
+    write, check = export.write_model, export.check_export
 
     def note(*args: Any, **values: Any) -> None:
         written.extend(weakref.ref(tensor) for name, tensor in values["state"].items() if name != HEAD)
@@ -339,10 +338,10 @@ def test_an_export_is_checked_without_the_weights_that_it_was_written_from(
         alive.extend(one for one in written if one() is not None)
         return check(*args)
 
-    monkeypatch.setattr(task, "write_model", note)
-    monkeypatch.setattr(task, "check_export", look)
-    monkeypatch.setattr("rmfast.tasks.strength.write_ensemble_report", lambda *_: [])
-    assert main(command(folder, f"freed-{module}", run__max_steps=1, **more)) == 0
+    monkeypatch.setattr(export, "write_model", note)
+    monkeypatch.setattr(export, "check_export", look)
+    monkeypatch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", lambda *_: [])
+    assert main(command(folder, f"freed-{name}", run__max_steps=1, **more)) == 0
     assert len(written) > 10 and not alive
 
 

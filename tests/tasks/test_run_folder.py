@@ -26,7 +26,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 @pytest.fixture

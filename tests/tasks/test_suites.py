@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, **more: object) -> list[str]:

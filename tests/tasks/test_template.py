@@ -43,7 +43,7 @@ def template_file(folder: Path, template: str) -> str:
 def test_a_template_that_needs_tools_and_a_date_is_trained_exported_and_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
     write_model(tmp_path / "base")
     rows = [{"prompt": ASK, "chosen": f"No {i}", "rejected": "Yes", "tools": TOOLS} for i in range(4)]
     data = write(tmp_path / "rows.jsonl", rows)

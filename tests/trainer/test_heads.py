@@ -1,8 +1,9 @@
 """Heads trained together, against a plain torch loop for each of them."""
 
 import threading
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rmfast.checkpoint.store import list_checkpoints, remove_checkpoint
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import Edges, table_edges
 from rmfast.errors import RunError
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.schedule import learning_rate
-from rmfast.trainer import heads as trainer_heads
-from rmfast.trainer.head_batch import HeadBatch, HeadData, HeadMember
-from rmfast.trainer.heads import HeadOptions, HeadTrainer, head_scores
+from rmfast.tasks.ensemble import head_learner as head_learner
+from rmfast.tasks.ensemble.head_batch import HeadBatch, HeadData, HeadMember
+from rmfast.tasks.ensemble.head_learner import HeadLearner, HeadOptions, head_scores
+from rmfast.trainer.loop import take_steps
+from tests.runs import read_lines
 from tests.tiny import group_of, table_of
+from tests.trainer.runs import run_in
 
 WIDTH, GROUPS = 8, 23
 
@@ -46,18 +51,20 @@ def data_of(seed: int = 0) -> HeadData:
 
 def member(seed: int, groups: Sequence[int], epochs: int = 3) -> HeadMember:
     plan = StepPlan([len(groups)], [1.0], groups_per_step=5, seed=seed)
-    return HeadMember(plan=plan, groups=np.array(groups), total=plan.first_step(epochs))
+    total = plan.first_step(epochs)
+    return HeadMember(plan=plan, groups=np.array(groups), total=total, rate=rate_of(total))
+
+
+def rate_of(total: int, **more: Any) -> Callable[[int], float]:
+    """The learning rate of a member's steps."""
+    keys: dict[str, Any] = {"peak": 0.05, "schedule": "cosine", "warmup": round(0.2 * total), "floor": 0.1}
+    return lambda step: learning_rate(step, total=total, **(keys | more)) if step < total else 0.0
 
 
 def options(**more: Any) -> HeadOptions:
     keys: dict[str, Any] = {
-        "lr": 0.05,
-        "schedule": "cosine",
-        "warmup": 0.2,
-        "floor": 0.1,
         "adamw": AdamWOptions(betas=(0.8, 0.95), weight_decay=0.1, clip=0.3),
         "center": 0.02,
-        "on_nonfinite": "stop",
     }
     return HeadOptions(**(keys | more))
 
@@ -83,102 +90,90 @@ def alone(data: HeadData, own: HeadMember, head: Tensor, o: HeadOptions) -> tupl
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([head], o.adamw.clip)
-        rate = learning_rate(
-            step, peak=o.lr, schedule=o.schedule, warmup=round(o.warmup * own.total), total=own.total, floor=o.floor
-        )
-        adamw.param_groups[0]["lr"] = rate
+        adamw.param_groups[0]["lr"] = own.rate(step)
         adamw.step()
         losses.append(float(loss.detach()))
     return head.detach()[0], losses
 
 
-def fit(trainer: HeadTrainer, every: int | None = None, save: Any = lambda: None) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    trainer.fit(lines.append, save=save, save_every=every, evaluate=lambda: lines.append({}), eval_every=None)
-    return lines
+def fit(learner: HeadLearner, folder: Path, **options: Any) -> list[dict[str, Any]]:
+    """Take all steps, or those that the folder's checkpoint leaves; what was logged."""
+    run = run_in(folder, **options)
+    run.resume(learner)
+    with run.logging(learner.total):
+        take_steps(run, learner)
+    return read_lines(folder / "metrics.jsonl")
 
 
 MEMBERS = [member(1, range(GROUPS)), member(2, range(0, GROUPS, 2)), member(3, range(5, GROUPS))]
 
 
 @pytest.mark.parametrize("number", range(len(MEMBERS)))
-def test_each_of_many_heads_is_as_trained_alone(number: int) -> None:
+def test_each_of_many_heads_is_as_trained_alone(number: int, tmp_path: Path) -> None:
     """Members of other sizes, orders and numbers of steps: the others must not show."""
     data, o = data_of(), options()
-    trainer = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
-    lines = fit(trainer)
+    learner = HeadLearner(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    lines = fit(learner, tmp_path)
     expected, losses = alone(data, MEMBERS[number], heads(3)[number], o)
     moved = (expected - heads(3)[number]).norm()
-    assert moved > 0.1 and (trainer.weight[number] - expected).norm() < 1e-5 * moved
-    single = HeadTrainer(heads(3)[number : number + 1], [MEMBERS[number]], data, o, torch.device("cpu"))
-    own = fit(single)
+    assert moved > 0.1 and (learner.weight[number] - expected).norm() < 1e-5 * moved
+    single = HeadLearner(heads(3)[number : number + 1], [MEMBERS[number]], data, o, torch.device("cpu"))
+    own = fit(single, tmp_path / "single")
     assert [line["loss"] for line in own] == pytest.approx(losses, rel=1e-5)
     assert (single.weight[0] - expected).norm() < 1e-5 * moved
     assert len(lines) == max(m.total for m in MEMBERS) and len({m.total for m in MEMBERS}) == 3
     assert lines[-1]["members"] == 1 and lines[0]["members"] == 3
 
 
-def test_no_clipping_and_no_decay_are_plain_adam() -> None:
-    data, o = data_of(3), options(adamw=AdamWOptions(clip=0.0), warmup=3.0, schedule="linear", center=0.0)
-    trainer = HeadTrainer(heads(1), MEMBERS[:1], data, o, torch.device("cpu"))
-    fit(trainer)
+def test_no_clipping_and_no_decay_are_plain_adam(tmp_path: Path) -> None:
+    data, o = data_of(3), options(adamw=AdamWOptions(clip=0.0), center=0.0)
+    one = replace(MEMBERS[0], rate=rate_of(MEMBERS[0].total, warmup=3, schedule="linear"))
+    learner = HeadLearner(heads(1), [one], data, o, torch.device("cpu"))
+    fit(learner, tmp_path)
     head = torch.nn.Parameter(heads(1)[0].double())
-    assert not torch.allclose(trainer.weight[0].double(), head)
-    no_clip = options(adamw=AdamWOptions(clip=1e9), warmup=3.0 / MEMBERS[0].total, schedule="linear", center=0.0)
-    expected, _ = alone(data, MEMBERS[0], heads(1)[0], no_clip)
-    assert (trainer.weight[0] - expected).norm() < 1e-5 * expected.norm()
+    assert not torch.allclose(learner.weight[0].double(), head)
+    no_clip = options(adamw=AdamWOptions(clip=1e9), center=0.0)
+    expected, _ = alone(data, one, heads(1)[0], no_clip)
+    assert (learner.weight[0] - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_resume_is_bit_exact() -> None:
+def test_resume_is_bit_exact(tmp_path: Path) -> None:
     data, o = data_of(), options()
-    whole = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
-    lines = fit(whole)
-    saved: list[tuple[int, dict[str, Tensor]]] = []
-    first = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
-    fit(first, 4, lambda: saved.append((first.done, {k: t.clone() for k, t in first.state().items()})))
-    assert [done for done, _ in saved] == [4, 8, 12, 15]
-    again = HeadTrainer(torch.zeros(3, WIDTH), MEMBERS, data, o, torch.device("cpu"))
-    again.load_state(saved[1][1], saved[1][0])
-    rest = fit(again)
+    whole = HeadLearner(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    lines = fit(whole, tmp_path / "whole")
+    first = HeadLearner(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    fit(first, tmp_path / "saved", checkpoint_every=4)
+    saved = list_checkpoints(tmp_path / "saved" / "checkpoints")
+    assert [path.name for path in saved] == ["step-4", "step-8", "step-12"]
+    remove_checkpoint(saved[-1])
+    again = HeadLearner(torch.zeros(3, WIDTH), MEMBERS, data, o, torch.device("cpu"))
+    rest = fit(again, tmp_path / "saved")
     assert torch.equal(again.weight, whole.weight) and torch.equal(first.weight, whole.weight)
-    assert [line["loss"] for line in rest] == [line["loss"] for line in lines[8:]]
+    assert [line["loss"] for line in rest] == [line["loss"] for line in lines]
 
 
-def test_evaluations_come_between_steps() -> None:
-    trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu"))
-    calls: list[Any] = []
-    trainer.fit(
-        lambda line: calls.append(line["step"]),
-        save=lambda: calls.append("save"),
-        save_every=7,
-        evaluate=lambda: calls.append("eval"),
-        eval_every=5,
-    )
-    assert calls == [*range(1, 6), "eval", 6, 7, "save", 8, 9, 10, "eval", *range(11, 15), "save", 15, "save"]
-
-
-def test_a_broken_member_stops_the_run_or_stays_behind_alone() -> None:
+def test_a_broken_member_stops_the_run_or_stays_behind_alone(tmp_path: Path) -> None:
     data = data_of()
-    spoilt = heads(3)
-    spoilt[1, 0] = torch.inf
+    broken = heads(3)
+    broken[1, 0] = torch.inf
     with pytest.raises(RunError, match=r"step 1: loss or gradient of member 1 is not finite"):
-        fit(HeadTrainer(spoilt, MEMBERS, data, options(), torch.device("cpu")))
-    trainer = HeadTrainer(spoilt, MEMBERS, data, options(on_nonfinite="skip"), torch.device("cpu"))
-    lines = fit(trainer)
-    clean = HeadTrainer(heads(3), MEMBERS, data, options(), torch.device("cpu"))
-    fit(clean)
-    assert torch.equal(trainer.weight[[0, 2]], clean.weight[[0, 2]]) and torch.equal(trainer.weight[1], spoilt[1])
+        fit(HeadLearner(broken, MEMBERS, data, options(), torch.device("cpu")), tmp_path / "stopped")
+    learner = HeadLearner(broken, MEMBERS, data, options(), torch.device("cpu"))
+    lines = fit(learner, tmp_path / "skipped", stop_on_nonfinite=False)
+    clean = HeadLearner(heads(3), MEMBERS, data, options(), torch.device("cpu"))
+    fit(clean, tmp_path / "clean")
+    assert torch.equal(learner.weight[[0, 2]], clean.weight[[0, 2]]) and torch.equal(learner.weight[1], broken[1])
     assert all(line["skipped"] == [1] for line in lines[: MEMBERS[1].total]) and np.isfinite(lines[0]["loss"])
 
 
 def test_scores_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     features = np.random.default_rng(0).normal(size=(11, WIDTH)).astype(np.float32)
     expected = features.astype(np.float64) @ heads(3).double().numpy().T
-    monkeypatch.setattr("rmfast.trainer.heads.CHUNK", 4)
+    monkeypatch.setattr("rmfast.tasks.ensemble.head_learner.CHUNK", 4)
     assert head_scores(features, heads(3)) == pytest.approx(expected.T, abs=1e-5)
 
 
-def test_the_backward_has_no_sum_whose_order_a_gpu_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backward_has_no_sum_whose_order_a_gpu_leaves_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And it gives the bits of gather's on the CPU, where that has one order."""
 
     class Watch(TorchDispatchMode):
@@ -188,20 +183,21 @@ def test_the_backward_has_no_sum_whose_order_a_gpu_leaves_open(monkeypatch: pyte
             return func(*args, **(kwargs or {}))
 
     data, o = data_of(), options()
-    trainer = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
-    batch = trainer.batch(0)
+    learner = HeadLearner(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    batch = learner.batch(0)
     assert any(len(row.unique()) < len(row) for row in batch.better), "a response is in several edges"
     with Watch():
-        trainer.step(batch)
-    fit(trainer)
-    monkeypatch.setattr(trainer_heads, "_pick", lambda scores, places: scores.gather(1, places))
-    before = HeadTrainer(heads(3), MEMBERS, data, o, torch.device("cpu"))
-    fit(before)
-    assert torch.equal(trainer.weight, before.weight)
+        learner.step(0)
+    fit(learner, tmp_path / "ours")
+    monkeypatch.setattr(head_learner, "_pick", lambda scores, places: scores.gather(1, places))
+    before = HeadLearner(heads(3), MEMBERS, data, o, torch.device("cpu"))
+    before.step(0)
+    fit(before, tmp_path / "gather")
+    assert torch.equal(learner.weight, before.weight)
 
 
 def test_a_batch_is_one_piece_of_memory_on_every_device() -> None:
-    batch = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu")).batch(2)
+    batch = HeadLearner(heads(3), MEMBERS, data_of(), options(), torch.device("cpu")).batch(2)
     moved = batch.to(torch.device("meta"))
     for name in [field.name for field in fields(HeadBatch)][1:]:
         here, there = getattr(batch, name), getattr(moved, name)
@@ -211,23 +207,23 @@ def test_a_batch_is_one_piece_of_memory_on_every_device() -> None:
     assert batch.rates.dtype == torch.float64 and batch.active.tolist() == [True] * 3
 
 
-def test_batches_are_built_a_step_ahead_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_built_a_step_ahead_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[tuple[int, bool]] = []
-    batch, step = HeadTrainer.batch, HeadTrainer.step
+    batch, gradients = HeadLearner.batch, head_learner.head_gradients
     second = threading.Event()
 
-    def watched(self: HeadTrainer, number: int) -> HeadBatch:
+    def watched(self: HeadLearner, number: int) -> HeadBatch:
         built.append((number, threading.current_thread() is threading.main_thread()))
         if number == 1:
             second.set()
         return batch(self, number)
 
-    def stepped(self: HeadTrainer, own: HeadBatch) -> Tensor:
+    def stepped(*given: Any, **options: Any) -> Any:
         assert second.wait(60), "the second step's batch is built while the first step runs"
-        return step(self, own)
+        return gradients(*given, **options)
 
-    monkeypatch.setattr(HeadTrainer, "batch", watched)
-    monkeypatch.setattr(HeadTrainer, "step", stepped)
-    trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), torch.device("cpu"))
-    fit(trainer)
-    assert built == [(number, False) for number in range(trainer.total)]
+    monkeypatch.setattr(HeadLearner, "batch", watched)
+    monkeypatch.setattr(head_learner, "head_gradients", stepped)
+    learner = HeadLearner(heads(3), MEMBERS, data_of(), options(), torch.device("cpu"))
+    fit(learner, tmp_path)
+    assert built == [(number, False) for number in range(learner.total)]

@@ -1,7 +1,8 @@
 """The loop: its order of events, its figures, its answer to NaN, and its losses beside a plain transformers loop."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,24 @@ from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import RunError
+from rmfast.models.config import decoder_config
 from rmfast.models.hf import load_network
-from rmfast.objectives.reward import RewardObjective, Statistics
+from rmfast.objectives.base import Statistics
+from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.parallel.schedule import Schedule
+from rmfast.parallel.schedule import Schedule, learning_rate
 from rmfast.parallel.world import World
-from rmfast.trainer.log import RunLog
-from rmfast.trainer.loop import LoopOptions, Progress, _memory, fit
+from rmfast.trainer.flops import Work
+from rmfast.trainer.held_out import HeldOut
+from rmfast.trainer.loop import _memory, fit, take_steps
+from rmfast.trainer.pair_learner import PairLearner
+from tests.data.test_plan import steps_of
 from tests.runs import read_lines, write_model, write_rows
+from tests.tiny import hf_config
+from tests.trainer.runs import run_in
+
+DECODER = decoder_config(hf_config("llama"))
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +50,9 @@ def table(base: Path) -> GroupTable:
     return build_table([store_examples([parse_row(row) for row in rows], AutoTokenizer.from_pretrained(base))])[0]
 
 
-def make_loader(table: GroupTable, steps: int, first: int = 0) -> StepLoader:
+def make_loader(table: GroupTable, steps: int) -> StepLoader:
     plan = StepPlan([len(table)], [1.0], groups_per_step=4, seed=3)
-    return StepLoader(table, plan, first=first, last=steps, ranks=1, rank=0, budget=128)
-
-
-def make_options(total: int, **more: Any) -> LoopOptions:
-    options: dict[str, Any] = {
-        "lr": 1e-3,
-        "schedule": "linear",
-        "warmup": 0,
-        "floor": 0.0,
-        "evaluate_at": lambda step: False,
-    }
-    options |= {"checkpoint_every": None, "on_nonfinite": "stop", "seed": 0}
-    return LoopOptions(total=total, **(options | more))
+    return StepLoader(table, plan, total=steps, ranks=1, rank=0, budget=128)
 
 
 class ScriptedEngine:
@@ -69,54 +67,52 @@ class ScriptedEngine:
         self.done += 1
         self.events.append(f"step {self.done}")
         loss, self.norm = self.bad.get(self.done, (0.5, 1.0))
-        return Statistics(torch.tensor([loss, loss, 0.0, 2.0, 1.0, 1.0]), torch.zeros(2))
+        sums = {"loss": loss, "ranking_loss": loss, "lm_loss": 0.0, "correct": 2.0, "margin": 1.0, "reward": 1.0}
+        of = {name: torch.tensor(value) for name, value in sums.items()}
+        return Statistics(of, {name: torch.zeros(()) for name in ("max_reward", "negative_reward")})
 
     def optimizer_step(self, lr: float) -> Tensor:
         return torch.tensor(self.norm)
 
 
+def learner_of(engine: Any, loader: StepLoader, rate: Callable[[int], float] = lambda step: 1e-3) -> PairLearner:
+    held_out = HeldOut(tables={}, budget=128)
+    work = Work(DECODER)
+    return PairLearner(engine, RewardObjective(center=0.01), loader, held_out, rate=rate, work=work, seed=0)
+
+
 def run_scripted(
-    table: GroupTable, folder: Path, options: LoopOptions, bad: dict[int, tuple[float, float]] | None = None
+    table: GroupTable, folder: Path, steps: int, bad: dict[int, tuple[float, float]] | None = None, **options: Any
 ) -> list[str]:
+    """What happens in a run, in its order."""
     events: list[str] = []
-    log = RunLog(folder, last_step=0, total=options.total, every=1, tensorboard=False, wandb=False, config={})
-    write = log.step
+    run = run_in(folder, **options)
+    learner = learner_of(ScriptedEngine(events, bad), make_loader(table, steps))
 
-    def noted(values: dict[str, Any], seconds_left: float) -> None:
-        events.append(f"log {values['step']}")
-        write(values, seconds_left)
-
-    log.step = noted  # type: ignore[method-assign]
-
-    def evaluate(step: int) -> dict[str, Any]:
-        events.append(f"evaluate {step}")
+    def evaluate(learner: Any, final: bool = False) -> dict[str, Any]:
+        events.append(f"evaluate {run.step}")
         return {"eval_accuracy": 0.25}
 
-    def save(progress: Progress) -> None:
-        events.append(f"save {progress.step}")
-
+    run.evaluate = evaluate  # type: ignore[method-assign]
+    run.save = lambda learner: events.append(f"save {run.step}")  # type: ignore[method-assign]
     try:
-        engine = ScriptedEngine(events, bad)
-        fit(
-            engine,  # type: ignore[arg-type]
-            make_loader(table, options.total),
-            lambda step: engine.forward_backward(step.packs, RewardObjective(), step.totals),
-            options,
-            Progress(),
-            log=log,
-            evaluate=evaluate,
-            save=save,
-            flops=lambda step: 1e6,
-            peak=None,
-        )
+        with run.logging(steps):
+            assert run.log is not None
+            write = run.log.step
+
+            def noted(values: dict[str, Any], seconds_left: float) -> None:
+                events.append(f"log {values['step']}")
+                write(values, seconds_left)
+
+            run.log.step = noted  # type: ignore[method-assign]
+            take_steps(run, learner)
     finally:
-        log.close()
         (folder / "events").write_text("\n".join(events))
     return events
 
 
 def test_figures_come_a_step_later_but_before_their_checkpoint(table: GroupTable, tmp_path: Path) -> None:
-    events = run_scripted(table, tmp_path, make_options(6, evaluate_at=lambda step: step % 2 == 0, checkpoint_every=3))
+    events = run_scripted(table, tmp_path, 6, evaluate_every=(2, None), checkpoint_every=3)
     assert events == [
         *("step 1", "step 2", "log 1", "evaluate 2", "log 2"),
         *("step 3", "log 3", "save 3", "step 4", "evaluate 4", "log 4"),
@@ -127,7 +123,7 @@ def test_figures_come_a_step_later_but_before_their_checkpoint(table: GroupTable
 
 
 def test_an_evaluation_comes_before_the_checkpoint_of_its_step(table: GroupTable, tmp_path: Path) -> None:
-    events = run_scripted(table, tmp_path, make_options(3, evaluate_at=lambda step: step % 2 == 0, checkpoint_every=2))
+    events = run_scripted(table, tmp_path, 3, evaluate_every=(None, 2), checkpoint_every=2)
     assert events == ["step 1", "step 2", "log 1", "evaluate 2", "log 2", "save 2", "step 3", "log 3"]
 
 
@@ -135,20 +131,20 @@ def test_an_evaluation_comes_before_the_checkpoint_of_its_step(table: GroupTable
 def test_stop_names_the_step_and_its_rows_and_saves_nothing(
     table: GroupTable, tmp_path: Path, bad: tuple[float, float]
 ) -> None:
-    options = make_options(6, checkpoint_every=2)
     with pytest.raises(RunError) as caught:
-        run_scripted(table, tmp_path, options, {2: bad})
+        run_scripted(table, tmp_path, 6, {2: bad}, checkpoint_every=2)
     message = str(caught.value)
     assert message.startswith("step 2: ")
     assert "\n" not in message
-    rows = next(s for s in make_loader(table, 6) if s.number == 1).rows
+    rows = make_loader(table, 6).build(1).rows
     assert all(table.label(int(row)) in message for row in rows)
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1]
     assert "save" not in (tmp_path / "events").read_text()
 
 
 def test_skip_logs_null_and_goes_on(table: GroupTable, tmp_path: Path) -> None:
-    run_scripted(table, tmp_path, make_options(4, on_nonfinite="skip"), {2: (math.nan, math.nan), 3: (math.inf, 1.0)})
+    bad = {2: (math.nan, math.nan), 3: (math.inf, 1.0)}
+    run_scripted(table, tmp_path, 4, bad, stop_on_nonfinite=False)
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line.get("skipped") for line in lines] == [None, True, True, None]
@@ -160,7 +156,7 @@ def test_skip_logs_null_and_goes_on(table: GroupTable, tmp_path: Path) -> None:
 
 
 def test_every_promised_figure_is_logged_and_adds_up(table: GroupTable, tmp_path: Path) -> None:
-    run_scripted(table, tmp_path, make_options(4))
+    run_scripted(table, tmp_path, 4)
     lines = read_lines(tmp_path / "metrics.jsonl")
     trl = {"loss", "grad_norm", "learning_rate", "epoch", "num_tokens", "accuracy"}
     trl |= {"min_reward", "mean_reward", "max_reward", "margin"}
@@ -171,7 +167,7 @@ def test_every_promised_figure_is_logged_and_adds_up(table: GroupTable, tmp_path
         assert line["mfu"] is None  # no peak is known
     assert [line["pairs"] for line in lines] == [4, 4, 2, 4]  # 10 groups: the epoch's last step is smaller
     assert [line["epoch"] for line in lines] == [0.4, 0.8, 1.0, 1.4]
-    steps = list(make_loader(table, 4))
+    steps = steps_of(make_loader(table, 4))
     sequences = [sum(len(s) for row in step.rows for s in table.sequences_of(int(row))) for step in steps]
     stored = [sum(len(pack.tokens) for pack in step.packs) for step in steps]
     assert [line["num_tokens"] for line in lines] == [sum(sequences[: i + 1]) for i in range(4)]
@@ -191,20 +187,9 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(
     with torch.no_grad():
         model.score.weight.copy_(network.head.weight)
     engine = NativeEngine(network, world=World(), options=AdamWOptions(weight_decay=decay))
-    log = RunLog(tmp_path, last_step=0, total=total, every=1, tensorboard=False, wandb=False, config={})
-    fit(
-        engine,
-        make_loader(table, total),
-        lambda step: engine.forward_backward(step.packs, RewardObjective(center=0.01), step.totals),
-        make_options(total, lr=lr, schedule=schedule, warmup=warmup),
-        Progress(),
-        log=log,
-        evaluate=lambda step: {},
-        save=lambda progress: None,
-        flops=lambda step: 1.0,
-        peak=None,
-    )
-    log.close()
+    rate = partial(learning_rate, peak=lr, schedule=schedule, warmup=warmup, total=total)
+    learner = learner_of(engine, make_loader(table, total), rate)
+    assert fit(run_in(tmp_path), learner) == {}
 
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -212,7 +197,7 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(
         [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0}], lr
     )
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total)
-    for line, step in zip(read_lines(tmp_path / "metrics.jsonl"), make_loader(table, total), strict=True):
+    for line, step in zip(read_lines(tmp_path / "metrics.jsonl"), steps_of(make_loader(table, total)), strict=True):
         better, worse = (torch.stack([reward(model, table, row, side) for row in step.rows]) for side in (0, 1))
         loss = (-F.logsigmoid(better - worse) + 0.01 * (better + worse) ** 2).mean()
         loss.backward()

@@ -14,20 +14,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rmfast.config import load_config
 from rmfast.data.loader import StepLoader
 from rmfast.data.plan import StepPlan
 from rmfast.models.hf import load_network
+from rmfast.objectives.meta import DifferenceObjective
+from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.tasks.meta import MetaRun
-from rmfast.tasks.reward import RewardRun
-from rmfast.trainer.heads import HeadTrainer
-from rmfast.trainer.loop import LoopOptions, Progress, fit
+from rmfast.tasks.ensemble.head_learner import HeadLearner
+from rmfast.trainer.learner import Learner
+from rmfast.trainer.loop import take_steps
+from rmfast.trainer.meta_learner import MetaLearner
 from rmfast.trainer.metrics import MetricQueue
+from rmfast.trainer.pair_learner import PairLearner
 from tests.tiny import Group, group_of, save_hf_model, table_of
+from tests.trainer.runs import run_in
 from tests.trainer.test_heads import MEMBERS, data_of, heads, options
+from tests.trainer.test_loop import learner_of
 
 DEVICE = torch.device("meta")
 
@@ -85,67 +89,46 @@ def prompts() -> list[Group]:
     return [group_of(g, 4, [3, 5, 2]) for _ in range(8)]
 
 
-@pytest.mark.parametrize("kind", [RewardRun, MetaRun])
+@pytest.mark.parametrize("meta", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_of_a_run(
-    like_a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RewardRun], dtype: str
+    like_a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meta: bool, dtype: str
 ) -> None:
     """From packs in memory to new weights: losses, clipping, dropout, skipped steps; MetaRM's ascent and way back."""
     save_hf_model("llama", tmp_path / "model", tie_word_embeddings=True)
-    words = {"model.path": tmp_path / "model", "data.train": "x", "run.dir": tmp_path / "run", "objective.lm": 0.3}
-    if kind is MetaRun:
-        words |= {"task": "meta", "meta.data": "y", "meta.rho": 0.1, "meta.check_every": 1}
-    run = kind.__new__(kind)
-    run.config = load_config([word for key, value in words.items() for word in (f"--{key}", str(value))])
     world = World()
     world.device = DEVICE
     network, _ = load_network(tmp_path / "model", lm=True, dtype=getattr(torch, dtype), dropout=0.1)
-    run.engine = NativeEngine(network, world=world, options=AdamWOptions(clip=0.5, weight_decay=0.1))
+    engine = NativeEngine(network, world=world, options=AdamWOptions(clip=0.5, weight_decay=0.1))
 
-    def loader(groups: list[Group], lm: bool, meta: StepLoader | None = None) -> StepLoader:
+    def loader(groups: list[Group], lm: bool) -> StepLoader:
         table = table_of(groups)
         plan = StepPlan([len(table)], [1.0], groups_per_step=4, seed=0)
-        return StepLoader(table, plan, first=0, last=2, ranks=1, rank=0, budget=32, lm=lm, meta=meta)
+        return StepLoader(table, plan, total=2, ranks=1, rank=0, budget=32, lm=lm)
 
-    steps = loader(pairs(), True, loader(prompts(), False) if kind is MetaRun else None)
-    parts = sum(len(part.packs) for number in range(2) for part in steps.build(number).parts)
+    loaders = [loader(pairs(), True), *([loader(prompts(), False)] if meta else [])]
+    parts = sum(len(one.build(number).packs) for number in range(2) for one in loaders)
+    learner: Learner = learner_of(engine, loaders[0])
+    assert isinstance(learner, PairLearner)
+    learner.objective = RewardObjective(lm=0.3)
+    if meta:
+        learner = MetaLearner(learner, loaders[1], DifferenceObjective(), eta=1.0, rho=0.1, check_every=1)
     read: list[int] = []
     monkeypatch.setattr(MetricQueue, "pop", lambda self, leave=0: read.append(leave) or [])
+    run = run_in(tmp_path, stop_on_nonfinite=False)
     with NoWaits() as watch, NoNumbers():
-        fit(
-            run.engine,
-            steps,
-            run.step_function(),
-            LoopOptions(
-                total=2,
-                lr=1e-3,
-                schedule="cosine",
-                warmup=1,
-                floor=0.1,
-                evaluate_at=lambda step: False,
-                checkpoint_every=None,
-                on_nonfinite="skip",
-                seed=0,
-            ),
-            Progress(),
-            log=None,
-            evaluate=lambda step: {},
-            save=lambda progress: None,
-            flops=lambda step: 1.0,
-            peak=None,
-        )
+        take_steps(run, learner)
     assert read == [1, 1, 0]  # figures are read a step later
     assert parts > 2 and watch.sent >= 13 * parts
 
 
 def test_a_step_of_an_ensemble_s_heads(like_a_gpu: None) -> None:
     """All that a step needs goes to the device in one copy."""
-    trainer = HeadTrainer(heads(3), MEMBERS, data_of(), options(), DEVICE)
-    batches = [trainer.batch(number) for number in range(2)]
+    learner = HeadLearner(heads(3), MEMBERS, data_of(), options(), DEVICE)
     with NoWaits() as watch, NoNumbers():
-        for batch in batches:
-            trainer.step(batch)
-    assert trainer.done == watch.sent == 2
+        for number in range(2):
+            learner.step(number)
+    assert watch.sent == 2
 
 
 @pytest.mark.parametrize(

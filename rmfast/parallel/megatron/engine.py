@@ -18,10 +18,11 @@ from rmfast.kernels.attention import flash_lengths
 from rmfast.models.reward import Outputs, RewardNetwork
 from rmfast.models.rows import ModelRows
 from rmfast.models.weights import PROTOTYPES
+from rmfast.objectives.base import Objective, Statistics, join_statistics, named
 from rmfast.objectives.contrastive import ContrastiveObjective
-from rmfast.objectives.reward import SUMS, RewardObjective, Statistics
+from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.contrast import Contrast, FeatureGradients
-from rmfast.parallel.engine import Objective, ReadRows, Shard, tensor_name
+from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import sum_head_norms, tag
 from rmfast.parallel.megatron.messages import Neighbours
@@ -89,7 +90,7 @@ class MegatronEngine(Stepping):
         self._neighbours = Neighbours(groups.pipeline.group, self.config) if pipelined else None
         self._trained = self._trained_names()
         # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
-        self._figures: dict[tuple[Objective, bool], tuple[int, list[str]]] = {}
+        self._figures: dict[tuple[Objective[Pack], bool], tuple[list[str], list[str], list[str]]] = {}
 
     def _tag_copies(self) -> None:
         """Of an embedding that the first stage shares with the last."""
@@ -195,7 +196,7 @@ class MegatronEngine(Stepping):
         state = np.random.SeedSequence((seed, number, stage.number, part)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
 
-    def forward_backward(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def forward_backward(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """See `Engine`. Every stage builds the packs by itself: only residual streams travel between them."""
         self._drop_gradients()
         seed, inputs = self._draw(), self._inputs(packs)
@@ -235,11 +236,11 @@ class MegatronEngine(Stepping):
 
         self._run(inputs, use, seed=seed, backward=True)
         statistics = self._join(objective, list(collected.values()), contrastive, term)
-        self._loss = statistics.sums[SUMS.index("loss")]
         if contrastive:
-            figures = {"ranking_loss": statistics.sums[SUMS.index("ranking_loss")].clone()} | statistics.figures
-            self._loss += figures.pop("term")
-            statistics = replace(statistics, figures=figures)
+            figures = {"ranking_loss": statistics.sums["ranking_loss"], **statistics.figures}
+            sums = {**statistics.sums, "loss": statistics.loss + figures.pop("term")}
+            statistics = replace(statistics, sums=sums, figures=figures)
+        self._loss = statistics.loss
         return statistics
 
     def _draw(self) -> int:
@@ -254,33 +255,37 @@ class MegatronEngine(Stepping):
 
     def _join(
         self,
-        objective: Objective,
+        objective: Objective[Pack],
         packs: Sequence[Statistics],
         contrastive: bool = False,
         term: FeatureGradients | None = None,
     ) -> Statistics:
         """Statistics over all packs, on all ranks; the last stage's first tensor rank has them."""
-        names = {} if term is None else term.figures | {"term": term.loss}
+        figures = {} if term is None else {name: f.float() for name, f in term.figures.items()} | {"term": term.loss}
+        here = join_statistics(packs, lambda sums: sums, lambda maxima: maxima) if packs else Statistics({})
         key = (objective, contrastive)
         if key not in self._figures:
-            known: list[Any] = [(len(packs[0].sums), list(names)) if packs else None]
+            known: list[Any] = [(list(here.sums), list(here.maxima), list(figures)) if packs else None]
             if self.world.size > 1:
                 dist.broadcast_object_list(known, src=self.groups.rank_of(0, 0, self.groups.pipeline.size - 1))
             self._figures[key] = known[0]
-        count, keys = self._figures[key]
-        sums = torch.zeros(count + len(keys), device=self.device)
-        extrema = torch.full((2,), -torch.inf, device=self.device)
+        of_sums, of_maxima, of_figures = self._figures[key]
+        sums = torch.zeros(len(of_sums) + len(of_figures), device=self.device)
+        maxima = torch.full((len(of_maxima),), -torch.inf, device=self.device)
         if self.groups.last and self.groups.tensor.rank == 0:
-            sums[:count] = torch.stack([s.sums for s in packs]).sum(0)
-            extrema.copy_(torch.stack([s.extrema for s in packs]).amax(0))
-            if self.data.rank == 0:  # figures are the whole batch's on every data rank
-                sums[count:] = torch.stack([names[name].float() for name in keys]) if keys else sums[count:]
+            whole = figures if self.data.rank == 0 else {}  # figures are the whole batch's on every data rank
+            filled = torch.stack([*here.sums.values(), *whole.values()])
+            sums[: len(filled)] = filled
+            if of_maxima:
+                maxima.copy_(torch.stack(list(here.maxima.values())))
         self.world.sum_(sums)
-        self.world.max_(extrema)
-        return Statistics(sums[:count], extrema, dict(zip(keys, sums[count:], strict=True)))
+        if of_maxima:
+            self.world.max_(maxima)
+        parts = sums.split([len(of_sums), len(of_figures)])
+        return Statistics(named(of_sums, parts[0]), named(of_maxima, maxima), named(of_figures, parts[1]))
 
     @torch.no_grad()
-    def measure(self, packs: Sequence[Pack], objective: Objective, totals: Totals) -> Statistics:
+    def measure(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """See `Engine`."""
         inputs, collected = self._inputs(packs), {}
 

@@ -3,6 +3,8 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,13 +18,13 @@ from rmfast.data.table import GroupTable
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
-from rmfast.models.config import decoder_config
+from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
-from rmfast.tasks.model import check_window
-from rmfast.tasks.objectives import training_views
+from rmfast.tasks.build.model import check_window
+from rmfast.tasks.build.objective import training_views
+from rmfast.tasks.build.tables import group_counts, make_table, open_stores
 from rmfast.tasks.options import say_date
-from rmfast.tasks.prepare import group_counts, make_table, open_stores
 from rmfast.trainer.log import say
 
 
@@ -47,8 +49,23 @@ def open_world(config: Config, timeout_minutes: float | None = None) -> World:
     return world
 
 
-Inputs = tuple[PreTrainedConfig, PreTrainedTokenizerBase, GroupTable, dict[str, GroupTable]]
-"""Hugging Face config, tokenizer, training table, held-out tables by name."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """What a run begins with: the model folder's config and tokenizer, the training table, held-out tables by name."""
+
+    hf: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    table: GroupTable
+    evals: dict[str, GroupTable]
+
+    @cached_property
+    def decoder(self) -> DecoderConfig:
+        return decoder_config(self.hf)
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """Last tokens of all sequences."""
+        return self.table.ends.union(*(held_out.ends for held_out in self.evals.values()))
 
 
 def open_inputs(config: Config, world: World) -> Inputs:
@@ -71,7 +88,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
         name: make_table([store], config.data, vocabulary, name, world)
         for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
     }
-    return hf, tokenizer, table, evals
+    return Inputs(hf=hf, tokenizer=tokenizer, table=table, evals=evals)
 
 
 def eval_names(sources: Sequence[str]) -> list[str]:

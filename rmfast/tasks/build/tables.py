@@ -15,7 +15,8 @@ from rmfast.data.columns import read_columns, uses_line
 from rmfast.data.denoise import Denoise
 from rmfast.data.notes import note_lines
 from rmfast.data.store import TokenStore, build_store
-from rmfast.data.table import GroupTable, build_table, treat_table
+from rmfast.data.table import GroupTable, build_table
+from rmfast.data.treat import treat_table
 from rmfast.data.views import Views, view_tokens
 from rmfast.errors import UserError
 from rmfast.parallel.world import World

@@ -3,7 +3,7 @@
 Shapes: M members, d width, F rows of features, U distinct responses and E edges (the most of any member) of a step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -28,14 +28,16 @@ class HeadData:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMember:
-    """A member's steps: `plan` over its groups, `groups` [G], their rows in the training table, `total` steps."""
+    """A member's steps: `plan` over its groups, `groups` [G], their rows in the training table, `total` steps, and the
+    learning rate of each."""
 
     plan: StepPlan
     groups: np.ndarray
     total: int
+    rate: Callable[[int], float]
 
     def edges(self, step: int, start: np.ndarray) -> np.ndarray:
-        """Numbers of a step's edges, int64; none once the member is through.
+        """Numbers of a step's edges, int64; none once the member has finished.
 
         Args:
             start: of each group's edges in the table.
@@ -49,7 +51,7 @@ class HeadBatch:
     """Edges of one step for all members, [M, E] each, padded with edges of weight 0.
 
     `features` fp32 [U, d] are the step's distinct responses, which `better` and `worse` index. `rates` fp64 [M] are the
-    members' learning rates, `active` bool [M] says which are not through. All are views of `buffer`, uint8.
+    members' learning rates, `active` bool [M] says which have not finished. All are views of `buffer`, uint8.
     """
 
     buffer: Tensor
@@ -90,8 +92,8 @@ def head_batch(
     widest = max(1, max(map(len, taken)))
     edge = np.zeros((len(taken), widest), dtype=np.int64)
     counted = np.zeros(edge.shape, dtype=bool)
-    for m, own in enumerate(taken):
-        edge[m, : len(own)], counted[m, : len(own)] = own, True
+    for m, edges in enumerate(taken):
+        edge[m, : len(edges)], counted[m, : len(edges)] = edges, True
     e = data.edges
     ends = np.stack((e.better[edge], e.worse[edge]))
     # Padding points at a response that is there anyway.

@@ -1,7 +1,5 @@
 """Folds of prompts, so that each preference edge can be judged by models that never saw it."""
 
-from dataclasses import fields, replace
-
 import numpy as np
 
 from rmfast.data.table import GroupTable
@@ -27,14 +25,3 @@ def fold_of_groups(table: GroupTable, folds: int, seed: int) -> np.ndarray:
         raise UserError(f"ensemble.folds: {folds} folds need as many different prompts, the data has {len(prompts)}")
     fold = np.random.default_rng((seed, 3)).permutation(len(prompts)) % folds
     return np.asarray(fold[of_group], dtype=np.int64)
-
-
-def select(table: GroupTable, rows: np.ndarray) -> GroupTable:
-    """Some rows of a table, ascending; their responses are numbered again."""
-    responses = np.diff(table.first_response)[rows]
-    columns = {
-        f.name: getattr(table, f.name)[rows]
-        for f in fields(table)
-        if f.name not in ("stores", "store_edges", "first_response")
-    }
-    return replace(table, first_response=np.concatenate(([0], np.cumsum(responses))), **columns)

@@ -22,7 +22,7 @@ from rmfast.evaluation.rows import json_line, strength_row, unscored_row
 from rmfast.report.ensemble import HeldOut, Strengths
 from rmfast.report.ensemble_page import write_ensemble_report
 from rmfast.report.summary import accuracy_line, percent
-from rmfast.tasks.members import Ensemble, open_folder, read_scores
+from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
 from rmfast.trainer.log import finite_or_null, say
 
 
@@ -43,7 +43,7 @@ def finish(ensemble: Ensemble) -> None:
     scores = [own for own in kept if own is not None]
     open_folder(ensemble)  # its config is that of what is written now, also where nothing was left to train
     rewards = np.stack([s["data"] for s in scores])  # [M, R]
-    judges = np.stack([ensemble.judges(m) for m in members])  # [M, G]
+    judges = np.stack([ensemble.scores_groups(m) for m in members])  # [M, G]
     folder = ensemble.folder
     counts = write_data(folder / "data.jsonl", ensemble, rewards, judges)
     edges = table_edges(ensemble.whole)
@@ -51,7 +51,7 @@ def finish(ensemble: Ensemble) -> None:
     strengths = Strengths.of(gaps, judges[:, edges.group])
     held_out = {
         name: HeldOut.of(np.stack([s[f"eval:{name}"] for s in scores]), table_edges(table))
-        for name, table in ensemble.evals.items()
+        for name, table in ensemble.inputs.evals.items()
     }
     center = ensemble.config.objective.center
     figures: dict[str, Any] = {
@@ -90,7 +90,7 @@ def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.n
             counts["rows"] += 1
             if group is None:
                 counts["unscored"] += 1
-                line = unscored_row(columns, _why(columns, means, ensemble.tokenizer))
+                line = unscored_row(columns, _why(columns, means, ensemble.inputs.tokenizer))
             else:
                 first, last = whole.first_response[group], whole.first_response[group + 1]
                 mine = np.flatnonzero(judges[:, group])

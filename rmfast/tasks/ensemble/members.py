@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
 from rmfast.data.files import write_text, written_whole
@@ -21,38 +20,31 @@ from rmfast.errors import Interrupted, RunError, UserError
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
 from rmfast.parallel.process_group import lost, say_error
 from rmfast.parallel.world import World
-from rmfast.tasks.folds import fold_of_groups
-from rmfast.tasks.prepare import data_key
+from rmfast.tasks.build.inputs import Inputs
+from rmfast.tasks.build.tables import data_key
+from rmfast.tasks.ensemble.folds import fold_of_groups
 from rmfast.trainer.log import say
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ensemble:
-    """What the members share. `table` is what is trained on; `whole` holds every group of the training sources, at full
-    length and with its own edges: it is what members judge."""
+    """What the members share. `inputs.table` is what is trained on; `whole` holds every group of the training sources,
+    at full length and with its own edges: it is what members score."""
 
     config: Config
     world: World
-    hf: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    table: GroupTable
-    evals: dict[str, GroupTable]
+    inputs: Inputs
     folder: Path
 
     @cached_property
-    def ends(self) -> set[int]:
-        """Last tokens of all sequences."""
-        return self.table.ends.union(*(held_out.ends for held_out in self.evals.values()))
-
-    @cached_property
     def whole(self) -> GroupTable:
-        return build_table(self.table.stores, need_edges=False)[0]
+        return build_table(self.inputs.table.stores, need_edges=False)[0]
 
     @cached_property
     def place(self) -> np.ndarray:
         """Row of `whole` of each group of `table`, int64."""
-        offsets = np.concatenate(([0], np.cumsum([len(store) for store in self.table.stores])))
-        return offsets[self.table.store] + self.table.index
+        offsets = np.concatenate(([0], np.cumsum([len(store) for store in self.inputs.table.stores])))
+        return offsets[self.inputs.table.store] + self.inputs.table.index
 
     @cached_property
     def fold(self) -> np.ndarray | None:
@@ -64,10 +56,10 @@ class Ensemble:
         """Rows of `table` that a member sees.
 
         Raises:
-            UserError: none.
+            UserError: no rows are left.
         """
         if self.fold is None:
-            return np.arange(len(self.table))
+            return np.arange(len(self.inputs.table))
         rows = np.flatnonzero(self.fold[self.place] != member % (self.config.ensemble.folds or 1))
         if not len(rows):
             raise UserError(
@@ -75,8 +67,8 @@ class Ensemble:
             )
         return rows
 
-    def judges(self, member: int) -> np.ndarray:
-        """bool [groups of `whole`]: what a member judges."""
+    def scores_groups(self, member: int) -> np.ndarray:
+        """bool [groups of `whole`]: what a member scores."""
         if self.fold is None:
             return np.ones(len(self.whole), dtype=bool)
         return self.fold == member % (self.config.ensemble.folds or 1)
@@ -87,7 +79,7 @@ class Ensemble:
     @cached_property
     def scores_key(self) -> str:
         """Of what members have scored: other data, held-out ones too, are scored again."""
-        tables = {"data": self.whole} | {f"eval:{name}": table for name, table in self.evals.items()}
+        tables = {"data": self.whole} | {f"eval:{name}": table for name, table in self.inputs.evals.items()}
         parts = [
             (name, [s.meta["key"] for s in table.stores], table.index.tobytes(), table.cut.tobytes())
             for name, table in tables.items()
@@ -106,6 +98,11 @@ def member_config(config: Config, member: int, folder: Path) -> Config:
         update={"dir": str(folder), "seed": member_seed(config.run.seed, member), "resume": "auto"}
     )
     return config.model_copy(update={"task": "reward", "run": run})
+
+
+def whole_config(config: Config) -> Config:
+    """The config of all members' ensemble, whichever of them a job trains."""
+    return config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"part": None})})
 
 
 def check_ranks(config: Config, ranks: int, set_by: str) -> None:
@@ -166,7 +163,7 @@ def _settings(ensemble: Ensemble) -> dict[str, Any]:
     kept |= {"model": ("path", "dtype", "from_scratch", "heads", "top_layers", "dropout"), "optim": ()}
     values = {f"{s}.{key}": config[s][key] for s, keys in kept.items() for key in keys or config[s]}
     values.pop("optim.on_nonfinite")
-    return values | {"data": data_key(ensemble.table, ensemble.config.data, ensemble.config.run.seed)}
+    return values | {"data": data_key(ensemble.inputs.table, ensemble.config.data, ensemble.config.run.seed)}
 
 
 def check_folder(ensemble: Ensemble) -> None:
@@ -202,9 +199,7 @@ def open_folder(ensemble: Ensemble) -> None:
         (folder / LOCK).touch()  # first of all: jobs of other members see by it whose folder this is
     except OSError as error:
         raise UserError(f"run.dir: cannot make the folder {folder}: {error.strerror}") from None
-    config = ensemble.config
-    whole = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"part": None})})
-    write_text(folder / CONFIG, config_text(whole.dump()))
+    write_text(folder / CONFIG, config_text(whole_config(ensemble.config).dump()))
     write_text(folder / "ensemble.json", json.dumps({"settings": _settings(ensemble)}, indent=1) + "\n")
 
 
@@ -232,7 +227,7 @@ def write_scores(ensemble: Ensemble, member: int, data: np.ndarray, evals: dict[
     """Keep a member's rewards: with that it is done, and is not run again.
 
     Args:
-        data: of every response of `ensemble.whole` [R]; nan where the member does not judge.
+        data: of every response of `ensemble.whole` [R]; nan where the member does not score.
         evals: of the held-out tables' responses, by name.
     """
     file = ensemble.path(member) / "scores.npz"

@@ -1,9 +1,10 @@
-"""From a config to what a run minimises."""
+"""From a config to what a run minimises, and how."""
 
-from rmfast.config import Config
+from rmfast.config import Config, OptimConfig
 from rmfast.data.views import Views
 from rmfast.objectives.contrastive import BETA, PROTOTYPES, TEMPERATURE, ContrastiveObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.optimizer import AdamWOptions
 
 DROPOUT = 0.05
 """Of the two views of a contrastive term (Part II, appendix B.2)."""
@@ -12,6 +13,11 @@ DROPOUT = 0.05
 def reward_objective(config: Config) -> RewardObjective:
     """The ranking loss, with an LM term if asked."""
     return RewardObjective(center=config.objective.center, lm=config.objective.lm, impl=config.model.kernels)
+
+
+def adamw_options(optim: OptimConfig) -> AdamWOptions:
+    """The optimizer's options."""
+    return AdamWOptions(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, clip=optim.clip)
 
 
 def contrastive_objective(config: Config) -> ContrastiveObjective | None:

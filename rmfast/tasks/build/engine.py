@@ -7,7 +7,8 @@ from transformers import PreTrainedConfig
 
 from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
-from rmfast.models.config import DTYPES, decoder_config
+from rmfast.kernels.attention import flash
+from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork
 from rmfast.models.rows import open_rows
@@ -15,9 +16,8 @@ from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
-from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.tasks.objectives import contrastive_objective, dropout, prototypes
+from rmfast.tasks.build.objective import adamw_options, contrastive_objective, dropout, prototypes
 
 
 def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
@@ -29,20 +29,39 @@ def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
     Raises:
         UserError: a model that cannot be read, or not be run like that.
     """
-    optim = config.optim
-    options = AdamWOptions(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, clip=optim.clip)
-    if config.parallel.engine == "megatron":
-        return _megatron(config, world, hf, options)
-    network = _network(config)
+    attention = attention_impl(config, world, decoder_config(hf, config.model.path))
+    engine = _megatron(config, world, hf) if config.parallel.engine == "megatron" else _native(config, world)
+    engine.attend_with(attention)
+    return engine
+
+
+def attention_impl(config: Config, world: World, decoder: DecoderConfig) -> str:
+    """What attends over whole packs: model.attention.
+
+    Raises:
+        UserError: flash attention is asked for and cannot be had.
+    """
+    model = config.model
+    if model.attention != "flash":
+        return model.kernels
+    refusal = flash.refusal(world.device, DTYPES[model.dtype], decoder.head_dim)
+    if refusal is None and all(window is not None for window in decoder.windows):
+        refusal = "every layer has a sliding window"
+    if refusal is not None:
+        raise UserError(f"model.attention: flash is not possible: {refusal}")
+    return "flash"
+
+
+def _native(config: Config, world: World) -> Engine:
     recorder = None
     if config.parallel.cuda_graphs:
         if world.device.type != "cuda":
             raise UserError("parallel.cuda_graphs: there is no GPU here")
         recorder = CudaRecorder(world.device)
     return NativeEngine(
-        network,
+        _network(config),
         world=world,
-        options=options,
+        options=adamw_options(config.optim),
         data_parallel=config.parallel.data,
         recorder=recorder,
         contrastive=contrastive_objective(config),
@@ -82,7 +101,7 @@ def _network(config: Config) -> RewardNetwork:
     return network
 
 
-def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamWOptions) -> Engine:
+def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
     model, own, lm = config.model, config.parallel, config.objective.lm > 0
     layout = Layout(tensor=own.tensor, pipeline=own.pipeline, virtual=own.virtual, sequence=own.sequence)
     decoder = decoder_config(hf, model.path)
@@ -119,4 +138,5 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamW
             )
         except ValueError as error:
             raise UserError(f"model.top_layers: {error}") from None
-        return MegatronEngine(stages, groups, rows, options=options, contrastive=contrastive_objective(config))
+        options, term = adamw_options(config.optim), contrastive_objective(config)
+        return MegatronEngine(stages, groups, rows, options=options, contrastive=term)

@@ -3,20 +3,24 @@
 import contextlib
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from rmfast.config import Config
+from rmfast.data.table import select
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import first_too_long
 from rmfast.evaluation.score import score_table
 from rmfast.models.config import context_window
 from rmfast.parallel.world import World
-from rmfast.tasks.folds import select
-from rmfast.tasks.heads import train_heads
-from rmfast.tasks.inputs import open_inputs, open_world
-from rmfast.tasks.members import (
+from rmfast.tasks.build.folder import RunFolder, run_folder
+from rmfast.tasks.build.inputs import open_inputs, open_world
+from rmfast.tasks.build.model import stored_heads
+from rmfast.tasks.ensemble.heads import train_heads
+from rmfast.tasks.ensemble.members import (
     Ensemble,
     all_or_none,
     check_folder,
@@ -26,10 +30,8 @@ from rmfast.tasks.members import (
     read_scores,
     write_scores,
 )
-from rmfast.tasks.model import stored_heads
-from rmfast.tasks.reward import RewardRun
-from rmfast.tasks.run_folder import RunFolder, run_folder
-from rmfast.tasks.strength import finish
+from rmfast.tasks.ensemble.strength import finish
+from rmfast.tasks.reward import open_reward
 from rmfast.trainer.log import say
 from rmfast.trainer.stop import StopRequest, listening
 
@@ -53,27 +55,19 @@ def run(config: Config) -> None:
     # A job of one member holds that member's folder alone: others train theirs beside it.
     held = contextlib.nullcontext() if isinstance(part, int) else RunFolder(run_folder(config.run.dir), world)
     with world, held as folder:
-        hf, tokenizer, table, evals = open_inputs(config, world)
+        inputs = open_inputs(config, world)
         count = 0 if config.model.from_scratch else stored_heads(config.model.path)
         if count > 1:
             raise UserError(
                 f"model.path: {config.model.path} has {count} reward heads, and a member of an ensemble has one; "
                 "give a model with one or none"
             )
-        for store in table.stores:  # whose rows are judged at full length, also those that training cuts
-            if beyond := first_too_long(store, context_window(hf)):
+        for store in inputs.table.stores:  # whose rows are scored at full length, also those that training cuts
+            if beyond := first_too_long(store, context_window(inputs.hf)):
                 raise UserError(
-                    f"{store.label(beyond[0])}: {beyond[1]}; an ensemble judges all rows: take this one out"
+                    f"{store.label(beyond[0])}: {beyond[1]}; an ensemble scores all rows: take this one out"
                 )
-        ensemble = Ensemble(
-            config=config,
-            world=world,
-            hf=hf,
-            tokenizer=tokenizer,
-            table=table,
-            evals=evals,
-            folder=run_folder(config.run.dir),
-        )
+        ensemble = Ensemble(config=config, world=world, inputs=inputs, folder=run_folder(config.run.dir))
         for member in range(config.ensemble.folds or 0):
             ensemble.trains_on(member)  # refuses folds that leave a member nothing
         if folder is not None and config.run.resume == "never":
@@ -81,8 +75,7 @@ def run(config: Config) -> None:
         check_folder(ensemble)
         if config.ensemble.folds and world.main:
             _say_guessed(ensemble)
-        own = ensemble.path(part) if isinstance(part, int) else ensemble.folder
-        with listening(own, world) as stop:
+        with listening(ensemble.path(part) if isinstance(part, int) else ensemble.folder, world) as stop:
             if part != "vote":
                 _train(ensemble, stop)
             if not isinstance(part, int):
@@ -102,13 +95,13 @@ def _train(ensemble: Ensemble, stop: StopRequest) -> None:
         if world.main and 1 < size < world.size:
             say(f"members in {world.size // size} groups of {size} ranks")
         with _part(ensemble, size) as part:
-            own = stop.within(part)
+            of_part = stop.within(part)
 
-            def mine() -> None:
+            def train() -> None:
                 for member in range(world.rank // size, config.members, world.size // size):
-                    _train_member(ensemble, member, part, own)
+                    _train_member(ensemble, member, part, of_part)
 
-            all_or_none(world, mine, part)
+            all_or_none(world, train, part)
 
 
 @contextlib.contextmanager
@@ -152,29 +145,32 @@ def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopReque
 def _run_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest) -> None:
     """The run and the rewards, in the member's folder."""
     config, members = ensemble.config, ensemble.config.ensemble.members
-    own = member_config(config, member, ensemble.path(member))
-    table = ensemble.table if ensemble.fold is None else select(ensemble.table, ensemble.trains_on(member))
-    reward = RewardRun(own, world, ensemble.hf, ensemble.tokenizer, table, ensemble.evals)
+    of_member = member_config(config, member, ensemble.path(member))
+    table = ensemble.inputs.table
+    if ensemble.fold is not None:
+        table = select(table, ensemble.trains_on(member))
+    training = open_reward(of_member, world, replace(ensemble.inputs, table=table))
     if ensemble.world.main:
         open_folder(ensemble)
     with _console(ensemble, member, world):
         if world.main:
             fold = "" if config.ensemble.folds is None else f", without fold {member % config.ensemble.folds}"
-            say(f"\nmember {member} of {members}: seed {own.run.seed}, {len(table):,} groups{fold}")
-        reward.run(stop)
-        judged = select(ensemble.whole, np.flatnonzero(ensemble.judges(member)))
-        engine, budget = reward.engine, config.data.tokens_per_pack
-        scores = score_table(engine.score, judged, engine.data, budget=budget)[:, 0]
+            say(f"\nmember {member} of {members}: seed {of_member.run.seed}, {len(table):,} groups{fold}")
+        training.train(stop)
+        scored = select(ensemble.whole, np.flatnonzero(ensemble.scores_groups(member)))
+        engine, budget = training.engine, config.data.tokens_per_pack
+        scores = score_table(engine.score, scored, engine.data, budget=budget)[:, 0]
         if world.main:
             rewards = np.full(int(ensemble.whole.first_response[-1]), np.nan)
-            rewards[np.repeat(ensemble.judges(member), np.diff(ensemble.whole.first_response))] = scores
-            write_scores(ensemble, member, rewards, {name: _final_scores(reward, name) for name in ensemble.evals})
-            say(f"member {member} of {members}: {len(judged):,} groups judged")
+            rewards[np.repeat(ensemble.scores_groups(member), np.diff(ensemble.whole.first_response))] = scores
+            evals = {name: _final_scores(ensemble.path(member), name) for name in ensemble.inputs.evals}
+            write_scores(ensemble, member, rewards, evals)
+            say(f"member {member} of {members}: {len(scored):,} groups scored")
     world.barrier()
 
 
-def _final_scores(reward: RewardRun, name: str) -> np.ndarray:
-    with np.load(reward.folder / "eval" / f"{name}-final.npz", allow_pickle=False) as arrays:
+def _final_scores(folder: Path, name: str) -> np.ndarray:
+    with np.load(folder / "eval" / f"{name}-final.npz", allow_pickle=False) as arrays:
         return np.asarray(arrays["scores"])
 
 

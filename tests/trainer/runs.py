@@ -1,0 +1,23 @@
+"""Runs in a folder of a test."""
+
+from pathlib import Path
+from typing import Any
+
+from rmfast.parallel.world import World
+from rmfast.trainer.run import Run, RunOptions
+
+
+def run_in(folder: Path, **more: Any) -> Run:
+    """A run that neither evaluates nor saves on the way, but for what is said."""
+    options: dict[str, Any] = {
+        "evaluate_every": (None,),
+        "evaluate_first": False,
+        "checkpoint_every": None,
+        "keep": 9,
+        "stop_on_nonfinite": True,
+        "log_every": 1,
+        "tensorboard": False,
+        "wandb": False,
+    }
+    folder.mkdir(exist_ok=True)
+    return Run(folder, World(), RunOptions(**(options | more)), config={}, settings={}, data_key="")
