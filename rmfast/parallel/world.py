@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rmfast.errors import Interrupted, UserError
-from rmfast.parallel.process_group import new_group, open_group, say_error
+from rmfast.parallel.process_group import line_group, new_group, open_group, say_error
 
 
 class World:
@@ -137,9 +137,11 @@ class World:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor
 
-    def subgroup(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        """A new group of some ranks. All ranks of the world call it; those of a part, inside it."""
-        return new_group(ranks, self.device, self.timeout)
+    def line(self, lines: Sequence[Sequence[int]]) -> dist.ProcessGroup | None:
+        """A new group, of the line of ranks that has this one, if any. All ranks of the world call it; those of a part,
+        inside it."""
+        group: dist.ProcessGroup | None = line_group(lines, self.device, self.timeout)
+        return group
 
     @property
     def group(self) -> dist.ProcessGroup | None:

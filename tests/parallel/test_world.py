@@ -132,7 +132,7 @@ def test_collectives_between_gpus_wait_ten_minutes_at_most(opened: list[Any], mo
 
     monkeypatch.setattr(dist.ProcessGroup, "_get_backend", lambda group, device: Backend())
     with World(timeout_minutes=60) as world:
-        world.subgroup([0])
+        world.line([[0]])
     with World(timeout_minutes=2):
         pass
     assert waits == [STEP, STEP, timedelta(minutes=2)] and timedelta(minutes=10) == STEP
