@@ -85,9 +85,15 @@ def say_error(rank: int, line: str) -> None:
 
 def say_for_all(line: str) -> None:
     """Print what this rank ends of, its process group open: rank 0 at once, another one where rank 0 says nothing."""
+    if dist.get_rank() == 0:
+        print(f"rmfast: {line}", file=sys.stderr, flush=True)
+    say_where_main_does_not(line)
+
+
+def say_where_main_does_not(line: str) -> None:
+    """The same of a rank whose entry point prints the line where it is rank 0."""
     rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
     if rank == 0:
-        print(f"rmfast: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(RuntimeError):
             store.set(SAID, line)
         return
