@@ -93,9 +93,8 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     """Bytes of the fullest GPU, by what takes them.
 
     ddp: fp32 weights, gradients (torch's buckets where there are several ranks) and two moments, and a bf16 copy of
-    what products read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: a
-    rank's part of the model, the moments divided by data ranks, copies that the graph of every pack in flight keeps
-    (recomputation makes them again, a layer at a time).
+    what products read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: what
+    ddp has of a rank's part of the model, the moments divided by data ranks.
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
     packs = ceil(load.tokens / layout.data / load.pack)
@@ -107,14 +106,14 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
         turns = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual) if layout.virtual > 1 else 1.0
         flying = min(packs, layout.pipeline) * turns
     cast = b if b < 4 else 0  # fp32 weights are read as they are
-    copies = freed = cast * layer * (layers * flying if layout.recompute == "none" else 1)
+    # Where an LM loss reads the table, it does so on the last stage, which is not the fullest.
+    copies = cast * (layers * layer + (load.every_token and layout.pipeline == 1) * table)
     if layout.engine == "ddp":
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
-        copies, freed = cast * (layers * layer + load.every_token * table), 0.0
     elif layout.engine == "fsdp":
         own = parameters(config) / layout.data
         state = {"weights": 4 * own, "gradients": 4 * (own + layer), "optimizer": 8 * own}
-        copies, freed = b * (2 * layer + table), 0.0
+        copies = b * (2 * layer + table)
     else:
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights / layout.data}
     # The last layer keeps next to nothing where it computes scored tokens only (it is not the fullest stage's).
@@ -131,14 +130,15 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     # product's place), or later that of the largest matrix, as it is computed and in fp32, when the MLP keeps no more.
     f = config.ffn / layout.tensor
     working = tokens * b * 2 * d
-    working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 - cast) * f * config.width)
+    gathered = -cast if layout.engine == "fsdp" else 2 * cast
+    working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 + gathered) * f * config.width)
     if layout.recompute != "none":  # the layer's own activations, those that are made again
         working += tokens * (saved("none") - (saved("selective") if layout.recompute == "selective" else 0))
     if layout.sequence:
         working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
     # At the end of a pack's backward, when it keeps nothing any more: the embedding's gradient.
     last = (4 + (cast if layout.engine == "fsdp" else 0)) * table + 4 * tokens * d
-    working = max(working, last - (kept + freed) / flying)
+    working = max(working, last - kept / flying)
     return state | {"copies": copies, "activations": kept, "working": working, "reserve": RESERVE}
 
 

@@ -37,17 +37,25 @@ class _Copy(torch.autograd.Function):
 class Copies:
     """Copies of some weights in `dtype`; weights that have it already get none.
 
-    A context manager: entering casts all weights, and inside, `cast` gives the copies. Their gradients arrive at the
-    weights, as those of a cast do, and are added up there. Outside there is nothing that could be out of date. The
-    memory stays, and with it the addresses that a CUDA graph reads.
+    A context manager: entering casts the weights, and inside, `cast` gives the copies. Their gradients arrive at the
+    weights, as those of a cast do, and are added up there. Outside nothing reads a copy. A frozen weight's copy stays
+    good until something writes to the weight.
+
+    Each weight has its copy from the beginning to the end, trained or frozen: 2 bytes beside the 4 of an fp32 weight.
+    Their addresses stay too, which a CUDA graph reads.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
         self.weights = [weight for weight in weights if weight.dtype != dtype]
         self.copies = [torch.empty_like(weight, dtype=dtype, requires_grad=False) for weight in self.weights]
+        self._versions = [-1] * len(self.weights)  # of the weights when they were last cast, as torch counts writes
 
     def __enter__(self) -> None:
-        restore_(self.copies, self.weights)
+        versions = [weight._version for weight in self.weights]
+        # What trains a weight may write past torch's count, so that one is cast in any case.
+        old = [i for i, w in enumerate(self.weights) if w.requires_grad or versions[i] != self._versions[i]]
+        restore_([self.copies[i] for i in old], [self.weights[i] for i in old])
+        self._versions = versions
         for weight, copy in zip(self.weights, self.copies, strict=True):
             setattr(weight, _COPY, copy)
 

@@ -28,6 +28,11 @@ class Linear(nn.Module):
         return F.linear(x[rows], first, biases[0]), F.linear(x, rest, biases[1])
 
 
+def linear_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of a module's linear layers."""
+    return [weight for layer in module.modules() if isinstance(layer, Linear) for weight in layer.parameters()]
+
+
 class Embedding(nn.Module):
     """Rows of a table [vocabulary, width]."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rmfast.kernels import rms_norm, score_head
 from rmfast.models.decoder import Decoder
-from rmfast.models.layers import Embedding, Linear, Norm
+from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
 
 
 class PackInputs(Protocol):
@@ -90,9 +90,7 @@ class RewardNetwork(nn.Module):
 
     def cast_weights(self) -> list[nn.Parameter]:
         """Weights that products read in the decoder's dtype, whatever they are stored in."""
-        layers: list[nn.Module] = [module for module in self.decoder.modules() if isinstance(module, Linear)]
-        layers += [self._table()] if self.lm else []
-        return [weight for layer in layers for weight in layer.parameters()]
+        return linear_weights(self.decoder) + (list(self._table().parameters()) if self.lm else [])
 
     def beside_scores(self) -> list[nn.Parameter]:
         """Weights that scores do not depend on: they have no gradient where a loss reads nothing else."""

@@ -236,7 +236,9 @@ class NativeEngine(Stepping):
     def _drop_gradients(self) -> None:
         if self.gradients is not None:
             self.gradients.buffer.zero_()
-        elif isinstance(self.module, DistributedDataParallel):  # its buckets stay
+        elif isinstance(self.module, DistributedDataParallel):
+            # Its buckets stay. A weight that a step leaves out (MetaRM's the LM head) has its part of them, so that DDP
+            # does not copy to the host which weights other ranks used: it would wait for the device.
             torch._foreach_zero_([p.grad for p in self.network.parameters() if p.grad is not None])
         else:
             self.optimizer.zero_grad()
@@ -290,6 +292,7 @@ class NativeEngine(Stepping):
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
+        self._weights_changed()  # FSDP2 may hold some whole after a forward pass, rounded to the activations' dtype
         out = {}
         for name, parameter in self.network.named_parameters():
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -37,6 +37,35 @@ def new_group(ranks: Sequence[int], device: torch.device, timeout: timedelta) ->
     return group
 
 
+def line_group(lines: Sequence[Sequence[int]], device: torch.device, timeout: timedelta) -> Any:
+    """The group of the line of ranks that this one is in; None where it is in none. All ranks of the default group call
+    it with the same lines, which have no rank in common.
+
+    However many lines there are, a rank makes one group: NCCL splits its communicator into all of them at once, and
+    gloo asks only the ranks of a line. Within a part of the world, whose ranks have other numbers there than torch's
+    split knows, a rank makes as many groups as there are lines.
+    """
+    world = dist.group.WORLD
+    assert world is not None
+    own = [list(line) for line in lines if world.rank() in line]
+    if device.type != "cuda":
+        return dist.new_group(own[0], timeout=timeout, use_local_synchronization=True) if own else None
+    numbered = dist.get_process_group_ranks(world) == list(range(world.size()))
+    if not (numbered and world.bound_device_id and world._get_backend(device).supports_splitting):
+        groups = [new_group(line, device, timeout) for line in lines]
+        return next((group for line, group in zip(lines, groups, strict=True) if list(line) in own), None)
+    group = dist.split_group(split_ranks=[list(line) for line in lines], timeout=timeout)
+    if group is not None:
+        group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)  # torch gives gloo its own default
+        _shorten(group, device, timeout)
+    return group
+
+
+def sole_group() -> Any:
+    """A group of this rank alone, for who asks for a size: without a communicator of NCCL's."""
+    return dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
+
+
 def _shorten(group: Any, device: torch.device, timeout: timedelta) -> None:
     if device.type == "cuda" and isinstance(group, dist.ProcessGroup):
         group._get_backend(device)._set_default_timeout(min(timeout, STEP))
@@ -56,9 +85,15 @@ def say_error(rank: int, line: str) -> None:
 
 def say_for_all(line: str) -> None:
     """Print what this rank ends of, its process group open: rank 0 at once, another one where rank 0 says nothing."""
+    if dist.get_rank() == 0:
+        print(f"rmfast: {line}", file=sys.stderr, flush=True)
+    say_where_main_does_not(line)
+
+
+def say_where_main_does_not(line: str) -> None:
+    """The same of a rank whose entry point prints the line where it is rank 0."""
     rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
     if rank == 0:
-        print(f"rmfast: {line}", file=sys.stderr, flush=True)
         with contextlib.suppress(RuntimeError):
             store.set(SAID, line)
         return

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rmfast.errors import Interrupted, UserError
-from rmfast.parallel.process_group import new_group, open_group, say_error
+from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.parallel.process_group import line_group, new_group, open_group, say_error, say_where_main_does_not
 
 
 class World:
@@ -106,6 +106,8 @@ class World:
             return
         if error is not None and not isinstance(error, Interrupted) and self.device.type == "cuda":
             return  # others may wait in a collective of NCCL, and this rank would wait for them
+        if isinstance(error, UserError | RunError):
+            say_where_main_does_not(str(error))
         # Free DDP, which an error's frames may hold, before the group: if it held the last reference, it would wait
         # for gloo's threads with the interpreter's lock, which they may need to end.
         while error is not None:
@@ -137,9 +139,11 @@ class World:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return tensor
 
-    def subgroup(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        """A new group of some ranks. All ranks of the world call it; those of a part, inside it."""
-        return new_group(ranks, self.device, self.timeout)
+    def line(self, lines: Sequence[Sequence[int]]) -> dist.ProcessGroup | None:
+        """A new group, of the line of ranks that has this one, if any. All ranks of the world call it; those of a part,
+        inside it."""
+        group: dist.ProcessGroup | None = line_group(lines, self.device, self.timeout)
+        return group
 
     @property
     def group(self) -> dist.ProcessGroup | None:

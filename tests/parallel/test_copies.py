@@ -1,6 +1,5 @@
 """Weights are cast once for all packs of a step, to the bits of a cast in every layer, and are never out of date."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rmfast.parallel.graphs import Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from tests.casts import Casts
 from tests.figures import sums
 from tests.tiny import group_of, save_hf_model, table_of
 
@@ -114,21 +114,6 @@ def test_the_bits_are_those_of_a_cast_in_every_layer(model: Path, monkeypatch: p
     assert not torch.equal(once[0], once[2 * steps - 2]), "training changed nothing"
 
 
-class Casts(TorchDispatchMode):
-    """Counts how often each weight is copied into another dtype."""
-
-    def __init__(self, engine: NativeEngine) -> None:
-        super().__init__()
-        self.names = {p.data_ptr(): name for name, p in engine.network.named_parameters()}
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten._to_copy.default, torch.ops.aten._foreach_copy_.default) or "perturb_" in str(func):
-            parts = [x for a in args for x in (a if isinstance(a, list | tuple) else [a]) if isinstance(x, Tensor)]
-            self.counts.update(self.names[x.data_ptr()] for x in parts if x.data_ptr() in self.names)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("lm", [False, True])
 def test_a_weight_is_cast_once_a_step_whatever_the_number_of_packs(model: Path, lm: bool) -> None:
     engine = engine_of(model, lm=lm)
@@ -136,25 +121,51 @@ def test_a_weight_is_cast_once_a_step_whatever_the_number_of_packs(model: Path, 
     expected = dict.fromkeys(matrices | ({"decoder.embed.weight"} if lm else set()), 1)
     for budget in (1000, TINY, 24):
         packs, totals = batch(0, budget, lm=lm)
-        with Casts(engine) as casts:
+        with Casts(engine.network.named_parameters()) as casts:
             engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals)
         assert casts.counts == expected, len(packs)
-        with Casts(engine) as casts:
+        with Casts(engine.network.named_parameters()) as casts:
             engine.score(packs)
         assert casts.counts == expected, len(packs)
     assert len(packs) > 3
 
 
+def test_a_frozen_weight_is_cast_once_and_again_when_it_is_loaded(model: Path) -> None:
+    """In training and where a model is scored; what is trained is cast once a step."""
+    engine = engine_of(model, top_layers=1)
+    weights = {name: p for name, p in engine.network.named_parameters() if p.dim() > 1 and "layers" in name}
+    frozen = {name for name, p in weights.items() if not p.requires_grad}
+    assert frozen and frozen < weights.keys()
+
+    def counts(number: int) -> dict[str, int]:
+        with Casts(weights.items()) as casts:
+            reward(engine, number)
+            engine.optimizer_step(1e-2)
+            engine.score(batch(number)[0])
+        return casts.counts
+
+    expected = dict.fromkeys(weights.keys() - frozen, 2)
+    assert counts(0) == expected | dict.fromkeys(frozen, 1)
+    assert counts(1) == expected
+    saved = {name: 1.5 * shard.tensor for name, shard in engine.state().items()}
+    engine.load_state(lambda name, begin, end, columns=None: saved[name][begin:end])
+    assert counts(2) == expected | dict.fromkeys(frozen, 1)
+
+
 def test_a_pass_that_collects_features_takes_the_same_copies(model: Path) -> None:
     engine = engine_of(model, term=SWAV)
-    with Casts(engine) as casts:
+    with Casts(engine.network.named_parameters()) as casts:
         contrastive(engine, 0)
     assert set(casts.counts.values()) == {1}
 
 
-def test_copies_are_never_out_of_date(model: Path) -> None:
+@pytest.mark.parametrize("top_layers", [None, 1])
+def test_copies_are_never_out_of_date(model: Path, top_layers: int | None) -> None:
     """Scores, by copies, are those of the network itself, which casts its weights, after all that changes them."""
-    engine, other = engine_of(model), engine_of(model)
+    engine, other = engine_of(model, top_layers=top_layers), engine_of(model, top_layers=top_layers)
+    with torch.no_grad():
+        for weight in other.network.parameters():
+            weight.mul_(1.1)  # frozen ones too
     packs = batch(99)[0]
     seen: list[Tensor] = []
 
@@ -203,7 +214,7 @@ def test_recorded_packs_read_copies_that_keep_their_place(model: Path) -> None:
         places = {copy.data_ptr() for copy in engine.copies.copies}
         for number in range(3):
             packs, totals = batch(number, 64, fixed=True)
-            with Reads() as reads, Casts(engine) as casts:
+            with Reads() as reads, Casts(engine.network.named_parameters()) as casts:
                 seen.append(sums(engine.forward_backward(packs, RewardObjective(), totals)))
             assert places <= reads.places and set(casts.counts.values()) == {1}
             seen.append(engine.optimizer_step(1e-2))

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.data.loader import rank_packs, totals_of
 from rmfast.models.hf import load_network
+from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import DataParallel, NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
@@ -36,6 +38,12 @@ def engine_of(folder: Path, world: World, mode: DataParallel, dtype: torch.dtype
     return NativeEngine(network, world=world, options=AdamWOptions(clip=0.5), data_parallel=mode)
 
 
+def untied(folder: Path, world: World) -> NativeEngine:
+    """With an LM head of its own."""
+    network, _ = load_network(folder.parent / "untied", lm=True, from_scratch=True)
+    return NativeEngine(network, world=world, options=AdamWOptions(), data_parallel="ddp")
+
+
 def steps(engine: NativeEngine, world: World) -> dict[str, Any]:
     """Statistics and gradients of two steps of several packs a rank, and scores afterwards."""
     g = np.random.default_rng(0)
@@ -49,7 +57,22 @@ def steps(engine: NativeEngine, world: World) -> dict[str, Any]:
         grads = {name: p.grad for name, p in engine.network.named_parameters() if p.grad is not None}
         out["grads"].append({n: (g.full_tensor() if isinstance(g, DTensor) else g).clone() for n, g in grads.items()})
         engine.optimizer_step(1e-3)
-    return out | {"after": torch.cat(engine.score(same))}
+    before = engine.weights()
+    out["after"] = torch.cat(engine.score(same))
+    exported = engine.weights()
+    return out | {"kept": all(torch.equal(exported[name], weight) for name, weight in before.items())}
+
+
+def meta_step(engine: NativeEngine, world: World) -> dict[str, Tensor]:
+    """Gradients of a loss that leaves the LM head out, at the second of two steps."""
+    g = np.random.default_rng(1)
+    table = table_of([group_of(g, int(g.integers(3, 9)), [4, 2, 3], []) for _ in range(8)])
+    rows = np.arange(len(table))
+    packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=48)
+    for _ in range(2):
+        engine._drop_gradients()
+        engine.forward_backward(packs, DifferenceObjective(), totals_of(table, rows))
+    return {name: p.grad.clone() for name, p in engine.network.named_parameters() if p.grad is not None}
 
 
 def storages(engine: NativeEngine) -> dict[int, int]:
@@ -75,6 +98,12 @@ def worker(folder: Path, out: Path) -> None:
                     result |= {name: getattr(engine.module, name) for name in options}
                 found[f"{mode} {dtype}"] = result
                 del engine
+        engine = untied(folder, world)
+        grads = meta_step(engine, world)
+        assert isinstance(engine.module, DistributedDataParallel)
+        # How many ranks used each weight, as DDP summed it up; it reads that on the host where one of them did not.
+        found["meta"] = {"grads": grads, "used": engine.module.reducer._get_local_used_map().tolist()}
+        del engine
         if world.main:
             torch.save(found, out)
 
@@ -83,6 +112,7 @@ def worker(folder: Path, out: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("replicas")
     save_hf_model("llama", folder / "model", tie_word_embeddings=True)
+    save_hf_model("llama", folder / "untied")
     command = [*torchrun(2), __file__, str(folder / "model"), str(folder / "found")]
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
@@ -119,6 +149,24 @@ def test_two_ranks_have_the_gradients_of_one(
     for step in range(count):
         torch.testing.assert_close(many["sums"][step], alone["sums"][step], rtol=tolerance, atol=tolerance)
         assert_close_by_norm(many["grads"][step], alone["grads"][step], tolerance)
+
+
+@pytest.mark.slow
+def test_ddp_reads_nothing_of_the_device_where_a_step_leaves_a_weight_out(found: tuple[Path, dict[str, Any]]) -> None:
+    """The LM head in MetaRM's first half: each rank has a gradient of it, of zeros."""
+    used, grads = found[1]["meta"]["used"], found[1]["meta"]["grads"]
+    assert len(used) == len(grads) and set(used) == {2}
+    alone = meta_step(untied(found[0], World()), World())
+    assert not grads["lm_head.weight"].any() and "lm_head.weight" not in alone
+    assert_close_by_norm({name: grads[name] for name in alone}, alone, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_whole_weights_are_the_masters_also_after_a_forward_pass(
+    found: tuple[Path, dict[str, Any]], mode: DataParallel
+) -> None:
+    assert all(found[1][f"{mode} torch.{dtype}"]["kept"] for dtype in ("float32", "bfloat16"))
 
 
 @pytest.mark.slow

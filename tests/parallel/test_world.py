@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from rmfast.parallel import process_group
 from rmfast.parallel.process_group import STEP, say_error, say_for_all
 from rmfast.parallel.world import World
 from rmfast.train import main
-from tests.runs import environment, free_ports
+from tests.runs import ROOT, environment, free_ports, torchrun
 
 GPU = torch.device("cuda", 0)
 
@@ -132,7 +133,7 @@ def test_collectives_between_gpus_wait_ten_minutes_at_most(opened: list[Any], mo
 
     monkeypatch.setattr(dist.ProcessGroup, "_get_backend", lambda group, device: Backend())
     with World(timeout_minutes=60) as world:
-        world.subgroup([0])
+        world.line([[0]])
     with World(timeout_minutes=2):
         pass
     assert waits == [STEP, STEP, timedelta(minutes=2)] and timedelta(minutes=10) == STEP
@@ -172,7 +173,22 @@ print(dist.is_initialized())
 """
 
 
-def test_two_processes_over_gloo_meet_and_part(monkeypatch: pytest.MonkeyPatch) -> None:
+FAILING = """
+import os, sys
+import rmfast.tasks
+from rmfast.errors import UserError
+from rmfast.parallel.world import World
+from rmfast.train import main
+def task(config, files):
+    with World() as world:
+        if str(world.rank) in sys.argv[1]:
+            raise UserError("disk full")
+rmfast.tasks.run_task = task
+sys.exit(main(["--model.path", "m", "--data.train", "d"]))
+"""
+
+
+def test_two_processes_over_gloo_meet_and_part() -> None:
     (port,) = free_ports(1)
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
@@ -189,3 +205,15 @@ def test_two_processes_over_gloo_meet_and_part(monkeypatch: pytest.MonkeyPatch) 
         out, err = one.communicate(timeout=120)
         assert (one.returncode, out) == (0, "gloo 2 True\nFalse\n"), err
         assert "destroy_process_group" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("failing", "line"), [("0", "disk full"), ("1", "rank 1: disk full"), ("012", "disk full")])
+def test_an_error_is_one_line_over_gloo_too(tmp_path: Path, failing: str, line: str) -> None:
+    """Of rank 0 where it has one, and of all; of the rank that has one where rank 0 has none."""
+    (tmp_path / "fail.py").write_text(FAILING, encoding="utf-8")
+    command = [*torchrun(3), str(tmp_path / "fail.py"), failing]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
+    said = [shown for shown in done.stderr.splitlines() if "disk full" in shown or shown.startswith("rmfast:")]
+    assert done.returncode and said == [f"rmfast: {line}"]

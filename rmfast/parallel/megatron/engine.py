@@ -15,6 +15,7 @@ from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_tokens
 from rmfast.kernels.attention import flash_lengths
+from rmfast.models.copies import Copies
 from rmfast.models.reward import Outputs, RewardNetwork
 from rmfast.models.rows import ModelRows
 from rmfast.models.weights import PROTOTYPES
@@ -24,12 +25,12 @@ from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.contrast import Contrast, FeatureGradients
 from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
-from rmfast.parallel.megatron.layers import sum_head_norms, tag
+from rmfast.parallel.megatron.layers import sum_head_norms
 from rmfast.parallel.megatron.messages import Neighbours
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
-from rmfast.parallel.megatron.stage import Stage
-from rmfast.parallel.megatron.weights import gather_weights, load_weights, state_of
+from rmfast.parallel.megatron.stage import Stage, tag_tied
+from rmfast.parallel.megatron.weights import gather_weights, load_weights, state_of, trained_names
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.stepping import Stepping
 
@@ -71,7 +72,7 @@ class MegatronEngine(Stepping):
             self.end.gives_features = contrastive is not None
             if contrastive is not None:
                 self.contrast = Contrast(contrastive, self.decoder_config.width, self.data)
-        self._tag_copies()
+        tag_tied(self.stages)
         self.config, settings = self.stages[0].config, reduction_settings()
         self.chunks = [
             DistributedDataParallel(
@@ -83,32 +84,16 @@ class MegatronEngine(Stepping):
         self.reductions = [Reduction(chunk) for chunk in self.chunks]
         self.parameters = {name: p for stage in self.stages for name, p in stage.weights().items()}
         load_weights(self, rows)
+        networks = [stage.network for stage in self.stages]
+        self.copies = Copies([w for network in networks for w in network.cast_weights()], networks[0].decoder.dtype)
         self.optimizer = RangeOptimizer(self.chunks, self.parameters, options, groups)
         virtual = groups.layout.virtual if groups.layout.virtual > 1 else None
         self._schedule = get_forward_backward_func(groups.layout.pipeline, virtual)
         pipelined = groups.layout.pipeline > 1
         self._neighbours = Neighbours(groups.pipeline.group, self.config) if pipelined else None
-        self._trained = self._trained_names()
+        self._trained = trained_names(self)
         # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
         self._figures: dict[tuple[Objective[Pack], bool], tuple[list[str], list[str], list[str]]] = {}
-
-    def _tag_copies(self) -> None:
-        """Of an embedding that the first stage shares with the last."""
-        for stage in self.stages:
-            if not stage.share_embeddings_and_output_weights or not (stage.pre_process or stage.post_process):
-                continue
-            weight = tag(stage.shared_embedding_or_output_weight(), "shared_embedding")
-            if not stage.pre_process:
-                tag(weight, "copy_of_embedding")
-
-    def _trained_names(self) -> set[str]:
-        """Weights that some stage trains."""
-        own = {name for name, p in self.parameters.items() if p.requires_grad}
-        if self.groups.pipeline.size == 1:
-            return own
-        stages: list[set[str]] = [own] * self.groups.pipeline.size
-        dist.all_gather_object(stages, own, group=self.groups.pipeline.group)
-        return set().union(*stages)
 
     def _finalize(self, chunks: list[nn.Module], _tokens: Tensor | None, **options: Any) -> None:
         """Sum gradients over ranks; nothing divides them, for each pack's loss is its share of the global mean."""
@@ -204,21 +189,7 @@ class MegatronEngine(Stepping):
         contrastive = self.contrastive is not None and ranking
         for reduction in self.reductions:
             reduction.reset(() if ranking or self.end is None else self.end.beside_scores())
-        features: dict[int, Tensor] = {}
         term: FeatureGradients | None = None
-        if contrastive and len(inputs) > 1:
-
-            def keep(number: int, outputs: Outputs) -> Tensor:
-                assert outputs.features is not None
-                features[number] = outputs.features
-                return outputs.scores.sum()
-
-            if self.end is not None:
-                self.end.gives_log_prob = False
-            self._run(inputs, keep, seed=seed, backward=False)
-            if self.end is not None:
-                self.end.gives_log_prob = True
-                term = self._term(features, packs, inputs)
         collected: dict[int, Statistics] = {}
 
         def use(number: int, outputs: Outputs) -> Tensor:
@@ -234,7 +205,10 @@ class MegatronEngine(Stepping):
                 loss = loss + (outputs.prototypes * term.prototypes).sum()
             return loss
 
-        self._run(inputs, use, seed=seed, backward=True)
+        with self.copies:
+            if contrastive and len(inputs) > 1:
+                term = self._collect(packs, inputs, seed)
+            self._run(inputs, use, seed=seed, backward=True)
         statistics = self._join(objective, list(collected.values()), contrastive, term)
         if contrastive:
             figures = {"ranking_loss": statistics.sums["ranking_loss"], **statistics.figures}
@@ -246,6 +220,23 @@ class MegatronEngine(Stepping):
     def _draw(self) -> int:
         """A seed for this step's dropout, from the generator that the loop seeds for each step."""
         return int(torch.randint(2**62, ()))
+
+    def _collect(self, packs: Sequence[Pack], inputs: Sequence[Pack], seed: int) -> FeatureGradients | None:
+        """The contrastive term of all packs' features, on the last stage, by a pass without gradients."""
+        features: dict[int, Tensor] = {}
+
+        def keep(number: int, outputs: Outputs) -> Tensor:
+            assert outputs.features is not None
+            features[number] = outputs.features
+            return outputs.scores.sum()
+
+        if self.end is not None:
+            self.end.gives_log_prob = False
+        self._run(inputs, keep, seed=seed, backward=False)
+        if self.end is None:
+            return None
+        self.end.gives_log_prob = True
+        return self._term(features, packs, inputs)
 
     def _term(self, features: dict[int, Tensor], packs: Sequence[Pack], inputs: Sequence[Pack]) -> FeatureGradients:
         assert self.contrast is not None and self.end is not None
@@ -293,7 +284,8 @@ class MegatronEngine(Stepping):
             loss, collected[number] = objective(outputs.scores, outputs.log_prob, inputs[number], totals)
             return loss
 
-        self._run(inputs, use, seed=self._draw(), backward=False)
+        with self.copies:
+            self._run(inputs, use, seed=self._draw(), backward=False)
         return self._join(objective, list(collected.values()))
 
     @torch.no_grad()
@@ -305,7 +297,8 @@ class MegatronEngine(Stepping):
             found[number] = outputs.scores
             return outputs.scores.sum()
 
-        self._run(self._inputs(packs), use, seed=None, backward=False)
+        with self.copies:
+            self._run(self._inputs(packs), use, seed=None, backward=False)
         sizes = [len(pack.scored) for pack in packs]
         heads = self.shapes["head.weight"][0]
         if self.groups.last:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
-from rmfast.parallel.process_group import open_group
+from rmfast.parallel.process_group import open_group, sole_group
 from rmfast.parallel.world import World
 
 
@@ -92,22 +92,19 @@ class Groups:
         own = ProcessGroupCollection()
         own.tp, own.pp = self.tensor.group, self.pipeline.group
         own.dp = own.dp_cp = own.intra_dp_cp = self.data.group
-        ends = [[column[0], column[-1]] for column in columns] if p > 1 else []
         # The first and the last stage both hold tied embeddings where an LM head reads them.
-        embedding = [world.subgroup(pair) for pair in ends]
-        own.embd = next((group for pair, group in zip(ends, embedding, strict=True) if world.rank in pair), None)
+        own.embd = world.line([[column[0], column[-1]] for column in columns]) if p > 1 else None
         own.pos_embd = None
-        alone = [world.subgroup([rank]) for rank in range(world.size)]
-        own.cp = own.ep = own.expt_dp = alone[world.rank]
+        own.cp = own.ep = own.expt_dp = sole_group()
         self.collection: Any = own
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:  # the linear functions gather into it
             parallel_state._set_global_memory_buffer()
 
     @staticmethod
     def _line(world: World, lines: list[list[int]]) -> World:
-        groups = [world.subgroup(ranks) for ranks in lines]
-        mine = next(group for ranks, group in zip(lines, groups, strict=True) if world.rank in ranks)
-        return World.within(world, mine)
+        group = world.line(lines)
+        assert group is not None
+        return World.within(world, group)
 
     @property
     def last(self) -> bool:

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 
 from rmfast.kernels import linear_log_prob
+from rmfast.models.copies import cast
 from rmfast.models.layers import Embedding, Linear, Norm
 from rmfast.parallel.world import World
 
@@ -95,7 +96,7 @@ class TensorParallel:
     def log_prob(self, hidden: Tensor, table: Tensor, targets: Tensor, impl: str) -> Tensor:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
-        table = table[: table.vocabulary - start].to(hidden.dtype)  # type: ignore[attr-defined]
+        table = cast(table, hidden.dtype)[: table.vocabulary - start]  # type: ignore[attr-defined]
         own = (targets >= start) & (targets < start + len(table))
         index = (targets - start).where(own, 0)
         within, _ = linear_log_prob(hidden, table, index, impl=impl)  # among this rank's tokens
@@ -121,8 +122,8 @@ class ColumnLinear(Linear):
         factory = self.factory
         return linear_with_grad_accumulation_and_async_allreduce(
             x,
-            self.weight.to(x.dtype),
-            None if self.bias is None else self.bias.to(x.dtype),
+            cast(self.weight, x.dtype),
+            None if self.bias is None else cast(self.bias, x.dtype),
             gradient_accumulation_fusion=False,
             allreduce_dgrad=not factory.sequence,
             sequence_parallel=factory.sequence,
@@ -147,8 +148,8 @@ class RowLinear(Linear):
             tag(self.bias, "sequence_parallel")
 
     def forward(self, x: Tensor) -> Tensor:
-        joined = self.factory.join(F.linear(x, self.weight.to(x.dtype)))
-        return joined if self.bias is None else joined + self.bias.to(x.dtype)
+        joined = self.factory.join(F.linear(x, cast(self.weight, x.dtype)))
+        return joined if self.bias is None else joined + cast(self.bias, x.dtype)
 
 
 class VocabularyEmbedding(Embedding):

@@ -1,5 +1,6 @@
 """What megatron-core's schedules drive: a run of layers, the first with the embedding, the last with the heads."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
+from rmfast.models.layers import linear_weights
 from rmfast.models.reward import Outputs, RewardNetwork
 from rmfast.models.weights import EMBEDDING, LM_HEAD
 from rmfast.parallel.megatron.groups import Groups
-from rmfast.parallel.megatron.layers import TensorParallel
+from rmfast.parallel.megatron.layers import TensorParallel, tag
 
 
 class Trunk(nn.Module):
@@ -30,6 +32,10 @@ class Trunk(nn.Module):
     def freeze(self, top_layers: int) -> None:
         """See `RewardNetwork.freeze`."""
         self.decoder.freeze(top_layers)
+
+    def cast_weights(self) -> list[nn.Parameter]:
+        """See `RewardNetwork.cast_weights`."""
+        return linear_weights(self.decoder)
 
 
 class _NoGradientBefore(torch.autograd.Function):
@@ -95,6 +101,16 @@ class Stage(nn.Module):
         """Parameters by the names that they have in the whole model; a copy of the embedding has the embedding's."""
         copies = self.share_embeddings_and_output_weights
         return {EMBEDDING if n == LM_HEAD and copies else n: p for n, p in self.network.named_parameters()}
+
+
+def tag_tied(stages: Sequence[Stage]) -> None:
+    """Mark an embedding that the first stage shares with the last."""
+    for stage in stages:
+        if not stage.share_embeddings_and_output_weights or not (stage.pre_process or stage.post_process):
+            continue
+        weight = tag(stage.shared_embedding_or_output_weight(), "shared_embedding")
+        if not stage.pre_process:
+            tag(weight, "copy_of_embedding")
 
 
 def build_stages(

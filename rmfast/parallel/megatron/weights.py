@@ -30,6 +30,17 @@ def load_weights(engine: MegatronEngine, rows: ModelRows) -> None:
             piece.of(flat).copy_(rows(name, piece.row, piece.row + piece.size[0], piece.columns))
 
 
+def trained_names(engine: MegatronEngine) -> set[str]:
+    """Weights that some stage trains."""
+    own = {name for name, p in engine.parameters.items() if p.requires_grad}
+    pipeline = engine.groups.pipeline
+    if pipeline.size == 1:
+        return own
+    stages: list[set[str]] = [own] * pipeline.size
+    dist.all_gather_object(stages, own, group=pipeline.group)
+    return set().union(*stages)
+
+
 def own_place(engine: MegatronEngine, name: str) -> Place:
     """Where this rank's part of a weight lies."""
     tensor = engine.groups.tensor
