@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rmfast.commands.judge import add_flags
 from rmfast.config import DenoiseConfig
 from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
 from rmfast.environment import prepare
 from rmfast.errors import RunError, UserError
-from rmfast.tasks.judge import add_flags
 
 RULES = ("mean", "median", "worst", "mean-k-std", "majority")  # of rmfast.evaluation.combine, which imports torch
 LABEL = 'of a classifier of several labels, the one that is the reward, by name or number; "ensemble": all, as heads'
@@ -227,15 +227,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     # After parsing: these import torch.
     prepare()
-    from rmfast.tasks import commands, compare, denoise, evaluate, launch, plan
+    from rmfast.commands import compare, data, denoise, evaluate, export, launch, plan, score
 
-    looks = {"report": commands.report, "denoise": denoise.preview}
+    looks = {"report": data.report, "denoise": denoise.preview}
     run = {
         "data": lambda o: looks[o.what](o),
         "eval": evaluate.evaluate,
-        "score": commands.score,
+        "score": score.score,
         "compare": compare.compare,
-        "export": commands.export,
+        "export": export.export,
         "plan": plan.plan,
         "launch": launch.slurm,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmfast.cli import main
-from tests.tasks.rows import strict_json, write_models
+from tests.commands.rows import strict_json, write_models
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def test_a_reader_that_goes_ends_it_quietly(
 
 
 def test_what_is_printed_without_a_flush_counts_too(closed: TextIOWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.plan.plan", lambda options: print("short"))
+    monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("short"))
     monkeypatch.setattr("sys.stdout", closed)
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 141
 
 
 def test_a_closed_output_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.plan.plan", lambda options: print("unheard"))
+    monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("unheard"))
     monkeypatch.setattr("sys.stdout", None)
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 0
 
@@ -50,6 +50,6 @@ def test_another_pipe_that_breaks_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     def breaks(options: object) -> None:
         raise BrokenPipeError("a judge's connection")
 
-    monkeypatch.setattr("rmfast.tasks.plan.plan", breaks)
+    monkeypatch.setattr("rmfast.commands.plan.plan", breaks)
     with pytest.raises(BrokenPipeError, match="judge"):
         main(["plan", "x.yaml", "--gpus", "1"])

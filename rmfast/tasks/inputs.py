@@ -19,9 +19,8 @@ from rmfast.kernels.common import use_triton
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
-from rmfast.tasks.model import check_window
+from rmfast.tasks.model import check_window, say_date
 from rmfast.tasks.objectives import training_views
-from rmfast.tasks.options import say_date
 from rmfast.tasks.prepare import group_counts, make_table, open_stores
 from rmfast.trainer.log import say
 

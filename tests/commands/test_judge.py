@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from rmfast.commands.judge import add_flags, make_judge, wants_judge
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.endpoint import Endpoint
 from rmfast.evaluation.judge.local import Local
 from rmfast.evaluation.judge.plan import JudgeOptions
-from rmfast.tasks.judge import add_flags, make_judge, wants_judge
 from tests.evaluation.judge.server import items, right, serving
 from tests.evaluation.judge.test_local import folder  # noqa: F401 a fixture
 

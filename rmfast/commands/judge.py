@@ -166,7 +166,7 @@ def _local(options: Namespace, sampling: "Sampling") -> "Local":
 
     from rmfast.evaluation.judge.local import Local
     from rmfast.models.config import DTYPES
-    from rmfast.tasks.options import say_date
+    from rmfast.tasks.model import say_date
 
     local = Local(
         options.judge,

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from rmfast.commands.flags import out_files, read_by, write_file
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
@@ -13,7 +14,6 @@ from rmfast.evaluation.suite import find_suite
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
 from rmfast.report.compare_table import compare_tables
-from rmfast.tasks.options import out_files, read_by, write_file
 from rmfast.trainer.log import say
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import columns_of, out_files, write_file
 from rmfast.config import read_denoise
 from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
@@ -25,7 +26,6 @@ from rmfast.outputs.kinds import PICTURE, TREATED
 from rmfast.outputs.overlap import Input
 from rmfast.report.plots import render
 from rmfast.report.strength import strength_plot
-from rmfast.tasks.options import columns_of, out_files, write_file
 from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]

@@ -10,6 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import (
+    check_differ,
+    check_models,
+    columns_of,
+    load_model,
+    out_file,
+    read_by,
+    reader,
+    write_file,
+)
+from rmfast.commands.judge import judge_log, make_judge, wants_judge
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers, answers_of_models
 from rmfast.evaluation.judge.figures import summary
@@ -20,17 +31,6 @@ from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite_table import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
-from rmfast.tasks.judge import judge_log, make_judge, wants_judge
-from rmfast.tasks.options import (
-    check_differ,
-    check_models,
-    columns_of,
-    load_model,
-    out_file,
-    read_by,
-    reader,
-    write_file,
-)
 from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed

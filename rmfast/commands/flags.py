@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.clock import fixed_date
 from rmfast.data.columns import Columns, read_columns
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
@@ -21,6 +19,7 @@ from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import Kind, check_kind
 from rmfast.outputs.overlap import Input, Output, check_overlap
+from rmfast.tasks.model import say_date
 from rmfast.trainer.log import say
 
 
@@ -35,13 +34,6 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
         torch.empty(0, device=device_of(options))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
-
-
-def say_date(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say which date a model's chat template is given, if it reads the clock."""
-    date = fixed_date(tokenizer.chat_template)
-    if date is not None:
-        say(f"{path}: the chat template reads the clock; it is given {date} on any day (template_date)")
 
 
 def reader(path: str, options: Namespace) -> Reader:

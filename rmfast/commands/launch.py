@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
@@ -16,7 +17,6 @@ from rmfast.models.rows import open_rows
 from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.members import check_ranks
-from rmfast.tasks.options import out_file, write_file
 from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
 from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
@@ -25,7 +26,6 @@ from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import PLANS
 from rmfast.outputs.overlap import Input
 from rmfast.tasks.model import check_window
-from rmfast.tasks.options import out_file, write_file
 from rmfast.tasks.run_folder import config_inputs
 from rmfast.trainer.log import say
 
