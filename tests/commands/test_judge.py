@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from rmfast.commands.judge import add_flags, make_judge, wants_judge
+from rmfast.cli import judge_flags
+from rmfast.commands.judge import make_judge, wants_judge
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.endpoint import Endpoint
 from rmfast.evaluation.judge.local import Local
@@ -28,7 +29,7 @@ def options(*flags):
     for name, default in (("device", "cpu"), ("dtype", "float32"), ("chat-template", None), ("template-date", None)):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--tokens-per-pack", type=int, default=2048)
-    add_flags(parser)
+    judge_flags(parser)
     return parser.parse_args(flags)
 
 
