@@ -150,7 +150,7 @@ def _compare(command: ArgumentParser) -> None:
     command.set_defaults(run="compare.compare")
     add = command.add_argument
     add("results", nargs="+", metavar="RESULT.json", help="files of eval --out, on the same rows")
-    add("--suite", metavar="FILE.py", help="their suite, where it is not one of rmfast's own")
+    add("--suite", metavar="FILE.py", help="their suite, where it is not one that rmfast has")
     candidates = "files of rmfast score on the same rows, one for each result"
     add("--candidates", nargs="+", metavar="A.jsonl", help=candidates)
     add("--gold", metavar="GOLD.jsonl", help="the gold scorer's rewards of those rows")

@@ -1,7 +1,6 @@
 """rmfast compare: diagnostics of one result of rmfast eval, or of several side by side on the rows that all scored."""
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from rmfast.commands.flags import out_files, read_by, write_file
@@ -9,7 +8,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
 from rmfast.evaluation.diagnostics.selection import Candidates, read_candidates
-from rmfast.evaluation.result import Data, read_result, result_json
+from rmfast.evaluation.result import read_result, result_json
 from rmfast.evaluation.suite import find_suite
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
@@ -26,7 +25,9 @@ def compare(options: Namespace) -> None:
     for path, result in zip(paths, results, strict=True):
         if not result["items"]:
             raise UserError(f"{path}: no row in it was scored")
-    _own_names(results, paths)
+    names = [str(result["name"]) for result in results]
+    for result, path, name in zip(results, paths, names, strict=True):  # of one name, by their files, too
+        result["name"] = f"{name} ({path})" if names.count(name) > 1 else name
     results, notes = on_common_rows(results, paths, suite)
     found = diagnose(results, suite, _candidates(options), notes)
     tables = compare_tables(results, found)
@@ -61,10 +62,3 @@ def _candidates(options: Namespace) -> Candidates | None:
             "give one for each result, in their order"
         )
     return read_candidates(options.candidates, options.gold)
-
-
-def _own_names(results: Sequence[Data], paths: Sequence[str]) -> None:
-    """Models that share a name are called by their files, too."""
-    names = [str(result["name"]) for result in results]
-    for result, path, name in zip(results, paths, names, strict=True):
-        result["name"] = f"{name} ({path})" if names.count(name) > 1 else name

@@ -16,11 +16,11 @@ from rmfast.trainer.log import say
 def report(options: Namespace) -> None:
     """rmfast data report"""
     tokenizer = byte_tokenizer()
-    if not options.model and (unread := [n for n in ("chat_template", "template_date") if getattr(options, n)]):
-        raise UserError(f"--{unread[0].replace('_', '-')} is for the tokenizer of --model, and there is none")
     if options.model:
         tokenizer = load_tokenizer(options.model, options.chat_template, options.template_date)
         say_date(options.model, tokenizer)
+    elif unread := [name for name in ("chat_template", "template_date") if getattr(options, name)]:
+        raise UserError(f"--{unread[0].replace('_', '-')} is for the tokenizer of --model, and there is none")
     how: dict[str, Any] = {"samples": options.samples, "columns": columns_of(options)}
     with tempfile.TemporaryDirectory() as cache:
         stores = [build_store(source, tokenizer, cache, **how) for source in options.sources]
