@@ -1,13 +1,17 @@
-"""The command line where nobody reads what it prints."""
+"""The command line: what its options start, what help imports, and where nobody reads what it prints."""
 
+import argparse
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
 
-from rmfast.cli import main
+from rmfast.cli import main, parser
 from tests.commands.rows import strict_json, write_models
 
 
@@ -53,3 +57,25 @@ def test_another_pipe_that_breaks_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("rmfast.commands.plan.plan", breaks)
     with pytest.raises(BrokenPipeError, match="judge"):
         main(["plan", "x.yaml", "--gpus", "1"])
+
+
+def leaves(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of commands that do something."""
+    inner = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
+    if not inner:
+        yield command
+    for choice in (choice for action in inner for choice in action.choices.values()):
+        yield from leaves(choice)
+
+
+def test_every_command_names_a_function_that_is_there() -> None:
+    names = [str(command.get_default("run")) for command in leaves(parser())]
+    assert len(set(names)) == len(names) == 8
+    for module, function in (name.split(".") for name in names):
+        assert callable(getattr(import_module(f"rmfast.commands.{module}"), function))
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys; from rmfast.cli import parser; parser().format_help(); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "triton", "pandas", "matplotlib"} & set(done.stdout.split())

@@ -19,7 +19,8 @@ from rmfast.trainer.log import say
 def compare(options: Namespace) -> None:
     """rmfast compare"""
     paths = options.results
-    out, html = _outputs(options)
+    inputs = [Input("RESULT", Path(path)) for path in paths] + read_by(options, "candidates", "gold", "suite")
+    out, html = out_files(inputs, ("--out", options.out, DIAGNOSTICS), ("--html", options.html, PAGE))
     suite = find_suite(options.suite) if options.suite else None
     results = [read_result(path) for path in paths]
     for path, result in zip(paths, results, strict=True):
@@ -42,13 +43,6 @@ def compare(options: Namespace) -> None:
         say(f"Figures: {out}")
     if html is not None:
         say(f"Page: {html}")
-
-
-def _outputs(options: Namespace) -> list[Path | None]:
-    """--out and --html, refused where they would replace what is read."""
-    inputs = [Input("RESULT", Path(path)) for path in options.results]
-    inputs += read_by(options, "candidates", "gold", "suite")
-    return out_files(inputs, ("--out", options.out, DIAGNOSTICS), ("--html", options.html, PAGE))
 
 
 def _candidates(options: Namespace) -> Candidates | None:

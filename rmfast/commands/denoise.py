@@ -7,6 +7,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +44,19 @@ def preview(options: Namespace) -> None:
     inputs = [Input("PATH", Path(source_root(source))) for source in options.sources]
     out, plot = out_files(inputs, ("--out", options.out, TREATED), ("--plot", options.plot, PICTURE))
     data, seen = _Data(options.sources, columns_of(options)), _Seen()
-    count, arrays = _edges_of(data.examples(seen))
+    rows_read, arrays = _edges_of(data.examples(seen))
     treatment = treat(wanted, **arrays)
     if plot is not None and not treatment.known.any():
         raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
-    say(f"{', '.join(options.sources)}: {count:,} rows; denoise ({wanted}): {treatment.summary()}")
+    say(f"{', '.join(options.sources)}: {rows_read:,} rows; denoise ({wanted}): {treatment.summary()}")
     for source in dict.fromkeys(options.sources):
         found = [split_note(source), f"columns: {uses_line(uses_of(seen.uses[source]))}"]
         say("\n".join(f"{source}: {line}" for line in (*filter(None, found), *note_lines(seen.notes[source]))))
     if seen.bad:
-        say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in seen.bad.items())} (rmfast data report)")
+        say(f"left out: {', '.join(f'{n:,} {cause}' for cause, n in seen.bad.items())} (rmfast data report)")
     say("\n".join(["", *_by_tenth(arrays, treatment)]))
     shown = _shown(arrays["strength"], treatment, options.examples)
-    examples = dict(_examples_of(data, arrays, treatment, shown))
+    examples = _examples_of(data, arrays, treatment, shown)
     for number in shown:
         say("\n".join(["", *examples[number]]))
     if out is not None:
@@ -147,7 +148,7 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():>7.3f}" if len(values) else f"{'-':>7}"
 
 
-def _shown(strength: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]:
+def _shown(strength: np.ndarray, treatment: Treatment, most: int) -> dict[int, str]:
     """Edges to show with what happened to them: of each kind those at both ends of strength."""
     rest = treatment.kept & ~treatment.flipped & ~treatment.smoothed
     kinds = {
@@ -163,32 +164,28 @@ def _shown(strength: np.ndarray, treatment: Treatment, count: int) -> dict[int, 
         mask[list(shown)] = False
         edges = np.flatnonzero(mask)
         edges = edges[np.argsort(strength[edges], kind="stable")]
-        some = min(count, len(edges))
+        some = min(most, len(edges))
         shown |= {int(edge): kind for edge in (*edges[: (some + 1) // 2], *edges[len(edges) - some // 2 :])}
     return shown
 
 
 def _each_edge(data: _Data) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
     """Number of the edge, label and columns of its row, the example and the edge's position in it."""
-    number = 0
+    numbers = count()
     for label, row, example in data.examples(_Seen()):
         for position in range(len(example.edges)):
-            yield number, label, row, example, position
-            number += 1
+            yield next(numbers), label, row, example, position
 
 
 def _examples_of(
     data: _Data, arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
-) -> Iterator[tuple[int, list[str]]]:
-    """Numbers of some edges, and the lines that show them; the data is read up to the last of them."""
-    missing = len(shown)
-    for number, label, _, example, position in _each_edge(data) if missing else ():
-        if number not in shown:
-            continue
-        yield number, _before_and_after(f"{shown[number]}: {label}", example, position, number, arrays, treatment)
-        missing -= 1
-        if not missing:
-            return
+) -> dict[int, list[str]]:
+    """The lines that show some edges, by number; the data is read up to the last of them."""
+    return {
+        number: _before_and_after(f"{shown[number]}: {label}", example, position, number, arrays, treatment)
+        for number, label, _, example, position in islice(_each_edge(data), max(shown, default=-1) + 1)
+        if number in shown
+    }
 
 
 def _treated_rows(data: _Data, treatment: Treatment) -> Iterator[dict[str, Any]]:
@@ -235,8 +232,7 @@ def _text(response: Response) -> str:
 
 def _clip(text: str, end: bool = False) -> str:
     """One short line that any terminal can print."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     if len(line) <= _TEXT:
         return line
     return f"...{line[-_TEXT:]}" if end else f"{line[:_TEXT]}..."

@@ -9,21 +9,10 @@ from rmfast.config.sections import ParallelConfig, Shared
 
 
 class EnsembleConfig(Section):
-    members: int = Field(
-        10,
-        ge=2,
-        le=1024,
-        description="reward models, each with another data order and, where model.path has no head, another head too",
-    )
-    folds: int | None = Field(
-        None, ge=2, description="K: member m leaves fold m mod K out and alone scores it; null: in-sample, as the paper"
-    )
-    mode: Literal["full", "heads"] = Field(
-        "full", description="full: a reward run each; heads: heads alone, over one pass of the frozen trunk"
-    )
-    spread: Literal["turn", "ranks"] = Field(
-        "turn", description="all ranks on one member after another, or each group of ranks on another member"
-    )
+    members: int = Field(10, ge=2, le=1024, description="reward models, each of another data order and, if new, head")
+    folds: int | None = Field(None, ge=2, description="K: member m leaves out and scores fold m mod K; null: in-sample")
+    mode: Literal["full", "heads"] = Field("full", description="a reward run each, or heads alone on one frozen trunk")
+    spread: Literal["turn", "ranks"] = Field("turn", description="all ranks on one member, or a group of ranks on each")
     ranks_per_member: int | None = Field(
         None, ge=1, description="spread ranks: size of a group; null: 1, for megatron parallel.tensor x pipeline"
     )

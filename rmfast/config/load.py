@@ -29,15 +29,11 @@ def load_config(arguments: Sequence[str]) -> Config:
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
         raise UserError("no config given: rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]")
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for file in files:
-        for key, value in _flatten(_read_yaml(Path(file))):
-            values[key], origin[key] = value, file
-    for key, value in overrides:
-        values[key], origin[key] = value, "command line"
+    given = [(file, key, value) for file in files for key, value in _flatten(_read_yaml(Path(file)))]
+    given += [("command line", key, value) for key, value in overrides]
+    origin = {key: where for where, key, _ in given}
     try:
-        return Config.model_validate(_nest(values, origin))
+        return Config.model_validate(_nest({key: value for _, key, value in given}, origin))
     except ValidationError as error:
         raise UserError(_explain(error, origin)) from None
 
@@ -52,9 +48,7 @@ def read_denoise(preset: str | None, options: Mapping[str, Sequence[str]]) -> De
     Raises:
         UserError: names the option that is wrong.
     """
-    values = {
-        name: [_scalar(w) for w in words] if len(words) > 1 else _scalar(words[0]) for name, words in options.items()
-    }
+    values = {name: _value(words) for name, words in options.items()}
     try:
         section = _DenoiseAlone.model_validate({"denoise": values}).denoise
         return resolve(preset, section.model_dump())
@@ -78,13 +72,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
             overrides[-1][1].append(argument)
         else:
             files.append(argument)
-    out = []
-    for key, words in overrides:
-        if not words:
-            raise UserError(f"command line: --{key} needs a value")
-        values = [_scalar(word) for word in words]
-        out.append((key, values[0] if len(values) == 1 else values))
-    return files, out
+    if empty := [key for key, words in overrides if not words]:
+        raise UserError(f"command line: --{empty[0]} needs a value")
+    return files, [(key, _value(words)) for key, words in overrides]
+
+
+def _value(words: Sequence[str]) -> Any:
+    """What the words after a key mean: one value, or a list."""
+    values = [_scalar(word) for word in words]
+    return values[0] if len(values) == 1 else values
 
 
 def _scalar(word: str) -> Any:
