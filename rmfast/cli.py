@@ -7,7 +7,9 @@ import argparse
 import os
 import select
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from rmfast.config import DenoiseConfig
@@ -15,89 +17,173 @@ from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
 from rmfast.environment import prepare
 from rmfast.errors import RunError, UserError
-from rmfast.tasks.judge import add_flags
 
 RULES = ("mean", "median", "worst", "mean-k-std", "majority")  # of rmfast.evaluation.combine, which imports torch
-LABEL = 'of a classifier of several labels, the one that is the reward, by name or number; "ensemble": all, as heads'
+CONFIG = "as torchrun rmfast/train.py takes it, keys included"
+SOURCE = "file, folder or datasets name"
+MODEL = "Hugging Face folder, run folder or checkpoint"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
-    root = argparse.ArgumentParser(prog="rmfast", description=__doc__)
+def _number(kind: type[int] | type[float], low: float, words: str) -> Callable[[str], Any]:
+    """A finite number from `low` on, for argparse."""
+
+    def read(text: str) -> int | float:
+        if not low <= (value := kind(text)) < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
+
+
+positive = _number(int, 1, "positive")
+count = _number(int, 0, "a number of at least 0")
+amount = _number(float, 0, "a number of at least 0")
+positive_amount = _number(float, sys.float_info.min, "positive")
+
+
+def date(text: str) -> str:
+    """A date as YYYY-MM-DD, for argparse."""
+    try:
+        return iso_date(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parser() -> ArgumentParser:
+    """The commands and their options. `run` of what is parsed is the function that does it, in rmfast.commands."""
+    root = ArgumentParser(prog="rmfast", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
     data = commands.add_parser("data", help="look at preference data")
     looks = data.add_subparsers(dest="what", required=True, metavar="WHAT")
-    report = looks.add_parser(
-        "report", help="what a source holds: rows, bad rows by cause, lengths, shared prompts, identical pairs"
-    )
-    report.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name")
-    report.add_argument("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
-    _template(report)
-    _columns(report)
-    report.add_argument("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
-    report.add_argument(
-        "--samples", type=positive, metavar="K", help="the sources are MetaRM's: K responses of a prompt"
-    )
+    holds = "what a source holds: rows, bad rows by cause, lengths, shared prompts, identical pairs"
+    _report(looks.add_parser("report", help=holds))
     _denoise(looks.add_parser("denoise", help="what treating edges by their strength does to the data"))
-
-    evaluate = commands.add_parser("eval", help="evaluate a reward model, several as one, or a judge, on a suite")
-    evaluate.add_argument("models", nargs="*", metavar="CKPT", help="Hugging Face folder, run folder or checkpoint")
-    evaluate.add_argument(
-        "--suite",
-        default="pairwise",
-        metavar="NAME",
-        help="pairwise (default), best-of-n, rmb, reward-bench, reward-bench-2, rm-bench, or a .py file that defines "
-        "SUITE (docs/evaluation.md)",
-    )
-    evaluate.add_argument("--data", required=True, metavar="PATH", help="the suite's file or folder, or datasets name")
-    evaluate.add_argument("--out", metavar="FILE.json", help="where all figures and rows go")
-    evaluate.add_argument("--name", help="what the result calls the model (default: its folder)")
-    evaluate.add_argument(
-        "--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)"
-    )
-    evaluate.add_argument("--k", type=non_negative, help="of mean-k-std (default 1)")
-    evaluate.add_argument(
-        "--standardise", action="store_true", help="each member to mean 0 and std 1 on the data first"
-    )
-    _scoring(evaluate)
-    add_flags(evaluate)
-
-    score = commands.add_parser("score", help="write the reward of every response; with several models, strengths too")
-    score.add_argument("models", nargs="+", metavar="CKPT", help="Hugging Face folder, run folder or checkpoint")
-    score.add_argument("--data", required=True, metavar="PATH", help="file, folder or datasets name")
-    score.add_argument("--out", required=True, metavar="FILE.jsonl", help="the rows with their rewards")
-    _scoring(score)
-    _compare(commands)
-
-    export = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder, and check its scores")
-    export.add_argument("model", metavar="CKPT", help="checkpoint, run folder or Hugging Face folder")
-    export.add_argument("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    export.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
-    _template(export)
-    export.add_argument("--label", metavar="NAME", help=LABEL)
-
-    plan = commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take")
-    plan.add_argument("config", nargs="+", metavar="CONFIG", help="as torchrun rmfast/train.py takes it, keys included")
-    plan.add_argument("--gpus", type=positive, required=True, help="how many")
-    plan.add_argument(
-        "--gpu",
-        default="h100",
-        metavar="KIND",
-        help="h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured",
-    )
-    plan.add_argument("--tokens-per-group", type=positive, help="of a prompt group (default: measured on data.train)")
-    plan.add_argument("--show", type=positive, default=8, help="layouts shown (default 8)")
-    plan.add_argument("--out", metavar="FILE.json", help="all layouts with all terms")
-
+    _evaluate(commands.add_parser("eval", help="evaluate a reward model, several as one, or a judge, on a suite"))
+    rewards = "write the reward of every response; with several models, strengths too"
+    _score(commands.add_parser("score", help=rewards))
+    _compare(commands.add_parser("compare", help="what results of eval say beside accuracies; several side by side"))
+    _export(commands.add_parser("export", help="write a checkpoint as a Hugging Face folder, and check its scores"))
+    _plan(commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take"))
     launch = commands.add_parser("launch", help="write the scripts that a scheduler takes")
     _slurm(launch.add_subparsers(dest="what", required=True, metavar="WHAT").add_parser("slurm", help="sbatch files"))
     return root
 
 
-def _slurm(command: argparse.ArgumentParser) -> None:
+def _report(command: ArgumentParser) -> None:
+    command.set_defaults(run="data.report")
     add = command.add_argument
-    add("config", nargs="+", metavar="CONFIG", help="as torchrun rmfast/train.py takes it, keys included")
+    add("sources", nargs="+", metavar="PATH", help=SOURCE)
+    add("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
+    _template(command)
+    _columns(command)
+    add("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
+    add("--samples", type=positive, metavar="K", help="the sources are MetaRM's: K responses of a prompt")
+
+
+def _denoise(command: ArgumentParser) -> None:
+    command.set_defaults(run="denoise.preview")
+    add = command.add_argument
+    add("sources", nargs="+", metavar="PATH", help=f"{SOURCE}, with strengths")
+    _columns(command)
+    add("--preset", "--data.denoise", choices=list(PRESETS), help="of Part II; default: baseline")
+    for name, field in DenoiseConfig.model_fields.items():
+        flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}", f"--denoise.{name}"))
+        values: Any = {"drop": 2, "smooth_slice": "+"}.get(name, 1)
+        add(*flags, dest=f"denoise.{name}", nargs=values, metavar="VALUE", help=field.description)
+    add("--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of a kind (2)")
+    add("--out", metavar="FILE.jsonl", help="write the treated data: a row for each edge")
+    add("--plot", metavar="FILE.png", help="write the histogram of strengths")
+
+
+def _evaluate(command: ArgumentParser) -> None:
+    command.set_defaults(run="evaluate.evaluate")
+    add = command.add_argument
+    add("models", nargs="*", metavar="CKPT", help=MODEL)
+    known = "pairwise (default), best-of-n, rmb, reward-bench, reward-bench-2, rm-bench"
+    suite = f"{known}, or a .py file that defines SUITE (docs/evaluation.md)"
+    add("--suite", default="pairwise", metavar="NAME", help=suite)
+    add("--data", required=True, metavar="PATH", help="the suite's file or folder, or datasets name")
+    add("--out", metavar="FILE.json", help="where all figures and rows go")
+    add("--name", help="what the result calls the model (default: its folder)")
+    add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
+    add("--k", type=amount, help="of mean-k-std (default 1)")
+    add("--standardise", action="store_true", help="each member to mean 0 and std 1 on the data first")
+    _scoring(command)
+    judge_flags(command)
+
+
+def judge_flags(command: ArgumentParser) -> None:
+    """The flags that `make_judge` reads, beside those of every command that scores, and --out."""
+    about = "a language model that says which answer is better"
+    add = command.add_argument_group("generative judges", about).add_argument
+    add("--judge", metavar="DIR", help="a causal language model: Hugging Face folder or GGUF")
+    add("--endpoint", metavar="URL", help="an OpenAI-compatible server, as http://localhost:8000/v1")
+    add("--judge-model", metavar="NAME", help="the model's name at --endpoint")
+    add("--criteria", default="none", metavar="none|builtin|FILE", help="what makes an answer better")
+    add("--reasoning", action="store_true", default=True, help="compare in words first (default)")
+    add("--no-reasoning", action="store_false", dest="reasoning", help="a verdict and nothing else")
+    add("--orders", choices=["both", "one"], default="both", help="each vote in both orders of answers")
+    add("--votes", type=positive, default=1, metavar="K", help="samples; the majority decides (1)")
+    add("--temperature", type=amount, help="default: 0 for one vote, 1 for more")
+    add("--max-tokens", type=positive, help="of an answer (default: 1024, 64 without reasoning)")
+    add("--allow-ties", action="store_true", help="the judge may say that neither is better; ties lose")
+    add("--concurrency", type=positive, default=8, metavar="N", help="requests at once (8)")
+    add("--timeout", type=positive_amount, default=120.0, metavar="SECONDS", help="of a request (120)")
+    add("--retries", type=count, default=5, metavar="N", help="of a request that failed (5)")
+    add("--requests-per-minute", type=positive_amount, metavar="N", help="default: no limit")
+    log = "keeps every answer, and a run goes on from it (default: beside --out)"
+    add("--judge-log", metavar="FILE.jsonl", help=log)
+    add("--seed", type=count, default=0, help="of orders and of a local judge's samples")
+
+
+def _score(command: ArgumentParser) -> None:
+    command.set_defaults(run="score.score")
+    add = command.add_argument
+    add("models", nargs="+", metavar="CKPT", help=MODEL)
+    add("--data", required=True, metavar="PATH", help=SOURCE)
+    add("--out", required=True, metavar="FILE.jsonl", help="the rows with their rewards")
+    _scoring(command)
+
+
+def _compare(command: ArgumentParser) -> None:
+    command.set_defaults(run="compare.compare")
+    add = command.add_argument
+    add("results", nargs="+", metavar="RESULT.json", help="files of eval --out, on the same rows")
+    add("--suite", metavar="FILE.py", help="their suite, where it is not one that rmfast has")
+    candidates = "files of rmfast score on the same rows, one for each result"
+    add("--candidates", nargs="+", metavar="A.jsonl", help=candidates)
+    add("--gold", metavar="GOLD.jsonl", help="the gold scorer's rewards of those rows")
+    add("--out", metavar="FILE.json", help="where all figures go")
+    add("--html", metavar="PAGE.html", help="write one self-contained page")
+
+
+def _export(command: ArgumentParser) -> None:
+    command.set_defaults(run="export.export")
+    add = command.add_argument
+    add("model", metavar="CKPT", help="checkpoint, run folder or Hugging Face folder")
+    add("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    _template(command)
+    _label(command)
+
+
+def _plan(command: ArgumentParser) -> None:
+    command.set_defaults(run="plan.plan")
+    add = command.add_argument
+    add("config", nargs="+", metavar="CONFIG", help=CONFIG)
+    add("--gpus", type=positive, required=True, help="how many")
+    gpu = "h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured"
+    add("--gpu", default="h100", metavar="KIND", help=gpu)
+    add("--tokens-per-group", type=positive, help="of a prompt group (default: measured on data.train)")
+    add("--show", type=positive, default=8, help="layouts shown (default 8)")
+    add("--out", metavar="FILE.json", help="all layouts with all terms")
+
+
+def _slurm(command: ArgumentParser) -> None:
+    command.set_defaults(run="launch.slurm")
+    add = command.add_argument
+    add("config", nargs="+", metavar="CONFIG", help=CONFIG)
     add("--nodes", type=positive, default=1, help="(default 1)")
     add("--gpus-per-node", type=int, default=8, choices=range(65), metavar="N", help="(default 8); 0: the CPU")
     add("--time", required=True, metavar="12:00:00", help="limit of one start")
@@ -112,137 +198,58 @@ def _slurm(command: argparse.ArgumentParser) -> None:
     add("--lead", type=positive, default=300, metavar="S", help="seconds to save and end before the limit (300)")
     add("--restarts", type=positive, default=100, metavar="N", help="starts after the first, at most (100)")
     add("--idle-restarts", type=positive, default=3, metavar="N", help="those in a row that make no checkpoint (3)")
-    kind = command.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--array",
-        nargs="?",
-        type=positive,
-        const=0,
-        metavar="K",
-        help="a job for each member of an ensemble, K at once",
-    )
-    kind.add_argument(
-        "--scaling", nargs="+", type=positive, metavar="NODES", help="a weak and a strong measurement at each size"
-    )
-    add("--out", metavar="FILE.sbatch", help="(default: print)")
-    add("--submit", action="store_true", help="hand it to sbatch")
+    add = command.add_mutually_exclusive_group().add_argument
+    array, sizes = "a job for each member of an ensemble, K at once", "a weak and a strong measurement at each size"
+    add("--array", nargs="?", type=positive, const=0, metavar="K", help=array)
+    add("--scaling", nargs="+", type=positive, metavar="NODES", help=sizes)
+    command.add_argument("--out", metavar="FILE.sbatch", help="(default: print)")
+    command.add_argument("--submit", action="store_true", help="hand it to sbatch")
 
 
-def _compare(commands: Any) -> None:
-    command = commands.add_parser("compare", help="what results of eval say beside accuracies; several side by side")
-    command.add_argument("results", nargs="+", metavar="RESULT.json", help="files of eval --out, on the same rows")
-    command.add_argument("--suite", metavar="FILE.py", help="their suite, where it is not one of rmfast's own")
-    command.add_argument(
-        "--candidates", nargs="+", metavar="A.jsonl", help="files of rmfast score on the same rows, one for each result"
-    )
-    command.add_argument("--gold", metavar="GOLD.jsonl", help="the gold scorer's rewards of those rows")
-    command.add_argument("--out", metavar="FILE.json", help="where all figures go")
-    command.add_argument("--html", metavar="PAGE.html", help="write one self-contained page")
+def _columns(command: ArgumentParser) -> None:
+    words = "what columns of other names are: THEIRS=OURS, a layout (orca, alpaca, ...) or ignore (docs/data.md)"
+    command.add_argument("--columns", "--data.columns", nargs="+", default=(), metavar="WORD", help=words)
 
 
-def _denoise(command: argparse.ArgumentParser) -> None:
-    command.add_argument("sources", nargs="+", metavar="PATH", help="file, folder or datasets name, with strengths")
+def _scoring(command: ArgumentParser) -> None:
+    add = command.add_argument
     _columns(command)
-    command.add_argument("--preset", "--data.denoise", choices=list(PRESETS), help="of Part II; default: baseline")
-    for name, field in DenoiseConfig.model_fields.items():
-        flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}", f"--denoise.{name}"))
-        count: Any = {"drop": 2, "smooth_slice": "+"}.get(name, 1)
-        command.add_argument(*flags, dest=f"denoise.{name}", nargs=count, metavar="VALUE", help=field.description)
-    command.add_argument(
-        "--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of a kind (2)"
-    )
-    command.add_argument("--out", metavar="FILE.jsonl", help="write the treated data: a row for each edge")
-    command.add_argument("--plot", metavar="FILE.png", help="write the histogram of strengths")
-
-
-def _columns(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--columns",
-        "--data.columns",
-        nargs="+",
-        default=(),
-        metavar="WORD",
-        help="what columns of other names are: THEIRS=OURS, a layout (orca, alpaca, ...) or ignore (docs/data.md)",
-    )
-
-
-def _scoring(command: argparse.ArgumentParser) -> None:
-    _columns(command)
-    command.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and maths")
-    command.add_argument(
-        "--tokens-per-pack",
-        type=positive,
-        default=16384,
-        help="tokens of a forward pass; of a local judge's batch (default %(default)s)",
-    )
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and arithmetic")
+    tokens = "tokens of a forward pass; of a local judge's batch (default %(default)s)"
+    add("--tokens-per-pack", type=positive, default=16384, help=tokens)
     _template(command)
-    command.add_argument("--label", metavar="NAME", help=LABEL)
-    command.add_argument(
-        "--scored-token",
-        choices=["last", "transformers"],
-        help="of a response: its last (default), or as transformers the last that is no pad token",
-    )
+    _label(command)
+    token = "of a response: its last (default), or as transformers the last that is no pad token"
+    add("--scored-token", choices=["last", "transformers"], help=token)
 
 
-def _template(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
-    command.add_argument(
-        "--template-date",
-        type=date,
-        metavar="YYYY-MM-DD",
-        help=f"given to a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})",
-    )
+def _label(command: ArgumentParser) -> None:
+    text = 'of a classifier of several labels, the one that is the reward, by name or number; "ensemble": all, as heads'
+    command.add_argument("--label", metavar="NAME", help=text)
 
 
-def date(text: str) -> str:
-    """A date as YYYY-MM-DD, for argparse."""
-    try:
-        return iso_date(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def positive(text: str) -> int:
-    """A positive integer, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def non_negative(text: str) -> float:
-    """A finite number of at least 0, for argparse."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
+def _template(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
+    clock = f"given to a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})"
+    add("--template-date", type=date, metavar="YYYY-MM-DD", help=clock)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for the user's errors, 1 for a result that must not be used."""
-    options, more = parser().parse_known_args(arguments)
+    root = parser()
+    options, more = root.parse_known_args(arguments)
     options.more, options.words = more, list(sys.argv[1:] if arguments is None else arguments)
     if more and options.command not in ("plan", "launch"):  # whose config takes keys
-        parser().error(f"unrecognized arguments: {' '.join(more)}")
-    # After parsing: these import torch.
+        root.error(f"unrecognized arguments: {' '.join(more)}")
     prepare()
-    from rmfast.tasks import commands, compare, denoise, evaluate, launch, plan
-
-    looks = {"report": commands.report, "denoise": denoise.preview}
-    run = {
-        "data": lambda o: looks[o.what](o),
-        "eval": evaluate.evaluate,
-        "score": commands.score,
-        "compare": compare.compare,
-        "export": commands.export,
-        "plan": plan.plan,
-        "launch": launch.slurm,
-    }
+    module, _, name = options.run.partition(".")
+    command = getattr(import_module(f"rmfast.commands.{module}"), name)  # after parsing: it imports torch
     try:
-        run[options.command](options)
-        if sys.stdout is not None:  # which a shell's >&- leaves it
-            sys.stdout.flush()  # a pipe that nobody reads shows here rather than at the interpreter's exit
+        command(options)
+        if sys.stdout is not None:  # as it is after a shell's >&-
+            sys.stdout.flush()  # a closed pipe shows here rather than at the interpreter's exit
     except (UserError, RunError) as error:
         print(f"rmfast: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -254,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output's reader is gone, as `head` is after its lines; what is still unprinted goes nowhere
-    then, or Python would complain of it at its end."""
+    """Whether standard output's reader has closed it, as `head` does after its lines. What is not yet printed is then
+    dropped, or Python would report an error as it exits."""
     if sys.stdout is None:
         return False
     out = sys.stdout.fileno()

@@ -20,3 +20,15 @@ class RunError(RuntimeError):
 
     The commands print it without a traceback and end with exit code 1.
     """
+
+
+class KeyClash(ValueError):
+    """Keys of a config that do not fit together, or one whose value is out of its range.
+
+    Attributes:
+        keys: dotted, those whose values the message goes by; the file that sets the first of them is to blame.
+    """
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys

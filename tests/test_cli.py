@@ -1,14 +1,18 @@
-"""The command line where nobody reads what it prints."""
+"""The command line: what its options start, what help imports, and where nobody reads what it prints."""
 
+import argparse
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
 
-from rmfast.cli import main
-from tests.tasks.rows import strict_json, write_models
+from rmfast.cli import main, parser
+from tests.commands.rows import strict_json, write_models
 
 
 @pytest.fixture
@@ -35,13 +39,13 @@ def test_a_reader_that_goes_ends_it_quietly(
 
 
 def test_what_is_printed_without_a_flush_counts_too(closed: TextIOWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.plan.plan", lambda options: print("short"))
+    monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("short"))
     monkeypatch.setattr("sys.stdout", closed)
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 141
 
 
 def test_a_closed_output_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.plan.plan", lambda options: print("unheard"))
+    monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("unheard"))
     monkeypatch.setattr("sys.stdout", None)
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 0
 
@@ -50,6 +54,28 @@ def test_another_pipe_that_breaks_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
     def breaks(options: object) -> None:
         raise BrokenPipeError("a judge's connection")
 
-    monkeypatch.setattr("rmfast.tasks.plan.plan", breaks)
+    monkeypatch.setattr("rmfast.commands.plan.plan", breaks)
     with pytest.raises(BrokenPipeError, match="judge"):
         main(["plan", "x.yaml", "--gpus", "1"])
+
+
+def leaves(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of commands that do something."""
+    inner = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
+    if not inner:
+        yield command
+    for choice in (choice for action in inner for choice in action.choices.values()):
+        yield from leaves(choice)
+
+
+def test_every_command_names_a_function_that_is_there() -> None:
+    names = [str(command.get_default("run")) for command in leaves(parser())]
+    assert len(set(names)) == len(names) == 8
+    for module, function in (name.split(".") for name in names):
+        assert callable(getattr(import_module(f"rmfast.commands.{module}"), function))
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys; from rmfast.cli import parser; parser().format_help(); print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "triton", "pandas", "matplotlib"} & set(done.stdout.split())

@@ -8,6 +8,24 @@ import yaml
 from rmfast.config import Config, config_help, known_keys, load_config
 from rmfast.errors import UserError
 
+KEYS = """
+task
+run: dir seed epochs max_steps resume log_every tensorboard wandb threads
+model: path dtype from_scratch heads top_layers dropout recompute kernels attention
+data: train eval train_weights max_length over_long bad_rows pairs_per_step tokens_per_pack shuffle columns
+    chat_template template_date cache workers denoise
+denoise: flip drop drop_below margin margin_scale margin_min margin_max smooth smooth_slice soft_temperature
+    weight_temperature
+optim: lr schedule warmup floor betas eps weight_decay clip on_nonfinite
+objective: center lm contrastive on beta views temperature prototypes epsilon iterations queue freeze_prototypes
+eval: every at_start suites suites_every
+checkpoint: every keep
+parallel: engine data tensor pipeline virtual sequence cuda_graphs timeout_minutes
+meta: data k prompts_per_step eta rho normaliser check_every
+ensemble: members folds mode spread ranks_per_member part
+"""
+"""Every key by section. A new one is added here with a reader in the code and a test of what it does."""
+
 BASE = {"model": {"path": "decoder"}, "data": {"train": "train.jsonl"}}
 
 
@@ -202,7 +220,7 @@ def test_the_default_length_gives_way_to_two_views(base: str) -> None:
     views = [base, "--objective.contrastive", "simcse", "--data.tokens_per_pack"]
     assert load_config([*views, "2048"]).data.max_length == 1024
     assert load_config([*views, "513"]).data.max_length == 256
-    # The prompt may be nearly all of a sequence, and lies there once.
+    # The prompt may be nearly all of a sequence, and is there once.
     assert load_config([*views, "513", "--objective.views", "response"]).data.max_length == 513
     assert load_config([*views, "80", "--data.max_length", "40"]).data.max_length == 40
 
@@ -211,6 +229,44 @@ def test_a_misspelt_required_key_is_named_before_it_is_missed(tmp_path: Path) ->
     wrong = write(tmp_path / "wrong.yaml", "model: {pth: decoder}\n")
     with pytest.raises(UserError, match=r"wrong\.yaml: model\.pth: unknown key; did you mean model\.path\?"):
         load_config([wrong])
+
+
+def test_the_keys_are_frozen() -> None:
+    """None is added, renamed or lost without this list."""
+    keys, section = ["task"], ""
+    for word in KEYS.split()[1:]:
+        if word.endswith(":"):
+            section = word.removesuffix(":")
+        else:
+            keys.append(f"{section}.{word}")
+    assert known_keys() == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "line"),
+    [
+        ("data: {max_length: 20000}", [], "data.tokens_per_pack (16384) is below data.max_length (20000)"),
+        ("denoise: {flip: 0.1}", ["--task", "ensemble"], "data.denoise and denoise.* go by strengths"),
+        ("denoise: {margin_max: 1}", [], "denoise.margin_max does nothing without denoise.margin mean"),
+        ("meta: {rho: 1, eta: 2}", ["--task", "meta", "--meta.data", "x"], "meta.eta does nothing beside meta.rho"),
+    ],
+)
+def test_a_clash_names_the_file_that_set_a_key_of_it(
+    base: str, tmp_path: Path, text: str, words: list[str], line: str
+) -> None:
+    """The key that the line begins with may have its default."""
+    wrong = write(tmp_path / "wrong.yaml", text)
+    with pytest.raises(UserError) as caught:
+        load_config([base, wrong, *words, "--run.seed", "1"])
+    assert str(caught.value).startswith(f"{wrong}: {line}")
+
+
+def test_only_the_section_of_the_named_task_is_checked(base: str) -> None:
+    assert load_config([base, "--ensemble.folds", "20"]).ensemble.folds == 20
+    with pytest.raises(UserError, match=r"command line: ensemble\.folds \(20\) is above ensemble\.members \(10\)"):
+        load_config([base, "--ensemble.folds", "20", "--task", "ensemble"])
+    with pytest.raises(UserError, match=r"config: meta\.data is missing"):
+        load_config([base, "--task", "meta"])
 
 
 def test_configs_are_frozen() -> None:

@@ -30,6 +30,7 @@ from inputs import open_run, stepping_alone  # noqa: E402
 from memory import write_model  # noqa: E402
 from run import commit  # noqa: E402
 
+from rmfast.commands.plan import keys  # noqa: E402
 from rmfast.config import load_config  # noqa: E402
 from rmfast.launch.cost import Layout, Workload, seconds  # noqa: E402
 from rmfast.launch.hardware import Gpu  # noqa: E402
@@ -38,7 +39,6 @@ from rmfast.models.config import decoder_config  # noqa: E402
 from rmfast.models.hf import read_config  # noqa: E402
 from rmfast.parallel.world import World  # noqa: E402
 from rmfast.tasks.build.inputs import open_world  # noqa: E402
-from rmfast.tasks.plan import keys  # noqa: E402
 from tests.megatron.standin import install  # noqa: E402
 
 PROMPT = 1 / 2  # of a group's tokens; the rest are two responses

@@ -30,6 +30,7 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 from inputs import open_run, stepping_alone  # noqa: E402
 from run import commit  # noqa: E402
 
+from rmfast.commands.plan import keys  # noqa: E402
 from rmfast.config import load_config  # noqa: E402
 from rmfast.launch.cost import Layout, Workload, memory  # noqa: E402
 from rmfast.launch.layouts import Plan  # noqa: E402
@@ -37,7 +38,6 @@ from rmfast.models.config import decoder_config  # noqa: E402
 from rmfast.parallel.optimizer import local  # noqa: E402
 from rmfast.parallel.world import World  # noqa: E402
 from rmfast.tasks.build.inputs import open_world  # noqa: E402
-from rmfast.tasks.plan import keys  # noqa: E402
 from tests.megatron.standin import install  # noqa: E402
 from tests.tiny import Peak  # noqa: E402
 

@@ -1,7 +1,6 @@
 """A config from YAML files and the command line; what is wrong is one line."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,9 +10,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from rmfast.config.sections import Config, DenoiseConfig, Section
+from rmfast.config.base import Section
+from rmfast.config.config import Config
+from rmfast.config.sections import DenoiseConfig
 from rmfast.data.denoise import Denoise, resolve
-from rmfast.errors import UserError
+from rmfast.errors import KeyClash, UserError
 
 MAPPINGS = ("data.columns",)
 """Keys whose value may be a mapping; others that hold one are sections."""
@@ -28,15 +29,11 @@ def load_config(arguments: Sequence[str]) -> Config:
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
         raise UserError("no config given: rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]")
-    values: dict[str, Any] = {}
-    origin: dict[str, str] = {}
-    for file in files:
-        for key, value in _flatten(_read_yaml(Path(file))):
-            values[key], origin[key] = value, file
-    for key, value in overrides:
-        values[key], origin[key] = value, "command line"
+    given = [(file, key, value) for file in files for key, value in _flatten(_read_yaml(Path(file)))]
+    given += [("command line", key, value) for key, value in overrides]
+    origin = {key: where for where, key, _ in given}
     try:
-        return Config.model_validate(_nest(values, origin))
+        return Config.model_validate(_nest({key: value for _, key, value in given}, origin))
     except ValidationError as error:
         raise UserError(_explain(error, origin)) from None
 
@@ -51,9 +48,7 @@ def read_denoise(preset: str | None, options: Mapping[str, Sequence[str]]) -> De
     Raises:
         UserError: names the option that is wrong.
     """
-    values = {
-        name: [_scalar(w) for w in words] if len(words) > 1 else _scalar(words[0]) for name, words in options.items()
-    }
+    values = {name: _value(words) for name, words in options.items()}
     try:
         section = _DenoiseAlone.model_validate({"denoise": values}).denoise
         return resolve(preset, section.model_dump())
@@ -77,13 +72,15 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
             overrides[-1][1].append(argument)
         else:
             files.append(argument)
-    out = []
-    for key, words in overrides:
-        if not words:
-            raise UserError(f"command line: --{key} needs a value")
-        values = [_scalar(word) for word in words]
-        out.append((key, values[0] if len(values) == 1 else values))
-    return files, out
+    if empty := [key for key, words in overrides if not words]:
+        raise UserError(f"command line: --{empty[0]} needs a value")
+    return files, [(key, _value(words)) for key, words in overrides]
+
+
+def _value(words: Sequence[str]) -> Any:
+    """What the words after a key mean: one value, or a list."""
+    values = [_scalar(word) for word in words]
+    return values[0] if len(values) == 1 else values
 
 
 def _scalar(word: str) -> Any:
@@ -94,7 +91,7 @@ def _scalar(word: str) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may stand once and is the word that it is (`on`, too), and nothing holds itself."""
+    """YAML in which a key may appear once and is the word that it is (`on`, too), and nothing holds itself."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -102,7 +99,7 @@ class _StrictLoader(yaml.SafeLoader):
             if value is node:
                 raise yaml.constructor.ConstructorError(None, None, "a mapping that holds itself", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
             if key.tag == "tag:yaml.org,2002:bool":  # PyYAML's YAML 1.1 takes on, off, yes and no for true and false
                 key.tag = "tag:yaml.org,2002:str"
@@ -160,31 +157,35 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     """One line for the first thing that is wrong."""
     # A misspelt key comes first: where it was to be a required one, it explains what is missing.
     first, *more = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    kind, raised = first["type"], first.get("ctx", {}).get("error")
     # Where lists are, pydantic adds the position; keys end at the field.
-    path = [str(part) for part in first["loc"] if isinstance(part, str)]
-    key = ".".join(path[:2])
-    if first["type"] == "missing" and key in Config.model_fields:  # a section: name what it needs
+    key = ".".join([part for part in first["loc"] if isinstance(part, str)][:2])
+    if kind == "missing" and key in Config.model_fields:  # a section: name what it needs
         key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
-    # A clash of several keys has no place of its own: it stands where the first key that it names was set.
-    named = key or next((k for k in re.findall(r"\w+\.\w+", first["msg"]) if k in origin), "")
-    where = origin.get(named) or next((o for k, o in origin.items() if named and k.startswith(f"{named}.")), "config")
-    if first["type"] == "extra_forbidden":
+    keys = raised.keys if isinstance(raised, KeyClash) else (key,)
+    found = [o for k in keys for o in _set_in(k, origin)]
+    if kind == "extra_forbidden":
         # Of an unknown section the key that was set in it says more.
         key = next((k for k in origin if k.startswith(f"{key}.")), key) if "." not in key else key
         close = get_close_matches(key, known_keys(), n=1, cutoff=0.6)
         text = f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
-    elif first["type"] == "missing" and len(first["loc"]) > 2:
+    elif kind == "missing" and len(first["loc"]) > 2:
         text = f"{key}: too few values, got {first['input']!r}"
-    elif first["type"] == "missing":
+    elif kind == "missing":
         text = f"{key}: missing; set it in the file or with --{key}"
-    elif first["type"].startswith("model_"):
+    elif kind.startswith("model_"):
         text = f"{key} is a section of keys, not a value"
-    elif first["type"] == "value_error":
-        text = f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    elif raised is not None:
+        text = str(raised) if isinstance(raised, KeyClash) else f"{key}: {raised}"
     else:
         text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
     rest = f" (and {len(more)} more)" if more else ""
-    return f"{where}: {text}{rest}"
+    return f"{found[0] if found else 'config'}: {text}{rest}"
+
+
+def _set_in(key: str, origin: dict[str, str]) -> list[str]:
+    """Where a key, or what is under it, was set."""
+    return [where for name, where in origin.items() if name == key or name.startswith(f"{key}.")]
 
 
 def known_keys() -> list[str]:

@@ -1,76 +1,25 @@
-"""Every key of a config: typed fields with their defaults, and which of them clash."""
+"""The sections that every task reads: typed keys with their defaults, and which of them clash."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import BeforeValidator, Field
+
+from rmfast.config.base import (
+    Beta,
+    Columns,
+    Dtype,
+    EdgeSlice,
+    Numbers,
+    Paths,
+    Preset,
+    ScheduleName,
+    Section,
+    Suites,
+    refuse,
 )
-
 from rmfast.data.clock import DEFAULT_DATE, iso_date
-from rmfast.data.columns import read_columns
 from rmfast.data.denoise import Denoise, resolve
-
-Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
-
-
-def _suites(value: Any) -> Any:
-    """[LABEL:]SUITE=PATH, one or several."""
-    values = (value,) if isinstance(value, str) else value
-    for one in values if isinstance(values, list | tuple) else ():
-        if not all(str(one).partition("=")):
-            raise ValueError(f"is SUITE=PATH, as in rmb=RMB_dataset, got {one!r}")
-    return values
-
-
-Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_columns(value).words)]
-
-
-Suites = Annotated[tuple[str, ...], BeforeValidator(_suites)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _spelling(value: Any) -> Any:
-    """Other spellings of a choice."""
-    return {"bf16": "bfloat16", "fp32": "float32", "inverse-sqrt": "inverse_sqrt"}.get(str(value), value)
-
-
-Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_spelling)]
-
-
-def _slice(value: Any) -> Any:
-    """Quantiles or the name of some edges."""
-    if value not in ("negative", "all", None) and not (isinstance(value, list | tuple) and len(value) == 2):
-        raise ValueError(f"is negative, all or two quantiles, got {value!r}")
-    return value
-
-
-EdgeSlice = Annotated[Literal["negative", "all"] | tuple[float, float] | None, BeforeValidator(_slice)]
-Preset = Annotated[
-    Literal["baseline", "margin", "flip", "flip_margin", "soft_margin"],
-    BeforeValidator(lambda v: "baseline" if v == "none" else v),
-]
-ScheduleName = Annotated[Literal["linear", "cosine", "inverse_sqrt", "constant"], BeforeValidator(_spelling)]
-
-
-class Section(BaseModel):
-    """A frozen group of keys; unknown ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic takes true for 1; YAML takes a bare yes or on for true.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError(f"is not true or false, got {value}")
-        return value
+from rmfast.errors import KeyClash
 
 
 class RunConfig(Section):
@@ -90,7 +39,9 @@ class RunConfig(Section):
 class ModelConfig(Section):
     path: str = Field(..., min_length=1, description="Hugging Face folder or .gguf file: base, chat or reward model")
     dtype: Dtype = Field("float32", description="of activations; weights are fp32 masters")
-    from_scratch: bool = Field(False, description="take config and tokenizer from `path` and draw random weights")
+    from_scratch: bool = Field(
+        False, description="take config and tokenizer from `path`; weights are randomly initialised"
+    )
     heads: int | None = Field(None, ge=1, le=1024, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
     dropout: float | None = Field(
@@ -129,18 +80,33 @@ class DataConfig(Section):
     workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
     denoise: Preset | None = Field(None, description="what is done to training edges by their strength (denoise.*)")
 
-    @model_validator(mode="after")
-    def _max_length_fits(self) -> "DataConfig":
-        # The default gives way to a smaller pack; a number that was asked for is checked against it in Config.
-        if "max_length" in self.model_fields_set or self.tokens_per_pack >= self.max_length:
+    def fitted(self, copies: int) -> "DataConfig":
+        """The same; a `max_length` that nobody asked for is lowered until a pack holds a sequence so many times."""
+        longest = max(2, self.tokens_per_pack // copies)
+        if "max_length" in self.model_fields_set or longest >= self.max_length:
             return self
-        return self.with_default_length(self.tokens_per_pack)
-
-    def with_default_length(self, tokens: int) -> "DataConfig":
-        """The same with that `max_length`, as if nobody had asked for one."""
-        out = self.model_copy(update={"max_length": tokens})
+        out = self.model_copy(update={"max_length": longest})
         out.model_fields_set.discard("max_length")
         return out
+
+    def check(self, config: "Shared") -> None:
+        copies, words = (
+            config.objective.copies,
+            {1: ("", ""), 2: ("twice ", " in the two views of objective.contrastive")},
+        )
+        twice, views = words[copies]
+        refuse(
+            self.tokens_per_pack < copies * self.max_length,
+            "data.tokens_per_pack",
+            f"({self.tokens_per_pack}) is below {twice}data.max_length ({self.max_length}): "
+            f"no pack could hold a sequence of that length{views}",
+            "data.max_length",
+        )
+        if (weights := self.train_weights) is not None:
+            key, sources = "data.train_weights", len(self.train)
+            refuse(len(weights) != sources, key, f"has {len(weights)} numbers for {sources} sources")
+            usable = min(weights) >= 0 and 0 < max(weights) <= 1e6
+            refuse(not usable, key, "must be within 0 and 1,000,000, and one must be positive")
 
 
 class DenoiseConfig(Section):
@@ -159,6 +125,9 @@ class DenoiseConfig(Section):
     )
     soft_temperature: float | None = Field(None, description="T of targets sigmoid(strength / T), in place of smooth")
     weight_temperature: float | None = Field(None, description="T of a factor sigmoid(strength / T) on the weight")
+
+    def check(self, config: "Shared") -> None:
+        config.treatment()
 
 
 class OptimConfig(Section):
@@ -189,15 +158,25 @@ class ObjectiveConfig(Section):
     queue: int = Field(0, ge=0, le=2**24, description="swav: earlier items that codes are made from too")
     freeze_prototypes: int = Field(0, ge=0, description="swav: steps before prototypes are trained")
 
+    @property
+    def copies(self) -> int:
+        """How many times a pack holds a sequence: twice where its second view is a pass of all its tokens."""
+        return 2 if self.contrastive != "none" and self.views == "pass" else 1
 
-class MetaConfig(Section):
-    data: Paths = Field((), description="task meta: prompts, each with k or more responses sampled from the policy")
-    k: int = Field(5, ge=2, le=1024, description="responses taken of each prompt, the first ones that differ")
-    prompts_per_step: int | None = Field(None, ge=1, description="prompts in a step; null: data.pairs_per_step")
-    eta: float = Field(5e-6, ge=0, description="step of the ascent on the difference loss J: eta times its gradient")
-    rho: float | None = Field(None, gt=0, description="in place of eta: length of the ascent, whatever the gradient's")
-    normaliser: Literal["k2", "pairs"] = Field("k2", description="of J: 2 / k^2 as in the paper, or mean over pairs")
-    check_every: int | None = Field(10, ge=1, description="steps between measuring J after the ascent; null: never")
+    def check(self, config: "Shared") -> None:
+        if self.contrastive == "none":
+            self._refuse_set(("on", "beta", "views", "temperature"), "simcse or swav")
+        if self.contrastive != "swav":
+            self._refuse_set(("prototypes", "epsilon", "iterations", "queue", "freeze_prototypes"), "swav")
+        if config.model.top_layers == 0:
+            for key, active in {"contrastive": self.contrastive != "none", "lm": self.lm > 0}.items():
+                refuse(active, f"objective.{key}", "trains nothing while model.top_layers is 0 (head only)")
+
+    def _refuse_set(self, keys: tuple[str, ...], kinds: str) -> None:
+        """Refuse the first of some keys that differs from its default; a resolved config sets all the others, too."""
+        for key in keys:
+            differs = getattr(self, key) != ObjectiveConfig.model_fields[key].default
+            refuse(differs, f"objective.{key}", f"belongs to objective.contrastive {kinds}")
 
 
 class EvalConfig(Section):
@@ -206,49 +185,50 @@ class EvalConfig(Section):
     suites: Suites = Field((), description="suites scored after training, [LABEL:]SUITE=PATH each (see rmfast eval)")
     suites_every: int | None = Field(None, ge=1, description="steps between scoring the suites in training too")
 
+    def check(self, config: "Shared") -> None:
+        refuse(self.every and not config.data.eval, "eval.every", "is set but data.eval is empty")
+        refuse(self.suites_every and not self.suites, "eval.suites_every", "is set but eval.suites is empty")
+
 
 class CheckpointConfig(Section):
     every: int | None = Field(None, ge=1, description="steps between checkpoints; null: only after the last step")
-    keep: int = Field(2, ge=1, description="newest checkpoints that stay")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
 class ParallelConfig(Section):
     engine: Literal["native", "megatron"] = Field("native", description="what runs a step: torch, or megatron-core")
     data: Literal["ddp", "fsdp"] = Field("ddp", description="how ranks share the work: whole model, or FSDP2 shards")
-    tensor: int = Field(1, ge=1, description="megatron: ranks that share each layer's products")
+    tensor: int = Field(1, ge=1, description="megatron: ranks that share each layer's matmuls")
     pipeline: int = Field(1, ge=1, description="megatron: ranks that share the layers")
     virtual: int = Field(1, ge=1, description="megatron: runs of layers on each pipeline rank (interleaved schedule)")
     sequence: bool = Field(False, description="megatron: tensor ranks share the residual stream (sequence parallelism)")
     cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, repeated without launch overhead")
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
 
-
-class EnsembleConfig(Section):
-    members: int = Field(
-        10,
-        ge=2,
-        le=1024,
-        description="reward models, each with a data order of its own and, where model.path has none, a head too",
-    )
-    folds: int | None = Field(
-        None, ge=2, description="K: member m leaves fold m mod K out and judges it alone; null: in-sample, as the paper"
-    )
-    mode: Literal["full", "heads"] = Field(
-        "full", description="full: a reward run each; heads: heads alone, over one pass of the frozen trunk"
-    )
-    spread: Literal["turn", "ranks"] = Field(
-        "turn", description="all ranks on one member after another, or groups of ranks on members of their own"
-    )
-    ranks_per_member: int | None = Field(
-        None, ge=1, description="spread ranks: size of a group; null: 1, for megatron parallel.tensor x pipeline"
-    )
-    part: Annotated[int, Field(ge=0)] | Literal["vote"] | None = Field(
-        None, description="for jobs that share run.dir: train this member alone, or vote over all; null: everything"
-    )
+    def check(self, config: "Shared") -> None:
+        native = self.engine == "native"
+        if self.cuda_graphs:
+            plain = self.data == "ddp" and config.model.recompute == "none"
+            for clash, text in (
+                (not plain, "needs parallel.data ddp and model.recompute none"),
+                (config.objective.contrastive != "none", "runs no contrastive term (objective.contrastive)"),
+                (config.model.attention == "flash", "cannot repeat model.attention flash (it reads lengths)"),
+                (not native, "belongs to parallel.engine native"),
+            ):
+                refuse(clash, "parallel.cuda_graphs", text)
+        keys = [f"parallel.{name}" for name in ("tensor", "pipeline", "virtual", "sequence")]
+        if native and (self.tensor, self.pipeline, self.virtual, self.sequence) != (1, 1, 1, False):
+            raise KeyClash(f"{', '.join(keys[:3])} and {keys[3]} belong to parallel.engine megatron", *keys)
+        fsdp = not native and self.data == "fsdp"
+        refuse(fsdp, "parallel.data", "fsdp belongs to parallel.engine native; megatron shards optimizer state")
+        alone = self.sequence and self.tensor == 1
+        refuse(alone, "parallel.sequence", "shares tokens among parallel.tensor ranks, of which there is one")
+        alone = self.virtual > 1 and self.pipeline == 1
+        refuse(alone, "parallel.virtual", "divides the layers of parallel.pipeline ranks, of which there is one")
 
 
-class Config(Section):
-    """One run."""
+class Shared(Section):
+    """What every task reads."""
 
     task: Literal["reward", "ensemble", "meta"] = Field("reward", description="what is trained")
     run: RunConfig = RunConfig()
@@ -257,158 +237,12 @@ class Config(Section):
     denoise: DenoiseConfig = DenoiseConfig()
     optim: OptimConfig = OptimConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    meta: MetaConfig = MetaConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
-    ensemble: EnsembleConfig = EnsembleConfig()
-
-    @model_validator(mode="after")
-    def _members_differ(self) -> "Config":
-        if self.task != "ensemble":
-            return self
-        ensemble, model, objective = self.ensemble, self.model, self.objective
-        if ensemble.folds and ensemble.folds > ensemble.members:
-            raise ValueError(
-                f"ensemble.folds ({ensemble.folds}) is above ensemble.members ({ensemble.members}): "
-                "no member would judge some folds"
-            )
-        if not self.data.shuffle:
-            raise ValueError("data.shuffle false gives all members of an ensemble one data order")
-        if ensemble.part is not None:
-            if ensemble.part != "vote" and ensemble.part >= ensemble.members:
-                raise ValueError(
-                    f"ensemble.part ({ensemble.part}) is no member: they are 0 to {ensemble.members - 1} "
-                    "(ensemble.members)"
-                )
-            if ensemble.mode == "heads" or ensemble.spread == "ranks":
-                raise ValueError("ensemble.part needs ensemble.mode full and ensemble.spread turn")
-            if self.run.resume == "never":
-                raise ValueError("run.resume never would move away what jobs of other members (ensemble.part) are at")
-        if ensemble.ranks_per_member and ensemble.spread == "turn":
-            raise ValueError(
-                "ensemble.ranks_per_member belongs to ensemble.spread ranks; under turn all ranks share each member"
-            )
-        if (model.heads or 1) > 1:
-            raise ValueError(
-                f"model.heads ({model.heads}) above 1: a member of an ensemble has one head; leave model.heads out "
-                "and set ensemble.members"
-            )
-        if ensemble.mode == "heads":
-            if model.top_layers or model.dropout or objective.lm:
-                raise ValueError(
-                    "ensemble.mode heads trains one head a member on a frozen trunk: it takes no model.top_layers "
-                    "above 0, model.dropout or objective.lm"
-                )
-            if objective.contrastive != "none":
-                raise ValueError("objective.contrastive trains nothing in ensemble.mode heads")
-            if ensemble.spread == "ranks" or self.parallel.cuda_graphs:
-                raise ValueError(
-                    "ensemble.mode heads trains all heads at once: it takes no ensemble.spread ranks and no "
-                    "parallel.cuda_graphs"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _contrastive(self) -> "Config":
-        """Refuses what a contrastive term would have to read, and makes room for its views."""
-        data, own = self.data, self.objective
-        if own.contrastive == "none":
-            self._refuse_set(("on", "beta", "views", "temperature"), "simcse or swav")
-        if own.contrastive != "swav":
-            self._refuse_set(("prototypes", "epsilon", "iterations", "queue", "freeze_prototypes"), "swav")
-        if own.contrastive == "none" or own.views != "pass" or 2 * data.max_length <= data.tokens_per_pack:
-            return self
-        if "max_length" not in data.model_fields_set and data.tokens_per_pack >= 4:
-            return self.model_copy(update={"data": data.with_default_length(data.tokens_per_pack // 2)})
-        raise ValueError(
-            f"data.tokens_per_pack ({data.tokens_per_pack}) is below twice data.max_length ({data.max_length}): "
-            "no pack could hold a sequence of that length in the two views of objective.contrastive"
-        )
-
-    def _refuse_set(self, keys: tuple[str, ...], kinds: str) -> None:
-        """Names the first of some keys that differs from its default; a resolved config holds all the others too."""
-        for key in keys:
-            if getattr(self.objective, key) != ObjectiveConfig.model_fields[key].default:
-                raise ValueError(f"objective.{key} belongs to objective.contrastive {kinds}")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "Config":
-        data = self.data
-        if data.tokens_per_pack < data.max_length:
-            raise ValueError(
-                f"data.tokens_per_pack ({data.tokens_per_pack}) is below data.max_length ({data.max_length}): "
-                "no pack could hold a sequence of that length"
-            )
-        weights = data.train_weights
-        if weights is not None:
-            if len(weights) != len(data.train):
-                raise ValueError(f"data.train_weights has {len(weights)} numbers for {len(data.train)} sources")
-            if min(weights) < 0 or max(weights) == 0 or max(weights) > 1e6:
-                raise ValueError("data.train_weights must be within 0 and 1,000,000, and one must be positive")
-        if self.parallel.cuda_graphs and (self.parallel.data == "fsdp" or self.model.recompute != "none"):
-            raise ValueError("parallel.cuda_graphs needs parallel.data ddp and model.recompute none")
-        contrastive = self.objective.contrastive != "none"
-        if contrastive and self.parallel.cuda_graphs:
-            raise ValueError("parallel.cuda_graphs runs no contrastive term (objective.contrastive)")
-        if contrastive and self.model.top_layers == 0:
-            raise ValueError("objective.contrastive trains nothing while model.top_layers is 0 (head only)")
-        if self.parallel.cuda_graphs and self.model.attention == "flash":
-            raise ValueError("parallel.cuda_graphs cannot repeat model.attention flash (it reads lengths)")
-        if self.objective.lm and self.model.top_layers == 0:
-            raise ValueError("objective.lm trains nothing while model.top_layers is 0 (head only)")
-        if self.task == "meta" and not self.meta.data:
-            raise ValueError("meta.data is missing: task meta needs prompts with sampled responses")
-        if self.meta.rho is not None and self.meta.eta != MetaConfig.model_fields["eta"].default:
-            raise ValueError("meta.eta does nothing beside meta.rho: one of them sets the ascent's length")
-        if self.eval.every and not data.eval:
-            raise ValueError("eval.every is set but data.eval is empty")
-        if self.eval.suites_every and not self.eval.suites:
-            raise ValueError("eval.suites_every is set but eval.suites is empty")
-        if self.eval.suites and self.task == "ensemble":
-            raise ValueError("eval.suites belongs to one model; evaluate an ensemble with rmfast eval CKPT... --suite")
-        if self.treatment().needs_strength and self.task == "ensemble":
-            raise ValueError(
-                "data.denoise and denoise.* go by strengths, which task ensemble is there to make: leave them out, and "
-                "set them for task reward on the ensemble's data.jsonl (denoise.smooth of all edges may stay)"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _engine_runs_it(self) -> "Config":
-        own = self.parallel
-        if own.engine == "native":
-            if (own.tensor, own.pipeline, own.virtual, own.sequence) != (1, 1, 1, False):
-                raise ValueError(
-                    "parallel.tensor, parallel.pipeline, parallel.virtual and parallel.sequence belong to "
-                    "parallel.engine megatron"
-                )
-            return self
-        if own.data == "fsdp":
-            raise ValueError("parallel.data fsdp belongs to parallel.engine native; megatron shards optimizer state")
-        if own.cuda_graphs:
-            raise ValueError("parallel.cuda_graphs belongs to parallel.engine native")
-        if own.sequence and own.tensor == 1:
-            raise ValueError("parallel.sequence shares tokens among parallel.tensor ranks, of which there is one")
-        if own.virtual > 1 and own.pipeline == 1:
-            raise ValueError("parallel.virtual divides the layers of parallel.pipeline ranks, of which there is one")
-        if self.task == "ensemble":
-            if self.ensemble.mode == "heads":
-                raise ValueError("parallel.engine megatron runs ensemble.mode full alone")
-            if self.ranks_per_member % (own.tensor * own.pipeline):
-                raise ValueError(
-                    f"ensemble.ranks_per_member ({self.ranks_per_member}) is no multiple of parallel.tensor "
-                    f"{own.tensor} x parallel.pipeline {own.pipeline}, which hold one model"
-                )
-        return self
-
-    @property
-    def ranks_per_member(self) -> int:
-        """Ranks of each group under `ensemble.spread: ranks`."""
-        return self.ensemble.ranks_per_member or self.parallel.tensor * self.parallel.pipeline
 
     def treatment(self) -> Denoise:
-        """What is done to the training edges: the preset, with the denoise section's own values."""
+        """What is done to the training edges: the preset, with the values of the denoise section in its place."""
         return resolve(self.data.denoise, self.denoise.model_dump())
 
     def dump(self) -> dict[str, Any]:

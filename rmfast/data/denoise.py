@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rmfast.errors import UserError
+from rmfast.errors import KeyClash, UserError
 
 Slice = tuple[float, float]
 """Quantiles of strength from low to high, the latter not in it; (0, 0.1) are the weakest tenth."""
@@ -39,7 +39,7 @@ class Denoise:
         weight_temperature: T of a weight by strength (ours): the weight is multiplied by sigmoid(strength / T).
 
     Raises:
-        ValueError: a number out of its range, or two options for the same thing; the text begins with the key.
+        KeyClash: a number out of its range, or two options for the same thing.
     """
 
     flip: float = 0.0
@@ -57,19 +57,20 @@ class Denoise:
     def __post_init__(self) -> None:
         for name, high in (("flip", 1.0), ("smooth", 0.5)):
             if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"denoise.{name} must be from 0 to {high:g}, got {getattr(self, name):g}")
+                raise _clash(name, f"must be from 0 to {high:g}, got {getattr(self, name):g}")
         for name in ("drop", "smooth_slice"):
             part = getattr(self, name)
             if part is not None and not isinstance(part, str) and not 0 <= part[0] < part[1] <= 1:
-                raise ValueError(f"denoise.{name} must be quantiles 0 <= low < high <= 1, got {part[0]:g}, {part[1]:g}")
+                raise _clash(name, f"must be quantiles 0 <= low < high <= 1, got {part[0]:g}, {part[1]:g}")
         for name in ("margin_scale", "soft_temperature", "weight_temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"denoise.{name} must be above 0, got {value:g}")
+                raise _clash(name, f"must be above 0, got {value:g}")
         if self.margin_min is not None and self.margin_max is not None and self.margin_min > self.margin_max:
-            raise ValueError(f"denoise.margin_min ({self.margin_min:g}) is above denoise.margin_max")
+            raise _clash("margin_min", f"({self.margin_min:g}) is above denoise.margin_max", "margin_max")
         if self.smooth and self.soft_temperature is not None:
-            raise ValueError("denoise.smooth and denoise.soft_temperature both set the target; leave one out")
+            text = "and denoise.soft_temperature both set the target; leave one out"
+            raise _clash("smooth", text, "soft_temperature")
 
     @property
     def active(self) -> bool:
@@ -91,6 +92,10 @@ class Denoise:
         return ", ".join(f"{name} {word}" for name, word in zip(given, words, strict=True)) or "none"
 
 
+def _clash(name: str, text: str, *others: str) -> KeyClash:
+    return KeyClash(f"denoise.{name} {text}", *(f"denoise.{key}" for key in (name, *others)))
+
+
 PRESETS = {
     "baseline": Denoise(),
     "margin": Denoise(margin="mean"),
@@ -105,16 +110,16 @@ def resolve(preset: str | None, given: Mapping[str, Any]) -> Denoise:
     """A preset (None: baseline) with some of its options given again; those that are None stay the preset's.
 
     Raises:
-        ValueError: as `Denoise`; or an option that would do nothing.
+        KeyClash: as `Denoise`; or an option that would do nothing.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    soft = {"smooth": 0.0} if "soft_temperature" in given else {}  # a preset's smoothing gives way
+    soft = {"smooth": 0.0} if "soft_temperature" in given else {}  # in place of a preset's smoothing
     options = replace(PRESETS[preset or "baseline"], **(soft | given))
     for name in given:
         if name.startswith("margin_") and options.margin == "none":
-            raise ValueError(f"denoise.{name} does nothing without denoise.margin mean")
+            raise _clash(name, "does nothing without denoise.margin mean", "margin")
     if "smooth_slice" in given and not options.smooth and options.soft_temperature is None:
-        raise ValueError("denoise.smooth_slice does nothing without denoise.smooth or denoise.soft_temperature")
+        raise _clash("smooth_slice", "does nothing without denoise.smooth or denoise.soft_temperature")
     return options
 
 

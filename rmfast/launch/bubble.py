@@ -6,12 +6,11 @@ from functools import cache
 
 @cache
 def bubble(stages: int, turns: int, packs: int) -> float:
-    """Time that a stage waits in a step, as a multiple of what a pack takes it (forward and backward, which is twice
-    the forward).
+    """Time that a stage waits in a step, in times that a pack takes it (forward and backward, twice the forward).
 
     Args:
         stages: of the pipeline. turns: runs of layers on each stage; above 1 the interleaved schedule, for which the
-            engine fills packs up to a multiple of the stages with empty ones; these take no time but keep the order.
+            engine adds empty packs up to a multiple of the stages; these take no time but keep the order.
     """
     if stages == 1:
         return 0.0
@@ -43,7 +42,7 @@ def _play(stages: int, turns: int, packs: int) -> float:
 
 
 def _order(stage: int, stages: int, turns: int, packs: int) -> Iterator[tuple[bool, int, int]]:
-    """What a stage does one after another: interleaved 1F1B of megatron-core."""
+    """The order of a stage's tasks: interleaved 1F1B of megatron-core."""
     rounds = range(0, packs, stages)
     units = [(pack, turn) for first in rounds for turn in range(turns) for pack in range(first, first + stages)]
     ahead = min(len(units), 2 * (stages - stage - 1) + (turns - 1) * stages)

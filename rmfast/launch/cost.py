@@ -71,12 +71,12 @@ def saved_bytes(
 ) -> float:
     """Bytes that one layer keeps of one token for its backward.
 
-    none: both norms' inputs and outputs (4 d), q, k, v and what attention gives (2 q + 2 k), gate and up (2 f), and
-    their product (f). selective: what products and attention gave (2 d + 2 q + 2 k + 2 f; the last one is the next
+    none: both norms' inputs and outputs (4 d), q, k, v and attention's output (2 q + 2 k), gate and up (2 f), and
+    their product (f). selective: the outputs of matmuls and attention (2 d + 2 q + 2 k + 2 f; the last one is the next
     layer's input), and the residual (d). full: the layer's input, branch and residual (2 d). Attention's log-sum-exps
     take 4 bytes a head, norms 4 bytes a row. Norms of q and k keep their inputs. Under tensor parallelism q, k
-    and f are a rank's share, d too where sequence parallelism cuts it, but for what products gave: a rank's part of
-    their sum is there for all tokens.
+    and f are a rank's share, d too where sequence parallelism cuts it, except in outputs of matmuls: a rank's part of
+    their sum has all tokens.
     """
     d = config.width / (tensor if sequence else 1)
     q, k, f = (n / tensor for n in (config.heads * config.head_dim, config.kv_heads * config.head_dim, config.ffn))
@@ -93,7 +93,7 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     """Bytes of the fullest GPU, by what takes them.
 
     ddp: fp32 weights, gradients (torch's buckets where there are several ranks) and two moments, and a bf16 copy of
-    what products read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: what
+    what matmuls read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: what
     ddp has of a rank's part of the model, the moments divided by data ranks.
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
@@ -102,7 +102,7 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     table = config.vocabulary * config.width / layout.tensor
     layers = ceil(config.layers / layout.pipeline)
     flying = 1.0
-    if layout.pipeline > 1:  # 1F1B: the first stage holds as many packs as there are stages, and somewhat more in turns
+    if layout.pipeline > 1:  # 1F1B: the first stage holds as many packs as there are stages, interleaved a few more
         turns = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.virtual) if layout.virtual > 1 else 1.0
         flying = min(packs, layout.pipeline) * turns
     cast = b if b < 4 else 0  # fp32 weights are read as they are
@@ -111,8 +111,8 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     if layout.engine == "ddp":
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
     elif layout.engine == "fsdp":
-        own = parameters(config) / layout.data
-        state = {"weights": 4 * own, "gradients": 4 * (own + layer), "optimizer": 8 * own}
+        shard = parameters(config) / layout.data
+        state = {"weights": 4 * shard, "gradients": 4 * (shard + layer), "optimizer": 8 * shard}
         copies = b * (2 * layer + table)
     else:
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights / layout.data}
@@ -123,16 +123,16 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
         return saved_bytes(config, recompute, tensor=layout.tensor, sequence=layout.sequence, activation=b)
 
     d = config.width / (layout.tensor if layout.sequence else 1)
-    # A run's first layer has no residual yet; its input is no product's result.
+    # A run's first layer has no residual yet; its input is no matmul's output.
     start = {"none": 0, "selective": b * d, "full": -b * d}[layout.recompute] * layout.virtual
     kept = tokens * flying * ((layers - trimmed) * saved(layout.recompute) + start)
-    # A layer's backward at its widest: two hidden states' gradients, and those of gate and up (the product's takes the
-    # product's place), or later that of the largest matrix, as it is computed and in fp32, when the MLP keeps no more.
+    # A layer's backward at its widest: two hidden states' gradients, and those of gate and up (the product's
+    # replaces the product), or later that of the largest matrix, as computed and in fp32, when the MLP keeps no more.
     f = config.ffn / layout.tensor
     working = tokens * b * 2 * d
     gathered = -cast if layout.engine == "fsdp" else 2 * cast
     working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 + gathered) * f * config.width)
-    if layout.recompute != "none":  # the layer's own activations, those that are made again
+    if layout.recompute != "none":  # the layer's activations that are made again
         working += tokens * (saved("none") - (saved("selective") if layout.recompute == "selective" else 0))
     if layout.sequence:
         working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
@@ -167,7 +167,7 @@ def seconds(
         return (gpu.nvlink if inside else gpu.network) * gpu.link_share
 
     # Two all-reduces forward and two backward a layer (each is a reduce-scatter and a gather under sequence parallel,
-    # whose backward gathers both products' inputs again). Recomputation repeats the first one, and both gathers.
+    # whose backward gathers both matmuls' inputs again). Recomputation repeats the first one, and both gathers.
     sums = 4 + layout.sequence + (layout.recompute != "none") * (1.5 if layout.sequence else 1)
     ring = 2 * (layout.tensor - 1) / layout.tensor
     boundary = b * rank_tokens * config.width  # bytes of the hidden states
@@ -176,20 +176,20 @@ def seconds(
     hops = 0 if layout.pipeline == 1 else 2 * layout.virtual * boundary
     pipe = hops / (1 if not layout.sequence else layout.tensor) / link(layout.pipeline, layout.tensor * layout.data)
     waits = bubble(layout.pipeline, layout.virtual, packs) * (compute + elementwise + tensor) / packs
-    own = _largest_stage(config, layout)
+    weights = _largest_stage(config, layout)
     share = (layout.data - 1) / layout.data
     # Gradients: summed once a step (ddp), scattered once (megatron) or with every pack (fsdp). Weights: gathered after
     # the step (megatron) or twice a pack (fsdp).
-    sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * own * share
-    gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * own * share
+    sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * weights * share
+    gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * weights * share
     reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
-    # The second half of the last pack's backward hides gradients, but for those of turns' last run of layers; fsdp does
-    # a layer's while it computes the next one's.
+    # The second half of the last pack's backward hides gradients, except those of the last run of layers where stages
+    # are interleaved; fsdp sends a layer's while it computes the next one's.
     busy = compute + elementwise
     late = reduced / layout.virtual if layout.virtual > 1 else 0.0
     hides = min(reduced + data, busy) if layout.engine == "fsdp" else min(reduced - late, busy / 3 / packs)
     hidden = hides if overlap else 0.0
-    updated = own / (1 if layout.engine == "ddp" else layout.data)
+    updated = weights / (1 if layout.engine == "ddp" else layout.data)
     return {
         "compute": compute, "elementwise": elementwise, "tensor": tensor, "pipeline": pipe, "bubble": waits,
         "data": reduced - hidden + data, "optimizer": 28 * updated / gpu.bandwidth,

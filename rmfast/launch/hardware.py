@@ -12,9 +12,9 @@ class Gpu:
     """One GPU and its links; bytes and FLOPs a second, in one direction.
 
     Attributes:
-        memory: bytes. matrix: dense bf16 products. single: fp32 products, without TF32. bandwidth: of its own memory.
+        memory: bytes. matrix: dense bf16 matmuls. single: fp32 matmuls, without TF32. bandwidth: of its memory.
         node: GPUs that NVLink joins. nvlink: within a node. network: between nodes, each GPU's share.
-        matrix_share: of its products' rate that a step's reach. link_share: of its links' rate. Both are assumptions
+        matrix_share: of that rate that a step's matmuls reach. link_share: of its links' rate. Both are assumptions
             where rates are a data sheet's, and 1 where they were measured.
     """
 
@@ -42,7 +42,7 @@ def find_gpu(name: str) -> Gpu:
     """One of `GPUS`, or what a JSON file says by the names of `Gpu`.
 
     Raises:
-        UserError: there is none of that name, or the file does not describe one.
+        UserError: no GPU of that name, or the file does not describe one.
     """
     if name in GPUS:
         return GPUS[name]

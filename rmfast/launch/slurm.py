@@ -1,4 +1,4 @@
-"""sbatch files: text in, text out. docs/slurm.md says how the jobs live; the templates can be read by themselves."""
+"""sbatch files: text in, text out. docs/slurm.md says how a job restarts; the templates can be read by themselves."""
 
 import math
 import re
@@ -11,9 +11,12 @@ from rmfast.errors import UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
 EARLY = 60  # seconds by which Slurm may send the signal before its time, and that the shell needs at the end
-ONCE, ONCE_CPUS = "1:00:00", 4  # of a job that reads what others left: an hour is ample for millions of rows
-# What it keeps of --sbatch.
+ONCE, ONCE_CPUS = "1:00:00", 4  # of a job that reads what others wrote: an hour is ample for millions of rows
+# What such a job keeps of --sbatch.
 KEPT = r"--(account|partition|qos|reservation|wckey|clusters|comment|mail-type|mail-user)\b|-[ApqM]"
+
+
+BREAK = " \\\n        "  # within a shell command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,15 @@ class Job:
     idle: int = 3
     logs: str = "."
     more: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Comments in a script's first lines: what it does, the command that wrote it, and how it is submitted."""
+
+    about: str
+    made_by: str
+    submit: str
 
 
 def seconds(time: str) -> int | None:
@@ -71,10 +83,8 @@ def check(job: Job) -> None:
     if job.lead < 2 * EARLY:
         raise UserError(f"--lead {job.lead}: must be at least {2 * EARLY} s: Slurm is that inexact")
     if limit is not None and limit < 2 * job.lead:
-        raise UserError(
-            f"--time {job.time}: is less than twice --lead ({job.lead} s): the job would be asked to stop before it "
-            "gets anywhere"
-        )
+        short = f"is less than twice --lead ({job.lead} s)"
+        raise UserError(f"--time {job.time}: {short}: the job would be asked to stop before it gets anywhere")
 
 
 def header(job: Job, *, survives: bool, array: str = "") -> str:
@@ -101,77 +111,54 @@ def header(job: Job, *, survives: bool, array: str = "") -> str:
     return "\n".join(f"#SBATCH {line}" for line in lines)
 
 
-def train(job: Job, arguments: Sequence[str], run: str, *, about: str, made_by: str, submit: str) -> str:
-    """A job that trains, and comes back until it is through.
+def train(
+    job: Job, notes: Notes, arguments: Sequence[str], run: str, *, members: int = 0, together: int | None = None
+) -> str:
+    """A job that trains, and requeues itself until the run is finished.
 
     Args:
         arguments: of rmfast/train.py. run: run.dir.
+        members: of an ensemble; the job is then an array whose task m trains member m. together: tasks that may run at
+            once; None: as many as find room.
     """
-    values = _values(job, about, made_by, submit) | {
-        "header": header(job, survives=True),
-        "run": shlex.quote(run),
-        "command": f"-m rmfast.train {wrapped(arguments)}",
-    }
-    return _fill("train.sbatch", values)
+    folder, command, array = shlex.quote(run), f"-m rmfast.train {wrapped(arguments)}", ""
+    if members:
+        array = f"0-{members - 1}" + (f"%{together}" if together else "")
+        folder += '/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")'
+        command += f'{BREAK}--ensemble.part "$SLURM_ARRAY_TASK_ID"'
+    return _fill("train.sbatch", job, notes, command, header(job, survives=True, array=array), run=folder)
 
 
-def members(
-    job: Job,
-    arguments: Sequence[str],
-    run: str,
-    count: int,
-    together: int | None,
-    *,
-    about: str,
-    made_by: str,
-    submit: str,
-) -> str:
-    """An array whose task m trains member m of an ensemble.
-
-    Args:
-        together: tasks that may run at once; None: as many as find room.
-    """
-    tasks = f"0-{count - 1}" + (f"%{together}" if together else "")
-    values = _values(job, about, made_by, submit) | {
-        "header": header(job, survives=True, array=tasks),
-        "run": f'{shlex.quote(run)}/members/$(printf %02d "$SLURM_ARRAY_TASK_ID")',
-        "command": f'-m rmfast.train {wrapped(arguments)} \\\n        --ensemble.part "$SLURM_ARRAY_TASK_ID"',
-    }
-    return _fill("train.sbatch", values)
-
-
-def once(job: Job, command: str, *, about: str, made_by: str, submit: str) -> str:
+def once(job: Job, notes: Notes, command: str) -> str:
     """A job of one command that reads files and writes some: of `job` it has who pays and where, not what training
     needs."""
     time = min(ONCE, job.time, key=lambda t: seconds(t) or math.inf)
     more = tuple(option for option in job.more if re.match(KEPT, option))
     small = replace(job, nodes=1, gpus=0, cpus=ONCE_CPUS, mem=None, time=time, more=more)
-    values = _values(small, about, made_by, submit) | {"header": header(small, survives=False), "command": command}
-    return _fill("once.sbatch", values)
+    return _fill("once.sbatch", small, notes, command, header(small, survives=False))
 
 
-def point(job: Job, command: str, *, about: str, made_by: str, submit: str) -> str:
-    """A job that measures one size; --nodes and the command's last words are given when it is sent off."""
-    values = _values(job, about, made_by, submit) | {"header": header(job, survives=False), "command": command}
-    return _fill("point.sbatch", values)
+def point(job: Job, notes: Notes, command: str) -> str:
+    """A job that measures one size; --nodes and the command's last words are given when it is submitted."""
+    return _fill("point.sbatch", job, notes, command, header(job, survives=False))
 
 
-def _values(job: Job, about: str, made_by: str, submit: str) -> dict[str, str]:
-    return {
-        "about": " ".join(about.split()),
-        "made_by": made_by,
-        "submit": submit,
+def _fill(template: str, job: Job, notes: Notes, command: str, header: str, run: str = "") -> str:
+    """A template with {{name}} replaced by its value."""
+    values = {
+        "about": " ".join(notes.about.split()),
+        "made_by": notes.made_by,
+        "submit": notes.submit,
+        "header": header,
         "setup": "\n".join(job.setup) or "# (no --setup)",
+        "command": command,
+        "run": run,
         "processes": str(max(1, job.gpus)),
         "lead": str(job.lead),
         "grace": str(job.lead - EARLY),
         "restarts": str(job.restarts),
         "idle": str(job.idle),
     }
-
-
-def _fill(template: str, values: dict[str, str]) -> str:
-    """A template with {{name}} replaced by its value; all names must be known."""
     text = (TEMPLATES / template).read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], text)
 
@@ -193,4 +180,4 @@ def wrapped(arguments: Sequence[str]) -> str:
         if word.startswith("--"):
             lines.append("")
         lines[-1] += f" {shlex.quote(word)}"
-    return " \\\n        ".join(line.strip() for line in lines if line)
+    return BREAK.join(line.strip() for line in lines if line)

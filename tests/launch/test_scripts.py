@@ -12,7 +12,7 @@ import yaml
 
 from rmfast.cli import main
 from rmfast.errors import UserError
-from rmfast.launch.slurm import TEMPLATES, Job, header, once, seconds
+from rmfast.launch.slurm import TEMPLATES, Job, Notes, header, once, seconds
 from tests.runs import ROOT, write_model
 
 EXAMPLES = ROOT / "configs" / "slurm"
@@ -81,11 +81,11 @@ def test_header_holds_what_was_asked() -> None:
 def test_a_job_that_only_reads_asks_for_little() -> None:
     more = ("--exclusive", "--qos=high", "--mem-per-gpu=80G", "--mail-type=END", "--constraint=h100", "-A lab")
     job = Job(name="x", time="2-0", nodes=4, cpus=96, mem="0", partition="p", more=more)
-    text = once(job, "true", about="", made_by="", submit="")
+    text = once(job, Notes("", "", ""), "true")
     lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
     small = ["job-name=x", "nodes=1", "ntasks-per-node=1", "cpus-per-task=4", "partition=p", "time=1:00:00"]
     assert lines == [*small, "output=%x-%j.log", "qos=high", "mail-type=END", "#SBATCH -A lab"]
-    assert "#SBATCH --time=20\n" in once(Job(name="x", time="20"), "true", about="", made_by="", submit="")
+    assert "#SBATCH --time=20\n" in once(Job(name="x", time="20"), Notes("", "", ""), "true")
 
 
 def test_an_array_is_followed_by_its_vote_whatever_becomes_of_it(config: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from rmfast.cli import main
 from rmfast.train import main as train
+from tests.commands.rows import write, write_models
 from tests.runs import arguments, read_lines
-from tests.tasks.rows import write, write_models
 
 ROWS = [
     {"question": f"Who sat {i}?", "chosen": "The cat.", "rejected": "Nobody.", "strength_mean": 1.0 - i, "id": i}

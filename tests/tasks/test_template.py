@@ -12,9 +12,9 @@ from rmfast.cli import main
 from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
 from rmfast.train import main as train
+from tests.commands.rows import write, write_models
 from tests.data.templates import CHATML, DATED, DEEPSEEK, NEEDS_TOOLS
 from tests.runs import arguments, write_model
-from tests.tasks.rows import write, write_models
 
 TOOLS = [{"type": "function", "function": {"name": "rain", "description": "Rain.", "parameters": {}}}]
 ASK = [{"role": "user", "content": "Is 91 prime?"}]

@@ -21,10 +21,9 @@ from rmfast.kernels.common import use_triton
 from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
-from rmfast.tasks.build.model import check_window
+from rmfast.tasks.build.model import check_window, say_date
 from rmfast.tasks.build.objective import training_views
 from rmfast.tasks.build.tables import group_counts, make_table, open_stores
-from rmfast.tasks.options import say_date
 from rmfast.trainer.log import say
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
+from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
 from rmfast.evaluation.reward_model import tokens_note
 from rmfast.models.config import context_window
 from rmfast.models.hf import open_model, read_config
 from rmfast.models.names import ENSEMBLE, SCORE
+from rmfast.trainer.log import say
 
 
 def check_window(config: Config, hf: PreTrainedConfig) -> None:
@@ -42,3 +44,10 @@ def head_line(config: Config, hf: PreTrainedConfig, tokenizer: PreTrainedTokeniz
     many = f"the {found} reward heads are those" if found > 1 else "the reward head is that"
     note = tokens_note(hf, tokenizer)
     return f"{many} of {model.path}" + (f"; {note}" if note else "")
+
+
+def say_date(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say which date a model's chat template is given, if it reads the clock."""
+    date = fixed_date(tokenizer.chat_template)
+    if date is not None:
+        say(f"{path}: the chat template reads the clock; it is given {date} on any day (template_date)")

@@ -10,8 +10,8 @@ import yaml
 
 from rmfast.cli import main
 from rmfast.launch.hardware import GPUS
+from tests.commands.rows import PAIRS, write, write_models
 from tests.runs import DECODER
-from tests.tasks.rows import PAIRS, write, write_models
 
 RESULT = {"format": 1, "suite": "pairwise", "data": "x", "items": []}
 SUITE = "from rmfast.evaluation.suites.pairwise import SUITE\n"

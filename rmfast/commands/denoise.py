@@ -7,11 +7,13 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import columns_of, out_files, write_file
 from rmfast.config import read_denoise
 from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of
 from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
@@ -25,7 +27,6 @@ from rmfast.outputs.kinds import PICTURE, TREATED
 from rmfast.outputs.overlap import Input
 from rmfast.report.plots import render
 from rmfast.report.strength import strength_plot
-from rmfast.tasks.options import columns_of, out_files, write_file
 from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]
@@ -43,27 +44,26 @@ def preview(options: Namespace) -> None:
     inputs = [Input("PATH", Path(source_root(source))) for source in options.sources]
     out, plot = out_files(inputs, ("--out", options.out, TREATED), ("--plot", options.plot, PICTURE))
     data, seen = _Data(options.sources, columns_of(options)), _Seen()
-    count, arrays = _edges_of(data.examples(seen))
-    came = arrays["strength"]
+    rows_read, arrays = _edges_of(data.examples(seen))
     treatment = treat(wanted, **arrays)
     if plot is not None and not treatment.known.any():
         raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
-    say(f"{', '.join(options.sources)}: {count:,} rows; denoise ({wanted}): {treatment.summary()}")
+    say(f"{', '.join(options.sources)}: {rows_read:,} rows; denoise ({wanted}): {treatment.summary()}")
     for source in dict.fromkeys(options.sources):
         found = [split_note(source), f"columns: {uses_line(uses_of(seen.uses[source]))}"]
         say("\n".join(f"{source}: {line}" for line in (*filter(None, found), *note_lines(seen.notes[source]))))
     if seen.bad:
-        say(f"left out: {', '.join(f'{count:,} {cause}' for cause, count in seen.bad.items())} (rmfast data report)")
-    say("\n".join(["", *_by_tenth(came, treatment, arrays["weight"])]))
-    shown = _shown(came, treatment, options.examples)
-    examples = dict(_examples_of(data, arrays, treatment, shown))
+        say(f"left out: {', '.join(f'{n:,} {cause}' for cause, n in seen.bad.items())} (rmfast data report)")
+    say("\n".join(["", *_by_tenth(arrays, treatment)]))
+    shown = _shown(arrays["strength"], treatment, options.examples)
+    examples = _examples_of(data, arrays, treatment, shown)
     for number in shown:
         say("\n".join(["", *examples[number]]))
     if out is not None:
         rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(data, treatment))
         say(f"\n{write_file(out, rows):,} rows written, one for each edge: {out}")
     if plot is not None:
-        write_file(plot, [render(strength_plot(came, treatment))])
+        write_file(plot, [render(strength_plot(arrays["strength"], treatment))])
         say(f"\nHistogram: {plot}")
 
 
@@ -121,30 +121,34 @@ def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]
     return rows, arrays | {"identical": np.frombuffer(identical, dtype=np.bool_)}
 
 
-def _by_tenth(came: np.ndarray, treatment: Treatment, weight: np.ndarray) -> list[str]:
-    """A line for each tenth of the edges by strength as it came, one for those without."""
+def _by_tenth(arrays: dict[str, np.ndarray], treatment: Treatment) -> list[str]:
+    """A line for each tenth of the edges by their strength in the data, one for those without."""
+    strength, weight = arrays["strength"], arrays["weight"]
     head = f"{'tenth':>5} {'strength':>20} {'edges':>9} {'flipped':>9} {'dropped':>9} {'smoothed':>9}"
     lines = [f"{head}  {'margin min / median / max':>27} {'target':>7} {'weight':>7}"]
-    tenths = [quantile_slice(came, treatment.known, (i / 10, (i + 1) / 10)) for i in range(10)]
-    named = [(str(i), mask) for i, mask in enumerate(tenths, start=1)] + [("none", np.isnan(came))]
+    tenths = [quantile_slice(strength, treatment.known, (i / 10, (i + 1) / 10)) for i in range(10)]
+    named = [(str(i), mask) for i, mask in enumerate(tenths, start=1)] + [("none", np.isnan(strength))]
     for name, mask in named:
         if not mask.any():
             continue
-        low_high = "" if name == "none" else f"{came[mask].min():.4g} to {came[mask].max():.4g}"
+        low_high = "" if name == "none" else f"{strength[mask].min():.4g} to {strength[mask].max():.4g}"
         counts = (mask, *(mask & part for part in (treatment.flipped, treatment.dropped, treatment.smoothed)))
         kept = mask & ~treatment.dropped
         factor = treatment.weight[kept & (weight > 0)] / weight[kept & (weight > 0)]
         ends = f"{_mean(treatment.target[kept])} {_mean(factor)}"
         numbers = " ".join(f"{part.sum():>9,}" for part in counts)
         lines.append(f"{name:>5} {low_high:>20} {numbers}  {spread(treatment.margin[kept]):>27} {ends}")
-    return [*lines, "Margins and mean targets of the edges that stay; weight: mean factor on the data's own."]
+    return [
+        *lines,
+        "Margins and mean targets of the edges that are kept; weight: mean factor on the data's weight.",
+    ]
 
 
 def _mean(values: np.ndarray) -> str:
     return f"{values.mean():>7.3f}" if len(values) else f"{'-':>7}"
 
 
-def _shown(came: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]:
+def _shown(strength: np.ndarray, treatment: Treatment, most: int) -> dict[int, str]:
     """Edges to show with what happened to them: of each kind those at both ends of strength."""
     rest = treatment.kept & ~treatment.flipped & ~treatment.smoothed
     kinds = {
@@ -158,47 +162,42 @@ def _shown(came: np.ndarray, treatment: Treatment, count: int) -> dict[int, str]
     for kind, mask in kinds.items():
         mask = mask.copy()
         mask[list(shown)] = False
-        places = np.flatnonzero(mask)
-        places = places[np.argsort(came[places], kind="stable")]
-        some = min(count, len(places))
-        ends = [*places[: (some + 1) // 2], *places[len(places) - some // 2 :]]
-        shown |= {int(place): kind for place in ends}
+        edges = np.flatnonzero(mask)
+        edges = edges[np.argsort(strength[edges], kind="stable")]
+        some = min(most, len(edges))
+        shown |= {int(edge): kind for edge in (*edges[: (some + 1) // 2], *edges[len(edges) - some // 2 :])}
     return shown
 
 
 def _each_edge(data: _Data) -> Iterator[tuple[int, str, dict[str, Any], Example, int]]:
-    """Number of the edge, label and columns of its row, the example and the edge's place in it."""
-    number = 0
+    """Number of the edge, label and columns of its row, the example and the edge's position in it."""
+    numbers = count()
     for label, row, example in data.examples(_Seen()):
-        for place in range(len(example.edges)):
-            yield number, label, row, example, place
-            number += 1
+        for position in range(len(example.edges)):
+            yield next(numbers), label, row, example, position
 
 
 def _examples_of(
     data: _Data, arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
-) -> Iterator[tuple[int, list[str]]]:
-    """Numbers of some edges, and the lines that show them; the data is read up to the last of them."""
-    missing = len(shown)
-    for number, label, _, example, place in _each_edge(data) if missing else ():
-        if number not in shown:
-            continue
-        yield number, _before_and_after(f"{shown[number]}: {label}", example, place, number, arrays, treatment)
-        missing -= 1
-        if not missing:
-            return
+) -> dict[int, list[str]]:
+    """The lines that show some edges, by number; the data is read up to the last of them."""
+    return {
+        number: _before_and_after(f"{shown[number]}: {label}", example, position, number, arrays, treatment)
+        for number, label, _, example, position in islice(_each_edge(data), max(shown, default=-1) + 1)
+        if number in shown
+    }
 
 
 def _treated_rows(data: _Data, treatment: Treatment) -> Iterator[dict[str, Any]]:
-    for number, _, row, example, place in _each_edge(data):
+    for number, _, row, example, position in _each_edge(data):
         if not treatment.dropped[number]:
-            yield _treated_row(row, example, place, number, treatment)
+            yield _treated_row(row, example, position, number, treatment)
 
 
 def _before_and_after(
-    title: str, example: Example, place: int, number: int, arrays: dict[str, np.ndarray], treatment: Treatment
+    title: str, example: Example, position: int, number: int, arrays: dict[str, np.ndarray], treatment: Treatment
 ) -> list[str]:
-    edge = example.edges[place]
+    edge = example.edges[position]
     changes = [
         f"{name} {_change(float(arrays[name][number]), float(getattr(treatment, name)[number]))}" for name in COLUMNS
     ]
@@ -233,22 +232,21 @@ def _text(response: Response) -> str:
 
 def _clip(text: str, end: bool = False) -> str:
     """One short line that any terminal can print."""
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else "?" for c in line)
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
     if len(line) <= _TEXT:
         return line
     return f"...{line[-_TEXT:]}" if end else f"{line[:_TEXT]}..."
 
 
 def _treated_row(
-    row: dict[str, Any], example: Example, place: int, number: int, treatment: Treatment
+    row: dict[str, Any], example: Example, position: int, number: int, treatment: Treatment
 ) -> dict[str, Any]:
     """A pair with the treated columns, as rmfast read the row; columns that mean nothing to it stay.
 
-    Lists (rankings, one chosen over many) become a pair for each edge, which every trainer reads; its weight is the
-    edge's own, so that the pairs of a list weigh together what the list did.
+    Lists (rankings, one chosen over many) become a pair for each edge, which every trainer reads; it has the edge's
+    weight, so that the pairs of a list weigh together what the list did.
     """
-    edge, flipped = example.edges[place], treatment.flipped[number]
+    edge, flipped = example.edges[position], treatment.flipped[number]
     ends = (edge.worse, edge.better) if flipped else (edge.better, edge.worse)
     row = {
         use if use in _KEPT else name: row[name]
@@ -262,17 +260,18 @@ def _treated_row(
         prompt, responses = responses[0][: example.prompt_ids], [ids[example.prompt_ids :] for ids in responses]
     values: dict[str, Any] = {f"prompt{suffix}": prompt} if prompt is not None else {}
     values |= {f"{name}{suffix}": responses[r] for name, r in zip(("chosen", "rejected"), ends, strict=True)}
-    # By way of text: the fewest digits that give the same float32.
+    # Through text: the fewest digits that give the same float32.
     values |= {name: float(str(getattr(treatment, name)[number])) for name in ("margin", "target", "weight")}
-    # What `rmfast score` left in the row goes by sides and edges too.
-    own = {"strength_mean": -edge.strength_mean if flipped else edge.strength_mean, "strength_std": edge.strength_std}
-    values |= {name: value for name, value in own.items() if name in row}
+    # What `rmfast score` wrote in the row goes by sides and edges, too.
+    sign = -1 if flipped else 1
+    scored = {"strength_mean": sign * edge.strength_mean, "strength_std": edge.strength_std}
+    values |= {name: value for name, value in scored.items() if name in row}
     members = _members(row.get("rewards"), len(example.responses))
     if members:
         pairs = [[member[r] for r in ends] for member in members]
         values["rewards"] = pairs if members is row["rewards"] else pairs[0]
     if row.get("votes") is not None:
-        votes = row["votes"][place] if isinstance(row["votes"], list) else row["votes"]
+        votes = row["votes"][position] if isinstance(row["votes"], list) else row["votes"]
         turned = sum(better > worse for better, worse in pairs) if members and flipped else None
         values["votes"] = turned if flipped else votes
     return row | values

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from rmfast.cli import main
-from tests.runs import ROOT
-from tests.scoring import transformers_scores
-from tests.tasks.rows import (
+from tests.commands.rows import (
     BROKEN,
     PAIRS,
     pairs_of,
@@ -21,6 +19,8 @@ from tests.tasks.rows import (
     write,
     write_models,
 )
+from tests.runs import ROOT
+from tests.scoring import transformers_scores
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_the_result_is_there_before_anything_is_printed(
     def broken(text: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("rmfast.tasks.evaluate.say", broken)
+    monkeypatch.setattr("rmfast.commands.evaluate.say", broken)
     out = tmp_path / "out.json"
     with pytest.raises(BrokenPipeError):
         main(["eval", str(folder / "one"), "--data", str(folder / "pairs.jsonl"), "--out", str(out)])

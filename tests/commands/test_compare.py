@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rmfast.cli import main
-from rmfast.tasks import compare as compare_task
+from rmfast.commands import compare as compare_task
 from tests.scoring import save_reward_model
 
 WORDS = ["the cat sat", "a dog ran home", "birds sing by the sea", "red mat", "it slept", "two grey cats ran far away"]

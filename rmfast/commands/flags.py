@@ -1,15 +1,15 @@
-"""What several commands do with their options: models, devices and files that are written."""
+"""What several commands do with their flags: models, devices and files that are written."""
 
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.clock import fixed_date
 from rmfast.data.columns import Columns, read_columns
+from rmfast.data.files import written_whole
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
@@ -21,6 +21,7 @@ from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import Kind, check_kind
 from rmfast.outputs.overlap import Input, Output, check_overlap
+from rmfast.tasks.build.model import say_date
 from rmfast.trainer.log import say
 
 
@@ -35,13 +36,6 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
         torch.empty(0, device=device_of(options))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
-
-
-def say_date(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say which date a model's chat template is given, if it reads the clock."""
-    date = fixed_date(tokenizer.chat_template)
-    if date is not None:
-        say(f"{path}: the chat template reads the clock; it is given {date} on any day (template_date)")
 
 
 def reader(path: str, options: Namespace) -> Reader:
@@ -95,10 +89,6 @@ def read_by(options: Namespace, *names: str) -> list[Input]:
     return read
 
 
-Wanted = tuple[str, str | None, Kind]
-"""An option that names a file to write, what it was given, and what the command writes there."""
-
-
 def out_file(option: str, path: str, kind: Kind, inputs: Sequence[Input]) -> Path:
     """A file to write, refused before any work is done where it could not be written, or would replace anything but an
     earlier result of its kind."""
@@ -118,31 +108,30 @@ def check_differ(first: tuple[str, Path], second: tuple[str, Path]) -> None:
         raise UserError(f"{first[0]} and {second[0]} both name {second[1]}; name two files")
 
 
-def out_files(inputs: Sequence[Input], *wanted: Wanted) -> list[Path | None]:
-    """`out_file` of several options, None for those that were not given; no two may name one file."""
-    found: list[tuple[str, Path]] = []
+def out_files(inputs: Sequence[Input], *wanted: tuple[str, str | None, Kind]) -> list[Path | None]:
+    """`out_file` of several options, None for those that were not given; no two may name one file.
+
+    Args:
+        wanted: each an option, what it was given, and what the command writes there.
+    """
+    found: dict[str, Path] = {}
     for option, path, kind in wanted:
-        if path is None:
-            continue
-        out = out_file(option, path, kind, inputs)
-        for before in found:
-            check_differ(before, (option, out))
-        found.append((option, out))
-    return [dict(found).get(option) for option, _, _ in wanted]
+        if path is not None:
+            out = out_file(option, path, kind, inputs)
+            for before in found.items():
+                check_differ(before, (option, out))
+            found[option] = out
+    return [found.get(option) for option, _, _ in wanted]
 
 
 def write_file(path: Path, chunks: Iterable[bytes]) -> int:
-    """Write a file under a temporary name and rename it; how many chunks it holds. A pipe or a device is written to."""
-    real = path.is_file() or not path.exists()
-    temporary = path.with_name(f".{path.name}.partial") if real else path
-    count = 0
+    """Write a file whole or not at all; how many chunks it holds. A pipe or a device is written to."""
+    count, whole = 0, path.is_file() or not path.exists()
     try:
-        with temporary.open("wb") as file:
+        with written_whole(path) if whole else nullcontext(path) as target, target.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 count += 1
-        if real:
-            os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     return count

@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
+from rmfast.cli import judge_flags
+from rmfast.commands.judge import make_judge, wants_judge
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.endpoint import Endpoint
 from rmfast.evaluation.judge.local import Local
 from rmfast.evaluation.judge.plan import JudgeOptions
-from rmfast.tasks.judge import add_flags, make_judge, wants_judge
 from tests.evaluation.judge.server import items, right, serving
 from tests.evaluation.judge.test_local import folder  # noqa: F401 a fixture
 
@@ -28,7 +29,7 @@ def options(*flags):
     for name, default in (("device", "cpu"), ("dtype", "float32"), ("chat-template", None), ("template-date", None)):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--tokens-per-pack", type=int, default=2048)
-    add_flags(parser)
+    judge_flags(parser)
     return parser.parse_args(flags)
 
 

@@ -18,9 +18,7 @@ import rmfast
 from rmfast.checkpoint.export import write_model as write_export
 from rmfast.cli import main
 from rmfast.train import main as train
-from tests.runs import DECODER, arguments, read_lines, write_model, write_rows
-from tests.scoring import assert_same_scores, transformers_scores
-from tests.tasks.rows import (
+from tests.commands.rows import (
     ANSWERS,
     BROKEN,
     PAIRS,
@@ -30,6 +28,8 @@ from tests.tasks.rows import (
     write,
     write_models,
 )
+from tests.runs import DECODER, arguments, read_lines, write_model, write_rows
+from tests.scoring import assert_same_scores, transformers_scores
 
 
 @pytest.fixture(scope="module")
@@ -399,8 +399,8 @@ def test_a_wrong_path_is_one_line_and_nothing_is_written(
         def read_too_early(*_: object, **__: object) -> None:
             raise AssertionError("data was read before the paths were checked")
 
-        monkeypatch.setattr("rmfast.tasks.commands.read_file", read_too_early)
-        monkeypatch.setattr("rmfast.tasks.commands.build_store", read_too_early)
+        monkeypatch.setattr("rmfast.commands.score.read_file", read_too_early)
+        monkeypatch.setattr("rmfast.commands.data.build_store", read_too_early)
     assert main(command) == 2
     printed = capsys.readouterr()
     line = one_line(printed.err)

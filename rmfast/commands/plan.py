@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
 from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
@@ -26,17 +27,15 @@ from rmfast.outputs.kinds import PLANS
 from rmfast.outputs.overlap import Input
 from rmfast.tasks.build.folder import config_inputs
 from rmfast.tasks.build.model import check_window
-from rmfast.tasks.options import out_file, write_file
 from rmfast.trainer.log import say
 
 SAMPLE = 1000  # rows of the data that lengths are taken from
-SHOWN = 8
+HEAD = ["engine", "TP", "PP", "DP", "recompute", "GB", "activations", "step s"]
+HEAD += ["compute", "norms", "TP", "PP", "bubble", "DP", "optim"]  # as cost.seconds has them
 
 
 def plan(options: Namespace) -> None:
     """rmfast plan"""
-    if options.gpus < 1:
-        raise UserError("--gpus must be at least 1")
     gpu = find_gpu(options.gpu)
     arguments = [*options.config, *options.more]
     config = load_config(arguments)
@@ -72,17 +71,14 @@ def plan(options: Namespace) -> None:
 
 def uncounted(config: Config) -> list[str]:
     """What the config asks for that the cost model leaves out."""
-    return [
-        what
-        for what, asked in {
-            "objective.contrastive's second views": config.objective.contrastive != "none",
-            "task meta's second batch and copy of the weights": config.task == "meta",
-            "the masks of model.dropout": bool(config.model.dropout),
-            "what model.top_layers saves": config.model.top_layers is not None,
-            "the other members": config.task == "ensemble" and config.ensemble.mode == "full",
-        }.items()
-        if asked
-    ]
+    asked = {
+        "objective.contrastive's second views": config.objective.contrastive != "none",
+        "task meta's second batch and copy of the weights": config.task == "meta",
+        "the masks of model.dropout": bool(config.model.dropout),
+        "what model.top_layers saves": config.model.top_layers is not None,
+        "the other members": config.task == "ensemble" and config.ensemble.mode == "full",
+    }
+    return [what for what, is_asked in asked.items() if is_asked]
 
 
 def workload(config: Config, tokens_per_group: int | None) -> Workload:
@@ -120,10 +116,10 @@ def _sample(config: Config) -> tuple[list[int], list[int], list[int]]:
         raise UserError(f"{config.data.train[0]}: none of its first {SAMPLE} rows can be used")
     stored, count, seen = [], [], []
     for e in kept:
-        own = [len(ids) - e.prefix for ids in e.ids]
-        stored.append(e.prefix + sum(own))
-        count.append(len(own))
-        seen.append(e.prefix * (e.prefix + 1) // 2 + sum(n * e.prefix + n * (n + 1) // 2 for n in own))
+        lengths = [len(ids) - e.prefix for ids in e.ids]
+        stored.append(e.prefix + sum(lengths))
+        count.append(len(lengths))
+        seen.append(e.prefix * (e.prefix + 1) // 2 + sum(n * e.prefix + n * (n + 1) // 2 for n in lengths))
     return stored, count, seen
 
 
@@ -143,44 +139,21 @@ def keys(made: Plan) -> str:
 
 def describe(made: Plan) -> dict[str, Any]:
     """A plan as JSON."""
-    return {
-        "layout": vars(made.layout), "memory": made.memory, "seconds": made.step,
-        "bytes_by": made.bytes, "seconds_by": made.seconds,
-    }  # fmt: skip
+    sums = {"memory": made.memory, "seconds": made.step}
+    return {"layout": vars(made.layout)} | sums | {"bytes_by": made.bytes, "seconds_by": made.seconds}
 
 
 def table(made: list[Plan]) -> str:
     """Layouts down, memory and time across."""
-    head = [
-        "engine",
-        "TP",
-        "PP",
-        "DP",
-        "recompute",
-        "GB",
-        "activations",
-        "step s",
-        "compute",
-        "norms",
-        "TP",
-        "PP",
-        "bubble",
-        "DP",
-        "optim",
-    ]
-    rows = [head]
+    rows = [HEAD]
     for one in made:
-        x, s = one.layout, one.seconds
+        x = one.layout
         stages = f"{x.pipeline}" + (f"x{x.virtual}" if x.virtual > 1 else "")
-        rows.append(
-            [
-                x.engine, str(x.tensor), stages, str(x.data), x.recompute, f"{one.memory / 1e9:.1f}",
-                f"{(one.bytes['activations'] + one.bytes['working']) / 1e9:.1f}", f"{one.step:.3f}",
-                *(f"{value:.3f}" for value in s.values()),
-            ]
-        )  # fmt: skip
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(f"{c:<{w}}" if i in (0, 4) else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    )
+        layout = [x.engine, str(x.tensor), stages, str(x.data), x.recompute]
+        gigabytes = [n / 1e9 for n in (one.memory, one.bytes["activations"] + one.bytes["working"])]
+        times = [one.step, *one.seconds.values()]
+        rows.append([*layout, *(f"{n:.1f}" for n in gigabytes), *(f"{n:.3f}" for n in times)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = [name in ("engine", "recompute") for name in HEAD]
+    cells = [[c.ljust(w) if x else c.rjust(w) for c, w, x in zip(r, widths, left, strict=True)] for r in rows]
+    return "\n".join("  ".join(row) for row in cells)

@@ -4,12 +4,14 @@ import shlex
 import subprocess
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
-from rmfast.launch.slurm import Job, check, members, once, point, train, word, wrapped
+from rmfast.launch.slurm import BREAK, Job, Notes, check, once, point, train, word, wrapped
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import read_config
 from rmfast.models.rows import open_rows
@@ -17,10 +19,15 @@ from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.build.folder import config_inputs
 from rmfast.tasks.ensemble.members import check_ranks
-from rmfast.tasks.options import out_file, write_file
 from rmfast.trainer.log import say
 
 MODES = ("weak", "strong")
+
+
+Scripts = dict[Path, str]
+"""Texts by path."""
+Submit = Callable[[], list[str]]
+"""Submits the scripts; the jobs' ids."""
 
 
 def slurm(options: Namespace) -> None:
@@ -35,25 +42,17 @@ def slurm(options: Namespace) -> None:
         check_ranks(config, job.nodes * max(1, job.gpus), "--nodes x --gpus-per-node")
     _check_model(config)
     out = Path(options.out or f"{job.name}.sbatch")
-    made_by = f"rmfast {' '.join(map(word, options.words))}"
-    if options.array is not None:
-        files, send = _ensemble(job, config, arguments, options, out, made_by)
-    elif options.scaling:
-        files, send = _sweep(job, config, arguments, options, out, made_by)
-    else:
-        text = train(
-            job, arguments, config.run.dir, about=_about(job, config), made_by=made_by, submit=f"sbatch {word(out)}"
-        )
-        files, send = {out: text}, lambda: [sbatch(out)]
+    make = _ensemble if options.array is not None else _sweep if options.scaling else _run
+    scripts, submit = make(job, config, arguments, options, out)
     if not options.out and not options.submit:
-        print("\n".join(files.values()), end="")
+        print("\n".join(scripts.values()), end="")
         return
     inputs = config_inputs(config, split_arguments(arguments)[0])
     check_overlap([Output("--logs", Path(job.logs), "name another folder", replaced=False)], inputs)
-    for path in files:
+    for path in scripts:
         out_file("--out", str(path), SCRIPT, inputs)
     Path(job.logs).mkdir(parents=True, exist_ok=True)  # Slurm fails a job whose log has no folder, without a word
-    for path, text in files.items():
+    for path, text in scripts.items():
         write_file(path, [text.encode()])
         say(f"wrote {path}")
     if config.checkpoint.every is None and not options.scaling:
@@ -61,7 +60,7 @@ def slurm(options: Namespace) -> None:
     if not Path(config.model.path).exists():
         say(f"model.path: {config.model.path} is not on this machine, so not looked at")
     if options.submit:
-        say(f"submitted: {' '.join(send())}")
+        say(f"submitted: {' '.join(submit())}")
 
 
 def _check_model(config: Config) -> None:
@@ -81,35 +80,31 @@ def _check_model(config: Config) -> None:
 
 
 def _job(options: Namespace, config: Config) -> Job:
+    same = ("time", "nodes", "partition", "account", "mem", "lead", "restarts", "logs")
     return Job(
         name=options.job_name or Path(config.run.dir).name,
-        time=options.time,
-        nodes=options.nodes,
         gpus=options.gpus_per_node,
-        partition=options.partition,
-        account=options.account,
-        mem=options.mem,
         cpus=options.cpus_per_task,
         setup=tuple(options.setup),
-        lead=options.lead,
-        restarts=options.restarts,
         idle=options.idle_restarts,
-        logs=options.logs,
         more=tuple(options.sbatch),
+        **{name: getattr(options, name) for name in same},
     )
 
 
-def _about(job: Job, config: Config) -> str:
+def _made_by(options: Namespace) -> str:
+    return f"rmfast {' '.join(map(word, options.words))}"
+
+
+def _run(job: Job, config: Config, arguments: list[str], options: Namespace, out: Path) -> tuple[Scripts, Submit]:
     nodes = "one node" if job.nodes == 1 else f"{job.nodes} nodes"
-    return f"Trains {config.run.dir} (task {config.task}) on {nodes}, and comes back until it is through."
+    does = f"Trains {config.run.dir} (task {config.task}) on {nodes}, and requeues itself until the run is finished."
+    notes = Notes(does, _made_by(options), f"sbatch {word(out)}")
+    return {out: train(job, notes, arguments, config.run.dir)}, lambda: [sbatch(out)]
 
 
-Files = tuple[dict[Path, str], Callable[[], list[str]]]
-"""Texts by path, and what sends them off and gives the jobs' ids."""
-
-
-def _ensemble(job: Job, config: Config, arguments: list[str], options: Namespace, out: Path, made_by: str) -> Files:
-    ensemble = config.ensemble
+def _ensemble(job: Job, config: Config, arguments: list[str], options: Namespace, out: Path) -> tuple[Scripts, Submit]:
+    run, ensemble = config.run.dir, config.ensemble
     if config.task != "ensemble" or ensemble.mode != "full" or ensemble.spread != "turn" or ensemble.part is not None:
         raise UserError(
             "--array trains each member of an ensemble as a job: it needs task ensemble, ensemble.mode full, "
@@ -117,61 +112,41 @@ def _ensemble(job: Job, config: Config, arguments: list[str], options: Namespace
         )
     vote = out.with_name(f"{out.stem}_vote{out.suffix}")
     # Not afterok, which waits for ever once a member has failed: the vote says which are missing.
-    submit = f"""members=$(sbatch --parsable {word(out)}) &&
+    how = f"""members=$(sbatch --parsable {word(out)}) &&
 #     sbatch --dependency=afterany:$members {word(vote)}
 # Where members are missing the vote fails and names them:
 #     sbatch --array=NUMBERS {word(out)}, and then the vote again"""
-    array = members(
-        job,
-        arguments,
-        config.run.dir,
-        ensemble.members,
-        options.array or None,
-        about=f"Trains each of the {ensemble.members} members of {config.run.dir} in a job of its own.",
-        made_by=made_by,
-        submit=submit,
-    )
+    does = f"Trains the {ensemble.members} members of {run}, each in a separate job."
+    notes = Notes(does, _made_by(options), how)
+    members = train(job, notes, arguments, run, members=ensemble.members, together=options.array)
     command = f"python -m rmfast.train {wrapped([*arguments, '--ensemble.part', 'vote'])}"
-    last = once(
-        job,
-        command,
-        about=f"The vote of the members of {config.run.dir}: writes strengths, once all of them are done.",
-        made_by=made_by,
-        submit=submit,
-    )
+    does = f"The vote of the members of {run}: writes strengths, once all of them are done."
 
-    def send() -> list[str]:
+    def submit() -> list[str]:
         first = sbatch(out)
         return [first, sbatch(vote, f"--dependency=afterany:{first}")]
 
-    return {out: array, vote: last}, send
+    return {out: members, vote: once(job, replace(notes, about=does), command)}, submit
 
 
-def _sweep(job: Job, config: Config, arguments: list[str], options: Namespace, out: Path, made_by: str) -> Files:
-    results, collect = f"{config.run.dir}/scaling", out.with_name(f"{out.stem}_collect{out.suffix}")
-    sizes = " ".join(map(str, options.scaling))
-    submit = f"""
+def _sweep(job: Job, config: Config, arguments: list[str], options: Namespace, out: Path) -> tuple[Scripts, Submit]:
+    results, collect = shlex.quote(f"{config.run.dir}/scaling"), out.with_name(f"{out.stem}_collect{out.suffix}")
+    how = f"""
 #   after=
-#   for nodes in {sizes}; do for mode in {" ".join(MODES)}; do
+#   for nodes in {" ".join(map(str, options.scaling))}; do for mode in {" ".join(MODES)}; do
 #       after=$after:$(sbatch --parsable --nodes=$nodes {word(out)} $mode)
 #   done; done
 #   sbatch --dependency=afterany$after {word(collect)}"""
-    command = f'benchmarks/scaling/run.py {wrapped(arguments)} \\\n        --mode "$1" --out {shlex.quote(results)}'
-    about = f"Measures steps of {config.model.path} at one size; weak: a batch for each GPU, strong: one for all."
-    one = point(job, command, about=about, made_by=made_by, submit=submit)
-    last = once(
-        job,
-        f"python benchmarks/scaling/collect.py {shlex.quote(results)}",
-        about=f"A table and a plot from {results}.",
-        made_by=made_by,
-        submit=f"see {word(out)}",
-    )
+    does = f"Measures steps of {config.model.path} at one size; weak: a batch for each GPU, strong: one for all."
+    command = f'benchmarks/scaling/run.py {wrapped(arguments)}{BREAK}--mode "$1" --out {results}'
+    measured = point(job, Notes(does, _made_by(options), how), command)
+    notes = Notes(f"A table and a plot from {config.run.dir}/scaling.", _made_by(options), f"see {word(out)}")
 
-    def send() -> list[str]:
+    def submit() -> list[str]:
         ids = [sbatch(out, f"--nodes={n}", after=(mode,)) for n in options.scaling for mode in MODES]
         return [*ids, sbatch(collect, f"--dependency=afterany:{':'.join(ids)}")]
 
-    return {out: one, collect: last}, send
+    return {out: measured, collect: once(job, notes, f"python benchmarks/scaling/collect.py {results}")}, submit
 
 
 def sbatch(path: Path, *options: str, after: tuple[str, ...] = ()) -> str:

@@ -10,6 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.commands.flags import (
+    check_differ,
+    check_models,
+    columns_of,
+    load_model,
+    out_file,
+    read_by,
+    reader,
+    write_file,
+)
+from rmfast.commands.judge import judge_log, make_judge, wants_judge
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers, answers_of_models
 from rmfast.evaluation.judge.figures import summary
@@ -20,17 +31,6 @@ from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite_table import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
-from rmfast.tasks.judge import judge_log, make_judge, wants_judge
-from rmfast.tasks.options import (
-    check_differ,
-    check_models,
-    columns_of,
-    load_model,
-    out_file,
-    read_by,
-    reader,
-    write_file,
-)
 from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed
@@ -44,7 +44,7 @@ def evaluate(options: Namespace) -> None:
         raise UserError("--standardise changes nothing under --combine majority: votes know no scale; leave it out")
     suite, columns = find_suite(options.suite), columns_of(options)
     if columns.words and not suite.takes_columns:
-        raise UserError(f"--columns belongs to the suites pairwise and best-of-n; {suite.name} has columns of its own")
+        raise UserError(f"--columns belongs to the suites pairwise and best-of-n; {suite.name} has fixed columns")
     judging = wants_judge(options)
     inputs = read_by(options, *("judge", "criteria") if judging else (), "suite", "chat_template")
     out = out_file("--out", options.out, RESULT, inputs) if options.out else None
@@ -104,26 +104,19 @@ def _by_judge(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers]
     lengths = [np.array([len(text(r)) for r in item.example.responses], dtype=np.float64) for item in items]
     about: Data = {"name": options.name or who, "kind": "judge", "model": who, "endpoint": options.endpoint}
     about |= {key: getattr(options, key) for key in ("criteria", "reasoning", "orders", "allow_ties", "seed")}
-    return about, Answers(
-        judged.results,
-        [],
-        lengths,
-        "characters",
-        judged.votes,
-        judged.figures,
-        template_date=judge.template_date,
-    )
+    figures, date = judged.figures, judge.template_date
+    return about, Answers(judged.results, [], lengths, "characters", judged.votes, figures, template_date=date)
 
 
 def _name(path: str) -> str:
-    """What people call a model: its folder, or the run that it is the outcome of."""
+    """What people call a model: its folder, or the run that made it."""
     folder = Path(path).resolve()
     return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _progress(path: str, models: int) -> Progress:
-    """Says now and then how far a long evaluation has come, on a line of its own."""
-    began = said = time.monotonic()
+    """Prints the progress of a long evaluation, a line each ten seconds."""
+    start = said = time.monotonic()
     who = f" by {path}" if models > 1 else ""
 
     def tell(done: int, total: int) -> None:
@@ -131,7 +124,7 @@ def _progress(path: str, models: int) -> Progress:
         now = time.monotonic()
         if done < total and now - said >= 10:
             said = now
-            left = (now - began) / done * (total - done)
+            left = (now - start) / done * (total - done)
             print(f"{done:,} of {total:,} prompts scored{who}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
     return tell
@@ -147,11 +140,10 @@ def _say(result: Data, answers: Answers, rows: Rows) -> None:
     )
     if result["kind"] != "judge" or not result["nonfinite"]:  # which a judge's summary has named
         say(verdict(result))
-    table = suite_table(result)
-    if table:
+    if table := suite_table(result):
         say("\n" + table)
     for note in result["notes"]:
-        say(f"Note: {note if len(note) <= NOTE else note[:NOTE].rstrip() + ' ... (all of it stands in --out)'}")
+        say(f"Note: {note if len(note) <= NOTE else note[:NOTE].rstrip() + ' ... (all of it is in --out)'}")
     if result["rows_not_scored"]:
         causes = ", ".join(f"{count:,} {cause}" for cause, count in result["not_scored_by_cause"].items())
         first = _bad_row((*rows.unscored, *answers.unscored)[0])

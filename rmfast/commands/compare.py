@@ -1,32 +1,34 @@
 """rmfast compare: diagnostics of one result of rmfast eval, or of several side by side on the rows that all scored."""
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
+from rmfast.commands.flags import out_files, read_by, write_file
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
 from rmfast.evaluation.diagnostics.selection import Candidates, read_candidates
-from rmfast.evaluation.result import Data, read_result, result_json
+from rmfast.evaluation.result import read_result, result_json
 from rmfast.evaluation.suite import find_suite
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
 from rmfast.report.compare_table import compare_tables
-from rmfast.tasks.options import out_files, read_by, write_file
 from rmfast.trainer.log import say
 
 
 def compare(options: Namespace) -> None:
     """rmfast compare"""
     paths = options.results
-    out, html = _outputs(options)
+    inputs = [Input("RESULT", Path(path)) for path in paths] + read_by(options, "candidates", "gold", "suite")
+    out, html = out_files(inputs, ("--out", options.out, DIAGNOSTICS), ("--html", options.html, PAGE))
     suite = find_suite(options.suite) if options.suite else None
     results = [read_result(path) for path in paths]
     for path, result in zip(paths, results, strict=True):
         if not result["items"]:
             raise UserError(f"{path}: no row in it was scored")
-    _own_names(results, paths)
+    names = [str(result["name"]) for result in results]
+    for result, path, name in zip(results, paths, names, strict=True):  # of one name, by their files, too
+        result["name"] = f"{name} ({path})" if names.count(name) > 1 else name
     results, notes = on_common_rows(results, paths, suite)
     found = diagnose(results, suite, _candidates(options), notes)
     tables = compare_tables(results, found)
@@ -43,13 +45,6 @@ def compare(options: Namespace) -> None:
         say(f"Page: {html}")
 
 
-def _outputs(options: Namespace) -> list[Path | None]:
-    """--out and --html, refused where they would replace what is read."""
-    inputs = [Input("RESULT", Path(path)) for path in options.results]
-    inputs += read_by(options, "candidates", "gold", "suite")
-    return out_files(inputs, ("--out", options.out, DIAGNOSTICS), ("--html", options.html, PAGE))
-
-
 def _candidates(options: Namespace) -> Candidates | None:
     if bool(options.candidates) != bool(options.gold):
         raise UserError("--candidates and --gold belong together: scores of the same rows by the models and by gold")
@@ -61,10 +56,3 @@ def _candidates(options: Namespace) -> Candidates | None:
             "give one for each result, in their order"
         )
     return read_candidates(options.candidates, options.gold)
-
-
-def _own_names(results: Sequence[Data], paths: Sequence[str]) -> None:
-    """Models that share a name are called by their files, too."""
-    names = [str(result["name"]) for result in results]
-    for result, path, name in zip(results, paths, names, strict=True):
-        result["name"] = f"{name} ({path})" if names.count(name) > 1 else name

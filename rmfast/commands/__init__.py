@@ -1,0 +1,1 @@
+"""What each command of `rmfast` does, in a file of its name."""

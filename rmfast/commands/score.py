@@ -1,0 +1,68 @@
+"""rmfast score: the reward of every response of a file's rows."""
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from rmfast.commands.flags import check_models, columns_of, load_model, out_file, read_by, reader, write_file
+from rmfast.data.columns import uses_line
+from rmfast.data.notes import note_lines
+from rmfast.data.sources import split_note
+from rmfast.evaluation.rows import (
+    ReadRow,
+    bad_rows,
+    columns_used,
+    json_line,
+    not_kept,
+    noted,
+    read_file,
+    readable,
+    scored_row,
+    unscored_row,
+)
+from rmfast.outputs.kinds import SCORED
+from rmfast.trainer.log import say
+
+
+def score(options: Namespace) -> None:
+    """rmfast score"""
+    out = out_file("--out", options.out, SCORED, read_by(options, "chat_template"))
+    check_models(options.models, options)
+    rows = read_file(options.data, columns_of(options), require_edges=False)
+    for path in options.models:  # a row that one model's tokenizer refuses is scored by none
+        rows = readable(rows, reader(path, options))
+    examples = [row.example for row in rows if row.example]
+    # One model is in memory at a time.
+    scores: list[list[np.ndarray]] = [load_model(path, options).score_examples(examples) for path in options.models]
+    # Every head of every model is a member: each [members, N].
+    rewards = iter([np.concatenate(of_models, axis=1).T for of_models in zip(*scores, strict=True)])
+    written = [_scored(row, rewards) for row in rows]
+    write_file(out, (f"{json_line(line)}\n".encode() for line in written))
+    heads = sum(of_rows[0].shape[1] for of_rows in scores)
+    many = f" ({heads} heads)" if heads > len(scores) else ""
+    say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
+    if broken := sum(int((~np.isfinite(values)).sum()) for of_rows in scores for values in of_rows):
+        say(f"{broken:,} scores are not finite, and null in the file: a model is broken")
+    if split := split_note(options.data, "test"):
+        say(split)
+    say(f"columns: {uses_line(columns_used(rows))}")
+    if gone := Counter(name for row, line in zip(rows, written, strict=True) for name in not_kept(row.columns, line)):
+        counts = ", ".join(f"{name} ({count:,} rows)" for name, count in gone.items())
+        say(f"replaced by this scoring, and only in {options.data} still: {counts}")
+    if unusable := bad_rows(rows):
+        first = next(row for row in rows if row.error)
+        causes = ", ".join(f"{count:,} {cause}" for cause, count in unusable.items())
+        share = f"{sum(unusable.values()):,} of {len(rows):,} rows"
+        say(f"{share} could not be scored: {causes}; first: {first.label}: {first.error}")
+    for line in note_lines(noted(rows)):
+        say(line)
+
+
+def _scored(row: ReadRow, rewards: Iterator[np.ndarray]) -> dict[str, Any]:
+    """A row's columns with what the models say of it."""
+    if row.example is None or row.columns is None:
+        return unscored_row(row.columns, row.error)
+    return scored_row(row.columns, row.example, next(rewards))
