@@ -19,7 +19,7 @@ from rmfast.data.loader import Step, StepLoader, rank_packs
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable, treat_table
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
 from rmfast.models.layers import NativeLayers

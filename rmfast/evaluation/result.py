@@ -17,7 +17,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.combine import OF_REWARDS
 from rmfast.evaluation.metrics import pairwise_metrics
-from rmfast.evaluation.rows import json_line
+from rmfast.evaluation.scoring.rows import json_line
 from rmfast.evaluation.suite import Cell, Result, Rows, Suite, Unscored, cells, prompt_key
 
 FORMAT = 1

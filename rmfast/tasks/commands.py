@@ -19,8 +19,8 @@ from rmfast.data.sources import split_note
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
-from rmfast.evaluation.reward_model import find_folder, load
-from rmfast.evaluation.rows import (
+from rmfast.evaluation.scoring.reward_model import find_folder, load
+from rmfast.evaluation.scoring.rows import (
     ReadRow,
     bad_rows,
     columns_used,
@@ -32,7 +32,7 @@ from rmfast.evaluation.rows import (
     scored_row,
     unscored_row,
 )
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import DTYPES
 from rmfast.outputs.kinds import SCORED
 from rmfast.outputs.overlap import Input, Output, check_overlap

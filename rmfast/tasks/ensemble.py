@@ -10,7 +10,7 @@ import torch
 from rmfast.config import Config
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import first_too_long
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import context_window
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import select

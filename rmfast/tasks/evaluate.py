@@ -14,7 +14,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.answers import Answers, answers_of_models
 from rmfast.evaluation.judge.figures import summary
 from rmfast.evaluation.result import Data, result_json, suite_result, text
-from rmfast.evaluation.score import Progress
+from rmfast.evaluation.scoring.score import Progress
 from rmfast.evaluation.suite import Item, Rows, find_suite
 from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap

@@ -19,7 +19,7 @@ from rmfast.data.files import publish, sync, write_text, written_whole
 from rmfast.data.table import GroupTable, table_edges
 from rmfast.errors import RunError, UserError
 from rmfast.evaluation.combine import combined_metrics
-from rmfast.evaluation.score import CHUNK, score_table
+from rmfast.evaluation.scoring.score import CHUNK, score_table
 from rmfast.kernels import describe, rms_norm
 from rmfast.models.config import DTYPES
 from rmfast.models.folder import first_line

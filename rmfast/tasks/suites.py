@@ -15,7 +15,7 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import Reader, usable
 from rmfast.evaluation.result import Data, result_json, suite_result
-from rmfast.evaluation.score import ScorePacks, score_table
+from rmfast.evaluation.scoring.score import ScorePacks, score_table
 from rmfast.evaluation.shared import results_of, share
 from rmfast.evaluation.suite import find_suite
 from rmfast.parallel.world import World

@@ -14,9 +14,9 @@ from rmfast.data.example import Example
 from rmfast.data.pack import Pack
 from rmfast.data.rows import parse_row
 from rmfast.data.table import GroupTable
-from rmfast.evaluation import score as module
-from rmfast.evaluation.rows import strengths
-from rmfast.evaluation.score import evaluate_table, score_table
+from rmfast.evaluation.scoring import score as module
+from rmfast.evaluation.scoring.rows import strengths
+from rmfast.evaluation.scoring.score import evaluate_table, score_table
 from rmfast.models.hf import load_network
 from rmfast.parallel.world import World
 from tests.tiny import Group, group_of, hf_scores, odd_groups, save_hf_model, table_of

@@ -22,7 +22,7 @@ from transformers import (
 import rmfast
 from rmfast.data.example import Example
 from rmfast.errors import UserError
-from rmfast.evaluation.foreign import is_foreign, load_any
+from rmfast.evaluation.scoring.foreign import is_foreign, load_any
 from tests.runs import DECODER
 from tests.scoring import TEXT_VOCABULARY, save_reward_model, token_ids
 

@@ -27,8 +27,8 @@ from transformers import (
 
 from rmfast.data.example import Example
 from rmfast.errors import UserError
-from rmfast.evaluation.foreign import ForeignModel, is_foreign, load_any, longest_sequence
-from rmfast.evaluation.reward_model import RewardModel
+from rmfast.evaluation.scoring.foreign import ForeignModel, is_foreign, load_any, longest_sequence
+from rmfast.evaluation.scoring.reward_model import RewardModel
 from tests.runs import DECODER, write_model
 from tests.scoring import TEXT_VOCABULARY, save_reward_model, token_ids
 
@@ -171,7 +171,7 @@ def test_company_and_order_change_nothing_and_twins_tie(tmp_path: Path) -> None:
 
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.evaluation.foreign.CHUNK", 2)
+    monkeypatch.setattr("rmfast.evaluation.scoring.foreign.CHUNK", 2)
     said: list[tuple[int, int]] = []
     load_any(save(CAUSAL["gpt_neox"], tmp_path / "m"), progress=lambda *n: said.append(n)).score_examples(EXAMPLES)
     assert said == [(2, 3), (3, 3)]

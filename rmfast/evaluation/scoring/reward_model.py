@@ -22,7 +22,7 @@ from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.answers import first_too_long, too_long
-from rmfast.evaluation.score import Progress, score_table
+from rmfast.evaluation.scoring.score import Progress, score_table
 from rmfast.models.config import context_window, decoder_config
 from rmfast.models.hf import build_network, load_network, read_config
 from rmfast.models.names import choose_row

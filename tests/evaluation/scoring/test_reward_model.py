@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import rmfast
 from rmfast.errors import UserError
-from rmfast.evaluation.reward_model import RewardModel
+from rmfast.evaluation.scoring.reward_model import RewardModel
 from rmfast.train import main
 from tests.runs import DECODER, arguments, write_model, write_rows
 from tests.scoring import assert_same_scores, save_reward_model, token_ids, transformers_scores
