@@ -8,8 +8,8 @@ from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
 from rmfast.evaluation.diagnostics.selection import Candidates, read_candidates
-from rmfast.evaluation.result import Data, read_result, result_json
-from rmfast.evaluation.suite import find_suite
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import Data, read_result, result_json
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
 from rmfast.report.compare_table import compare_tables

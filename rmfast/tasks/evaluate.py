@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Answers, answers_of_models
 from rmfast.evaluation.judge.figures import summary
-from rmfast.evaluation.result import Data, result_json, suite_result, text
 from rmfast.evaluation.scoring.score import Progress
-from rmfast.evaluation.suite import Item, Rows, find_suite
+from rmfast.evaluation.suites.answers import Answers, answers_of_models
+from rmfast.evaluation.suites.base import Item, Rows
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import Data, result_json, suite_result, text
 from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite_table import suite_table

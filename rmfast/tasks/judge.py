@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmfast.evaluation.judge.local import Local
     from rmfast.evaluation.judge.plan import JudgeOptions
     from rmfast.evaluation.judge.run import Judged
-    from rmfast.evaluation.suite import Item
+    from rmfast.evaluation.suites.base import Item
 
 KEYS = ("RMFAST_JUDGE_KEY", "OPENAI_API_KEY")  # variables of the environment, the first that is set
 PLACEHOLDER = "none"  # servers of one's own want a key of any kind

@@ -13,11 +13,11 @@ from rmfast.data.notes import note_lines
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Reader, usable
-from rmfast.evaluation.result import Data, result_json, suite_result
 from rmfast.evaluation.scoring.score import ScorePacks, score_table
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import find_suite
+from rmfast.evaluation.suites.answers import Reader, usable
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import Data, result_json, suite_result
+from rmfast.evaluation.suites.shared import results_of, share
 from rmfast.parallel.world import World
 from rmfast.trainer.log import finite_or_null, say
 

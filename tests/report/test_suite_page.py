@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rmfast.data.rows import parse_row
-from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.diagnostics import diagnose
-from rmfast.evaluation.result import result_json, suite_result
-from rmfast.evaluation.suite import Item, Result, Rows, Unscored
-from rmfast.evaluation.suites import SUITES
+from rmfast.evaluation.suites.answers import Answers
+from rmfast.evaluation.suites.base import Item, Result, Rows, Unscored
+from rmfast.evaluation.suites.find import SUITES
+from rmfast.evaluation.suites.result import result_json, suite_result
 from rmfast.report.suite_cells import Grid, headline_rules
 from rmfast.report.suite_look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
 from rmfast.report.suite_page import suite_page

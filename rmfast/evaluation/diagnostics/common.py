@@ -13,8 +13,9 @@ from rmfast.evaluation.diagnostics.headline import cells_of, row_of, same_figure
 from rmfast.evaluation.diagnostics.table import Data, check_same
 from rmfast.evaluation.diagnostics.words import counted
 from rmfast.evaluation.judge.votes import paired, vote_curve
-from rmfast.evaluation.result import edge_metrics
-from rmfast.evaluation.suite import Suite, cells, find_suite
+from rmfast.evaluation.suites.base import Suite, cells
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import edge_metrics
 
 RowKey = tuple[str, tuple[str, ...], tuple[str, ...], str]
 

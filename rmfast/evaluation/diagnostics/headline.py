@@ -11,7 +11,8 @@ from rmfast.data.example import Edge, Example
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.resample import Figure, Indices, figure, resampled, tallies
 from rmfast.evaluation.metrics import SEED, Floats
-from rmfast.evaluation.suite import Cell, Item, Path_, Result, Suite, find_suite, one_verdict
+from rmfast.evaluation.suites.base import Cell, Item, Path_, Result, Suite, one_verdict
+from rmfast.evaluation.suites.find import find_suite
 
 Data = dict[str, Any]
 Key = tuple[str, Path_]

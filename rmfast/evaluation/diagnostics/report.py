@@ -12,7 +12,7 @@ from rmfast.evaluation.diagnostics.selection import Candidates, select
 from rmfast.evaluation.diagnostics.sources import by_source
 from rmfast.evaluation.diagnostics.table import check_same, table_of
 from rmfast.evaluation.judge.votes import member_votes, vote_curve
-from rmfast.evaluation.suite import Suite
+from rmfast.evaluation.suites.base import Suite
 
 Data = dict[str, Any]
 

@@ -11,7 +11,7 @@ from rmfast.evaluation.judge.backend import Answer, Failure
 from rmfast.evaluation.judge.plan import Plan
 from rmfast.evaluation.judge.votes import paired, vote_curve
 from rmfast.evaluation.metrics import Floats, accuracy_interval
-from rmfast.evaluation.suite import Item
+from rmfast.evaluation.suites.base import Item
 
 SAID, UNREADABLE, SILENT = 0, 1, 2  # a verdict; an answer without one; no answer
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Request
 from rmfast.evaluation.judge.prompt import builtin_criteria, question, texts
-from rmfast.evaluation.suite import Item
+from rmfast.evaluation.suites.base import Item
 
 Orders = Literal["both", "one"]
 BUILTIN = "builtin"

@@ -15,7 +15,7 @@ from rmfast.evaluation.judge.log import AnswerLog
 from rmfast.evaluation.judge.plan import Ask, JudgeOptions, Plan, plan
 from rmfast.evaluation.judge.prompt import read_verdict
 from rmfast.evaluation.metrics import Floats
-from rmfast.evaluation.suite import Item, Result
+from rmfast.evaluation.suites.base import Item, Result
 
 EVERY = 30.0  # seconds between lines of progress
 

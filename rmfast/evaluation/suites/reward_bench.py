@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.evaluation.items import as_turns, data_files, duplicate_notes, listed, read_files
-from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.items import as_turns, data_files, duplicate_notes, listed, read_files
 
 SECTIONS = {
     "Chat": {

@@ -12,8 +12,8 @@ import numpy as np
 
 from rmfast.data.example import WRONG_TYPE, BadRow
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import as_turns, duplicate_notes, listed, read_items
-from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.items import as_turns, duplicate_notes, listed, read_items
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
 TIES = "Ties"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rmfast.errors import UserError
-from rmfast.evaluation.items import duplicate_notes, read_items, surviving_rows
-from rmfast.evaluation.suite import Cell, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Result, Rows, Suite
+from rmfast.evaluation.suites.items import duplicate_notes, read_items, surviving_rows
 
 PARTS = {"Pairwise_set": "pairwise", "BoN_set": "best-of-n"}
 GOALS = ("Helpfulness", "Harmlessness")

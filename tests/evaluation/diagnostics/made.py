@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from rmfast.data.example import Edge, Example
-from rmfast.evaluation.answers import Answers
-from rmfast.evaluation.result import result_json, suite_result
-from rmfast.evaluation.suite import Item, Result, Rows, Suite, Unscored, find_suite
+from rmfast.evaluation.suites.answers import Answers
+from rmfast.evaluation.suites.base import Item, Result, Rows, Suite, Unscored
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import result_json, suite_result
 
 RNG = np.random.default_rng
 

@@ -8,7 +8,8 @@ import pytest
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
-from rmfast.evaluation.suite import Suite, find_suite
+from rmfast.evaluation.suites.base import Suite
+from rmfast.evaluation.suites.find import find_suite
 from tests.evaluation.diagnostics.made import RNG, made
 
 FILES = ["a.json", "b.json"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from rmfast.evaluation.diagnostics.headline import resample_suite
-from rmfast.evaluation.suite import Suite, find_suite
+from rmfast.evaluation.suites.base import Suite
+from rmfast.evaluation.suites.find import find_suite
 from tests.evaluation.diagnostics.made import RNG, made
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmfast.evaluation.suite import Result, cells
+from rmfast.evaluation.suites.base import Result, cells
 from rmfast.evaluation.suites.reward_bench_2 import SUBSETS, SUITE
 from tests.evaluation.suites.judged import causes, judged, numbers, write_json
 

@@ -15,8 +15,8 @@ from rmfast.data.store import TokenStore
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import Rule, ballot, combine, standardise
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import Item, Result, Unscored
+from rmfast.evaluation.suites.base import Item, Result, Unscored
+from rmfast.evaluation.suites.shared import results_of, share
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from rmfast.data.rows import read_row
 from rmfast.data.sources import Row, read_rows, split_note
 from rmfast.data.unpack import SUFFIXES
 from rmfast.errors import UserError
-from rmfast.evaluation.suite import Item, Path_, Unscored
+from rmfast.evaluation.suites.base import Item, Path_, Unscored
 
 Raw = dict[str, Any]
 Place = Callable[[Raw], tuple[str, Path_]]

@@ -5,11 +5,9 @@ judge says by how much each edge is won. Verdicts, one or more an item, are aver
 the benchmark (pairwise, best-of-n, ...) and each group of its rows, from the whole down to the scenario.
 """
 
-import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 
 from rmfast.data.columns import Columns
 from rmfast.data.example import Example
-from rmfast.errors import UserError
 from rmfast.evaluation.metrics import accuracy_interval
 
 Path_ = tuple[str, ...]
@@ -136,29 +133,6 @@ class Suite:
     def rows(self, source: str, columns: Columns) -> Rows:
         """`read`, with `columns` where it takes them."""
         return self.read(source, columns) if self.takes_columns else self.read(source)
-
-
-def find_suite(name: str) -> Suite:
-    """A suite of rmfast's own by its name, or a user's: a Python file that defines SUITE.
-
-    Raises:
-        UserError: there is none.
-    """
-    from rmfast.evaluation.suites import SUITES
-
-    if name in SUITES:
-        return SUITES[name]
-    if not name.endswith(".py"):
-        raise UserError(f"suite {name}: there is none; choose {', '.join(SUITES)}, or a .py file that defines SUITE")
-    if not Path(name).is_file():
-        raise UserError(f"suite {name}: no such file")
-    try:
-        suite = runpy.run_path(name).get("SUITE")
-    except Exception as error:
-        raise UserError(f"suite {name}: {type(error).__name__}: {error}") from error
-    if not isinstance(suite, Suite):
-        raise UserError(f"suite {name}: it must define SUITE, an rmfast.evaluation.suite.Suite")
-    return suite
 
 
 def cells(suite: Suite, results: Sequence[Result]) -> list[Cell]:

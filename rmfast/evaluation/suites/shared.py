@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmfast.data.example import Example
-from rmfast.evaluation.suite import Item, Result, prompt_key
+from rmfast.evaluation.suites.base import Item, Result, prompt_key
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import numpy as np
 from rmfast.data.example import Example
 from rmfast.data.notes import note_lines
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Answers
 from rmfast.evaluation.combine import OF_REWARDS
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.scoring.rows import json_line
-from rmfast.evaluation.suite import Cell, Result, Rows, Suite, Unscored, cells, prompt_key
+from rmfast.evaluation.suites.answers import Answers
+from rmfast.evaluation.suites.base import Cell, Result, Rows, Suite, Unscored, cells, prompt_key
 
 FORMAT = 1
 WORST = 20  # rows that are kept with their texts

@@ -5,8 +5,8 @@ import random
 import numpy as np
 
 from rmfast.data.example import Edge, Example
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import Item, prompt_key
+from rmfast.evaluation.suites.base import Item, prompt_key
+from rmfast.evaluation.suites.shared import results_of, share
 
 TURN = {"role": "user", "content": "hi"}
 
