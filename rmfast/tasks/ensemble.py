@@ -9,8 +9,8 @@ import torch
 
 from rmfast.config import Config
 from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import first_too_long
 from rmfast.evaluation.scoring.score import score_table
-from rmfast.evaluation.suites.answers import first_too_long
 from rmfast.models.config import context_window
 from rmfast.parallel.world import World
 from rmfast.tasks.folds import select

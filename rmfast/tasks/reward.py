@@ -19,8 +19,8 @@ from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable
 from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import Reader
 from rmfast.evaluation.scoring.score import evaluate_table
-from rmfast.evaluation.suites.answers import Reader
 from rmfast.kernels import describe
 from rmfast.models.config import DTYPES, context_window, decoder_config
 from rmfast.objectives.reward import Statistics

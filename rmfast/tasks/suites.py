@@ -13,8 +13,9 @@ from rmfast.data.notes import note_lines
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import Reader
 from rmfast.evaluation.scoring.score import ScorePacks, score_table
-from rmfast.evaluation.suites.answers import Reader, usable
+from rmfast.evaluation.suites.answers import usable
 from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.result import Data, result_json, suite_result
 from rmfast.evaluation.suites.shared import results_of, share

@@ -21,8 +21,8 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import first_too_long, too_long
 from rmfast.evaluation.scoring.score import Progress, score_table
-from rmfast.evaluation.suites.answers import first_too_long, too_long
 from rmfast.models.config import context_window, decoder_config
 from rmfast.models.hf import build_network, load_network, read_config
 from rmfast.models.names import choose_row

@@ -13,7 +13,7 @@ from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
-from rmfast.evaluation.suites.answers import Reader
+from rmfast.evaluation.scoring.reader import Reader
 
 
 @dataclass(frozen=True)
