@@ -12,7 +12,7 @@ from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.result import Data, read_result, result_json
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
-from rmfast.report.compare_table import compare_tables
+from rmfast.report.suite.console import compare_tables
 from rmfast.tasks.options import out_files, read_by, write_file
 from rmfast.trainer.log import say
 
@@ -33,7 +33,7 @@ def compare(options: Namespace) -> None:
     if out is not None:  # before anything is printed: who reads it may have gone
         write_file(out, [result_json(found).encode()])
     if html is not None:
-        from rmfast.report.suite_page import suite_page
+        from rmfast.report.suite.page import suite_page
 
         write_file(html, [suite_page(results, found).encode()])
     say(tables)

@@ -19,7 +19,7 @@ from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.result import Data, result_json, suite_result, text
 from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
-from rmfast.report.suite_table import suite_table
+from rmfast.report.suite.console import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
 from rmfast.tasks.judge import judge_log, make_judge, wants_judge
 from rmfast.tasks.options import (

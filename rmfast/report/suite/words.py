@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmfast.report.suite_cells import Data
-from rmfast.report.suite_look import points, span
+from rmfast.report.suite.cells import Data
+from rmfast.report.suite.look import points, span
 from rmfast.report.summary import number
 
 

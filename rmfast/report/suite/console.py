@@ -1,16 +1,46 @@
-"""Diagnostics of evaluations as tables on the console: models side by side."""
+"""Suite results as tables on the console: one result by its groups, several models side by side."""
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from rmfast.evaluation.diagnostics.words import counted
-from rmfast.report.suite_look import letter
+from rmfast.report.suite.look import letter
 
 Data = Mapping[str, Any]
+DEPTH = 2  # groups deeper than that are in the JSON and on the page
 WRITERS = 6  # of each end that are shown
 ROWS = 5  # suspicious rows that are named
 NAME = 24  # characters of a model's name above which tables shorten it
 ENOUGH = 4  # models from which on correlations over them are shown
+
+
+def suite_table(result: Mapping[str, Any], depth: int = DEPTH) -> str:
+    """Headline figures, then the accuracy of each group and part with its number of rows; "" for one cell alone."""
+    cells = {(cell["part"], tuple(cell["path"])): cell for cell in result["cells"]}
+    parts = list(dict.fromkeys(part for part, _ in cells))
+    paths = sorted({path for _, path in cells if len(path) <= depth}, key=natural)
+    if len(cells) < 2:
+        return ""
+    lines = [[name, _percent(value)] for name, value in result["headline"].items()]
+    width = max(len(name) for name, _ in lines)
+    head = [f"{name:<{width}}  {value:>7}" for name, value in lines]
+    rows = []
+    for path in paths:
+        name = "  " * max(0, len(path) - 1) + path[-1] if path else "all rows"
+        rows.append([name, *(_cell(cells.get((part, path))) for part in parts)])
+    return "\n".join([*head, "", _table("", parts, rows)])
+
+
+def natural(path: Sequence[str]) -> list[list[tuple[int, str]]]:
+    """A sort key that puts S2 before S10."""
+    return [[(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)] for name in path]
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{100 * cell['accuracy']:5.1f} % of {cell['rows']:>6,}"
 
 
 def compare_tables(results: Sequence[Data], found: Data) -> str:

@@ -14,9 +14,9 @@ from rmfast.evaluation.suites.answers import Answers
 from rmfast.evaluation.suites.base import Item, Result, Rows, Unscored
 from rmfast.evaluation.suites.find import SUITES
 from rmfast.evaluation.suites.result import result_json, suite_result
-from rmfast.report.suite_cells import Grid, headline_rules
-from rmfast.report.suite_look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
-from rmfast.report.suite_page import suite_page
+from rmfast.report.suite.cells import Grid, headline_rules
+from rmfast.report.suite.look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
+from rmfast.report.suite.page import suite_page
 
 VOID = {"meta", "img", "source", "br"}
 HOSTILE = (

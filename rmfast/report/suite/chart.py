@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmfast.report.suite_look import LIGHT_MODELS, letter, text, tone
+from rmfast.report.suite.look import LIGHT_MODELS, letter, text, tone
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 44, 22, 10, 40

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmfast.report.suite_cells import Data, Grid, Path_
-from rmfast.report.suite_look import STEPS, chip, letter, points, scale_bar, span, step, text, tone
+from rmfast.report.suite.cells import Data, Grid, Path_
+from rmfast.report.suite.look import STEPS, chip, letter, points, scale_bar, span, step, text, tone
 from rmfast.report.summary import number
 
 ROW = 16  # pixels of a bar
