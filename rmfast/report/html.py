@@ -7,7 +7,8 @@ import numpy as np
 
 from rmfast.report.page import document, figure, table, write
 from rmfast.report.plots import DARK, all_plots, render
-from rmfast.report.summary import Row, Run, Scores, accuracy_line, baseline, number, percent, read_run, verdict
+from rmfast.report.run_folder import Row, Run, Scores, number, read_run
+from rmfast.report.summary import accuracy_line, baseline, percent, verdict
 
 WORST = 10  # rows of the table of mistakes
 

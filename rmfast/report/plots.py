@@ -18,7 +18,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter, StrMe
 
 from rmfast.evaluation.metrics import reliability
 from rmfast.outputs.kinds import PICTURE_SOFTWARE
-from rmfast.report.summary import Floats, Run, Scores, baseline, column, number, percent
+from rmfast.report.run_folder import Floats, Run, Scores, column, number
+from rmfast.report.summary import baseline, percent
 
 INCHES = (4.8, 3.5)  # so that the text stays readable where a phone shows the picture 340 pixels wide
 DPI = 170

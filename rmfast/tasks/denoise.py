@@ -23,8 +23,8 @@ from rmfast.errors import UserError
 from rmfast.evaluation.scoring.rows import json_line
 from rmfast.outputs.kinds import PICTURE, TREATED
 from rmfast.outputs.overlap import Input
+from rmfast.report.ensemble.plots import strength_plot
 from rmfast.report.plots import render
-from rmfast.report.strength import strength_plot
 from rmfast.tasks.options import columns_of, out_files, write_file
 from rmfast.trainer.log import say
 

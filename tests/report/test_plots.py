@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from rmfast.evaluation.metrics import calibration_error
 from rmfast.report.plots import BINS, DARK, DPI, INCHES, LIGHT, all_plots, render, smooth
-from rmfast.report.summary import read_run
+from rmfast.report.run_folder import read_run
 
 NAMES = ["accuracy", "loss", "rewards", "margins", "calibration", "length", "speed"]
 

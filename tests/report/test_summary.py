@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rmfast.errors import UserError
-from rmfast.report.summary import column, final_summary, read_run, verdict
+from rmfast.report.run_folder import column, read_run
+from rmfast.report.summary import final_summary, verdict
 
 GOOD = {"accuracy": 0.62, "accuracy_low": 0.58, "accuracy_high": 0.66, "edges": 480}
 LENGTH = {"baseline": "shorter wins", "baseline_accuracy": 0.546}

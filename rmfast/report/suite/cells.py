@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmfast.evaluation.diagnostics.headline import cell_of
-from rmfast.report.summary import number
+from rmfast.report.run_folder import number
 
 Data = Mapping[str, Any]
 Path_ = tuple[str, ...]

@@ -6,11 +6,11 @@ import numpy as np
 
 from rmfast.evaluation.diagnostics.words import counted
 from rmfast.report.page import table_of_html
+from rmfast.report.run_folder import number
 from rmfast.report.suite.cells import Data
 from rmfast.report.suite.chart import Line, line_chart, number_ticks
 from rmfast.report.suite.look import chip, points, step, text
 from rmfast.report.suite.words import difference, floats, fold, p_value, plain, reach, real, section, share
-from rmfast.report.summary import number
 
 SHOWN = 20  # rows of a list
 FIGURES = 8  # of a suite whose correlation with selection is shown unfolded

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmfast.report.page import table_of_html, write
+from rmfast.report.run_folder import number
 from rmfast.report.suite.cells import Data
 from rmfast.report.suite.chart import Line, line_chart, share_ticks, spread
 from rmfast.report.suite.look import chip, points, text
 from rmfast.report.suite.words import difference, floats, plain, reach, real, section, share
-from rmfast.report.summary import number
 
 
 def length_part(models: Sequence[Data]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.report.summary import number
+from rmfast.report.run_folder import number
 
 STEPS = 7  # of the scale, on each side of its middle
 # From far below the middle to far above it: orange, grey, blue. In the dark the ends are bright, not the middle.

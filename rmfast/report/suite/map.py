@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmfast.report.run_folder import number
 from rmfast.report.suite.cells import Data, Grid, Path_
 from rmfast.report.suite.look import STEPS, chip, letter, points, scale_bar, span, step, text, tone
-from rmfast.report.summary import number
 
 ROW = 16  # pixels of a bar
 COLUMNS = 9  # of the heat map, that a desktop shows without scrolling inside it

@@ -11,12 +11,13 @@ import numpy as np
 from rmfast.evaluation.diagnostics.words import counted
 from rmfast.evaluation.judge.figures import summary as judge_summary
 from rmfast.report.page import document, table_of_html
+from rmfast.report.run_folder import number
 from rmfast.report.suite.cells import Data, Grid, Rule, headline_rules
 from rmfast.report.suite.compare import agreement_part, compared, selection_part
 from rmfast.report.suite.diagnostics import calibration_part, length_part, votes_part, writers_part
 from rmfast.report.suite.look import STYLE, chip, points, span, text, tone
 from rmfast.report.suite.map import bars, heat_map
-from rmfast.report.summary import accuracy_line, baseline, number
+from rmfast.report.summary import accuracy_line, baseline
 
 SHORT = 200  # characters of a text in a line
 LONG = 160  # characters of a note above which it is folded

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmfast.report.run_folder import number
 from rmfast.report.suite.cells import Data
 from rmfast.report.suite.look import points, span
-from rmfast.report.summary import number
 
 
 def section(title: str, words: str, blocks: Sequence[str], others: str = "The other parts") -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from rmfast.evaluation.combine import RULES
-from rmfast.report.ensemble import HeldOut, Strengths, ensemble_plots
+from rmfast.report.ensemble.plots import HeldOut, Strengths, ensemble_plots
 from rmfast.report.page import document, figure, table, write
 from rmfast.report.plots import DARK, Plot, all_plots, render
-from rmfast.report.summary import accuracy_line, baseline, number, percent, read_run, verdict
+from rmfast.report.run_folder import number, read_run
+from rmfast.report.summary import accuracy_line, baseline, percent, verdict
 
 Figures = Mapping[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from rmfast.evaluation.combine import RULES
-from rmfast.report.ensemble_page import write_ensemble_report
+from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.tasks.strength import held_out_figures
-from tests.report.test_ensemble import gaps_of, held_out_of, strengths_of
+from tests.report.ensemble.test_plots import gaps_of, held_out_of, strengths_of
 
 SET = "a <set>"
 

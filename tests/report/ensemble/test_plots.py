@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from rmfast.data.table import Edges
-from rmfast.report.ensemble import (
+from rmfast.report.ensemble.plots import (
     HeldOut,
     Strengths,
     agreement_plot,
