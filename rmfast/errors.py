@@ -20,3 +20,8 @@ class RunError(RuntimeError):
 
     The commands print it without a traceback and end with exit code 1.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

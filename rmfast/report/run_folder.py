@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -127,7 +127,7 @@ def _scores(path: Path, notes: list[str]) -> Scores | None:
                 labels=arrays["labels"].astype(np.str_),
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        notes.append(f"eval/{path.name} is unreadable ({str(error).splitlines()[0] if str(error) else 'cut off'}).")
+        notes.append(f"eval/{path.name} is unreadable ({first_line(error)}).")
         return None
     ends = np.concatenate([found.better, found.worse])
     alike = found.scores.shape == found.lengths.shape == found.labels.shape and found.better.shape == found.worse.shape

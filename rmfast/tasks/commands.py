@@ -24,7 +24,6 @@ from rmfast.evaluation.scoring.rows import (
     ReadRow,
     bad_rows,
     columns_used,
-    json_line,
     not_kept,
     noted,
     read_file,
@@ -33,6 +32,7 @@ from rmfast.evaluation.scoring.rows import (
     unscored_row,
 )
 from rmfast.evaluation.scoring.score import score_table
+from rmfast.jsonio import json_line
 from rmfast.models.config import DTYPES
 from rmfast.outputs.kinds import SCORED
 from rmfast.outputs.overlap import Input, Output, check_overlap

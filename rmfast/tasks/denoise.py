@@ -20,7 +20,7 @@ from rmfast.data.notes import Notes, add_notes, note_lines
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows, source_root, split_note
 from rmfast.errors import UserError
-from rmfast.evaluation.scoring.rows import json_line
+from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import PICTURE, TREATED
 from rmfast.outputs.overlap import Input
 from rmfast.report.ensemble.plots import strength_plot

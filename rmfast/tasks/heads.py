@@ -17,12 +17,11 @@ from torch import Tensor
 from rmfast.checkpoint.export import check_export, check_tokenizer, choose_pad_token, write_model
 from rmfast.data.files import publish, sync, write_text, written_whole
 from rmfast.data.table import GroupTable, table_edges
-from rmfast.errors import RunError, UserError
+from rmfast.errors import RunError, UserError, first_line
 from rmfast.evaluation.combine import combined_metrics
 from rmfast.evaluation.scoring.score import CHUNK, score_table
 from rmfast.kernels import describe, rms_norm
 from rmfast.models.config import DTYPES
-from rmfast.models.folder import first_line
 from rmfast.models.hf import load_network
 from rmfast.models.reward import Outputs, PackInputs, RewardNetwork, initialise
 from rmfast.models.weights import HEAD

@@ -18,7 +18,8 @@ from rmfast.data.table import Edges, GroupTable, table_edges
 from rmfast.data.tokenise import encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import RULES, combined_metrics, mean_agreement, standardise
-from rmfast.evaluation.scoring.rows import json_line, strength_row, unscored_row
+from rmfast.evaluation.scoring.rows import strength_row, unscored_row
+from rmfast.jsonio import json_line
 from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent

@@ -13,10 +13,10 @@ from transformers.utils import logging
 from rmfast.data.example import BadRow
 from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
 from rmfast.models.config import FAMILIES, context_window
-from rmfast.models.folder import first_line, refuse_adapter
+from rmfast.models.folder import refuse_adapter
 from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
 
 PLAIN_END = "\n\nAnswer:\n"  # after the question, where a model has no chat template

@@ -28,12 +28,12 @@ from rmfast.checkpoint.store import MANIFEST
 from rmfast.data.example import BadRow, Example
 from rmfast.data.tokenise import encode
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.evaluation.scoring.reader import too_long
 from rmfast.evaluation.scoring.reward_model import RewardModel, ScoredToken, find_folder, load, warn_of_tokens
 from rmfast.evaluation.scoring.score import Progress
 from rmfast.models.config import context_window, decoder_config
-from rmfast.models.folder import Reader, first_line, read_json
+from rmfast.models.folder import Reader, read_json
 from rmfast.models.hf import no_head, open_model, open_named, read_config
 from rmfast.models.names import SCORE, choose_row
 

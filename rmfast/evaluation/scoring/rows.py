@@ -1,6 +1,5 @@
 """Rows of a file, scored as they stand: none is dropped silently."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,25 +129,6 @@ def unscored_row(columns: dict[str, Any] | None, error: str | None) -> dict[str,
 def not_kept(columns: dict[str, Any] | None, written: dict[str, Any]) -> list[str]:
     """The columns of a row that scoring replaced or left out."""
     return [k for k in WRITTEN if columns and k in columns and not (k in written and written[k] == columns[k])]
-
-
-def json_line(columns: dict[str, Any]) -> str:
-    """One line; what JSON does not know (dates, bytes) as text, what is not a finite number as null."""
-    try:
-        line = json.dumps(columns, ensure_ascii=False, default=str, allow_nan=False)
-    except ValueError:  # by way of text, as a row may be nested as deep as text is read
-        columns = json.loads(json.dumps(columns, default=str), parse_constant=lambda _: None)
-        line = json.dumps(columns, ensure_ascii=False)
-    # Half of a surrogate pair has no UTF-8: that row's text is escaped.
-    return line if line.isascii() or _encodes(line) else json.dumps(columns, default=str)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def strengths(example: Example, rewards: np.ndarray) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from rmfast.data.notes import note_lines
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import OF_REWARDS
 from rmfast.evaluation.metrics import pairwise_metrics
-from rmfast.evaluation.scoring.rows import json_line
 from rmfast.evaluation.suites.answers import Answers
 from rmfast.evaluation.suites.base import Cell, Result, Rows, Suite, Unscored, cells, prompt_key
+from rmfast.jsonio import json_line
 
 FORMAT = 1
 WORST = 20  # rows that are kept with their texts
