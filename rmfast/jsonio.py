@@ -2,9 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -21,8 +22,8 @@ def finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json(value: Any) -> Any:
-    """A dataclass as dicts and tuples, its fields in their order and by their aliases; nan stays nan."""
+def to_json(value: Any) -> dict[str, Any]:
+    """A dataclass as dicts and lists, its fields in their order and by their aliases; nan stays nan."""
     return TypeAdapter(type(value)).dump_python(value, by_alias=True)
 
 
@@ -32,7 +33,19 @@ def from_json(kind: type[T], value: Any) -> T:
     Raises:
         ValueError: a key is missing or of another type; the message names it.
     """
-    return TypeAdapter(kind).validate_python(value)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def spliced(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """A mapping in which those keys give way to what is under them, in their place; null leaves nothing."""
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        out |= (inner or {}) if key in keys else {key: inner}
+    return out
 
 
 def json_line(value: Any) -> str:

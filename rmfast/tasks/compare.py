@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rmfast.errors import UserError
@@ -9,7 +10,7 @@ from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
 from rmfast.evaluation.diagnostics.selection import Candidates, read_candidates
 from rmfast.evaluation.suites.find import find_suite
-from rmfast.evaluation.suites.result import Data, read_result, result_json
+from rmfast.evaluation.suites.result import SuiteResult, read_result, result_json
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
 from rmfast.report.suite.console import compare_tables
@@ -22,16 +23,15 @@ def compare(options: Namespace) -> None:
     paths = options.results
     out, html = _outputs(options)
     suite = find_suite(options.suite) if options.suite else None
-    results = [read_result(path) for path in paths]
+    results = _with_names([read_result(path) for path in paths], paths)
     for path, result in zip(paths, results, strict=True):
-        if not result["items"]:
+        if not result.items:
             raise UserError(f"{path}: no row in it was scored")
-    _own_names(results, paths)
     results, notes = on_common_rows(results, paths, suite)
     found = diagnose(results, suite, _candidates(options), notes)
     tables = compare_tables(results, found)
     if out is not None:  # before anything is printed: who reads it may have gone
-        write_file(out, [result_json(found).encode()])
+        write_file(out, [result_json(found.to_json()).encode()])
     if html is not None:
         from rmfast.report.suite.page import suite_page
 
@@ -63,8 +63,10 @@ def _candidates(options: Namespace) -> Candidates | None:
     return read_candidates(options.candidates, options.gold)
 
 
-def _own_names(results: Sequence[Data], paths: Sequence[str]) -> None:
-    """Models that share a name are called by their files, too."""
-    names = [str(result["name"]) for result in results]
-    for result, path, name in zip(results, paths, names, strict=True):
-        result["name"] = f"{name} ({path})" if names.count(name) > 1 else name
+def _with_names(results: Sequence[SuiteResult], paths: Sequence[str]) -> list[SuiteResult]:
+    """The results; models that share a name are called by their files, too."""
+    names = [result.name for result in results]
+    return [
+        replace(result, name=f"{result.name} ({path})") if names.count(result.name) > 1 else result
+        for result, path in zip(results, paths, strict=True)
+    ]

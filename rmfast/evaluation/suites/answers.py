@@ -86,16 +86,16 @@ def usable(items: Sequence[Item], readers: Sequence[Reader]) -> Usable:
     for number, reader in enumerate(readers):
         encoded = reader.read(shared.examples)
         for i, item in enumerate(items):
-            own = encoded[shared.group[i]]
+            tokens = encoded[shared.group[i]]
             places = shared.places[i]
-            if isinstance(own, BadRow) or own.notes:  # of some item in the group: maybe not of this one
-                own, places = reader.read([item.example])[0], tuple(range(len(item.example.responses)))
-            if isinstance(own, BadRow):
-                bad.setdefault(i, own)
+            if isinstance(tokens, BadRow) or tokens.notes:  # of some item in the group: maybe not of this one
+                tokens, places = reader.read([item.example])[0], tuple(range(len(item.example.responses)))
+            if isinstance(tokens, BadRow):
+                bad.setdefault(i, tokens)
             else:
-                notes[i] |= dict.fromkeys(own.notes)
+                notes[i] |= dict.fromkeys(tokens.notes)
             if number == 0:
-                lengths.append(np.empty(0) if isinstance(own, BadRow) else _lengths(own)[list(places)])
+                lengths.append(np.empty(0) if isinstance(tokens, BadRow) else _lengths(tokens)[list(places)])
     left = [i for i in range(len(items)) if i not in bad]
     unscored = [
         Unscored(items[i].label, items[i].part, items[i].path, why.cause, why.detail) for i, why in sorted(bad.items())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rmfast.data.columns import Columns
 from rmfast.data.example import Example
 from rmfast.evaluation.metrics import accuracy_interval
+from rmfast.jsonio import Real
 
 Path_ = tuple[str, ...]
 
@@ -33,7 +34,7 @@ class Item:
     path: Path_
     """Groups that it belongs to, from the widest to the narrowest."""
     example: Example
-    sources: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
     """Who wrote each response, where the benchmark says so."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What the suite's own verdicts need beside."""
@@ -90,15 +91,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Cell:
-    """Accuracy of one group of rows in one part, with its 95 % interval (a bootstrap over prompts that share rows)."""
+    """Accuracy of one group of rows in one part, with its 95 % interval (a bootstrap over prompts that share rows).
+
+    `path` is empty for a part as a whole. `not_scored`: rows of the group that are in none of the figures.
+    """
 
     part: str
     path: Path_
     rows: int
     correct: int
-    accuracy: float
-    low: float
-    high: float
+    accuracy: Real
+    low: Real
+    high: Real
+    not_scored: int = 0
 
 
 def one_verdict(result: Result) -> Iterator[Verdict]:
@@ -164,6 +169,6 @@ def prompt_key(example: Example) -> str:
     prompt: Any = example.prompt
     if prompt is None:
         turns = zip(*map(example.conversation, example.responses), strict=False) if example.is_messages else ()
-        shared = [turn[0] for turn in takewhile(lambda turn: all(own == turn[0] for own in turn), turns)]
+        shared = [turn[0] for turn in takewhile(lambda turn: all(same == turn[0] for same in turn), turns)]
         prompt = "inside", shared or example.responses
     return repr((prompt, kind, example.tools, example.template_kwargs))

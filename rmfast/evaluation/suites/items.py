@@ -48,7 +48,7 @@ def read_items(
     columns: Columns = AS_NAMED,
     judged: Callable[[Example], Example] = lambda example: example,
     uid: Callable[[Raw], Any] = lambda row: row.get("id"),
-    sources: Callable[[Raw], Sequence[str]] = lambda row: (),
+    writers: Callable[[Raw], Sequence[str]] = lambda row: (),
     extra: Callable[[Raw], Mapping[str, Any]] = lambda row: {},
 ) -> tuple[list[Item], list[Unscored]]:
     """Items of raw rows, and the rows that cannot be judged; none is left out.
@@ -82,7 +82,7 @@ def read_items(
                         part=part,
                         path=path,
                         example=example,
-                        sources=tuple(sources(row)),
+                        writers=tuple(writers(row)),
                         extra=extra(row),
                     )
                 )
@@ -111,8 +111,8 @@ def read_files(
     bad: list[Unscored] = []
     for path in files or [Path(source)]:
         rows = surviving_rows(path) if files else read_rows(source, default_split)
-        own, broken = read_items(rows, partial(_place_in_file, place, path.name.split(".")[0]), convert, **options)
-        items += own
+        good, broken = read_items(rows, partial(_place_in_file, place, path.name.split(".")[0]), convert, **options)
+        items += good
         bad += broken
     return items, bad
 

@@ -57,7 +57,7 @@ def read(source: str) -> Rows:
     if len(kept) < len(files) and any(file.name.startswith("filtered") for file in kept):
         notes.append(f"{len(files) - len(kept)} files raw* are left out: the benchmark is the filtered set")
         files = kept
-    items, bad = read_files(source, files, "filtered", place, convert, sources=_models)
+    items, bad = read_files(source, files, "filtered", place, convert, writers=_writers)
     present = {item.path[1] for item in items}
     if missing := [name for names in SECTIONS.values() for name in names if name not in present]:
         notes.append(f"{len(missing)} of 23 subsets have no rows: {listed(missing)}")
@@ -81,7 +81,7 @@ def headline(cells: Sequence[Cell], results: Sequence[Result]) -> dict[str, floa
     return {"overall": overall} | scores | {"Prior": prior, "overall with Prior": (4 * overall + prior / 2) / 4.5}
 
 
-def _models(row: dict[str, Any]) -> list[str]:
+def _writers(row: dict[str, Any]) -> list[str]:
     names = [row.get("chosen_model"), row.get("rejected_model")]
     return [str(name) for name in names] if all(names) else []
 

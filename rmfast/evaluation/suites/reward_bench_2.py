@@ -70,8 +70,8 @@ def ties_score(results: Sequence[Result]) -> float:
             return np.nan
         kind, _, number = result.item.uid.partition(":")
         pools = scores[kind].setdefault(number, ([], []))  # rows of one id are one prompt, as in the authors' code
-        for pool, own in zip(pools, np.split(result.rewards, [result.item.extra["right"]]), strict=True):
-            pool.extend(own)
+        for pool, rewards in zip(pools, np.split(result.rewards, [result.item.extra["right"]]), strict=True):
+            pool.extend(rewards)
     ref, tied = ({n: (np.min(r) - np.max(w), np.ptp(r)) for n, (r, w) in scores[kind].items()} for kind in KINDS)
     both = sorted(ref.keys() & tied.keys())
     if not both:

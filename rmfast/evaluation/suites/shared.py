@@ -34,18 +34,18 @@ def share(items: Sequence[Item]) -> SharedGroups:
             responses.append({})
             kept.append([])
         g = numbers[key]
-        mine = []
+        inside = []
         for response in item.example.responses:
             text = repr(response)
             if text not in responses[g]:
                 responses[g][text] = len(kept[g])
                 kept[g].append(response)
-            mine.append(responses[g][text])
+            inside.append(responses[g][text])
         group.append(g)
-        places.append(tuple(mine))
+        places.append(tuple(inside))
     examples = tuple(
-        Example(first.prompt, tuple(own), tools=first.tools, template_kwargs=first.template_kwargs)
-        for first, own in zip(firsts, kept, strict=True)
+        Example(first.prompt, tuple(distinct), tools=first.tools, template_kwargs=first.template_kwargs)
+        for first, distinct in zip(firsts, kept, strict=True)
     )
     return SharedGroups(examples, tuple(group), tuple(places))
 
@@ -58,8 +58,8 @@ def results_of(items: Sequence[Item], shared: SharedGroups, rewards: Sequence[np
     """
     out = []
     for item, g, places in zip(items, shared.group, shared.places, strict=True):
-        own = np.asarray(rewards[g], dtype=np.float64)[list(places)]
+        of_item = np.asarray(rewards[g], dtype=np.float64)[list(places)]
         edges = item.example.edges
-        gaps = own[[e.better for e in edges]] - own[[e.worse for e in edges]]
-        out.append(Result(item, gaps, own))
+        gaps = of_item[[e.better for e in edges]] - of_item[[e.worse for e in edges]]
+        out.append(Result(item, gaps, of_item))
     return out

@@ -5,15 +5,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from rmfast.evaluation.diagnostics.headline import cell_of
-from rmfast.report.run_folder import number
+from rmfast.evaluation.suites.base import Cell, Path_
+from rmfast.evaluation.suites.result import ItemResult, SuiteResult
 
-Data = Mapping[str, Any]
-Path_ = tuple[str, ...]
 Place = tuple[str, Path_]  # part and path
 
 
@@ -29,13 +27,13 @@ class Rule:
 class Grid:
     """The cells of M results: one mapping and one rule for each result, in the results' order."""
 
-    cells: tuple[Mapping[Place, Data], ...]
+    cells: tuple[Mapping[Place, Cell], ...]
     rules: tuple[Rule, ...]
 
     @classmethod
-    def of(cls, results: Sequence[Data]) -> "Grid":
+    def of(cls, results: Sequence[SuiteResult]) -> "Grid":
         return cls(
-            tuple({(c["part"], tuple(c["path"])): c for c in result["cells"]} for result in results),
+            tuple({(c.part, c.path): c for c in result.cells} for result in results),
             tuple(_rule(result) for result in results),
         )
 
@@ -68,24 +66,24 @@ class Grid:
         return found or [path for path in self.paths if not path]
 
 
-def headline_rules(result: Data, rule: Rule) -> dict[str, tuple[Data | None, float, float]]:
+def headline_rules(result: SuiteResult, rule: Rule) -> dict[str, tuple[Cell | None, float, float]]:
     """Of each headline figure the cell that it is, where it is one, and what chance and length alone give.
 
     A figure that is the plain mean of all others (RMB's overall score) has the mean of their rules. Where chance is the
     same in every cell, it is so in every mean of them.
     """
-    found: dict[str, tuple[Data | None, float, float]] = {}
+    found: dict[str, tuple[Cell | None, float, float]] = {}
     chances = {round(value, 9) for value in rule.chance.values()}
     everywhere = chances.pop() if len(chances) == 1 else math.nan
-    for name in result["headline"]:
-        cell = cell_of(name, number(result["headline"], name), result["cells"])
-        place = (cell["part"], tuple(cell["path"])) if cell else None
+    for name in result.headline:
+        cell = cell_of(name, result.headline[name], result.cells)
+        place = (cell.part, cell.path) if cell else None
         pair = (rule.chance[place], rule.longer[place]) if place else (everywhere, math.nan)
         found[name] = (cell, *pair)
     for name, (cell, chance, longer) in found.items():
         others = [other for other in found if other != name]
-        values = [number(result["headline"], other) for other in others]
-        if cell is None and len(others) > 1 and math.isclose(np.mean(values), number(result["headline"], name)):
+        values = [result.headline[other] for other in others]
+        if cell is None and len(others) > 1 and math.isclose(np.mean(values), result.headline[name]):
             means = [float(np.mean([found[other][i] for other in others])) for i in (1, 2)]
             chance, longer = (
                 own if math.isfinite(own) else mean for own, mean in zip((chance, longer), means, strict=True)
@@ -94,27 +92,27 @@ def headline_rules(result: Data, rule: Rule) -> dict[str, tuple[Data | None, flo
     return found
 
 
-def _rule(result: Data) -> Rule:
+def _rule(result: SuiteResult) -> Rule:
     """Chance and length in every cell whose rows are the result's items, or their edges."""
     items: dict[Place, list[int]] = {}
     by_path: dict[Path_, int] = {}
-    for index, item in enumerate(result["items"]):
-        for depth in range(len(item["path"]) + 1):
-            path = tuple(item["path"][:depth])
-            items.setdefault((item["part"], path), []).append(index)
-            by_path[path] = by_path.get(path, 0) + len(item["edges"])
-    judged = result.get("kind") == "judge"
-    chance = [_chance(item["edges"], judged) for item in result["items"]]
-    longer = [_longer(item) for item in result["items"]]
+    for index, item in enumerate(result.items):
+        for depth in range(len(item.path) + 1):
+            path = item.path[:depth]
+            items.setdefault((item.part, path), []).append(index)
+            by_path[path] = by_path.get(path, 0) + len(item.edges)
+    judged = result.kind == "judge"
+    chance = [_chance(item.edges, judged) for item in result.items]
+    longer = [_longer(item) for item in result.items]
     rows: dict[Path_, int] = {}
-    for cell in result["cells"]:
-        path = tuple(cell["path"])
-        rows[path] = rows.get(path, 0) + cell["rows"]
+    for cell in result.cells:
+        path = cell.path
+        rows[path] = rows.get(path, 0) + cell.rows
     chances, longers = {}, {}
-    for cell in result["cells"]:
-        place = (cell["part"], tuple(cell["path"]))
+    for cell in result.cells:
+        place = (cell.part, cell.path)
         own = items.get(place, [])
-        if len(own) == cell["rows"] and sum(result["items"][i]["won"] for i in own) == cell["correct"]:
+        if len(own) == cell.rows and sum(result.items[i].won for i in own) == cell.correct:
             chances[place] = float(np.mean([chance[i] for i in own])) if own else math.nan
             longers[place] = float(np.mean([longer[i] for i in own])) if own else math.nan
         else:  # every edge is a verdict of its own, in a part that the items do not tell
@@ -137,12 +135,12 @@ def _chance(edges: Sequence[Sequence[int]], judged: bool) -> float:
     return 1 / math.comb(len(better) + len(worse), len(better))
 
 
-def _longer(item: Data) -> float:
+def _longer(item: ItemResult) -> float:
     """Whether the better response is the longer one on every edge; equal lengths lose."""
-    lengths = [math.nan if own is None else own for own in item["lengths"]]
-    if any(not math.isfinite(own) for own in lengths):
+    lengths = item.lengths
+    if not all(map(math.isfinite, lengths)):
         return math.nan
-    return float(all(lengths[b] > lengths[w] for b, w in item["edges"]))
+    return float(all(lengths[b] > lengths[w] for b, w in item.edges))
 
 
 def _kind(name: str) -> str:

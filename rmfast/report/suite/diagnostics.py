@@ -7,32 +7,34 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmfast.evaluation.diagnostics.calibration import CalibrationBin
+from rmfast.evaluation.diagnostics.length import LengthBias, LengthBin
+from rmfast.evaluation.diagnostics.report import ModelDiagnostics
+from rmfast.evaluation.diagnostics.writers import NO_REWARDS
 from rmfast.report.page import table_of_html, write
-from rmfast.report.run_folder import number
-from rmfast.report.suite.cells import Data
 from rmfast.report.suite.chart import Line, line_chart, share_ticks, spread
 from rmfast.report.suite.look import chip, points, text
-from rmfast.report.suite.words import difference, floats, plain, reach, real, section, share
+from rmfast.report.suite.words import difference, plain, reach, real, section, share
 
 
-def length_part(models: Sequence[Data]) -> str:
+def length_part(models: Sequence[ModelDiagnostics]) -> str:
     """Does the model judge length? Tables and curves for each part; the first is shown, the others fold."""
     blocks = []
     units: dict[str, list[int]] = {}
     for i, model in enumerate(models):
-        units.setdefault(str(model["length_unit"]), []).append(i)
+        units.setdefault(str(model.length_unit), []).append(i)
     counted_in = [
         text(unit) + (f" ({' '.join(map(chip, own))})" if len(units) > 1 else "") for unit, own in units.items()
     ]
     for part in _parts(models, "length"):
-        own = [(i, model["length"][part]) for i, model in enumerate(models) if part in (model.get("length") or {})]
+        own = [(i, model.length[part]) for i, model in enumerate(models) if part in model.length]
         rows = []
         for i, bias in own:
-            sides = [share(bias["by_side"].get(side), counted=True) for side in ("longer", "shorter", "same")]
-            held = [share(bias.get(key)) for key in ("balanced", "matched", "at_equal_length")]
+            sides = [share(bias.by_side.get(side), counted=True) for side in ("longer", "shorter", "same")]
+            held = [share(figure) for figure in (bias.balanced, bias.matched, bias.at_equal_length)]
             rows.append(
-                [chip(i), *sides, *held, real(bias.get("gap_spearman")), real(bias.get("within_spearman"))]
-                + [share(bias.get("longer_wins"))]
+                [chip(i), *sides, *held, real(bias.gap_spearman), real(bias.within_spearman)]
+                + [share(bias.longer_wins)]
             )
         head = ["", "Better is longer", "Better is shorter", "Same length", "Balanced", "Matched", "At equal length"]
         head += ["Rank correlation, gap", "Rank correlation, within prompts", "Longer wins"]
@@ -52,14 +54,14 @@ def length_part(models: Sequence[Data]) -> str:
     return section("Length", words, blocks)
 
 
-def _length_chart(own: Sequence[tuple[int, Data]], unit: str, part: str) -> str:
-    if not own or not own[0][1].get("by_difference"):
+def _length_chart(own: Sequence[tuple[int, LengthBias]], unit: str, part: str) -> str:
+    if not own or not own[0][1].by_difference:
         return ""
-    bins = own[0][1]["by_difference"]
+    bins = own[0][1].by_difference
     place = [float(n) for n in range(1, len(bins) + 1)]
-    middle = [(number(b, "from") + number(b, "to")) / 2 for b in bins]
+    middle = [(b.start + b.end) / 2 for b in bins]
     ticks = [(float(x), f"{m:+.0f}") for x, m in zip(place, middle, strict=True)][:: -(-len(bins) // 6)]
-    lines = [Line(i, place[: len(b["by_difference"])], *_curve(b["by_difference"], "value")) for i, b in own]
+    lines = [Line(i, place[: len(b.by_difference)], *_curve(b.by_difference, "value")) for i, b in own]
     note = "Pairs in equal groups by how much longer the better response is. A rising curve: length decides."
     return line_chart(
         f"Accuracy by difference of length: {_pairs(part)}",
@@ -72,11 +74,11 @@ def _length_chart(own: Sequence[tuple[int, Data]], unit: str, part: str) -> str:
     )
 
 
-def calibration_part(models: Sequence[Data]) -> str:
+def calibration_part(models: Sequence[ModelDiagnostics]) -> str:
     charts, rows = [], []
     for part in _parts(models, "calibration"):
-        own = [(i, m["calibration"][part]) for i, m in enumerate(models) if part in (m.get("calibration") or {})]
-        lines = [Line(i, [number(b, "predicted") for b in c["curve"]], *_curve(c["curve"], "observed")) for i, c in own]
+        own = [(i, m.calibration[part]) for i, m in enumerate(models) if m.calibration and part in m.calibration]
+        lines = [Line(i, [b.predicted for b in c.curve], *_curve(c.curve, "observed")) for i, c in own]
         charts.append(
             line_chart(
                 part,
@@ -92,9 +94,9 @@ def calibration_part(models: Sequence[Data]) -> str:
             [
                 chip(i),
                 text(part),
-                f"{c['edges']:,}",
-                points(number(c, "error")),
-                write(number(c, "temperature"), "real"),
+                f"{c.edges:,}",
+                points(c.error),
+                write(c.temperature, "real"),
             ]
             for i, c in own
         ]
@@ -108,30 +110,30 @@ def calibration_part(models: Sequence[Data]) -> str:
     return section("Calibration", words, [f'<div class="plots half">{"".join(charts)}</div>{table}'] if charts else [])
 
 
-def writers_part(models: Sequence[Data], names: Sequence[str]) -> str:
+def writers_part(models: Sequence[ModelDiagnostics], names: Sequence[str]) -> str:
     """Rewards by who wrote the response, and who is preferred beyond the labels."""
     blocks = []
     for i, model in enumerate(models):
-        own = model.get("sources")
-        if not own or not own["writers"]:
+        own = model.writers
+        if not own or not own.writers:
             continue
-        ends = [(number(w, "q05"), number(w, "q95")) for w in own["writers"]]
+        ends = [(w.rewards.q05, w.rewards.q95) for w in own.writers if w.rewards]
         low, high = (float(np.nanmin(ends)), float(np.nanmax(ends))) if np.isfinite(ends).any() else (0.0, 1.0)
         rows = []
-        for writer in own["writers"]:
-            five = [number(writer, key) for key in ("q05", "q25", "median", "q75", "q95")]
-            favour = writer.get("favour") or {}
+        for writer in own.writers:
+            told = writer.rewards or NO_REWARDS
+            five = [told.q05, told.q25, told.median, told.q75, told.q95]
             rows.append(
                 [
-                    text(writer["name"]),
-                    write(number(writer, "responses"), "count"),
-                    spread(i, five, low, high, number(own, "reward_mean")),
-                    plain(number(writer, "median")),
-                    plain(number(writer, "above_prompt"), signed=True),
-                    points(number(writer.get("win_share") or {}, "value")),
-                    points(number(writer, "labelled_share")),
-                    difference(favour),
-                    difference(writer.get("beyond_errors")),
+                    text(writer.name),
+                    write(told.responses, "count"),
+                    spread(i, five, low, high, np.nan if own.reward_mean is None else own.reward_mean),
+                    plain(told.median),
+                    plain(told.above_prompt, signed=True),
+                    points(writer.win_share.value),
+                    points(writer.labelled_share),
+                    difference(writer.favour),
+                    difference(writer.beyond_errors),
                 ]
             )
         head = ["Writer", "Responses", f"Reward, {low:+.2g} to {high:+.2g}", "Median", "Above prompt's mean"]
@@ -147,12 +149,12 @@ def writers_part(models: Sequence[Data], names: Sequence[str]) -> str:
     return section("Writers", words, blocks, "The other models")
 
 
-def votes_part(models: Sequence[Data]) -> str:
+def votes_part(models: Sequence[ModelDiagnostics]) -> str:
     charts = []
     for part in _parts(models, "votes"):
-        own = [(i, m["votes"][part]) for i, m in enumerate(models) if part in (m.get("votes") or {})]
+        own = [(i, m.votes[part]) for i, m in enumerate(models) if m.votes and part in m.votes]
         most = max(len(curve) for _, curve in own)
-        lines = [Line(i, [float(n) for n in range(1, len(c) + 1)], floats(c)) for i, c in own]
+        lines = [Line(i, [float(n) for n in range(1, len(c) + 1)], c) for i, c in own]
         low, high = reach([value for line in lines for value in line.y], 0.02)
         gap = max(1, round(most / 8))
         charts.append(
@@ -179,10 +181,10 @@ def _pairs(part: str) -> str:
     return "all pairs" if part == "all" else part
 
 
-def _parts(models: Sequence[Data], key: str) -> list[str]:
-    return list(dict.fromkeys(part for model in models for part in (model.get(key) or {})))
+def _parts(models: Sequence[ModelDiagnostics], key: str) -> list[str]:
+    return list(dict.fromkeys(part for model in models for part in (getattr(model, key) or {})))
 
 
-def _curve(bins: Sequence[Data], key: str) -> tuple[list[float], list[float], list[float]]:
+def _curve(bins: Sequence[LengthBin | CalibrationBin], key: str) -> tuple[list[float], list[float], list[float]]:
     """y, low and high of a curve's bins."""
-    return tuple([number(own, name) for own in bins] for name in (key, "low", "high"))  # type: ignore[return-value]
+    return tuple([getattr(own, name) for own in bins] for name in (key, "low", "high"))  # type: ignore[return-value]

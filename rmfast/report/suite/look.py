@@ -1,13 +1,11 @@
 """The look of a suite's page: its style, a diverging scale that colour-blind readers can read, models by letter."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-
-from rmfast.report.run_folder import number
 
 STEPS = 7  # of the scale, on each side of its middle
 # From far below the middle to far above it: orange, grey, blue. In the dark the ends are bright, not the middle.
@@ -49,10 +47,19 @@ def points(value: float) -> str:
     return f"{100 * value:.1f}" if np.isfinite(value) else "–"
 
 
-def span(figure: Mapping[str, Any]) -> str:
+class Interval(Protocol):
+    """What has an interval: a cell, a figure, a share."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def span(figure: Interval | None) -> str:
     """ "[43.1, 47.9]" of what has `low` and `high`; "" where they are unknown."""
-    low, high = number(figure, "low"), number(figure, "high")
-    return f"[{points(low)}, {points(high)}]" if np.isfinite(low + high) else ""
+    known = figure is not None and np.isfinite(figure.low + figure.high)
+    return f"[{points(figure.low)}, {points(figure.high)}]" if figure is not None and known else ""
 
 
 def step(value: float, middle: float, reach: float) -> str:

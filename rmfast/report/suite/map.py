@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmfast.report.run_folder import number
-from rmfast.report.suite.cells import Data, Grid, Path_
+from rmfast.evaluation.suites.base import Cell
+from rmfast.report.suite.cells import Grid, Path_
 from rmfast.report.suite.look import STEPS, chip, letter, points, scale_bar, span, step, text, tone
 
 ROW = 16  # pixels of a bar
@@ -66,11 +66,11 @@ def _what_it_is(grid: Grid) -> str:
 
 def _middle(grid: Grid, part: str) -> tuple[float, float, str]:
     """Middle of the part's colours, how far they reach to each side, and what the middle is."""
-    values = [number(cell, "accuracy") for own in grid.cells for (name, _), cell in own.items() if name == part]
+    values = [cell.accuracy for own in grid.cells for (name, _), cell in own.items() if name == part]
     known = [value for value in values if np.isfinite(value)]
     middle, what = _chance(grid, part, ()), "chance"
     if not np.isfinite(middle):
-        whole = [number(own[part, ()], "accuracy") for own in grid.cells if (part, ()) in own]
+        whole = [own[part, ()].accuracy for own in grid.cells if (part, ()) in own]
         middle, what = float(np.mean(whole or known or [0.5])), "the mean of all rows"
     reach = max([abs(value - middle) for value in known], default=0.0)
     return middle, min(max(np.ceil(20 * reach) / 20, 0.1), max(middle, 1 - middle)), what
@@ -106,20 +106,20 @@ def _map_row(grid: Grid, names: Sequence[str], path: Path_, middles: dict[str, t
     cells, counts = [], []
     for part in grid.parts:
         own = [cells_of.get((part, path)) for cells_of in grid.cells]
-        counts.append(next((f"{cell['rows']:,}" for cell in own if cell), "–"))
+        counts.append(next((f"{cell.rows:,}" for cell in own if cell), "–"))
         for i, cell in enumerate(own):
             edge = " first" if not i else ""
             if cell is None:
                 cells.append(f'<td class="none{edge}" title="no rows">–</td>')
                 continue
             middle, reach, _ = middles[part]
-            low, high = number(cell, "low"), number(cell, "high")
+            low, high = cell.low, cell.high
             chance = grid.rules[i].chance[part, path]
             sure = " unsure" if low <= chance <= high else ""
-            colour = step(number(cell, "accuracy"), middle, reach)
+            colour = step(cell.accuracy, middle, reach)
             cells.append(
                 f'<td class="{colour}{sure}{edge}" title="{text(_cell_words(names[i], part, path, cell, chance))}">'
-                f"{points(number(cell, 'accuracy'))}</td>"
+                f"{points(cell.accuracy)}</td>"
             )
     name = text(path[-1]) if path else "All rows"
     depth = min(len(path), 3)
@@ -130,9 +130,9 @@ def _map_row(grid: Grid, names: Sequence[str], path: Path_, middles: dict[str, t
     )
 
 
-def _cell_words(name: str, part: str, path: Path_, cell: Data, chance: float) -> str:
-    words = f"{name}, {part}, {' / '.join(path) or 'all rows'}: {cell['correct']:,} of {cell['rows']:,} right, "
-    words += f"{points(number(cell, 'accuracy'))} % {span(cell)}".rstrip()
+def _cell_words(name: str, part: str, path: Path_, cell: Cell, chance: float) -> str:
+    words = f"{name}, {part}, {' / '.join(path) or 'all rows'}: {cell.correct:,} of {cell.rows:,} right, "
+    words += f"{points(cell.accuracy)} % {span(cell)}".rstrip()
     return words + (f"; chance {points(chance)} %" if np.isfinite(chance) else "")
 
 
@@ -150,8 +150,7 @@ def _in_full(grid: Grid, names: Sequence[str]) -> str:
             for own in grid.cells:
                 cell = own.get((part, path))
                 cells.append(
-                    f"<td>{points(number(cell, 'accuracy'))}<small>{span(cell)} {cell['correct']:,} of "
-                    f"{cell['rows']:,}</small></td>"
+                    f"<td>{points(cell.accuracy)}<small>{span(cell)} {cell.correct:,} of {cell.rows:,}</small></td>"
                     if cell
                     else "<td>–</td>"
                 )
@@ -182,8 +181,8 @@ def _group(grid: Grid, part: str, path: Path_) -> str:
     marks, labels = [], []
     for i, own in enumerate(grid.cells):
         cell = own.get((part, path))
-        share = number(cell, "accuracy") if cell else float("nan")
-        low, high = (number(cell, key) if cell else float("nan") for key in ("low", "high"))
+        share = cell.accuracy if cell else float("nan")
+        low, high = (cell.low, cell.high) if cell else (float("nan"), float("nan"))
         y = ROW * i
         if np.isfinite(share):
             marks.append(f'<rect class="{tone(i)}" x="0" y="{y + 2}" width="{100 * share:.2f}%" height="{ROW - 4}"/>')

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmfast.report.run_folder import number
-from rmfast.report.suite.cells import Data
+from rmfast.evaluation.diagnostics.resample import Figure, Share
 from rmfast.report.suite.look import points, span
 
 
@@ -21,31 +20,29 @@ def fold(title: str, body: str) -> str:
     return f'<details class="card"><summary>{title}</summary>{body}</details>'
 
 
-def share(figure: Data | None, counted: bool = False) -> str:
+def share(figure: Figure | Share | None, counted: bool = False) -> str:
     """A share in per cent with its interval and, where asked, its count."""
-    if not figure or not np.isfinite(number(figure, "value")):
+    if not figure or not np.isfinite(figure.value):
         return "–"
-    count = f" of {figure['count']:,}" if counted else ""
-    return f"{points(number(figure, 'value'))}<small>{span(figure)}{count}</small>"
+    count = f" of {figure.count:,}" if counted and isinstance(figure, Share) else ""
+    return f"{points(figure.value)}<small>{span(figure)}{count}</small>"
 
 
-def difference(figure: Data | None) -> str:
+def difference(figure: Figure | None) -> str:
     """A difference in points with its sign; bold where its interval lies on one side of 0."""
-    value = number(figure or {}, "value")
-    if not figure or not np.isfinite(value):
+    if figure is None or not np.isfinite(figure.value):
         return "–"
-    low, high = number(figure, "low"), number(figure, "high")
+    value, low, high = figure.value, figure.low, figure.high
     words = f"{100 * value:+.1f}"
     ends = f"<small>[{100 * low:+.1f}, {100 * high:+.1f}]</small>" if np.isfinite(low + high) else ""
-    return (f"<b>{words}</b>" if low > 0 or high < 0 else words) + ends
+    return (f"<b>{words}</b>" if figure.side else words) + ends
 
 
-def real(figure: Data | None) -> str:
+def real(figure: Figure | None) -> str:
     """An estimate that is no share, with its interval."""
-    value = number(figure or {}, "value")
-    if not figure or not np.isfinite(value):
+    if figure is None or not np.isfinite(figure.value):
         return "–"
-    low, high = number(figure, "low"), number(figure, "high")
+    value, low, high = figure.value, figure.low, figure.high
     ends = f"<small>[{low:+.2f}, {high:+.2f}]</small>" if np.isfinite(low + high) else ""
     return f"{value:+.2f}{ends}"
 
@@ -56,11 +53,6 @@ def plain(value: float, signed: bool = False) -> str:
 
 def p_value(value: float) -> str:
     return "–" if not np.isfinite(value) else f"{value:.3f}" if value >= 0.001 else "&lt; 0.001"
-
-
-def floats(values: Sequence[float | None]) -> list[float]:
-    """null as nan."""
-    return [float("nan") if value is None else float(value) for value in values]
 
 
 def reach(values: Sequence[float], margin: float) -> tuple[float, float]:

@@ -111,7 +111,7 @@ def test_every_form_of_text_becomes_messages(tmp_path: Path) -> None:
     assert not rows.unscored
     for item in rows.items:
         assert [item.example.conversation(r) for r in item.example.responses] == [[user, answer], [user, *other]]
-        assert item.sources == ("human", "gpt")
+        assert item.writers == ("human", "gpt")
 
 
 def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:

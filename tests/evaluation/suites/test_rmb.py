@@ -90,7 +90,7 @@ def test_every_cell_to_the_row(inside: bool, tmp_path: Path) -> None:
     assert list(headline.values())[1:] == pytest.approx(four)
     assert any((result.gaps == 0).any() and not result.won for result in results)  # ties lose
     item = rows.items[0]
-    assert item.sources == tuple(f"model-{text}" for text in item.example.responses)
+    assert item.writers == tuple(f"model-{text}" for text in item.example.responses)
     assert item.example.prompt == [{k: turn[k] for k in ("role", "content")} for turn in turns(0)]
 
 
@@ -152,7 +152,7 @@ def test_a_pair_without_writers_is_judged(tmp_path: Path) -> None:
         del row[side]["llm_name"]
     write_json(tmp_path / "Pairwise_set" / "Harmlessness/S1.json", [row])
     (item,) = SUITE.read(str(tmp_path)).items
-    assert item.sources == ("unknown", "unknown")
+    assert item.writers == ("unknown", "unknown")
 
 
 def test_one_set_alone_is_judged(tmp_path: Path) -> None:

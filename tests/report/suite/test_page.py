@@ -1,7 +1,9 @@
 """The page of suite results: every figure on it, hostile texts escaped, nothing from elsewhere, any suite's shape."""
 
+import copy
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
@@ -10,10 +12,12 @@ import pytest
 
 from rmfast.data.rows import parse_row
 from rmfast.evaluation.diagnostics import diagnose
+from rmfast.evaluation.diagnostics.resample import Figure
+from rmfast.evaluation.diagnostics.selection import Correlation, Picks, Selection
 from rmfast.evaluation.suites.answers import Answers
 from rmfast.evaluation.suites.base import Item, Result, Rows, Unscored
 from rmfast.evaluation.suites.find import SUITES
-from rmfast.evaluation.suites.result import result_json, suite_result
+from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
 from rmfast.report.suite.cells import Grid, headline_rules
 from rmfast.report.suite.look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
 from rmfast.report.suite.page import suite_page
@@ -69,17 +73,17 @@ def rmb_items(rows=6):
                 yield item(part, path, f"prompt {number} {row}", texts, uid=f"{part}-{number}-{row}")
 
 
-def item(part, path, prompt, texts, uid, sources=("alpha", "beta", "gamma", "alpha")):
+def item(part, path, prompt, texts, uid, writers=("alpha", "beta", "gamma", "alpha")):
     edges = [[0, loser] for loser in range(1, len(texts))]
     row = {"prompt": [{"role": "user", "content": prompt}], "responses": texts, "edges": edges}
     example = parse_row(row, allow_empty=True)
     return Item(
-        uid=uid, label=f"data/{uid}.json:1", part=part, path=path, example=example, sources=sources[: len(texts)]
+        uid=uid, label=f"data/{uid}.json:1", part=part, path=path, example=example, writers=writers[: len(texts)]
     )
 
 
 def made(suite, items, name="model", seed=0, change=None, votes=False, **more):
-    """A result as a file has it: nan is null."""
+    """A result read back from its file."""
     rng = np.random.default_rng(seed)
     results, lengths, each = [], [], []
     for own in items:
@@ -94,7 +98,8 @@ def made(suite, items, name="model", seed=0, change=None, votes=False, **more):
     answers = Answers(results, [], lengths, "tokens", each if votes else None)
     rows = Rows(tuple(items), more.pop("unscored", ()), more.pop("notes", ()))
     about = {"name": name, "kind": "ensemble" if votes else "reward model"} | more
-    return json.loads(result_json(suite_result(SUITES[suite], rows, answers, about=about, data="some/folder")))
+    result = suite_result(SUITES[suite], rows, answers, about=about, data="some/folder")
+    return SuiteResult.from_json(json.loads(result_json(result.to_json())))
 
 
 def page(tmp_path, results, diagnostics=None):
@@ -124,14 +129,14 @@ def test_every_cell_is_in_the_heat_map_and_in_the_table_of_intervals(tmp_path, t
     parsed, _ = page(tmp_path, results)
     titles = {cell[1]: cell for row in parsed.rows for cell in row if cell[1]}
     for result in results:
-        for cell in result["cells"]:
-            where = " / ".join(cell["path"]) or "all rows"
-            start = f"{result['name']}, {cell['part']}, {where}: {cell['correct']:,} of {cell['rows']:,} right, "
+        for cell in result.cells:
+            where = " / ".join(cell.path) or "all rows"
+            start = f"{result.name}, {cell.part}, {where}: {cell.correct:,} of {cell.rows:,} right, "
             (found,) = [own for title, own in titles.items() if title.startswith(start)]
-            assert found[2] == shown(cell["accuracy"]) and re.match(r"h\d+\b", found[0])
-            assert f"[{shown(cell['low'])}, {shown(cell['high'])}]" in found[1]
-            full = f"{found[2]}[{shown(cell['low'])}, {shown(cell['high'])}] {cell['correct']} of {cell['rows']}"
-            group = " / ".join(cell["path"]) or "All rows"
+            assert found[2] == shown(cell.accuracy) and re.match(r"h\d+\b", found[0])
+            assert f"[{shown(cell.low)}, {shown(cell.high)}]" in found[1]
+            full = f"{found[2]}[{shown(cell.low)}, {shown(cell.high)}] {cell.correct} of {cell.rows}"
+            group = " / ".join(cell.path) or "All rows"
             lines = [row for row in parsed.rows if row[0][2] == group and len(row) == 1 + 2 * models]
             assert any(full in own[2] for own in lines[-1]), full
 
@@ -142,21 +147,21 @@ def test_headline_beside_chance_and_length(tmp_path, three):
     assert rules["Helpfulness pairwise"][1] == 0.5 and rules["Harmlessness best-of-n"][1] == 0.25
     assert rules["overall"][1] == pytest.approx(0.375)
     longer = [
-        all(own["lengths"][b] > own["lengths"][w] for b, w in own["edges"])
-        for own in three[0]["items"]
-        if own["part"] == "best-of-n" and own["path"][0] == "Helpfulness"
+        all(own.lengths[b] > own.lengths[w] for b, w in own.edges)
+        for own in three[0].items
+        if own.part == "best-of-n" and own.path[0] == "Helpfulness"
     ]
     assert rules["Helpfulness best-of-n"][2] == pytest.approx(np.mean(longer))
-    for name, value in three[2]["headline"].items():
+    for name, value in three[2].headline.items():
         line = next(row for row in parsed.rows if row[0][2] == name and row[1][2].startswith(shown(value)))
         assert [own[2] for own in line[2:]] == [shown(rules[name][1]), shown(rules[name][2])]
-    assert f"{shown(three[1]['headline']['overall'])} %" in " ".join(parsed.texts)
+    assert f"{shown(three[1].headline['overall'])} %" in " ".join(parsed.texts)
 
 
 def test_intervals_of_the_overall_score_come_from_diagnostics(tmp_path, three, diagnosed):
     plain, _ = page(tmp_path, three)
-    own = diagnosed["models"][0]["headline"]["overall"]
-    interval = f"overall [{shown(own['low'])}, {shown(own['high'])}]"
+    own = diagnosed.models[0].headline["overall"]
+    interval = f"overall [{shown(own.low)}, {shown(own.high)}]"
     assert interval not in plain.texts
     assert interval in page(tmp_path, three, diagnosed)[0].texts
 
@@ -180,12 +185,12 @@ def test_sections_of_diagnostics(tmp_path, three, diagnosed):
     words = " ".join(parsed.texts)
     titles = {"Length", "Calibration", "Writers", "Agreement", "Votes", "Models side by side", "Paired differences"}
     assert titles <= set(parsed.texts) and "Best-of-n selection" not in words
-    pair = diagnosed["agreement"]["pairs"][1]["headline"]["overall"]
-    assert f"{100 * pair['value']:+.1f}" in words
-    assert shown(diagnosed["agreement"]["kappa"][0][2]) in words
+    pair = diagnosed.agreement.pairs[1].headline["overall"]
+    assert f"{100 * pair.value:+.1f}" in words
+    assert shown(diagnosed.agreement.kappa[0][2]) in words
     assert {"alpha", "beta", "gamma"} <= {row[0][2] for row in parsed.rows if row}
-    bias = diagnosed["models"][2]["length"]["pairwise"]["by_side"]["shorter"]
-    assert f"{shown(bias['value'])}[{shown(bias['low'])}, {shown(bias['high'])}] of {bias['count']:,}" in {
+    bias = diagnosed.models[2].length["pairwise"].by_side["shorter"]
+    assert f"{shown(bias.value)}[{shown(bias.low)}, {shown(bias.high)}] of {bias.count:,}" in {
         own[2] for row in parsed.rows for own in row
     }
     assert source.count("<polyline") == 3 * 3 + 2 * 3 + 2  # length; calibration; one ensemble's votes by two parts
@@ -193,35 +198,27 @@ def test_sections_of_diagnostics(tmp_path, three, diagnosed):
     assert "Length" in one.texts and "Agreement" not in one.texts and "Models side by side" not in one.texts
 
 
-def test_diagnostics_survive_json_and_what_nothing_defines(tmp_path, three):
+def test_what_nothing_defines_is_no_number(tmp_path):
     """All rewards equal: no spread, no calibration, all ties; and rows that no score was given for."""
     items = list(rmb_items(2))
     flat = made("rmb", items, "flat", change=lambda own, rewards: 0 * rewards)
     broken = made("rmb", items, "broken", change=lambda own, rewards: rewards * (np.nan if "S1" in own.path else 1))
-    found = diagnose([flat, broken])
-    for diagnostics in (found, json.loads(json.dumps(found).replace("NaN", "null").replace("Infinity", "null"))):
-        parsed, _ = page(tmp_path, [flat, broken], diagnostics)
-        words = " ".join(parsed.texts)
-        assert "nan" not in words.lower().split() and "inf" not in words.split()
-        assert "no score" in words and "scores that are not finite" in words
+    parsed, _ = page(tmp_path, [flat, broken], diagnose([flat, broken]))
+    words = " ".join(parsed.texts)
+    assert "nan" not in words.lower().split() and "inf" not in words.split()
+    assert "no score" in words and "scores that are not finite" in words
 
 
 def test_selection_of_best_of_n(tmp_path, three, diagnosed):
-    figure = {"value": 0.25, "low": 0.125, "high": 0.5}
-    selection = {
+    figure = Figure(0.25, 0.125, 0.5)
+    selection = Selection(
         **{"rows": 40, "rows_left_out": 2, "prompts": 38, "most": 4, "random": 0.1, "best": 1.3},
-        "gold_curve": [0.1, 0.6, 1.0, 1.3],
-        "models": [
-            {"name": f"model {i}", "picked": figure, "quality": figure, "curve": [0.1, 0.2, 0.3, 0.4 + i]}
-            for i in range(3)
-        ],
-        "correlations": [
-            {"figure": f"figure {i}", "pearson": figure, "spearman": figure, "kendall": figure, "p": 0.04}
-            for i in range(12)
-        ],
-        "conclusion": "Kendall's tau is <high>.",
-    }
-    parsed, _ = page(tmp_path, three, diagnosed | {"selection": selection})
+        gold_curve=[0.1, 0.6, 1.0, 1.3],
+        models=[Picks(f"model {i}", figure, figure, [0.1, 0.2, 0.3, 0.4 + i], []) for i in range(3)],
+        correlations=[Correlation(f"figure {i}", figure, figure, figure, 0.04) for i in range(12)],
+        conclusion="Kendall's tau is <high>.",
+    )
+    parsed, _ = page(tmp_path, three, replace(diagnosed, selection=selection))
     assert "Best-of-n selection" in parsed.texts and "Kendall's tau is <high>." in parsed.texts
     assert {f"figure {i}" for i in range(12)} <= {row[0][2] for row in parsed.rows if row}
     assert any("38 prompts, 40 rows, 2 left out" in own for own in parsed.texts)
@@ -241,7 +238,7 @@ def test_hostile_texts_are_shown_as_they_are(tmp_path):
     ]
     bad = (Unscored(HOSTILE, HOSTILE, (), HOSTILE, HOSTILE),)
     result = made("rmb", items, HOSTILE, change=lambda own, r: r * [1, 1] - [5, 0], unscored=bad, notes=(HOSTILE,))
-    results = [result, result | {"name": "other"}]
+    results = [result, replace(result, name="other")]
     parsed, source = page(tmp_path, results, diagnose(results))
     assert not {"script", "b "} & set(parsed.tags) and "<script" not in source
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", source)
@@ -262,17 +259,17 @@ def test_worst_rows_unscored_rows_and_notes(tmp_path):
     items = list(rmb_items(2))
     bad = tuple(Unscored(f"data/x.json:{i}", "pairwise", (), "empty response", "`chosen` is empty") for i in range(130))
     results = [made("rmb", items, f"model {s}", s, unscored=bad, notes=("39 files are missing",)) for s in range(2)]
-    assert len(results[0]["not_scored"]) == 130
+    assert len(results[0].not_scored) == 130
     parsed, _ = page(tmp_path, results)
     words = " ".join(parsed.texts)
     assert words.count("39 files are missing") == 1
     assert f"{len(items):,} of {len(items) + 130:,} rows were scored, 130 were not: 130 empty response." in words
     assert words.count("And 30 more.") == 1 and words.count("data/x.json:99") == 1
     for result in results:
-        assert result["worst"]
-        for row in result["worst"]:
-            assert f"gap {row['gap']:+.3f}" in parsed.texts
-            assert row["better"].strip() in parsed.texts and row["worse"].strip() in parsed.texts
+        assert result.worst
+        for row in result.worst:
+            assert f"gap {row.gap:+.3f}" in parsed.texts
+            assert row.better.strip() in parsed.texts and row.worse.strip() in parsed.texts
 
 
 def test_suite_without_groups(tmp_path):
@@ -280,7 +277,7 @@ def test_suite_without_groups(tmp_path):
     results = [made("pairwise", items, name, seed) for seed, name in enumerate("ab")]
     parsed, _ = page(tmp_path, results, diagnose(results))
     (line,) = [row for row in parsed.rows if row[0][2].startswith("All rows 9")]
-    assert [own[2] for own in line[1:]] == [shown(r["headline"]["pairwise"]) for r in results]
+    assert [own[2] for own in line[1:]] == [shown(r.headline["pairwise"]) for r in results]
     assert "Writers" not in parsed.texts
 
 
@@ -307,8 +304,7 @@ def test_parts_that_are_comparisons_of_one_item(tmp_path):
 
 
 def test_cells_that_only_one_model_has(tmp_path, three):
-    less = json.loads(json.dumps(three[0]))
-    less["cells"] = [cell for cell in less["cells"] if cell["path"][:1] != ["Harmlessness"]]
+    less = replace(three[0], cells=[cell for cell in three[0].cells if cell.path[:1] != ("Harmlessness",)])
     parsed, _ = page(tmp_path, [less, three[1]])
     row = next(row for row in parsed.rows if row and row[0][2].startswith("Harmlessness 24 · 24"))
     assert [own[2] == "–" for own in row[1:]] == [True, False, True, False]
@@ -317,12 +313,12 @@ def test_cells_that_only_one_model_has(tmp_path, three):
 def judged(items):
     """A judge asked in both orders: of its pairs with gap 0, one has two tied verdicts and all others are split."""
     result = made("rmb", items, "judge", change=lambda own, rewards: np.array([1.0, *[0.0] * (len(rewards) - 1)]))
-    result["kind"], result["length_unit"] = "judge", "characters"
-    result["votes"] = [[[1.0, 1.0] for _ in own["gaps"]] for own in result["items"]]
-    for place, votes in ((0, [0.0, 0.0]), (1, [1.0, -1.0]), (2, [-1.0, 1.0])):
-        result["items"][place]["gaps"][0] = 0.0
-        result["votes"][place][0] = votes
-    return result | {"ties": 3}
+    votes = [[[1.0, 1.0] for _ in row.gaps] for row in result.items]
+    for place, of_first in ((0, [0.0, 0.0]), (1, [1.0, -1.0]), (2, [-1.0, 1.0])):
+        result.items[place].gaps[0] = 0.0
+        votes[place][0] = of_first
+    metrics = result.metrics | {"ties": 3}
+    return replace(result, kind="judge", length_unit="characters", votes=votes, metrics=metrics)
 
 
 def test_votes_that_cancel_out_are_no_ties(tmp_path):
@@ -330,11 +326,11 @@ def test_votes_that_cancel_out_are_no_ties(tmp_path):
     result = judged(items)
     parsed, _ = page(tmp_path, [result])
     assert any("1 tie and 2 split votes, which lose." in own for own in parsed.texts)
-    result["votes"][0][0] = [1.0, -1.0]
+    result.votes[0][0] = [1.0, -1.0]
     assert any("), 3 split votes, which lose." in own for own in page(tmp_path, [result])[0].texts)
-    result["kind"] = "reward model"
-    assert any("), 3 ties, which lose." in own for own in page(tmp_path, [result | {"votes": None}])[0].texts)
-    one = page(tmp_path, [result | {"votes": None, "ties": 1}])[0].texts
+    result = replace(result, kind="reward model", votes=None)
+    assert any("), 3 ties, which lose." in own for own in page(tmp_path, [result])[0].texts)
+    one = page(tmp_path, [replace(result, metrics=result.metrics | {"ties": 1})])[0].texts
     assert any("), 1 tie, which loses." in own for own in one)
 
 
@@ -355,8 +351,8 @@ def test_lengths_of_each_model_in_its_own_unit(tmp_path):
 
 def test_an_interval_stands_once(tmp_path, three, diagnosed):
     """A headline figure that is a cell has one interval, whatever diagnostics say of it."""
-    one = json.loads(json.dumps(diagnosed, default=float))
-    one["models"][0]["headline"]["Helpfulness pairwise"] |= {"low": 0.001, "high": 0.999}
+    one = copy.deepcopy(diagnosed)
+    one.models[0].headline["Helpfulness pairwise"] = Figure(0.5, 0.001, 0.999)
     parsed, _ = page(tmp_path, three, one)
     assert "[0.1, 99.9]" not in " ".join(parsed.texts)
 
@@ -364,7 +360,7 @@ def test_an_interval_stands_once(tmp_path, three, diagnosed):
 def test_long_notes_are_folded(tmp_path, three):
     files = ", ".join(f"Helpfulness/Chat/file {i}" for i in range(40))
     long, short = f"pairwise: 40 of 61 files are missing: {files}", "pairwise: 1 of 61 files is missing: x"
-    parsed, source = page(tmp_path, [three[0] | {"notes": [long, short]}])
+    parsed, source = page(tmp_path, [replace(three[0], notes=[long, short])])
     assert f"<li>{short}</li>" in source
     assert f"<li><details><summary>{long[:159]}…</summary>{long}</details></li>" in source
 

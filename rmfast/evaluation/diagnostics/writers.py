@@ -1,19 +1,62 @@
 """Rewards by who wrote the response, and which writers a model favours beyond what the labels say."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rmfast.evaluation.diagnostics.correlate import centred, ranks_within
-from rmfast.evaluation.diagnostics.resample import Indices, figure, resampled, tallies
+from rmfast.evaluation.diagnostics.resample import Figure, Indices, figure, resampled, tallies
 from rmfast.evaluation.diagnostics.table import Table
 from rmfast.evaluation.metrics import Floats
 
-QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+
+@dataclass(frozen=True)
+class WriterRewards:
+    """Rewards of a writer's responses: their number, spread, the mean less that of the prompt's responses, and the mean
+    rank within the prompt, from 0 (the last) to 1 (the first)."""
+
+    responses: int
+    mean: float
+    std: float
+    min: float
+    q05: float
+    q25: float
+    median: float
+    q75: float
+    q95: float
+    max: float
+    above_prompt: float
+    mean_rank: float
 
 
-def by_source(table: Table) -> dict[str, Any] | None:
-    """The keys under `sources` in `report.diagnose`; None where no row names its writers.
+NO_REWARDS = WriterRewards(0, *[np.nan] * 11)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How a model treats one writer's responses, on `edges` with another writer: see `by_writer`."""
+
+    name: str
+    rewards: WriterRewards | None
+    edges: int
+    win_share: Figure
+    labelled_share: float
+    favour: Figure
+    beyond_errors: Figure
+
+
+@dataclass(frozen=True)
+class Writers:
+    """All writers, the one first that gains most beyond errors; mean and std of all rewards, None without any."""
+
+    reward_mean: float | None
+    reward_std: float | None
+    writers: list[Writer]
+
+
+def by_writer(table: Table) -> Writers | None:
+    """What a model gives each writer beyond the labels; None where no row names its writers.
 
     Responses and edges that stand in several rows of a prompt count once. Win shares are over edges whose answers have
     different writers and whose gap is known; a tie is half a win for each. `favour` is the mean over a writer's edges
@@ -23,40 +66,36 @@ def by_source(table: Table) -> dict[str, Any] | None:
     """
     if not table.writers:
         return None
-    writers = len(table.writers)
+    rewards = [_rewards(table, writer) for writer in range(len(table.writers))]
     shares = _win_shares(table)
-    rewards = [_rewards(table, writer) for writer in range(writers)] if table.reward is not None else [{}] * writers
-    rows = [{"name": name, **rewards[w], **shares[w]} for w, name in enumerate(table.writers)]
+    rows = [Writer(name, rewards[w], **shares[w]) for w, name in enumerate(table.writers)]
     known = np.empty(0) if table.reward is None else table.reward[np.isfinite(table.reward)]
-    return {
-        "reward_mean": float(known.mean()) if known.size else None,
-        "reward_std": float(known.std()) if known.size else None,
-        "writers": sorted(rows, key=lambda row: -np.nan_to_num(row["beyond_errors"]["value"], nan=-np.inf)),
-    }
+    return Writers(
+        float(known.mean()) if known.size else None,
+        float(known.std()) if known.size else None,
+        sorted(rows, key=lambda row: -np.nan_to_num(row.beyond_errors.value, nan=-np.inf)),
+    )
 
 
-def _rewards(table: Table, writer: int) -> dict[str, Any]:
-    assert table.reward is not None
+def _rewards(table: Table, writer: int) -> WriterRewards | None:
+    if table.reward is None:
+        return None
     known = np.isfinite(table.reward)
-    mine = table.source[known] == writer
+    wrote = table.writer[known] == writer
     reward, owner = table.reward[known], table.owner[known]
-    own = reward[mine]
-    if not own.size:
-        return {"responses": 0} | dict.fromkeys(("mean", "std", *QUANTILES, "above_prompt", "mean_rank"), np.nan)
-    return {
-        "responses": int(own.size),
-        "mean": float(own.mean()),
-        "std": float(own.std()),
-        **{name: float(value) for name, value in zip(QUANTILES, np.quantile(own, [*QUANTILES.values()]), strict=True)},
-        "above_prompt": float(centred(reward, owner)[mine].mean()),
-        "mean_rank": float(ranks_within(reward, owner)[mine].mean()),
-    }
+    if not wrote.any():
+        return NO_REWARDS
+    quantiles = np.quantile(reward[wrote], [0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
+    low, q05, q25, median, q75, q95, high = map(float, quantiles)
+    mean, std = float(reward[wrote].mean()), float(reward[wrote].std())
+    above, rank = centred(reward, owner)[wrote].mean(), ranks_within(reward, owner)[wrote].mean()
+    return WriterRewards(int(wrote.sum()), mean, std, low, q05, q25, median, q75, q95, high, float(above), float(rank))
 
 
 def _win_shares(table: Table) -> list[dict[str, Any]]:
-    use = (table.better_source != table.worse_source) & np.isfinite(table.gap) & table.first
-    use &= (table.better_source >= 0) & (table.worse_source >= 0)
-    better, worse, prompt = table.better_source[use], table.worse_source[use], table.prompt[use]
+    use = (table.better_writer != table.worse_writer) & np.isfinite(table.gap) & table.first
+    use &= (table.better_writer >= 0) & (table.worse_writer >= 0)
+    better, worse, prompt = table.better_writer[use], table.worse_writer[use], table.prompt[use]
     wins = (np.sign(table.gap[use]) + 1) / 2  # of the better answer's writer
     count = len(table.writers)
 
