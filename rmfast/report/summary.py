@@ -28,6 +28,11 @@ def baseline(metrics: Row) -> tuple[str, float]:
     return (f'"{metrics.get("baseline", "length")}"', share) if np.isfinite(share) else ("a fair coin", 0.5)
 
 
+def clears_baseline(metrics: Row) -> bool:
+    """Whether the accuracy's whole interval is above the baseline, and no score is broken."""
+    return number(metrics, "accuracy_low") > baseline(metrics)[1] and not number(metrics, "nonfinite") > 0
+
+
 def verdict(metrics: Row) -> str:
     """In plain words, whether the interval of the accuracy clears the baseline; broken scores come first."""
     broken = number(metrics, "nonfinite")

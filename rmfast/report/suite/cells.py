@@ -11,6 +11,7 @@ import numpy as np
 from rmfast.evaluation.diagnostics.headline import cell_of
 from rmfast.evaluation.suites.base import Cell, Path_
 from rmfast.evaluation.suites.result import ItemResult, SuiteResult
+from rmfast.report.suite.look import STEPS
 
 Place = tuple[str, Path_]  # part and path
 
@@ -21,6 +22,29 @@ class Rule:
 
     chance: Mapping[Place, float]
     longer: Mapping[Place, float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Middle of a part's colours, how far they reach to each side, and what the middle is."""
+
+    middle: float
+    reach: float
+    what: str
+
+    @property
+    def low(self) -> float:
+        return max(0.0, self.middle - self.reach)
+
+    @property
+    def high(self) -> float:
+        return min(1.0, self.middle + self.reach)
+
+    def steps(self) -> range:
+        """The colours that an accuracy can have: none lies below 0 or above 1."""
+        first = math.ceil(STEPS * (1 - self.middle / self.reach) - 0.5)
+        last = math.floor(STEPS * (1 + (1 - self.middle) / self.reach) + 0.5)
+        return range(max(0, first), min(2 * STEPS, last) + 1)
 
 
 @dataclass(frozen=True)
@@ -39,17 +63,58 @@ class Grid:
 
     @cached_property
     def parts(self) -> list[str]:
-        return list(dict.fromkeys(part for own in self.cells for part, _ in own))
+        return list(dict.fromkeys(part for cells in self.cells for part, _ in cells))
+
+    @property
+    def depth(self) -> int:
+        """Of the finest groups; 0 where there is only the whole."""
+        return max(map(len, self.paths))
+
+    @property
+    def any_chance(self) -> bool:
+        """Whether chance is known in some part as a whole."""
+        return any(math.isfinite(self.chance(part, ())) for part in self.parts)
+
+    def has(self, part: str, path: Path_) -> bool:
+        """Whether some model has the cell."""
+        return any((part, path) in cells for cells in self.cells)
+
+    def counts(self, path: Path_) -> list[str]:
+        """Rows of the group in each part, as the first model that has it counts them."""
+        found = [[cells[part, path].rows for cells in self.cells if (part, path) in cells] for part in self.parts]
+        return [f"{rows[0]:,}" if rows else "–" for rows in found]
+
+    def kind(self, path: Path_) -> str:
+        """Classes of the group's line: its depth, and whether it is a leaf below the first level."""
+        leaf = len(path) > 1 and not any(other[: len(path)] == path != other for other in self.paths)
+        return f"d{min(len(path), 3)}{' leaf' if leaf else ''}"
+
+    def chance(self, part: str, path: Path_) -> float:
+        """Chance in a cell: the first model's that has one (a judge's and a reward model's may differ)."""
+        found = (rule.chance.get((part, path), math.nan) for rule in self.rules)
+        return next((value for value in found if math.isfinite(value)), math.nan)
+
+    def scale(self, part: str) -> "Scale":
+        """The part's colours: from chance, or else the mean of all rows, as far as its accuracies reach."""
+        known = [
+            c.accuracy for cells in self.cells for c in cells.values() if c.part == part and c.accuracy == c.accuracy
+        ]
+        middle, what = self.chance(part, ()), "chance"
+        if not math.isfinite(middle):
+            whole = [cells[part, ()].accuracy for cells in self.cells if (part, ()) in cells]
+            middle, what = float(np.mean(whole or known or [0.5])), "the mean of all rows"
+        reach = max([abs(value - middle) for value in known], default=0.0)
+        return Scale(middle, min(max(math.ceil(20 * reach) / 20, 0.1), max(middle, 1 - middle)), what)
 
     @cached_property
     def paths(self) -> list[Path_]:
         """Every group before those inside it; siblings as the files have them, but numbered ones by their number."""
         place: dict[tuple[Path_, str], int] = {}
-        for own in self.cells:
-            for _, path in own:
+        for cells in self.cells:
+            for _, path in cells:
                 for depth, name in enumerate(path):
                     place.setdefault((path[:depth], _kind(name)), len(place))
-        known = {path for own in self.cells for _, path in own}
+        known = {path for cells in self.cells for _, path in cells}
 
         def key(path: Path_) -> list[tuple[int, list[int], str]]:
             return [
@@ -86,7 +151,7 @@ def headline_rules(result: SuiteResult, rule: Rule) -> dict[str, tuple[Cell | No
         if cell is None and len(others) > 1 and math.isclose(np.mean(values), result.headline[name]):
             means = [float(np.mean([found[other][i] for other in others])) for i in (1, 2)]
             chance, longer = (
-                own if math.isfinite(own) else mean for own, mean in zip((chance, longer), means, strict=True)
+                told if math.isfinite(told) else mean for told, mean in zip((chance, longer), means, strict=True)
             )
             found[name] = (None, chance, longer)
     return found
@@ -111,11 +176,11 @@ def _rule(result: SuiteResult) -> Rule:
     chances, longers = {}, {}
     for cell in result.cells:
         place = (cell.part, cell.path)
-        own = items.get(place, [])
-        if len(own) == cell.rows and sum(result.items[i].won for i in own) == cell.correct:
-            chances[place] = float(np.mean([chance[i] for i in own])) if own else math.nan
-            longers[place] = float(np.mean([longer[i] for i in own])) if own else math.nan
-        else:  # every edge is a verdict of its own, in a part that the items do not tell
+        inside = items.get(place, [])
+        if len(inside) == cell.rows and sum(result.items[i].won for i in inside) == cell.correct:
+            chances[place] = float(np.mean([chance[i] for i in inside])) if inside else math.nan
+            longers[place] = float(np.mean([longer[i] for i in inside])) if inside else math.nan
+        else:  # every edge is a verdict, in a part that the items do not tell
             chances[place] = 0.5 if rows[place[1]] == by_path.get(place[1]) else math.nan
             longers[place] = math.nan
     return Rule(chances, longers)

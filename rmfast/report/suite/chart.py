@@ -1,14 +1,17 @@
-"""Small inline SVG charts of a suite's page: lines with intervals, and spreads of rewards."""
+"""Small inline SVG charts of a suite's page, one for both themes: lines with intervals. The template draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from rmfast.report.suite.look import LIGHT_MODELS, letter, text, tone
+from rmfast.evaluation.diagnostics.report import ModelDiagnostics
+from rmfast.evaluation.diagnostics.selection import Selection
+from rmfast.report.suite.look import LIGHT_MODELS
 
-WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 22, 10, 40
+Pair = tuple[float, float]
+Ticks = Sequence[tuple[float, str]]
 
 
 @dataclass(frozen=True)
@@ -18,114 +21,166 @@ class Line:
     model: int
     x: Sequence[float]
     y: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    dashed: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
-def line_chart(
-    title: str,
-    note: str,
-    lines: Sequence[Line],
-    *,
-    labels: tuple[str, str],
-    ranges: tuple[tuple[float, float], tuple[float, float]],
-    ticks: tuple[Sequence[tuple[float, str]], Sequence[tuple[float, str]]],
-    rules: Sequence[tuple[float, float, float, float]] = (),
-) -> str:
-    """A figure with each model's letter at the end of its line; points that are not finite are left out.
+@dataclass(frozen=True)
+class Chart:
+    """A figure of lines; points that are not finite are left out.
 
-    Args:
-        labels: of x and y. ranges: of x and y. ticks: of x and y, (value, text).
+    Attributes:
+        labels, ranges: of x and y. ticks: of x and y, (value, text).
         rules: dashed lines to compare with, (x, y, x, y).
     """
-    (x0, x1), (y0, y1) = ranges
 
-    def px(x: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (x - x0) / max(x1 - x0, 1e-12)
+    title: str
+    note: str
+    lines: Sequence[Line]
+    labels: tuple[str, str]
+    ranges: tuple[Pair, Pair]
+    ticks: tuple[Ticks, Ticks]
+    rules: Sequence[tuple[float, float, float, float]] = ()
+    width: ClassVar[int] = 360
+    height: ClassVar[int] = 250
+    left: ClassVar[int] = 44
+    right: ClassVar[int] = 338
+    top: ClassVar[int] = 10
+    bottom: ClassVar[int] = 210
 
-    def py(y: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y0) / max(y1 - y0, 1e-12)
+    def x(self, value: float) -> float:
+        """In pixels."""
+        low, high = self.ranges[0]
+        return round(self.left + (self.right - self.left) * (value - low) / max(high - low, 1e-12), 1)
 
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    marks = []
-    for value, label in ticks[1]:
-        marks.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{py(value):.1f}" y2="{py(value):.1f}"/>')
-        marks.append(f'<text x="{LEFT - 6}" y="{py(value) + 4:.1f}" text-anchor="end">{text(label)}</text>')
-    for value, label in ticks[0]:
-        marks.append(f'<line class="grid" x1="{px(value):.1f}" x2="{px(value):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-        marks.append(f'<text x="{px(value):.1f}" y="{bottom + 17}" text-anchor="middle">{text(label)}</text>')
-    for ax, ay, bx, by in (rule for rule in rules if np.isfinite(rule).all()):
-        marks.append(f'<line class="mid" x1="{px(ax):.1f}" y1="{py(ay):.1f}" x2="{px(bx):.1f}" y2="{py(by):.1f}"/>')
-    ends: list[tuple[float, float, Line]] = []
-    for line in lines:
-        x, y = (np.asarray(value, dtype=np.float64) for value in (line.x, line.y))
-        known = np.isfinite(x + y)
-        if not known.any():
+    def y(self, value: float) -> float:
+        """In pixels."""
+        low, high = self.ranges[1]
+        return round(self.bottom - (self.bottom - self.top) * (value - low) / max(high - low, 1e-12), 1)
+
+    def known_rules(self) -> list[tuple[float, float, float, float]]:
+        return [rule for rule in self.rules if np.isfinite(rule).all()]
+
+    def points(self, line: Line) -> list[Pair]:
+        return [(self.x(x), self.y(y)) for x, y in zip(line.x, line.y, strict=True) if np.isfinite(x + y)]
+
+    def intervals(self, line: Line) -> list[tuple[float, float, float]]:
+        """x, low and high; models side by side, so that intervals at one x do not cover each other."""
+        shift = 2.5 * (line.model % len(LIGHT_MODELS)) - 2.5 * (min(len(self.lines), len(LIGHT_MODELS)) - 1) / 2
+        ends = zip(line.x, line.y, line.low, line.high, strict=False)
+        return [
+            (round(self.x(x) + shift, 1), self.y(low), self.y(high))
+            for x, y, low, high in ends
+            if np.isfinite(x + y + low + high)
+        ]
+
+    def letters(self) -> list[tuple[int, float, float]]:
+        """Model and place of the letter at each line's end; letters that would cover each other move down."""
+        ends = [(*points[-1], line.model) for line in self.lines if (points := self.points(line))]
+        out, last = [], float("-inf")
+        for x, y, model in sorted(ends, key=lambda end: end[1]):
+            last = max(last + 12, y)
+            out.append((model, round(x + 7, 1), round(last + 4, 1)))
+        return out
+
+
+def length_charts(models: Sequence[ModelDiagnostics], part: str, units: dict[str, list[int]]) -> list[Chart]:
+    """Accuracy by difference of length, a chart for each unit: lengths of different units share no axis."""
+    charts = []
+    for unit, places in units.items():
+        curves = {i: models[i].length[part].by_difference for i in places if part in models[i].length}
+        bins = next(iter(curves.values()), [])
+        if not bins:
             continue
-        own = [(px(a), py(b)) for a, b in zip(x[known], y[known], strict=True)]
-        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
-        marks.append(f'<g class="{tone(line.model)}">')
-        if line.low is not None and line.high is not None:
-            low, high = (np.asarray(value, dtype=np.float64)[known] for value in (line.low, line.high))
-            # Side by side, so that models' intervals at one x do not cover each other.
-            shift = 2.5 * (line.model % len(LIGHT_MODELS)) - 2.5 * (min(len(lines), len(LIGHT_MODELS)) - 1) / 2
-            marks += [
-                f'<line class="ci" x1="{a + shift:.1f}" x2="{a + shift:.1f}" y1="{py(m):.1f}" y2="{py(n):.1f}"/>'
-                for (a, _), m, n in zip(own, low, high, strict=True)
-                if np.isfinite(m + n)
-            ]
-        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in own)
-        marks.append(f'<polyline class="line" points="{path}"{dash}/>')
-        marks += [f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>' for a, b in own if not line.dashed]
-        marks.append("</g>")
-        if not line.dashed:
-            ends.append((own[-1][1], own[-1][0], line))
-    last = float("-inf")
-    for place, side, line in sorted(ends, key=lambda end: end[0]):
-        last = max(last + 12, place)  # letters that would cover each other move down
-        marks.append(
-            f'<text class="name {tone(line.model)}" x="{side + 7:.1f}" y="{last + 4:.1f}">{letter(line.model)}</text>'
+        middles = [(number, f"{(b.start + b.end) / 2:+.0f}") for number, b in enumerate(bins, 1)]
+        charts.append(
+            Chart(
+                f"Accuracy by difference of length: {'all pairs' if part == 'all' else part}",
+                "Pairs in equal groups by how much longer the better response is. A rising curve: length decides.",
+                [Line(i, range(1, len(curve) + 1), *_columns(curve, "value")) for i, curve in curves.items()],
+                labels=(f"Length of better less that of worse ({unit})", "Right (%)"),
+                ranges=((0.5, len(bins) + 0.5), (0.0, 1.0)),
+                ticks=(middles[:: -(-len(bins) // 6)], share_ticks()),
+                rules=[(0.5, 0.5, len(bins) + 0.5, 0.5)],
+            )
         )
-    middle = (TOP + bottom) / 2
-    marks.append(f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{text(labels[0])}</text>')
-    marks.append(f'<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">{text(labels[1])}</text>')
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}"'
-    return (
-        f'<figure class="card"><h3>{text(title)}</h3><svg class="chart" {box}>{"".join(marks)}</svg>'
-        f"<figcaption>{text(note)}</figcaption></figure>"
+    return charts
+
+
+def calibration_chart(models: Sequence[ModelDiagnostics], part: str) -> Chart:
+    """Shares that won by predicted probability."""
+    curves = {i: m.calibration[part].curve for i, m in enumerate(models) if m.calibration and part in m.calibration}
+    return Chart(
+        part,
+        "On the diagonal: as sure as it is right. Flatter: too sure. Steeper: too shy.",
+        [Line(i, [b.predicted for b in curve], *_columns(curve, "observed")) for i, curve in curves.items()],
+        labels=("Predicted probability that a response wins (%)", "Share that won (%)"),
+        ranges=((0.0, 1.0), (0.0, 1.0)),
+        ticks=(share_ticks(), share_ticks()),
+        rules=[(0.0, 0.0, 1.0, 1.0)],
     )
 
 
-def share_ticks(low: float = 0.0, high: float = 1.0) -> list[tuple[float, str]]:
+def votes_chart(models: Sequence[ModelDiagnostics], part: str) -> Chart:
+    """Accuracy by the number of votes."""
+    curves = {i: m.votes[part] for i, m in enumerate(models) if m.votes and part in m.votes}
+    low, high = reach([value for curve in curves.values() for value in curve], 0.02)
+    low, high = max(low, 0.0), min(high, 1.0)
+    most = max(map(len, curves.values()))
+    return Chart(
+        part,
+        "Accuracy of the majority of so many votes; as many for as against are a tie, which loses.",
+        [Line(i, range(1, len(curve) + 1), curve) for i, curve in curves.items()],
+        labels=("Votes", "Right (%)"),
+        ranges=((0.5, most + 0.5), (low, high)),
+        ticks=(count_ticks(most), share_ticks(low, high)),
+    )
+
+
+def selection_chart(found: Selection) -> Chart:
+    """Gold score of picks by the number of candidates."""
+    gold, level, most = found.gold_curve, found.random, found.most
+    low, high = reach([level, *gold, *(value for model in found.models for value in model.curve)], 0.05)
+    steps = [(k + 1.0, gold[k], k + 2.0, gold[k + 1]) for k in range(len(gold) - 1)]
+    return Chart(
+        "Gold score of the answer that each model picks",
+        "Rising dashes: the gold scorer's own pick. Level dashes: a random pick.",
+        [Line(i, range(1, len(model.curve) + 1), model.curve) for i, model in enumerate(found.models)],
+        labels=("Candidates to choose from, n", "Gold score of the pick"),
+        ranges=((0.5, most + 0.5), (low, high)),
+        ticks=(count_ticks(most), number_ticks(low, high)),
+        rules=[*steps, (0.5, level, most + 0.5, level)],
+    )
+
+
+def _columns(bins: Sequence[object], key: str) -> tuple[list[float], list[float], list[float]]:
+    """y, low and high of a curve's bins."""
+    y, low, high = ([getattr(one, name) for one in bins] for name in (key, "low", "high"))
+    return y, low, high
+
+
+def count_ticks(most: int) -> Ticks:
+    """Some of the counts from 1 to `most`."""
+    return [(float(n), str(n)) for n in range(1, most + 1, max(1, round(most / 8)))]
+
+
+def share_ticks(low: float = 0.0, high: float = 1.0) -> Ticks:
     """Ticks of shares in per cent."""
     gap = 0.2 if high - low > 0.5 else 0.1 if high - low > 0.25 else 0.05
     first = max(low, np.ceil(low / gap - 1e-9) * gap) + 0.0
     return [(float(v), f"{100 * v:.0f}") for v in np.arange(first, high + 1e-9, gap)]
 
 
-def number_ticks(low: float, high: float, count: int = 5) -> list[tuple[float, str]]:
+def number_ticks(low: float, high: float, count: int = 5) -> Ticks:
     """Round numbers from low to high."""
     rough = max(high - low, 1e-9) / count
     power = 10.0 ** np.floor(np.log10(rough))
-    gap = next(power * own for own in (1, 2, 5, 10) if power * own >= rough * 0.999)
+    gap = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
     return [(float(v), f"{v + 0.0:.6g}") for v in np.arange(np.ceil(low / gap - 1e-9), high / gap + 1e-9) * gap]
 
 
-def spread(model: int, values: Sequence[float], low: float, high: float, middle: float) -> str:
-    """A row's box from its q25 to its q75, whisker from its q05 to its q95 and median: values are these five."""
-
-    def place(value: float) -> str:
-        return f"{100 * float(np.clip((value - low) / max(high - low, 1e-12), 0, 1)):.2f}%"
-
-    if not np.isfinite(values).all():
-        return "–"
-    q05, q25, median, q75, q95 = values
-    width = f"{100 * (min(q75, high) - max(q25, low)) / max(high - low, 1e-12):.2f}%"
-    return (
-        f'<svg class="spread {tone(model)}" aria-hidden="true">'
-        f'<line class="mid" x1="{place(middle)}" x2="{place(middle)}" y1="0" y2="18"/>'
-        f'<line class="whisker" x1="{place(q05)}" x2="{place(q95)}" y1="9" y2="9"/>'
-        f'<rect x="{place(q25)}" y="3" width="{width}" height="12"/>'
-        f'<line class="median" x1="{place(median)}" x2="{place(median)}" y1="2" y2="16"/></svg>'
-    )
+def reach(values: Sequence[float], margin: float) -> Pair:
+    """Least and greatest finite value with a margin of the span around them."""
+    known = [value for value in values if np.isfinite(value)] or [0.0, 1.0]
+    pad = max(margin * (max(known) - min(known)), margin)
+    return min(known) - pad, max(known) + pad

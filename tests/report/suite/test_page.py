@@ -19,8 +19,9 @@ from rmfast.evaluation.suites.base import Item, Result, Rows, Unscored
 from rmfast.evaluation.suites.find import SUITES
 from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
 from rmfast.report.suite.cells import Grid, headline_rules
-from rmfast.report.suite.look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step, text
+from rmfast.report.suite.look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step
 from rmfast.report.suite.page import suite_page
+from rmfast.report.template import visible
 
 VOID = {"meta", "img", "source", "br"}
 HOSTILE = (
@@ -341,7 +342,7 @@ def test_lengths_of_each_model_in_its_own_unit(tmp_path):
     cards = source.split('<section class="card')[1:3]
     for card, own, other in zip(cards, ("tokens", "characters"), ("characters", "tokens"), strict=True):
         assert f"Lengths in {own}." in card and f"Lengths in {other}." not in card
-    words = " ".join(parsed.texts)
+    words = " ".join(" ".join(parsed.texts).split())
     assert "lengths in tokens ( A ), characters ( B ); accuracies" in words
     for unit in ("tokens", "characters"):
         assert words.count(f"Length of better less that of worse ({unit})") == 3  # all, and two parts
@@ -379,4 +380,4 @@ def test_steps_of_the_scale():
 
 
 def test_text_of_line_ends():
-    assert text("a\r\nb\rc\n\td") == "a\nb␍c\n\td"
+    assert visible("a\r\nb\rc\n\td") == "a\nb␍c\n\td"
