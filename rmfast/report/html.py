@@ -87,7 +87,7 @@ def _metrics(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def _mistakes(scores: Scores) -> list[list[str]]:
-    """The held-out rows that the final model gets most confidently wrong: label, margin, rewards, lengths of an edge."""
+    """The held-out rows that the final model gets most confidently wrong: label, margin, rewards, lengths."""
     margin = scores.scores[scores.better] - scores.scores[scores.worse]
     # Broken scores first, then the most negative margin.
     order = np.argsort(np.where(np.isfinite(margin), margin, -np.inf), kind="stable")

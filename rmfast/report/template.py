@@ -59,6 +59,7 @@ ENVIRONMENT = Environment(
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
 )
 ENVIRONMENT.filters |= {"write": write, "percent": percent, "grouped": "{:,}".format, "finite": np.isfinite}
 ENVIRONMENT.globals |= {
