@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rmfast.report.plots import all_plots
 from rmfast.report.run_folder import Run, Scores, number, read_run
+from rmfast.report.run_plots import all_plots
 from rmfast.report.template import page, write, write_picture
 
 WORST = 10  # rows of the table of mistakes

@@ -8,8 +8,8 @@ import numpy as np
 
 from rmfast.evaluation.combine import RULES
 from rmfast.report.ensemble.plots import HeldOut, Strengths, ensemble_plots
-from rmfast.report.plots import all_plots
 from rmfast.report.run_folder import number, read_run
+from rmfast.report.run_plots import all_plots
 from rmfast.report.summary import baseline
 from rmfast.report.template import page, write, write_picture
 

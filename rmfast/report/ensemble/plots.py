@@ -10,7 +10,7 @@ from rmfast.data.denoise import Treatment
 from rmfast.data.table import Edges
 from rmfast.evaluation.combine import agreement, mean_agreement
 from rmfast.evaluation.metrics import Floats, wilson
-from rmfast.report.plots import BINS, Plot, Theme
+from rmfast.report.plots import Plot, Theme, bins_at_zero
 from rmfast.report.summary import percent
 
 GROUPS = 20  # of the std by mean, as in Part II, figure 2
@@ -83,13 +83,11 @@ def mean_plot(strengths: Strengths) -> Plot | None:
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
         low, high = np.quantile(mean, [(1 - SHOWN) / 2, (1 + SHOWN) / 2])
-        # Bins meet at zero, so that none mixes both signs.
-        width = max(float(max(high, 0.0) - min(low, 0.0)) / BINS, 1e-9)
-        bins = width * np.arange(np.floor(min(low, 0.0) / width) - 1, np.ceil(max(high, 0.0) / width) + 2)
+        bins = bins_at_zero(float(low), float(high))
         inside = np.clip(mean, bins[0], bins[-1])
         for part, colour, label in (
             (inside[mean >= 0], theme.first, f"label agrees: {int((mean >= 0).sum()):,}"),
-            (inside[mean < 0] - width / 1e6, theme.second, f"label disagrees: {int((mean < 0).sum()):,}"),
+            (inside[mean < 0] - (bins[1] - bins[0]) / 1e6, theme.second, f"label disagrees: {int((mean < 0).sum()):,}"),
         ):
             hatch = "///" if colour == theme.second else None
             axes.hist(part, bins.tolist(), color=colour, alpha=0.85, hatch=hatch, label=label)
@@ -205,9 +203,7 @@ def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        # Bins meet at zero, so that none mixes both signs.
-        width = max(float(np.ptp(np.append(values, 0.0))) / BINS, 1e-9)
-        edges = width * np.arange(np.floor(values.min() / width), np.floor(values.max() / width) + 2)
+        edges = bins_at_zero(values.min(), values.max())
         colours = (theme.second, theme.sets[1], theme.faint, theme.first)
         looks = zip(parts.items(), colours, ("///", "", "xxx", ""), strict=True)
         below = np.zeros(len(edges) - 1)
@@ -215,7 +211,7 @@ def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
             if not mask.any():
                 continue
             height, _ = np.histogram(strength[mask].astype(np.float64), edges)
-            bars = axes.bar(edges[:-1], height, width, below, align="edge", color=colour, hatch=hatch)
+            bars = axes.bar(edges[:-1], height, np.diff(edges), below, align="edge", color=colour, hatch=hatch)
             bars.set_label(f"{label}: {mask.sum():,}")
             for bar in bars:
                 bar.set(edgecolor=theme.paper, linewidth=0.3)
