@@ -102,7 +102,7 @@ def accuracy_plot(run: Run) -> Plot | None:
     name, rows = next(iter(held.items()))
     rule, share = baseline(rows[-1])
     title = f"{name}: {percent(number(rows[-1], 'accuracy'))} right, {rule} {percent(share)}"
-    return Plot("accuracy", title, "Held-out accuracy is useful where its band lies above the dashed line.", draw)
+    return Plot("accuracy", title, "Held-out accuracy is useful where its band is above the dashed line.", draw)
 
 
 def contrast_plot(run: Run) -> Plot | None:

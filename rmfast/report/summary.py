@@ -44,9 +44,9 @@ def verdict(metrics: Row) -> str:
         return "The accuracy is unknown: no held-out pair was scored."
     beat = f"{rule} ({percent(share)})"
     if low > share:
-        return f"The whole interval lies above {beat}: the model ranks better than that rule."
+        return f"The whole interval is above {beat}: the model ranks better than that rule."
     if high < share:
-        return f"The whole interval lies below {beat}: that rule ranks better than the model."
+        return f"The whole interval is below {beat}: that rule ranks better than the model."
     return f"The interval does not clear {beat}: the model may be no better than that rule. More pairs would tell."
 
 
@@ -59,7 +59,7 @@ def final_summary(
     data: str | None = None,
     name: str = "held-out",
 ) -> str:
-    """The console's last words on a run.
+    """The console's final summary of a run.
 
     Args:
         metrics: `pairwise_metrics` of the final model on the held-out set called `name`; None without such a set.

@@ -66,10 +66,10 @@ def test_broken_score_files_are_named(run_dir, scored):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({}, 'lies above "shorter wins" (54.6 %)'),
+        ({}, 'is above "shorter wins" (54.6 %)'),
         ({"accuracy_low": 0.54}, "does not clear"),
         ({"accuracy_low": 0.546}, "does not clear"),
-        ({"accuracy_low": 0.4, "accuracy_high": 0.5}, "lies below"),
+        ({"accuracy_low": 0.4, "accuracy_high": 0.5}, "is below"),
         ({"accuracy_low": None}, "unknown"),
         ({"nonfinite": 3}, "3 scores are not finite"),
         ({"baseline": None, "baseline_accuracy": None}, "above a fair coin (50.0 %)"),

@@ -46,7 +46,7 @@ class Resamples:
 
 
 def cell_of(name: str, value: float, cells: Sequence[Cell]) -> Cell | None:
-    """The cell of a file that a headline figure is: it has the figure's name, and its value; None where it is none."""
+    """The cell that a headline figure is: it has the figure's name, and its value; None where no cell has them."""
     for cell in cells:
         path, part = cell.path, cell.part
         names = {path[-1], f"{path[-1]} {part}", " ".join([*path, part])} if path else {part}

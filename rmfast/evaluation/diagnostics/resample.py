@@ -44,7 +44,7 @@ class Share:
 
 
 def resampled(sums: Floats, draws: int = DRAWS, seed: int = SEED) -> Floats:
-    """Sums over drawn prompts, [draws, K], of each prompt's own [P, K]; as many prompts are drawn as there are."""
+    """Sums over drawn prompts, [draws, K], of each prompt's [P, K]; as many prompts are drawn as there are."""
     prompts = len(sums)
     out = np.empty((draws, sums.shape[1]))
     block = max(1, BLOCK // max(prompts, 1))
@@ -83,7 +83,7 @@ def figure(value: float, draws: ArrayLike | None = None) -> Figure:
 
 
 def of_sums(statistic: Callable[[Floats], Floats], sums: Floats) -> Figure:
-    """The figure of a statistic of sums, [..., K] -> [...], with each prompt's own [P, K]."""
+    """The figure of a statistic of sums, [..., K] -> [...], with each prompt's [P, K]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(sums.sum(0)))
         return figure(value, statistic(resampled(sums)) if len(sums) > 1 else None)

@@ -1,4 +1,4 @@
-"""A result's rows as arrays, and whether several results stand on the same rows."""
+"""A result's rows as arrays, and whether several results are of the same rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ UNKNOWN = float("nan")  # one object, as a key of a dict: two rewards that are u
 class Table:
     """E edges of all items, and R distinct responses of P prompts.
 
-    A response that stands in several rows of its prompt counts once among the responses. Texts are not in the file:
+    A response in several rows of its prompt counts once among the responses. Texts are not in the file:
     responses with the same prompt, writer, length and reward are taken for one.
 
     Attributes:

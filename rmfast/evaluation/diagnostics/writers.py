@@ -58,7 +58,7 @@ class Writers:
 def by_writer(table: Table) -> Writers | None:
     """What a model gives each writer beyond the labels; None where no row names its writers.
 
-    Responses and edges that stand in several rows of a prompt count once. Win shares are over edges whose answers have
+    Responses and edges in several rows of a prompt count once. Win shares are over edges whose answers have
     different writers and whose gap is known; a tie is half a win for each. `favour` is the mean over a writer's edges
     of (preferred by the model) - (better by the label). A model that errs at random favours every weak writer so: it
     wins where it should not. `beyond_errors` is the win share less accuracy * labelled + (1 - accuracy) * (1 -

@@ -27,11 +27,11 @@ def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
     Raises:
         ValueError: no items, or items with different k.
     """
-    arrays = [np.nan_to_num(np.asarray(own, dtype=np.float64), nan=0.0) for own in votes]
-    if not arrays or any(own.ndim != 2 or own.shape[1] != arrays[0].shape[1] or not own.size for own in arrays):
+    arrays = [np.nan_to_num(np.asarray(of_item, dtype=np.float64), nan=0.0) for of_item in votes]
+    if not arrays or any(v.ndim != 2 or v.shape[1] != arrays[0].shape[1] or not v.size for v in arrays):
         raise ValueError("want votes [E, k] of at least one item, with one k and E of at least 1")
     every = np.concatenate(arrays)
-    starts = np.cumsum([0, *(len(own) for own in arrays[:-1])])
+    starts = np.cumsum([0, *map(len, arrays[:-1])])
     k = every.shape[1]
     generator = np.random.default_rng(seed)
     curve = np.empty(k)

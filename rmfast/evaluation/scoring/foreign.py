@@ -146,7 +146,7 @@ class ForeignModel:
                     raise UserError(f"example {number}: {encoded.cause}: {encoded.detail}")
                 if bad := too_long(encoded, self.window):
                     raise UserError(f"example {number}: {bad.cause}: {bad.detail} ({self.name})")
-                distinct = {ids.tobytes(): ids for ids in encoded.ids}  # twins are computed once, and so tie exactly
+                distinct = {ids.tobytes(): ids for ids in encoded.ids}  # duplicates once, so that they tie exactly
                 rewards = {key: self._score(ids) for key, ids in distinct.items()}
                 scores.append(np.stack([rewards[ids.tobytes()] for ids in encoded.ids]))
             if self.progress is not None:
@@ -272,5 +272,5 @@ def _config(folder: Path) -> PreTrainedConfig:
         kind = raw.get("model_type")
         if kind is None or kind in CONFIG_MAPPING:
             raise
-        own = "; its own code (auto_map) is never run" if raw.get("auto_map") else ""
-        raise UserError(f"{folder}: neither rmfast nor transformers has the architecture {kind!r}{own}") from None
+        code = "; its own code (auto_map) is never run" if raw.get("auto_map") else ""
+        raise UserError(f"{folder}: neither rmfast nor transformers has the architecture {kind!r}{code}") from None

@@ -59,7 +59,7 @@ def load(
             as heads of one.
         scored_token: "last" scores each response's last token; "transformers" the last one that is no pad token, as
             `*ForSequenceClassification` does. Default: the last; where that may be another, a warning says so.
-        chat_template: jinja file or text, in place of the tokenizer's own.
+        chat_template: jinja file or text, in place of the tokenizer's.
         template_date: YYYY-MM-DD, given to a template that reads the clock; None for the one that the model was
             trained with, or else 2024-07-26.
         tokens_per_pack: token budget of a forward pass; it changes scores by rounding only.
@@ -164,7 +164,7 @@ class RewardModel:
     def score(self, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         """Reward of every response; with several heads their mean.
 
-        The same to rounding for any batch, order or company. Strings: prompt + response are tokenised as one text and
+        The same to rounding for any batch and order. Strings: prompt + response are tokenised as one text and
         the eos is appended where it is missing. Messages: the chat template over prompt and answer, nothing appended.
         The last token is scored (see `load`).
 

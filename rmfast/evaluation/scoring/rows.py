@@ -1,4 +1,4 @@
-"""Rows of a file, scored as they stand: none is dropped silently."""
+"""Rows of a file, scored as they are: none is dropped silently."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ from rmfast.evaluation.scoring.reader import Reader
 
 @dataclass(frozen=True)
 class ReadRow:
-    """A row: where it stands, its columns (None where they could not be read), its example or what is wrong, and what
-    people should know of it."""
+    """A row of a file: its place, its columns (None where they could not be read), its example or what is wrong, and
+    what people should know of it."""
 
     label: str
     columns: dict[str, Any] | None
@@ -36,12 +36,12 @@ def read_file(source: str, columns: Columns = AS_NAMED, *, require_edges: bool) 
     """
     rows = []
     for file, number, row in read_rows(source, "test"):
-        label, own = f"{file}:{number}", None if isinstance(row, BadRow) else row
+        label, found = f"{file}:{number}", None if isinstance(row, BadRow) else row
         try:
             example = read_row(label, row, columns, require_edges=require_edges, allow_empty=True)
-            rows.append(ReadRow(label, own, example, None))
+            rows.append(ReadRow(label, found, example, None))
         except BadRow as error:
-            rows.append(ReadRow(label, own, None, f"{error.cause}: {error.detail}"))
+            rows.append(ReadRow(label, found, None, f"{error.cause}: {error.detail}"))
     if not any(row.example for row in rows):
         first = f"; the first: {rows[0].label}: {rows[0].error}" if rows else ""
         raise UserError(f"{source}: no row can be used, of {len(rows)}{first}")
@@ -95,35 +95,35 @@ WRITTEN = ("rewards", "strength_mean", "strength_std", "votes", "members", "fold
 """Columns that scoring writes. Where a row has rewards, all of them are an earlier scoring's."""
 
 
-def own_columns(columns: dict[str, Any]) -> dict[str, Any]:
+def data_columns(columns: dict[str, Any]) -> dict[str, Any]:
     """A row without what an earlier scoring wrote there: beside new rewards it would be taken for theirs."""
     return {k: v for k, v in columns.items() if k not in WRITTEN} if "rewards" in columns else columns
 
 
 def scored_row(columns: dict[str, Any], example: Example, rewards: np.ndarray) -> dict[str, Any]:
-    """A row's own columns and `rewards`: of one member a list; of several a list each, and the strengths of its edges.
+    """A row's columns and `rewards`: of one member a list; of several a list each, and the strengths of its edges.
 
     Args:
         rewards: [members, N].
     """
     if len(rewards) == 1:
-        return own_columns(columns) | {"rewards": rewards[0].tolist()}
+        return data_columns(columns) | {"rewards": rewards[0].tolist()}
     return strength_row(columns, example, rewards)
 
 
 def strength_row(columns: dict[str, Any], example: Example, rewards: np.ndarray) -> dict[str, Any]:
-    """A row's own columns, `rewards` (a list for each member) and, where it has edges, its strengths.
+    """A row's columns, `rewards` (a list for each member) and, where it has edges, its strengths.
 
     Args:
         rewards: [members, N].
     """
     made = strengths(example, rewards) if example.edges else {}
-    return own_columns(columns) | {"rewards": rewards.tolist()} | made
+    return data_columns(columns) | {"rewards": rewards.tolist()} | made
 
 
 def unscored_row(columns: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
-    """The own columns of a row that could not be scored, none of one that could not be read, and why."""
-    return own_columns(columns or {}) | {"rewards": None, "error": error}
+    """The columns of a row that could not be scored, none of one that could not be read, and why."""
+    return data_columns(columns or {}) | {"rewards": None, "error": error}
 
 
 def not_kept(columns: dict[str, Any] | None, written: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ def score_table(
     Args:
         score: gives the scores [S, M] of each pack.
         world: ranks that share the work; None for this process alone.
-        budget: tokens of a pack; a larger group gets a pack of its own.
+        budget: tokens of a pack; a larger group is a pack alone.
     """
     ranks, rank = (world.size, world.rank) if world is not None else (1, 0)
     chunks: list[np.ndarray] = []

@@ -28,7 +28,7 @@ class Item:
     uid: str
     """The row's name in the benchmark."""
     label: str
-    """Where it stands: file:row."""
+    """Its place: file:row."""
     part: str
     """What kind of task it is; accuracies of different parts are never averaged row by row."""
     path: Path_
@@ -160,7 +160,7 @@ def cells(suite: Suite, results: Sequence[Result]) -> list[Cell]:
 
 
 def prompt_key(example: Example) -> str:
-    """Equal for examples whose responses can stand in one prompt group.
+    """Equal for examples whose responses can share one prompt group.
 
     A prompt inside the responses is the turns that they begin with; texts and ids do not show where theirs ends, so
     that only equal rows share a key.

@@ -20,7 +20,7 @@ def find_suite(name: str) -> Suite:
     if name in SUITES:
         return SUITES[name]
     if not name.endswith(".py"):
-        raise UserError(f"suite {name}: there is none; choose {', '.join(SUITES)}, or a .py file that defines SUITE")
+        raise UserError(f"suite {name}: no suite of that name; choose {', '.join(SUITES)}, or a .py file with SUITE")
     if not Path(name).is_file():
         raise UserError(f"suite {name}: no such file")
     try:

@@ -105,7 +105,7 @@ def read_files(
     """`read_items` of some of a folder's files, or without files of the source as a whole.
 
     Args:
-        place: takes the row and the name, without suffixes, of the file that it stands in.
+        place: takes the row and the name, without suffixes, of its file.
     """
     items: list[Item] = []
     bad: list[Unscored] = []
@@ -134,14 +134,14 @@ def source_notes(source: str, items: Sequence[Item]) -> tuple[str, ...]:
 
 
 def duplicate_notes(items: Iterable[Item]) -> list[str]:
-    """A line for each part in which an id stands in several rows of one group."""
+    """A line for each part in which an id is in several rows of one group."""
     counts = Counter((item.part, "/".join((*item.path, item.uid))) for item in items)
     twice: dict[str, list[str]] = {}
     for (part, name), count in counts.items():
         if count > 1:
             twice.setdefault(part, []).append(name)
     return [
-        f"{part}: {len(names)} ids stand in several rows ({listed(names)}); all rows count"
+        f"{part}: {len(names)} ids are in several rows ({listed(names)}); all rows count"
         for part, names in twice.items()
     ]
 

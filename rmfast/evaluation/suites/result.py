@@ -209,7 +209,7 @@ def edge_metrics(results: Sequence[Result], lengths: Sequence[np.ndarray], promp
         if result.rewards is not None:
             scores.append(result.rewards)
             length.append(of_item)
-        else:  # each edge as two responses of its own, the better one with the gap for its reward
+        else:  # each edge as two responses, the better one with the gap for its reward
             scores.append(np.stack((result.gaps, 0 * result.gaps), 1).ravel())
             length.append(of_item[ends.ravel()])
             ends = np.arange(ends.size).reshape(-1, 2)

@@ -38,13 +38,13 @@ SECTION_OF = {name: section for section, names in SECTIONS.items() for name in n
 def convert(row: dict[str, Any]) -> dict[str, Any]:
     """The row as messages, which is how the authors' code gives all texts to a model."""
     chosen, rejected = row["chosen"], row["rejected"]
-    if not isinstance(chosen, str) and chosen[0]["role"] != "assistant":  # the prompt stands in them
+    if not isinstance(chosen, str) and chosen[0]["role"] != "assistant":  # the prompt is in them
         return {"chosen": chosen, "rejected": rejected}
     return {"prompt": as_turns(row["prompt"]), "chosen": chosen, "rejected": rejected}
 
 
 def place(row: dict[str, Any], stem: str = "") -> tuple[str, Path_]:
-    """Section and subset. A prior set is named by its file, as it has subsets of its own."""
+    """Section and subset. A prior set is named by its file, as it has other subsets."""
     name, prior = row.get("subset"), stem.split("-0")[0]
     name = prior if prior in PRIOR or not isinstance(name, str) else name
     return "pairwise", (SECTION_OF.get(name, "other"), name)

@@ -1,7 +1,7 @@
 """RewardBench 2 (Malik et al., 2025): best of four in five subsets, and Ties, where several answers are right.
 
 A list is right where its correct answer is above every other one; ties lose. The headline follows the authors' code: a
-correct answer that ties with others at the top counts as 1 / (their number); Ties has a score of its own
+correct answer that ties with others at the top counts as 1 / (their number); Ties has another score
 (`ties_score`); the overall score is the plain mean of the six.
 """
 
@@ -21,7 +21,7 @@ KINDS = ("ref", "tied")  # a prompt with one right answer, and its like with sev
 
 
 def place(row: dict[str, Any]) -> tuple[str, Path_]:
-    """Ties are a part of their own, with their two kinds of prompts as groups."""
+    """Ties are another part, with their two kinds of prompts as groups."""
     subset = str(row["subset"])
     return ("ties", (row["id"].partition(":")[0],)) if subset.lower() == "ties" else ("best-of-n", (subset,))
 

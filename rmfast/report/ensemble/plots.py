@@ -65,10 +65,10 @@ def ensemble_plots(strengths: Strengths, held_out: dict[str, HeldOut]) -> list[P
     """Every plot that there is data for, in reading order."""
     plots = [mean_plot(strengths), std_plot(strengths)]
     if held_out:
-        for name, own in held_out.items():
+        for name, of_set in held_out.items():
             prefix, suffix = (f"{name}-", f" ({name})") if len(held_out) > 1 else ("", "")
-            plots.append(agreement_plot(own.gaps, "held-out pairs" + suffix, prefix))
-            plots.append(decile_plot(own.gaps, prefix, suffix))
+            plots.append(agreement_plot(of_set.gaps, "held-out pairs" + suffix, prefix))
+            plots.append(decile_plot(of_set.gaps, prefix, suffix))
     else:
         plots.append(agreement_plot(strengths.gaps, "training pairs", ""))
     return [plot for plot in plots if plot is not None]
@@ -186,7 +186,7 @@ def decile_plot(gaps: Floats, prefix: str = "", suffix: str = "") -> Plot | None
 
 
 def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
-    """The strengths of E edges as they came, and what became of each edge. At least one must have a strength.
+    """The strengths of E edges before the treatment, and what it does to each. At least one must have a strength.
 
     Args:
         strength: [E], nan where there is none.
@@ -221,4 +221,4 @@ def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
         axes.legend(loc="upper right")
 
     title = f"{percent(float((values < 0).mean()))} of {len(values):,} strengths are below zero"
-    return Plot("strength", title, "Strengths as they came; colours say what the treatment does.", draw)
+    return Plot("strength", title, "Strengths before the treatment; colours say what it does.", draw)

@@ -41,7 +41,7 @@ class Scale:
         return min(1.0, self.middle + self.reach)
 
     def steps(self) -> range:
-        """The colours that an accuracy can have: none lies below 0 or above 1."""
+        """The colours that an accuracy can have: none is below 0 or above 1."""
         first = math.ceil(STEPS * (1 - self.middle / self.reach) - 0.5)
         last = math.floor(STEPS * (1 + (1 - self.middle) / self.reach) + 0.5)
         return range(max(0, first), min(2 * STEPS, last) + 1)
@@ -125,7 +125,7 @@ class Grid:
         return sorted(known, key=key)
 
     def groups(self, depth: int) -> list[Path_]:
-        """Paths of that depth, and shorter ones that nothing lies in; the whole where there is nothing else."""
+        """Paths of that depth, and shorter ones without groups in them; the whole where there is nothing else."""
         inside = {path[:-1] for path in self.paths}
         found = [p for p in self.paths if p and (len(p) == depth or (len(p) < depth and p not in inside))]
         return found or [path for path in self.paths if not path]
@@ -189,7 +189,7 @@ def _rule(result: SuiteResult) -> Rule:
 def _chance(edges: Sequence[Sequence[int]], judged: bool) -> float:
     """P(every edge is won): by coins of a judge, a toss an edge; by random rewards that never tie, one a response.
 
-    With b better responses that must all lie above w worse ones that is b! w! / (b + w)!, 1 / (w + 1) for best-of-n;
+    With b better responses that must all be above w worse ones that is b! w! / (b + w)!, 1 / (w + 1) for best-of-n;
     nan for other shapes.
     """
     better, worse = {b for b, _ in edges}, {w for _, w in edges}

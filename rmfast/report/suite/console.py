@@ -98,19 +98,19 @@ def _groups(results: Sequence[SuiteResult]) -> list[list[str]]:
 
 
 def _length(models: Sequence[ModelDiagnostics]) -> list[list[str]]:
-    """Of all pairs, or of the one part; what else is known stands in the JSON and on the page."""
+    """Of all pairs, or of the one part; what else is known is in the JSON and on the page."""
     part = next(iter(models[0].length))
-    own = [model.length[part] for model in models]
+    biases = [model.length[part] for model in models]
     pairs = "" if part == "all" else f"{part}: "
     return [
         ["lengths counted in", *(model.length_unit for model in models)],
         [
             f"{pairs}balanced (better answer longer, shorter)",
-            *(_share(f.balanced) for f in own),
+            *(_share(f.balanced) for f in biases),
         ],
-        [f"{pairs}right at equal length (model)", *(_share(f.at_equal_length) for f in own)],
-        [f"{pairs}effect of length", *(_number(f.length_effect) for f in own)],
-        [f"{pairs}gap and length gap (Spearman)", *(_number(f.gap_spearman) for f in own)],
+        [f"{pairs}right at equal length (model)", *(_share(f.at_equal_length) for f in biases)],
+        [f"{pairs}effect of length", *(_number(f.length_effect) for f in biases)],
+        [f"{pairs}gap and length gap (Spearman)", *(_number(f.gap_spearman) for f in biases)],
     ]
 
 
@@ -118,9 +118,9 @@ def _calibration(models: Sequence[ModelDiagnostics]) -> list[list[str]]:
     parts: Mapping[str, Calibration] = next((model.calibration for model in models if model.calibration), {})
     rows = []
     for part in parts:
-        own = [(model.calibration or {}).get(part) for model in models]
-        rows.append([f"{part}: error (ECE)", *(f"{f.error:.3f}" if f else "-" for f in own)])
-        rows.append([f"{part}: temperature", *(f"{f.temperature:.2f}" if f else "-" for f in own)])
+        found = [(model.calibration or {}).get(part) for model in models]
+        rows.append([f"{part}: error (ECE)", *(f"{f.error:.3f}" if f else "-" for f in found)])
+        rows.append([f"{part}: temperature", *(f"{f.temperature:.2f}" if f else "-" for f in found)])
     return rows
 
 
@@ -168,9 +168,9 @@ def _agreement(names: Sequence[str], found: Agreement) -> list[str]:
         blocks.append(_table(title, names, rows))
     wrong = found.all_wrong
     lines = [
-        f"{part}: {own.all_wrong:,} of {counted(own.rows, 'row')} won by no model "
-        f"({own.expected:,.0f} if errors were independent), {own.all_right:,} by all"
-        for part, own in wrong.parts.items()
+        f"{part}: {counts.all_wrong:,} of {counted(counts.rows, 'row')} won by no model "
+        f"({counts.expected:,.0f} if errors were independent), {counts.all_right:,} by all"
+        for part, counts in wrong.parts.items()
     ]
     if wrong.rows:
         first = ", ".join(row.label for row in wrong.rows[:ROWS])
@@ -182,17 +182,17 @@ def _differences(names: Sequence[str], found: Agreement) -> str:
     rows = []
     for pair in found.pairs:
         title = f"{names[pair.a]} - {names[pair.b]}"
-        parts = {part: own for part, own in pair.parts.items() if part not in pair.headline}
+        parts = {part: found for part, found in pair.parts.items() if part not in pair.headline}
         every = pair.headline | parts
-        rows += [[f"{title}: {name}", _points(own), _better(names, pair, own)] for name, own in every.items()]
+        rows += [[f"{title}: {name}", _points(found), _better(names, pair, found)] for name, found in every.items()]
     return _table("Differences on the same rows, in points", ["", ""], rows)
 
 
-def _better(names: Sequence[str], pair: ModelPair, own: Figure) -> str:
-    if own.low != own.low:
+def _better(names: Sequence[str], pair: ModelPair, difference: Figure) -> str:
+    if difference.low != difference.low:
         return "no interval"
-    if own.low > 0 or own.high < 0:
-        return f"{names[pair.a if own.low > 0 else pair.b]} is better"
+    if difference.side:
+        return f"{names[pair.a if difference.side > 0 else pair.b]} is better"
     return "cannot be told apart"
 
 
@@ -235,23 +235,23 @@ def _percent(value: float | None) -> str:
     return "unknown" if value is None or value != value else f"{100 * value:.1f} %"
 
 
-def _share(own: Figure | Share | Cell | None) -> str:
+def _share(figure: Figure | Share | Cell | None) -> str:
     """A share with its interval."""
-    if own is None:
+    if figure is None:
         return "-"
-    low, high = own.low, own.high
+    low, high = figure.low, figure.high
     known = low == low
-    value = own.accuracy if isinstance(own, Cell) else own.value
+    value = figure.accuracy if isinstance(figure, Cell) else figure.value
     return _percent(value) + (f" [{100 * low:.1f}, {100 * high:.1f}]" if known else "")
 
 
-def _number(own: Figure | None) -> str:
-    if own is None:
+def _number(figure: Figure | None) -> str:
+    if figure is None:
         return "-"
-    return f"{own.value:.2f}" + (f" [{own.low:.2f}, {own.high:.2f}]" if own.low == own.low else "")
+    return f"{figure.value:.2f}" + (f" [{figure.low:.2f}, {figure.high:.2f}]" if figure.low == figure.low else "")
 
 
-def _points(own: Figure) -> str:
+def _points(figure: Figure) -> str:
     """A difference of shares with its interval, in percentage points."""
-    known = own.low == own.low
-    return f"{100 * own.value:+.1f}" + (f" [{100 * own.low:+.1f}, {100 * own.high:+.1f}]" if known else "")
+    known = figure.low == figure.low
+    return f"{100 * figure.value:+.1f}" + (f" [{100 * figure.low:+.1f}, {100 * figure.high:+.1f}]" if known else "")

@@ -186,7 +186,7 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     assert {row.path for row in rows.unscored} == {("Harmlessness", "S1")}
     assert rows.unscored[-1].part == "best-of-n" and rows.unscored[-1].label.endswith("S1.json:3")
     assert rows.unscored[3].label.endswith("Pairwise_set/Harmlessness/S1.json:7")
-    assert rows.notes[-1] == "pairwise: 1 ids stand in several rows (Harmlessness/S1/b); all rows count"
+    assert rows.notes[-1] == "pairwise: 1 ids are in several rows (Harmlessness/S1/b); all rows count"
     found = judged(SUITE, rows, lambda text: float(text or 0.5))[1]
     assert (found["pairwise", ()].rows, found["pairwise", ()].correct) == (3, 1)  # empty answers are judged
     assert (found["best-of-n", ()].rows, found["best-of-n", ()].correct) == (1, 1)
