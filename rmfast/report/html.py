@@ -1,5 +1,6 @@
 """One self-contained page about a run."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,18 +60,23 @@ def write_report(run_dir: str | Path) -> list[Path]:
     folder = run.path / "report"
     folder.mkdir(exist_ok=True)
     plots = {folder / f"{plot.name}.png": plot for plot in all_plots(run)}
+    text = report_page(run, [write_picture(plot, file) for file, plot in plots.items()])
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    return [*plots, folder / "report.html"]
+
+
+def report_page(run: Run, pictures: Sequence[Mapping[str, str]]) -> str:
+    """The page's HTML; pictures are those of `write_picture`."""
     columns, metrics = _metrics(run)
-    text = page(
+    return page(
         "run.html",
         title=run.path.resolve().name,
         run=run,
-        plots=[write_picture(plot, file) for file, plot in plots.items()],
+        plots=pictures,
         columns=columns,
         metrics=metrics,
         mistakes={name: _mistakes(scores) for name, scores in run.finals.items()},
     )
-    (folder / "report.html").write_text(text, encoding="utf-8")
-    return [*plots, folder / "report.html"]
 
 
 def _metrics(run: Run) -> tuple[list[str], list[list[str]]]:
