@@ -145,7 +145,7 @@ def cells(suite: Suite, results: Sequence[Result]) -> list[Cell]:
     prompts: dict[str, int] = {}
     won: dict[tuple[str, Path_], tuple[list[bool], list[int]]] = {}
     for result in results:
-        prompt = prompts.setdefault(prompt_key(result.item.example), len(prompts))
+        prompt = prompts.setdefault(group_key(result.item.example), len(prompts))
         for verdict in suite.verdicts(result):
             for depth in range(len(verdict.path) + 1):
                 right, groups = won.setdefault((verdict.part, verdict.path[:depth]), ([], []))
@@ -159,7 +159,7 @@ def cells(suite: Suite, results: Sequence[Result]) -> list[Cell]:
     return out
 
 
-def prompt_key(example: Example) -> str:
+def group_key(example: Example) -> str:
     """Equal for examples whose responses can share one prompt group.
 
     A prompt inside the responses is the turns that they begin with; texts and ids do not show where theirs ends, so

@@ -19,7 +19,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.combine import OF_REWARDS
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.suites.answers import Answers
-from rmfast.evaluation.suites.base import Cell, Item, Path_, Result, Rows, Suite, Unscored, cells, prompt_key
+from rmfast.evaluation.suites.base import Cell, Item, Path_, Result, Rows, Suite, Unscored, cells, group_key
 from rmfast.jsonio import Real, from_json, json_line, spliced, to_json
 
 FORMAT = 1
@@ -27,7 +27,7 @@ WORST = 20  # rows that are kept with their texts
 TEXT = 1500  # characters that are kept of a text
 
 Metrics = dict[str, float | int | str]
-Writers = Annotated[list[str], Field(alias="sources")]
+WriterNames = Annotated[list[str], Field(alias="sources")]
 
 METRICS = pairwise_metrics([0.0, 0.0], [0], [1], lengths=[1, 1]).keys()
 """Names of the metrics of all edges: keys of the file."""
@@ -47,7 +47,7 @@ class ItemResult:
     rewards: list[Real] | None
     lengths: list[Real]
     edges: list[tuple[int, int]]
-    writers: Writers
+    writers: WriterNames
     prompt: int
 
     def result(self) -> Result:
@@ -74,7 +74,7 @@ class WorstRow:
     prompt: str
     better: str
     worse: str
-    writers: Writers
+    writers: WriterNames
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def suite_result(suite: Suite, rows: Rows, answers: Answers, *, about: Mapping[s
     found = cells(suite, results)
     parts = {cell.part for cell in found}
     prompts: dict[str, int] = {}
-    numbers = [prompts.setdefault(prompt_key(r.item.example), len(prompts)) for r in results]
+    numbers = [prompts.setdefault(group_key(r.item.example), len(prompts)) for r in results]
     return SuiteResult(
         suite=suite.name,
         data=data,
@@ -174,10 +174,7 @@ def suite_result(suite: Suite, rows: Rows, answers: Answers, *, about: Mapping[s
 def _item(result: Result, lengths: np.ndarray, prompt: int) -> ItemResult:
     item = result.item
     return ItemResult(
-        uid=item.uid,
-        label=item.label,
-        part=item.part,
-        path=item.path,
+        *(item.uid, item.label, item.part, item.path),
         won=result.won,
         gaps=result.gaps.tolist(),
         rewards=None if result.rewards is None else result.rewards.tolist(),
@@ -255,10 +252,7 @@ def _worst(result: Result) -> WorstRow:
     ends = item.example.edges[edge]
     better, worse = (_cut(text(item.example.responses[i])) for i in (ends.better, ends.worse))
     return WorstRow(
-        uid=item.uid,
-        label=item.label,
-        part=item.part,
-        path=item.path,
+        *(item.uid, item.label, item.part, item.path),
         gap=float(result.gaps[edge]),
         prompt=_cut("" if prompt is None else prompt if isinstance(prompt, str) else _turns(prompt)),
         better=better,

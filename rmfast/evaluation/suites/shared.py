@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rmfast.data.example import Example
-from rmfast.evaluation.suites.base import Item, Result, prompt_key
+from rmfast.evaluation.suites.base import Item, Result, group_key
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def share(items: Sequence[Item]) -> SharedGroups:
     kept: list[list] = []
     group, places = [], []
     for item in items:
-        key = prompt_key(item.example)
+        key = group_key(item.example)
         if key not in numbers:
             numbers[key] = len(firsts)
             firsts.append(item.example)

@@ -17,7 +17,7 @@ Place = tuple[str, Path_]  # part and path
 
 
 @dataclass(frozen=True)
-class Rule:
+class Guesses:
     """Accuracies, by place, of answering by chance and of taking the longer response; nan where nothing tells."""
 
     chance: Mapping[Place, float]
@@ -49,16 +49,16 @@ class Scale:
 
 @dataclass(frozen=True)
 class Grid:
-    """The cells of M results: one mapping and one rule for each result, in the results' order."""
+    """The cells of M results: one mapping and one set of guesses for each result, in the results' order."""
 
     cells: tuple[Mapping[Place, Cell], ...]
-    rules: tuple[Rule, ...]
+    guesses: tuple[Guesses, ...]
 
     @classmethod
     def of(cls, results: Sequence[SuiteResult]) -> "Grid":
         return cls(
             tuple({(c.part, c.path): c for c in result.cells} for result in results),
-            tuple(_rule(result) for result in results),
+            tuple(_guesses(result) for result in results),
         )
 
     @cached_property
@@ -91,7 +91,7 @@ class Grid:
 
     def chance(self, part: str, path: Path_) -> float:
         """Chance in a cell: the first model's that has one (a judge's and a reward model's may differ)."""
-        found = (rule.chance.get((part, path), math.nan) for rule in self.rules)
+        found = (guesses.chance.get((part, path), math.nan) for guesses in self.guesses)
         return next((value for value in found if math.isfinite(value)), math.nan)
 
     def scale(self, part: str) -> "Scale":
@@ -131,19 +131,19 @@ class Grid:
         return found or [path for path in self.paths if not path]
 
 
-def headline_rules(result: SuiteResult, rule: Rule) -> dict[str, tuple[Cell | None, float, float]]:
+def headline_guesses(result: SuiteResult, guesses: Guesses) -> dict[str, tuple[Cell | None, float, float]]:
     """Of each headline figure the cell that it is, where it is one, and what chance and length alone give.
 
-    A figure that is the plain mean of all others (RMB's overall score) has the mean of their rules. Where chance is the
-    same in every cell, it is so in every mean of them.
+    A figure that is the plain mean of all others (RMB's overall score) has the mean of their guesses. Where chance is
+    the same in every cell, it is so in every mean of them.
     """
     found: dict[str, tuple[Cell | None, float, float]] = {}
-    chances = {round(value, 9) for value in rule.chance.values()}
+    chances = {round(value, 9) for value in guesses.chance.values()}
     everywhere = chances.pop() if len(chances) == 1 else math.nan
     for name in result.headline:
         cell = cell_of(name, result.headline[name], result.cells)
         place = (cell.part, cell.path) if cell else None
-        pair = (rule.chance[place], rule.longer[place]) if place else (everywhere, math.nan)
+        pair = (guesses.chance[place], guesses.longer[place]) if place else (everywhere, math.nan)
         found[name] = (cell, *pair)
     for name, (cell, chance, longer) in found.items():
         others = [other for other in found if other != name]
@@ -157,7 +157,7 @@ def headline_rules(result: SuiteResult, rule: Rule) -> dict[str, tuple[Cell | No
     return found
 
 
-def _rule(result: SuiteResult) -> Rule:
+def _guesses(result: SuiteResult) -> Guesses:
     """Chance and length in every cell whose rows are the result's items, or their edges."""
     items: dict[Place, list[int]] = {}
     by_path: dict[Path_, int] = {}
@@ -183,7 +183,7 @@ def _rule(result: SuiteResult) -> Rule:
         else:  # every edge is a verdict, in a part that the items do not tell
             chances[place] = 0.5 if rows[place[1]] == by_path.get(place[1]) else math.nan
             longers[place] = math.nan
-    return Rule(chances, longers)
+    return Guesses(chances, longers)
 
 
 def _chance(edges: Sequence[Sequence[int]], judged: bool) -> float:

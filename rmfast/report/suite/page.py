@@ -12,7 +12,7 @@ from rmfast.evaluation.judge.figures import summary as judge_summary
 from rmfast.evaluation.suites.result import SuiteResult
 from rmfast.report.run_folder import number
 from rmfast.report.suite import chart, look
-from rmfast.report.suite.cells import Grid, Rule, headline_rules
+from rmfast.report.suite.cells import Grid, Guesses, headline_guesses
 from rmfast.report.summary import accuracy_line, baseline
 from rmfast.report.template import page
 
@@ -49,7 +49,7 @@ def suite_page(results: Sequence[SuiteResult], diagnostics: Diagnostics | None =
         models=models,
         names=names,
         judged=any(result.kind == "judge" for result in results),
-        cards=[_card(*one) for one in zip(results, grid.rules, intervals, strict=True)],
+        cards=[_card(*one) for one in zip(results, grid.guesses, intervals, strict=True)],
         notes=_notes(results, diagnostics),
         grid=grid,
         scales={part: grid.scale(part) for part in grid.parts},
@@ -64,11 +64,11 @@ def suite_page(results: Sequence[SuiteResult], diagnostics: Diagnostics | None =
     )
 
 
-def _card(result: SuiteResult, rule: Rule, intervals: Mapping[str, Figure]) -> tuple[list[CardLine], list[str]]:
+def _card(result: SuiteResult, guesses: Guesses, intervals: Mapping[str, Figure]) -> tuple[list[CardLine], list[str]]:
     """A model's headline figures, each with its interval and what chance and length alone give; and lines on it."""
     told = [
         (name, result.headline[name], look.span(cell) or look.span(intervals.get(name)), chance, longer)
-        for name, (cell, chance, longer) in headline_rules(result, rule).items()
+        for name, (cell, chance, longer) in headline_guesses(result, guesses).items()
     ]
     lines = [f"Lengths in {result.length_unit}.", _all_pairs(result), _counts(result)]
     if result.members:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from rmfast.data.example import Edge, Example
-from rmfast.evaluation.suites.base import Item, prompt_key
+from rmfast.evaluation.suites.base import Item, group_key
 from rmfast.evaluation.suites.shared import results_of, share
 
 TURN = {"role": "user", "content": "hi"}
@@ -60,7 +60,7 @@ def test_prompts_inside_the_responses_do_not_make_one_group_of_all() -> None:
     assert share(texts).group == (0, 1, 0)
     ids = [item(None, ([1, 2], [1, i]), (0, 1)) for i in (3, 4)]
     assert share(ids).group == (0, 1)
-    assert prompt_key(turns[0].example) != prompt_key(turns[3].example)
+    assert group_key(turns[0].example) != group_key(turns[3].example)
 
 
 def test_ties_and_scores_that_are_no_numbers_are_lost() -> None:

@@ -18,7 +18,7 @@ from rmfast.evaluation.suites.answers import Answers
 from rmfast.evaluation.suites.base import Item, Result, Rows, Unscored
 from rmfast.evaluation.suites.find import SUITES
 from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
-from rmfast.report.suite.cells import Grid, headline_rules
+from rmfast.report.suite.cells import Grid, headline_guesses
 from rmfast.report.suite.look import DARK_STOPS, LIGHT_STOPS, STEPS, colours, contrast, step
 from rmfast.report.suite.page import suite_page
 from rmfast.report.template import visible
@@ -144,7 +144,7 @@ def test_every_cell_is_in_the_heat_map_and_in_the_table_of_intervals(tmp_path, t
 
 def test_headline_beside_chance_and_length(tmp_path, three):
     parsed, _ = page(tmp_path, three)
-    rules = headline_rules(three[0], Grid.of(three).rules[0])
+    rules = headline_guesses(three[0], Grid.of(three).guesses[0])
     assert rules["Helpfulness pairwise"][1] == 0.5 and rules["Harmlessness best-of-n"][1] == 0.25
     assert rules["overall"][1] == pytest.approx(0.375)
     longer = [
@@ -299,7 +299,7 @@ def test_parts_that_are_comparisons_of_one_item(tmp_path):
     assert [own[2] for own in parsed.rows[0]][1:] == ["Right", "Chance", "Longer wins"]
     head = next(row for row in parsed.rows if row and row[0][2] == "Group")
     assert {own[2] for own in head[1:]} == {"easy", "normal", "hard"}
-    rules = headline_rules(result, Grid.of([result]).rules[0])
+    rules = headline_guesses(result, Grid.of([result]).guesses[0])
     assert {chance for _, chance, _ in rules.values()} == {0.5} and np.isnan(rules["overall"][2])
     assert ("safety", "safety-refuse") in Grid.of([result]).groups(2) and ("chat",) in Grid.of([result]).groups(2)
 
