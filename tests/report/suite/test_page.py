@@ -282,6 +282,12 @@ def test_suite_without_groups(tmp_path):
     assert "Writers" not in parsed.texts
 
 
+def test_a_suite_without_headline_figures(tmp_path):
+    result = made("pairwise", [item("pairwise", (), "prompt", ["a a", "b"], "0", ())])
+    parsed, _ = page(tmp_path, [replace(result, headline={})])  # which checks that tags nest
+    assert "In per cent" in parsed.texts and "All rows" in " ".join(parsed.texts)
+
+
 def test_parts_that_are_comparisons_of_one_item(tmp_path):
     """RM-Bench: nine verdicts an item, in parts of their own, so that chance is a coin's and length is unknown."""
     items = []
