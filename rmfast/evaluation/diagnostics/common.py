@@ -13,7 +13,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.headline import cells_of, same_figures, verdicts_of
 from rmfast.evaluation.diagnostics.table import check_items, check_same
 from rmfast.evaluation.diagnostics.words import counted
-from rmfast.evaluation.judge.votes import paired, vote_curve
+from rmfast.evaluation.judge.votes import vote_curves
 from rmfast.evaluation.suites.base import Suite, Unscored, cells
 from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.result import ItemResult, SuiteResult, edge_metrics
@@ -181,12 +181,7 @@ def _with_votes(result: SuiteResult, before: Sequence[list[list[float]]] | None,
     result = replace(result, votes=votes)
     each = [np.array(of_item) for of_item in votes]
     if result.kind == "judge":  # [edges, asked]
-        parts: dict[str, list[Any]] = {}
-        both = result.figures["orders"] == "both"
-        for item, of_item in zip(result.items, each, strict=True):
-            if len(of_item):
-                parts.setdefault(item.part, []).append(paired(of_item) if both else of_item)
-        curves = {part: vote_curve(of_part).tolist() for part, of_part in parts.items()}
+        curves = vote_curves(result.items, each, both=result.figures["orders"] == "both")
         return replace(result, figures=result.figures | {"votes": curves})
     if result.members:  # [members, edges]
         members = [float(np.mean(gaps > 0)) for gaps in np.concatenate(each, axis=1)]

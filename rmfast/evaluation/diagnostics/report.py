@@ -14,7 +14,7 @@ from rmfast.evaluation.diagnostics.resample import DRAWS, Figure
 from rmfast.evaluation.diagnostics.selection import Candidates, Selection, select
 from rmfast.evaluation.diagnostics.table import check_same, table_of
 from rmfast.evaluation.diagnostics.writers import Writers, by_writer
-from rmfast.evaluation.judge.votes import member_votes, vote_curve
+from rmfast.evaluation.judge.votes import member_votes, vote_curves
 from rmfast.evaluation.suites.base import Suite
 from rmfast.evaluation.suites.result import SuiteResult
 from rmfast.jsonio import spliced, to_json
@@ -127,10 +127,7 @@ def votes_of(result: SuiteResult) -> dict[str, list[float]] | None:
         return curves if curves and max(map(len, curves.values())) > 1 else None
     if result.votes is None:
         return None
-    parts: dict[str, list[Any]] = {}
-    for item, gaps in zip(result.items, result.votes, strict=True):
-        parts.setdefault(item.part, []).append(member_votes(gaps))
-    return {part: vote_curve(votes).tolist() for part, votes in parts.items()}
+    return vote_curves(result.items, map(member_votes, result.votes))
 
 
 def _of_lengths(results: Sequence[SuiteResult], names: Sequence[str]) -> list[str]:

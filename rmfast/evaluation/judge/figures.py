@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from rmfast.evaluation.judge.backend import Answer, Failure
 from rmfast.evaluation.judge.plan import Plan
-from rmfast.evaluation.judge.votes import paired, vote_curve
 from rmfast.evaluation.metrics import Floats, accuracy_interval
-from rmfast.evaluation.suites.base import Item
 
 SAID, UNREADABLE, SILENT = 0, 1, 2  # a verdict; an answer without one; no answer
 
@@ -77,15 +75,6 @@ def answer_figures(answers: Iterable[Answer], failures: Sequence[Failure]) -> di
             "completion": sum(a.completion_tokens or 0 for a in counted),
         },
     }
-
-
-def vote_curves(items: Sequence[Item], votes: Sequence[Floats], *, both: bool, seed: int) -> dict[str, list[float]]:
-    """Accuracy of each part's items by the number of votes, from 1; see `votes.vote_curve`."""
-    parts: dict[str, list[Floats]] = {}
-    for item, of_item in zip(items, votes, strict=True):
-        if len(of_item):
-            parts.setdefault(item.part, []).append(paired(of_item) if both else of_item)
-    return {part: vote_curve(of_part, seed=seed).tolist() for part, of_part in parts.items()}
 
 
 def summary(figures: dict[str, Any]) -> list[str]:

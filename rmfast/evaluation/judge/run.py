@@ -10,10 +10,11 @@ import numpy as np
 
 from rmfast.errors import RunError
 from rmfast.evaluation.judge.backend import Answer, Backend, Failure
-from rmfast.evaluation.judge.figures import SAID, SILENT, UNREADABLE, answer_figures, order_figures, vote_curves
+from rmfast.evaluation.judge.figures import SAID, SILENT, UNREADABLE, answer_figures, order_figures
 from rmfast.evaluation.judge.log import AnswerLog
 from rmfast.evaluation.judge.plan import Ask, JudgeOptions, Plan, plan
 from rmfast.evaluation.judge.prompt import read_verdict
+from rmfast.evaluation.judge.votes import vote_curves
 from rmfast.evaluation.metrics import Floats
 from rmfast.evaluation.suites.base import Item, Result
 

@@ -7,15 +7,23 @@ use the same draw, as an ensemble's members are the same on every edge. Whether 
 what the curve tells; at n = k it is the accuracy that all votes together have. Even n may tie, and ties lose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import comb
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 LIMIT = 2000
+
+
+class HasPart(Protocol):
+    """An item of a suite, or what a file holds of it."""
+
+    @property
+    def part(self) -> str: ...
 
 
 def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
@@ -43,6 +51,21 @@ def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
             right += np.logical_and.reduceat(won, starts, axis=0).sum() / len(arrays)
         curve[n - 1] = right / len(draws)
     return curve
+
+
+def vote_curves(
+    items: Iterable[HasPart], votes: Iterable[ArrayLike], *, both: bool = False, seed: int = 0
+) -> dict[str, list[float]]:
+    """`vote_curve` of each part's items, by part; items without edges do not count.
+
+    Args:
+        votes: of each item, [E, k]. both: they are answers that were asked for in both orders (see `paired`).
+    """
+    parts: dict[str, list[ArrayLike]] = {}
+    for item, of_item in zip(items, votes, strict=True):
+        if len(np.asarray(of_item)):
+            parts.setdefault(item.part, []).append(paired(of_item) if both else of_item)
+    return {part: vote_curve(of_part, seed=seed).tolist() for part, of_part in parts.items()}
 
 
 def member_votes(gaps: ArrayLike) -> Floats:
