@@ -53,7 +53,7 @@ setup(
     python_requires=">=3.11,<3.14",
     # find_packages follows the symlink rmfast/kernels -> ../kernels, so the wheel holds real files.
     packages=find_packages(include=["rmfast", "rmfast.*"]),
-    package_data={"rmfast": ["py.typed", "launch/templates/*.sbatch"]},
+    package_data={"rmfast": ["py.typed", "launch/templates/*.sbatch", "report/templates/**/*"]},
     ext_modules=compiled_ops(),
     cmdclass={"build_ext": BuildCompiledOps},
     install_requires=[

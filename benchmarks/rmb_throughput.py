@@ -25,9 +25,10 @@ from vs_trl import commit
 from vs_trl_inputs import SMOLLM2, prepare_model
 
 import rmfast
-from rmfast.evaluation.score import score_table
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import Item, Result, find_suite
+from rmfast.evaluation.scoring.score import score_table
+from rmfast.evaluation.suites.base import Item, Result
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.shared import results_of, share
 
 BATCH = 32
 

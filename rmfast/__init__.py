@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmfast.evaluation.reward_model import RewardModel, load
+    from rmfast.evaluation.scoring.reward_model import RewardModel, load
 
 __all__ = ["RewardModel", "load"]
 
@@ -14,7 +14,7 @@ __all__ = ["RewardModel", "load"]
 def __getattr__(name: str) -> Any:
     # On first use, so that commands answer a wrong option before torch is imported.
     if name in __all__:
-        from rmfast.evaluation import reward_model
+        from rmfast.evaluation.scoring import reward_model
 
         return getattr(reward_model, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,7 @@ from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable
 from rmfast.data.treat import treat_table
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
 from rmfast.models.layers import NativeLayers

@@ -22,11 +22,11 @@ from rmfast.data.notes import Notes, add_notes, note_lines
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows, source_root, split_note
 from rmfast.errors import UserError
-from rmfast.evaluation.rows import json_line
+from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import PICTURE, TREATED
 from rmfast.outputs.overlap import Input
+from rmfast.report.ensemble.plots import strength_plot
 from rmfast.report.plots import render
-from rmfast.report.strength import strength_plot
 from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]

@@ -22,14 +22,15 @@ from rmfast.commands.flags import (
 )
 from rmfast.commands.judge import judge_log, make_judge, wants_judge
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Answers, answers_of_models
 from rmfast.evaluation.judge.figures import summary
-from rmfast.evaluation.result import Data, result_json, suite_result, text
-from rmfast.evaluation.score import Progress
-from rmfast.evaluation.suite import Item, Rows, find_suite
+from rmfast.evaluation.scoring.score import Progress
+from rmfast.evaluation.suites.answers import Answers, answers_of_models
+from rmfast.evaluation.suites.base import Item, Rows
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result, text
 from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
-from rmfast.report.suite_table import suite_table
+from rmfast.report.suite.console import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
 from rmfast.trainer.log import say
 
@@ -66,13 +67,13 @@ def evaluate(options: Namespace) -> None:
     about, answers = (_by_judge if judging else _by_models)(options, rows.items)
     result = suite_result(suite, rows, answers, about=about, data=options.data)
     if out is not None:  # before anything that could fail: a model's hours are in it
-        write_file(out, [result_json(result).encode()])
+        write_file(out, [result_json(result.to_json()).encode()])
     _say(result, answers, rows)
     if out is not None:
         say(f"Figures: {out}")
 
 
-def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers]:
+def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[dict[str, Any], Answers]:
     paths = options.models
     readers = [reader(path, options) for path in paths]
     answers = answers_of_models(
@@ -88,21 +89,21 @@ def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers
         if options.combine or options.standardise:
             raise UserError(f"--combine, --standardise: {paths[0]} is one model with one head: nothing to combine")
         return {"name": name, "kind": "reward model", "model": str(paths[0])}, answers
-    about: Data = {"name": name, "kind": "ensemble", "models": [str(path) for path in paths]}
+    about: dict[str, Any] = {"name": name, "kind": "ensemble", "models": [str(path) for path in paths]}
     about |= {"combine": options.combine or "mean", "standardised": options.standardise}
     if about["combine"] == "mean-k-std":
         about["k"] = 1.0 if options.k is None else options.k
     return about | {"members": answers.figures.pop("members")}, answers
 
 
-def _by_judge(options: Namespace, items: Sequence[Item]) -> tuple[Data, Answers]:
+def _by_judge(options: Namespace, items: Sequence[Item]) -> tuple[dict[str, Any], Answers]:
     judge = make_judge(options)
     judged = judge(items, say)
     for line in summary(judged.figures):
         say(line)
     who = options.judge_model or _name(options.judge)
     lengths = [np.array([len(text(r)) for r in item.example.responses], dtype=np.float64) for item in items]
-    about: Data = {"name": options.name or who, "kind": "judge", "model": who, "endpoint": options.endpoint}
+    about: dict[str, Any] = {"name": options.name or who, "kind": "judge", "model": who, "endpoint": options.endpoint}
     about |= {key: getattr(options, key) for key in ("criteria", "reasoning", "orders", "allow_ties", "seed")}
     figures, date = judged.figures, judge.template_date
     return about, Answers(judged.results, [], lengths, "characters", judged.votes, figures, template_date=date)
@@ -130,24 +131,25 @@ def _progress(path: str, models: int) -> Progress:
     return tell
 
 
-def _say(result: Data, answers: Answers, rows: Rows) -> None:
-    for number, accuracy in enumerate(result.get("members", ())):
+def _say(result: SuiteResult, answers: Answers, rows: Rows) -> None:
+    for number, accuracy in enumerate(result.members):
         say(f"Member {number}: accuracy {percent(accuracy)}")
-    who = f" by {result['combine']} of {len(result['members'])} members" if "members" in result else ""
+    who = f" by {result.about['combine']} of {len(result.members)} members" if result.members else ""
+    edges, ties = result.metrics["edges"], result.metrics["ties"]
     say(
-        f"Accuracy on {result['data']}{who}: {accuracy_line(result)} on {result['edges']:,} "
-        f"{'pair' if result['edges'] == 1 else 'pairs'}, {result['ties']} {'tie' if result['ties'] == 1 else 'ties'}"
+        f"Accuracy on {result.data}{who}: {accuracy_line(result.metrics)} on {edges:,} "
+        f"{'pair' if edges == 1 else 'pairs'}, {ties} {'tie' if ties == 1 else 'ties'}"
     )
-    if result["kind"] != "judge" or not result["nonfinite"]:  # which a judge's summary has named
-        say(verdict(result))
+    if result.kind != "judge" or not result.metrics["nonfinite"]:  # which a judge's summary has named
+        say(verdict(result.metrics))
     if table := suite_table(result):
         say("\n" + table)
-    for note in result["notes"]:
+    for note in result.notes:
         say(f"Note: {note if len(note) <= NOTE else note[:NOTE].rstrip() + ' ... (all of it is in --out)'}")
-    if result["rows_not_scored"]:
-        causes = ", ".join(f"{count:,} {cause}" for cause, count in result["not_scored_by_cause"].items())
+    if result.rows_not_scored:
+        causes = ", ".join(f"{count:,} {cause}" for cause, count in result.not_scored_by_cause.items())
         first = _bad_row((*rows.unscored, *answers.unscored)[0])
-        say(f"{result['rows_not_scored']:,} of {result['rows']:,} rows could not be scored: {causes}; first: {first}")
+        say(f"{result.rows_not_scored:,} of {result.rows:,} rows could not be scored: {causes}; first: {first}")
 
 
 def _bad_row(row: Any) -> str:

@@ -8,8 +8,8 @@ import torch
 from rmfast.checkpoint.export import CHECK_TEXTS, publish_model
 from rmfast.data.probe import taken_for_granted
 from rmfast.errors import UserError
-from rmfast.evaluation.reward_model import find_folder, load
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.reward_model import find_folder, load
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import DTYPES
 from rmfast.outputs.overlap import Input, Output, check_overlap
 from rmfast.tasks.build.model import say_date

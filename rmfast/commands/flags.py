@@ -13,10 +13,10 @@ from rmfast.data.files import written_whole
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Reader
-from rmfast.evaluation.foreign import ForeignModel, is_foreign, load_any, longest_sequence
-from rmfast.evaluation.reward_model import RewardModel, find_folder
-from rmfast.evaluation.score import Progress
+from rmfast.evaluation.scoring.foreign import ForeignModel, is_foreign, load_any, longest_sequence
+from rmfast.evaluation.scoring.reader import Reader
+from rmfast.evaluation.scoring.reward_model import RewardModel, find_folder
+from rmfast.evaluation.scoring.score import Progress
 from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import Kind, check_kind

@@ -14,7 +14,7 @@ from rmfast.evaluation.judge.backend import Backend, Sampling
 from rmfast.evaluation.judge.local import Local
 from rmfast.evaluation.judge.plan import JudgeOptions
 from rmfast.evaluation.judge.run import Judged, judge_items
-from rmfast.evaluation.suite import Item
+from rmfast.evaluation.suites.base import Item
 from rmfast.models.config import DTYPES
 from rmfast.tasks.build.model import say_date
 

@@ -11,11 +11,10 @@ from rmfast.commands.flags import check_models, columns_of, load_model, out_file
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.sources import split_note
-from rmfast.evaluation.rows import (
+from rmfast.evaluation.scoring.rows import (
     ReadRow,
     bad_rows,
     columns_used,
-    json_line,
     not_kept,
     noted,
     read_file,
@@ -23,6 +22,7 @@ from rmfast.evaluation.rows import (
     scored_row,
     unscored_row,
 )
+from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import SCORED
 from rmfast.trainer.log import say
 

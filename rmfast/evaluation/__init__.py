@@ -1,1 +1,1 @@
-"""Metrics of scores against preferences."""
+"""Held-out measures: scores of models, suites, judges, metrics, diagnostics."""

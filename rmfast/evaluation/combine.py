@@ -82,7 +82,7 @@ def combined_metrics(
     if rule != "majority":
         values = {"weight": edges.weight, "margin": edges.margin, "target": edges.target, "lengths": edges.length}
         return pairwise_metrics(combine(r, rule, k), edges.better, edges.worse, center=center, **values, **shared)
-    # Each edge as two responses of its own, of which the better one has the vote for its reward.
+    # Each edge as two responses, of which the better one has the vote for its reward.
     votes = majority(r, edges.better, edges.worse)
     ends = np.stack((edges.better, edges.worse), 1).reshape(-1)
     scores = np.stack((votes, np.zeros_like(votes)), 1).reshape(-1)
@@ -95,8 +95,8 @@ def combined_metrics(
 def agreement(gaps: ArrayLike) -> Floats:
     """Share of edges on which two members prefer the same side [M, M], of gaps r(better) - r(worse) [M, E].
 
-    An edge that either member did not judge (nan) does not count; nan where none is left. A tie is a preference of its
-    own.
+    An edge that either member did not judge (nan) does not count; nan where none is left. A tie is a third
+    preference.
     """
     g = np.asarray(gaps, dtype=np.float64)
     side, known = np.sign(g), np.isfinite(g)

@@ -24,7 +24,7 @@ class Reliability:
     """A calibration curve of B bins, from the least to the most probable. All arrays are [B]."""
 
     predicted: Floats  # mean predicted probability
-    observed: Floats  # share of comparisons that came out so
+    observed: Floats  # share of comparisons that were won
     low: Floats  # 95 % Wilson interval of `observed`
     high: Floats
     count: NDArray[np.int64]  # comparisons in the bin
@@ -103,7 +103,7 @@ def pairwise_metrics(
 def reliability(scores: ArrayLike, better: ArrayLike, worse: ArrayLike, bins: int = BINS) -> Reliability:
     """Calibration curve of sigmoid(s_first - s_second) as the probability that the first reply is the better one.
 
-    An edge has no order of its own: listed (better, worse), every label would be 1 and a model that always says
+    An edge has no order: listed (better, worse), every label would be 1 and a model that always says
     "certain" would look calibrated. So both orders are asked: the 2 E comparisons have labels 1 and 0 in equal number,
     a constant score is calibrated at 1/2, and confidence must be earned. The bins hold equal numbers of comparisons
     (fewer than `bins` where there are not enough); equal predictions share their labels' mean, so that the order of

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.models.weights import StoredWeight
 
 FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -54,10 +54,6 @@ Reader = dict[str, StoredWeight]
 
 def in_memory(tensor: Tensor) -> StoredWeight:
     return StoredWeight(lambda: tensor, lambda: tensor)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def refuse_adapter(path: Path) -> None:

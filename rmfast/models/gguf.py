@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.gguf_file import GGUFModel, GGUFTensor, first_part, open_gguf
 from rmfast.models.config import FAMILIES, supported_families
-from rmfast.models.folder import first_line
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
 

@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.models.config import FAMILIES, decoder_config, supported_families
 from rmfast.models.decoder import Decoder
-from rmfast.models.folder import (
-    Reader,
-    first_line,
-    open_files,
-    read_json,
-    refuse_adapter,
-    told,
-    weight_files,
-)
+from rmfast.models.folder import Reader, open_files, read_json, refuse_adapter, told, weight_files
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
 from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
 from rmfast.models.recompute import Recompute

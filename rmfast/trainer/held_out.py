@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rmfast.data.table import GroupTable
-from rmfast.evaluation.score import evaluate_table
+from rmfast.evaluation.scoring.score import evaluate_table
 from rmfast.parallel.engine import Engine
 from rmfast.trainer.learner import Evaluation
 from rmfast.trainer.suites import SuiteRun, suite_line, suite_metrics, write_result

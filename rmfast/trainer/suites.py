@@ -13,11 +13,12 @@ from rmfast.data.notes import note_lines
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import Reader, usable
-from rmfast.evaluation.result import Data, result_json, suite_result
-from rmfast.evaluation.score import ScorePacks, score_table
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import find_suite
+from rmfast.evaluation.scoring.reader import Reader
+from rmfast.evaluation.scoring.score import ScorePacks, score_table
+from rmfast.evaluation.suites.answers import usable
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
+from rmfast.evaluation.suites.shared import results_of, share
 from rmfast.parallel.world import World
 from rmfast.trainer.log import finite_or_null, say
 
@@ -42,7 +43,7 @@ class SuiteRun:
             raise UserError(f"eval.suites: {name}: token id {store.meta['max_id']} is beyond the model's vocabulary")
         self.table: GroupTable = build_table([store], need_edges=False)[0]
 
-    def run(self, score: ScorePacks, world: World, budget: int, about: Data) -> Data:
+    def run(self, score: ScorePacks, world: World, budget: int, about: dict[str, Any]) -> SuiteResult:
         """The result at this moment, on every rank."""
         scores = score_table(score, self.table, world, budget=budget).mean(1)
         rewards = np.split(scores, self.table.first_response[1:-1])
@@ -79,21 +80,22 @@ def open_suites(
     return opened
 
 
-def suite_metrics(result: Data) -> dict[str, Any]:
+def suite_metrics(result: SuiteResult) -> dict[str, Any]:
     """The figures of a result that a log can hold: headline figures and those of all edges."""
-    flat = {re.sub(r"\W+", "_", name).lower(): value for name, value in result["headline"].items()}
-    plain = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("format", "step")}
-    named = {"suite": result["suite"], "headline": finite_or_null(result["headline"]), "baseline": result["baseline"]}
+    flat = {re.sub(r"\W+", "_", name).lower(): value for name, value in result.headline.items()}
+    counts = {"rows": result.rows, "rows_not_scored": result.rows_not_scored}
+    plain = {k: v for k, v in result.metrics.items() if isinstance(v, int | float)} | counts
+    named = {"suite": result.suite, "headline": finite_or_null(result.headline), "baseline": result.metrics["baseline"]}
     return plain | named | flat
 
 
-def suite_line(name: str, step: int, result: Data) -> str:
+def suite_line(name: str, step: int, result: SuiteResult) -> str:
     """A line for people."""
-    figures = ", ".join(f"{figure} {value:.3f}" for figure, value in result["headline"].items())
+    figures = ", ".join(f"{figure} {value:.3f}" for figure, value in result.headline.items())
     return f"{name} after step {step}: {figures}"
 
 
-def write_result(file: Path, result: Data) -> None:
+def write_result(file: Path, result: SuiteResult) -> None:
     """Keep the whole result, for rmfast compare."""
     file.parent.mkdir(exist_ok=True)
-    write_text(file, result_json(result))
+    write_text(file, result_json(result.to_json()))

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.image import imread
 
 from rmfast.evaluation.metrics import calibration_error
-from rmfast.report.plots import BINS, DARK, DPI, INCHES, LIGHT, all_plots, render, smooth
-from rmfast.report.summary import read_run
+from rmfast.report.plots import BINS, DARK, DPI, INCHES, LIGHT, render
+from rmfast.report.run_folder import read_run
+from rmfast.report.run_plots import all_plots, smooth
 
 NAMES = ["accuracy", "loss", "rewards", "margins", "calibration", "length", "speed"]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rmfast.errors import UserError
-from rmfast.report.summary import column, final_summary, read_run, verdict
+from rmfast.report.run_folder import column, read_run
+from rmfast.report.summary import final_summary, verdict
 
 GOOD = {"accuracy": 0.62, "accuracy_low": 0.58, "accuracy_high": 0.66, "edges": 480}
 LENGTH = {"baseline": "shorter wins", "baseline_accuracy": 0.546}
@@ -65,10 +66,10 @@ def test_broken_score_files_are_named(run_dir, scored):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({}, 'lies above "shorter wins" (54.6 %)'),
+        ({}, 'is above "shorter wins" (54.6 %)'),
         ({"accuracy_low": 0.54}, "does not clear"),
         ({"accuracy_low": 0.546}, "does not clear"),
-        ({"accuracy_low": 0.4, "accuracy_high": 0.5}, "lies below"),
+        ({"accuracy_low": 0.4, "accuracy_high": 0.5}, "is below"),
         ({"accuracy_low": None}, "unknown"),
         ({"nonfinite": 3}, "3 scores are not finite"),
         ({"baseline": None, "baseline_accuracy": None}, "above a fair coin (50.0 %)"),

@@ -8,7 +8,7 @@ import pytest
 
 from rmfast.cli import main as cli
 from rmfast.report.html import report_page
-from rmfast.report.summary import read_run
+from rmfast.report.run_folder import read_run
 from rmfast.train import main
 from tests.runs import Case, arguments, launch, read_lines, write_model, write_rows
 

@@ -1,6 +1,7 @@
 """How far models agree on the same rows, which of two is better there, and rows that all of them get wrong."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,26 +9,93 @@ import numpy as np
 from rmfast.evaluation.combine import agreement as same_side
 from rmfast.evaluation.diagnostics.correlate import pearson, ranks
 from rmfast.evaluation.diagnostics.headline import Resamples
-from rmfast.evaluation.diagnostics.resample import figure
+from rmfast.evaluation.diagnostics.resample import Figure, figure
 from rmfast.evaluation.metrics import Floats
+from rmfast.evaluation.suites.base import Path_
+from rmfast.evaluation.suites.result import SuiteResult
 
-Data = dict[str, Any]
 NAMED = 50  # rows that all models lose and that are named
 
 
-def agreement(results: Sequence[Data], resamples: Sequence[Resamples]) -> dict[str, Any]:
-    """The keys under `agreement` in `report.diagnose`, of at least two results on the same rows."""
-    gaps = np.array([np.concatenate([np.array(i["gaps"], dtype=np.float64) for i in r["items"]]) for r in results])
-    won = np.array([[item["won"] for item in result["items"]] for result in results])
-    parts = np.array([item["part"] for item in results[0]["items"]])
+Matrix = list[list[float]]
+
+
+@dataclass(frozen=True)
+class PairedRows:
+    """Rows that two models win: both, one alone, neither; p of McNemar's test (rows as independent)."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p: float
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Accuracy of model a less that of b on the same rows, a < b their places: headline figures and parts by name."""
+
+    a: int
+    b: int
+    headline: dict[str, Figure]
+    parts: dict[str, Figure]
+    rows: dict[str, PairedRows]
+
+
+@dataclass(frozen=True)
+class WrongCounts:
+    """Rows of a part that no model wins, and how many there would be if errors were independent; that all win."""
+
+    rows: int
+    all_wrong: int
+    expected: float
+    all_right: int
+
+
+@dataclass(frozen=True)
+class WrongRow:
+    """A row that no model wins, and each model's least gap."""
+
+    label: str
+    uid: str
+    part: str
+    path: Path_
+    gaps: list[float]
+
+
+@dataclass(frozen=True)
+class AllWrong:
+    """Rows that no model wins: by part, and by name those that are lost by most."""
+
+    parts: dict[str, WrongCounts]
+    rows: list[WrongRow]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far M models agree, [M, M] each: share of edges on which two prefer the same side, Cohen's kappa of rows won,
+    Spearman's of gaps; every pair of models; rows that all get wrong."""
+
+    edges: Matrix
+    kappa: Matrix
+    spearman: Matrix
+    pairs: list[ModelPair]
+    all_wrong: AllWrong
+
+
+def agreement(results: Sequence[SuiteResult], resamples: Sequence[Resamples]) -> Agreement:
+    """The agreement of at least two results on the same rows."""
+    gaps = np.array([[gap for item in result.items for gap in item.gaps] for result in results])
+    won = np.array([[item.won for item in result.items] for result in results])
+    parts = np.array([item.part for item in results[0].items])
     places = range(len(results))
-    return {
-        "edges": same_side(gaps).tolist(),
-        "kappa": [[cohen_kappa(won[a], won[b]) for b in places] for a in places],
-        "spearman": [[_spearman(gaps[a], gaps[b]) for b in places] for a in places],
-        "pairs": [_pair(a, b, won, parts, resamples) for a in places for b in places if a < b],
-        "all_wrong": _all_wrong(results, won, parts),
-    }
+    return Agreement(
+        edges=same_side(gaps).tolist(),
+        kappa=[[cohen_kappa(won[a], won[b]) for b in places] for a in places],
+        spearman=[[_spearman(gaps[a], gaps[b]) for b in places] for a in places],
+        pairs=[_pair(a, b, won, parts, resamples) for a in places for b in places if a < b],
+        all_wrong=_all_wrong(results, won, parts),
+    )
 
 
 def cohen_kappa(one: Any, other: Any) -> float:
@@ -57,7 +125,7 @@ def _spearman(one: Floats, other: Floats) -> float:
     return float(pearson(ranks(one[known]), ranks(other[known]))) if known.any() else float("nan")
 
 
-def _pair(a: int, b: int, won: Any, parts: Any, resamples: Sequence[Resamples]) -> dict[str, Any]:
+def _pair(a: int, b: int, won: Any, parts: Any, resamples: Sequence[Resamples]) -> ModelPair:
     """Differences of a and b; the draws of both hit the same prompts, so that what is hard for both cancels."""
     one, other = resamples[a], resamples[b]
     headline = {}
@@ -75,14 +143,12 @@ def _pair(a: int, b: int, won: Any, parts: Any, resamples: Sequence[Resamples]) 
     for part in dict.fromkeys(parts.tolist()):
         x, y = won[a][parts == part], won[b][parts == part]
         only_a, only_b = int((x & ~y).sum()), int((~x & y).sum())
-        rows[part] = {
-            "both": int((x & y).sum()), "only_a": only_a, "only_b": only_b, "neither": int((~x & ~y).sum()),
-            "p": mcnemar_p(only_a, only_b),
-        }  # fmt: skip
-    return {"a": a, "b": b, "headline": headline, "parts": difference, "rows": rows}
+        same = int((x & y).sum()), int((~x & ~y).sum())
+        rows[part] = PairedRows(same[0], only_a, only_b, same[1], mcnemar_p(only_a, only_b))
+    return ModelPair(a, b, headline, difference, rows)
 
 
-def _all_wrong(results: Sequence[Data], won: Any, parts: Any) -> dict[str, Any]:
+def _all_wrong(results: Sequence[SuiteResult], won: Any, parts: Any) -> AllWrong:
     """Rows that no model wins: too hard for all of them, or wrongly labelled.
 
     The first ones are those that are lost by most: by the mean over models of the least gap, each in units of the
@@ -91,27 +157,18 @@ def _all_wrong(results: Sequence[Data], won: Any, parts: Any) -> dict[str, Any]:
     none = ~won.any(0)
     counts = {}
     for part in dict.fromkeys(parts.tolist()):
-        mine = parts == part
-        counts[part] = {
-            "rows": int(mine.sum()),
-            "all_wrong": int(none[mine].sum()),
-            "expected": float(mine.sum() * np.prod(1 - won[:, mine].mean(1))),
-            "all_right": int(won[:, mine].all(0).sum()),
-        }
-    least = np.array([[_least(item["gaps"]) for item in result["items"]] for result in results])
+        inside = parts == part
+        counts[part] = WrongCounts(
+            rows=int(inside.sum()),
+            all_wrong=int(none[inside].sum()),
+            expected=float(inside.sum() * np.prod(1 - won[:, inside].mean(1))),
+            all_right=int(won[:, inside].all(0).sum()),
+        )
+    least = np.array([[np.min(item.gaps) if item.gaps else np.nan for item in result.items] for result in results])
     square = np.nanmean(np.where(np.isfinite(least), least, np.nan) ** 2, axis=1, keepdims=True)
     lost = (least / np.sqrt(np.where(square > 0, square, 1.0))).mean(0)
     lost = np.where(np.isfinite(lost), lost, -np.inf)  # what some model could not judge comes first
     rows = np.flatnonzero(none)
     first = rows[np.argsort(lost[rows], kind="stable")][:NAMED]
-    items = results[0]["items"]
-    named = [
-        {key: items[i][key] for key in ("label", "uid", "part", "path")} | {"gaps": least[:, i].tolist()}
-        for i in first.tolist()
-    ]
-    return {"parts": counts, "rows": named}
-
-
-def _least(gaps: Sequence[float | None]) -> float:
-    known = [np.nan if gap is None else gap for gap in gaps]
-    return float(np.min(known)) if known else float("nan")
+    named = [(results[0].items[i], least[:, i].tolist()) for i in first.tolist()]
+    return AllWrong(counts, [WrongRow(item.label, item.uid, item.part, item.path, gaps) for item, gaps in named])

@@ -1,6 +1,6 @@
 """Whether sigmoid of a reward's gap is the probability of being right: by part, from rewards alone."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,8 +8,30 @@ from rmfast.evaluation.diagnostics.table import Table
 from rmfast.evaluation.metrics import Floats, calibration_error, reliability
 
 
-def calibration(table: Table) -> dict[str, dict[str, Any]] | None:
-    """By part: the keys under `calibration` in `report.diagnose`; None without rewards.
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Comparisons of like probability: the mean prediction, the share that came true and its 95 % interval."""
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Of a part's edges: calibration error (ECE), the temperature at which sigmoid(gap / temperature) fits best (above
+    1: too sure; infinite: the gaps tell nothing), and the curve."""
+
+    edges: int
+    error: float
+    temperature: float
+    curve: list[CalibrationBin]
+
+
+def calibration(table: Table) -> dict[str, Calibration] | None:
+    """Calibration by part; None without rewards.
 
     Curve and error are those of `metrics.reliability`, which asks every edge in both orders. Edges without a finite
     gap are left out; without any, error and temperature are nan.
@@ -19,17 +41,16 @@ def calibration(table: Table) -> dict[str, dict[str, Any]] | None:
     out = {}
     for place, name in enumerate(table.parts):
         gap = table.gap[(table.part == place) & np.isfinite(table.gap)]
-        # Each edge as two responses of its own, the better one with the gap for its reward.
+        # Each edge as two responses, the better one with the gap for its reward.
         scores, better = np.stack((gap, 0 * gap), 1).reshape(-1), 2 * np.arange(gap.size)
         curve = reliability(scores, better, better + 1)
         columns = (curve.predicted, curve.observed, curve.low, curve.high, curve.count)
-        keys = ("predicted", "observed", "low", "high", "count")
-        out[name] = {
-            "edges": int(gap.size),
-            "error": calibration_error(scores, better, better + 1),
-            "temperature": temperature(gap),
-            "curve": [dict(zip(keys, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)],
-        }
+        out[name] = Calibration(
+            edges=int(gap.size),
+            error=calibration_error(scores, better, better + 1),
+            temperature=temperature(gap),
+            curve=[CalibrationBin(*row) for row in zip(*(column.tolist() for column in columns), strict=True)],
+        )
     return out
 
 

@@ -71,7 +71,7 @@ def permutation_p(x: ArrayLike, y: ArrayLike) -> float:
 def correlation(x: Floats, y: Floats, prompt: Indices, prompts: int, *, within: bool = False) -> Figure:
     """Pearson's of rows [n] with a bootstrap over their prompts; within: of what is centred by prompt already."""
     if not x.size:
-        return {"value": np.nan, "low": np.nan, "high": np.nan}
+        return Figure(np.nan)
     a, b = (x, y) if within else (x - x.mean(), y - y.mean())
     one = np.zeros_like(a) if within else np.ones_like(a)
     return of_sums(_of_moments, by_prompt(np.stack((one, a, b, a * a, b * b, a * b), 1), prompt, prompts))

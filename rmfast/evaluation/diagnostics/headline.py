@@ -1,19 +1,19 @@
 """A suite's own figures, in every resample: accuracies of all cells from sums, headline figures from the cells."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rmfast.data.example import Edge, Example
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.resample import Figure, Indices, figure, resampled, tallies
 from rmfast.evaluation.metrics import SEED, Floats
-from rmfast.evaluation.suite import Cell, Item, Path_, Result, Suite, find_suite, one_verdict
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Suite, one_verdict
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import SuiteResult
 
-Data = dict[str, Any]
 Key = tuple[str, Path_]
 FEW = 200  # draws of a headline that needs every row, and not cells alone
 
@@ -25,7 +25,7 @@ class Resamples:
     Attributes:
         cells: by (part, path), in the suite's order; drawn: [D, C] of them.
         headline: by name, each with its draws [D].
-        own: the cell of the file that a headline figure is, by the figure's name, where it is one.
+        cell: the cell of the file that a headline figure is, by the figure's name, where it is one.
         note: a line on what could not be had.
     """
 
@@ -33,7 +33,7 @@ class Resamples:
     drawn: Floats
     headline: dict[str, float]
     headline_drawn: dict[str, Floats]
-    own: dict[str, Data]
+    cell: dict[str, Cell]
     note: str | None = None
 
     def figures(self) -> dict[str, Figure]:
@@ -41,38 +41,36 @@ class Resamples:
         return {name: self._figure(name, value) for name, value in self.headline.items()}
 
     def _figure(self, name: str, value: float) -> Figure:
-        if name not in self.own:
-            return figure(value, self.headline_drawn.get(name))
-        low, high = (np.nan if end is None else float(end) for end in (self.own[name]["low"], self.own[name]["high"]))
-        return {"value": float(value), "low": low, "high": high}
+        cell = self.cell.get(name)
+        return figure(value, self.headline_drawn.get(name)) if cell is None else Figure(value, cell.low, cell.high)
 
 
-def cell_of(name: str, value: float, cells: Sequence[Mapping[str, Any]]) -> Any:
-    """The cell of a file that a headline figure is: it has the figure's name, and its value. None: it is none."""
+def cell_of(name: str, value: float, cells: Sequence[Cell]) -> Cell | None:
+    """The cell that a headline figure is: it has the figure's name, and its value; None where no cell has them."""
     for cell in cells:
-        path, accuracy = cell["path"], cell["accuracy"]
-        names = {path[-1], f"{path[-1]} {cell['part']}", " ".join([*path, cell["part"]])} if path else {cell["part"]}
-        if name in names and accuracy is not None and math.isclose(accuracy, value, abs_tol=1e-12):
+        path, part = cell.path, cell.part
+        names = {path[-1], f"{path[-1]} {part}", " ".join([*path, part])} if path else {part}
+        if name in names and math.isclose(cell.accuracy, value, abs_tol=1e-12):
             return cell
     return None
 
 
-def resample_suite(result: Data, suite: Suite | None = None) -> Resamples:
+def resample_suite(result: SuiteResult, suite: Suite | None = None) -> Resamples:
     """Bootstrap of a result file's figures.
 
     A headline made of cells alone is computed from each draw's cells; another (RewardBench 2) from each draw's rows,
-    where ids that differ only before their colon (ref:N, tied:N) are drawn together and a row drawn again is a row of
-    its own. What a suite keeps in `extra` is not in the file, but for `right`, the number of right answers.
+    where ids that differ only before their colon (ref:N, tied:N) are drawn together and a row drawn again is another
+    row (see `ItemResult.result` on what rows of a file lack).
     """
-    rows = [row_of(item) for item in result["items"]]
-    prompt = np.unique([item["prompt"] for item in result["items"]], return_inverse=True)[1].reshape(-1)
-    told = {name: np.nan if value is None else value for name, value in result["headline"].items()}
-    own = {name: cell for name, value in told.items() if (cell := cell_of(name, value, result["cells"])) is not None}
+    rows = [item.result() for item in result.items]
+    prompt = np.unique([item.prompt for item in result.items], return_inverse=True)[1].reshape(-1)
+    told = result.headline
+    cell = {name: cell for name, value in told.items() if (cell := cell_of(name, value, result.cells)) is not None}
     try:
-        suite = find_suite(result["suite"]) if suite is None else suite
+        suite = find_suite(result.suite) if suite is None else suite
     except UserError:
-        note = f"{result['suite']} is no suite of rmfast's own: no intervals of its headline; give --suite FILE.py"
-        return _without_headline(rows, prompt, told, own, note)
+        note = f"{result.suite} is no suite of rmfast's own: no intervals of its headline; give --suite FILE.py"
+        return _without_headline(rows, prompt, told, cell, note)
     try:
         number, verdicts = verdicts_of(suite, rows)
         cells, drawn = cells_of(number, verdicts), _drawn(number, verdicts, prompt)
@@ -83,27 +81,16 @@ def resample_suite(result: Data, suite: Suite | None = None) -> Resamples:
         draws = _by_cells(suite, cells, drawn) if alone else _by_rows(suite, rows, prompt)
     except Exception as error:  # a user's suite may ask of rows what the file does not hold
         note = f"{suite.name}: no intervals of its headline: {type(error).__name__}: {error}"
-        return _without_headline(rows, prompt, told, own, note)
-    return Resamples(_values(cells), drawn, told, draws, own)
+        return _without_headline(rows, prompt, told, cell, note)
+    return Resamples(_values(cells), drawn, told, draws, cell)
 
 
 def _without_headline(
-    rows: Sequence[Result], prompt: Indices, told: dict[str, float], own: dict[str, Data], note: str
+    rows: Sequence[Result], prompt: Indices, told: dict[str, float], cell: dict[str, Cell], note: str
 ) -> Resamples:
-    """A verdict a row, in the rows' own parts and groups."""
+    """A verdict a row, in the rows' parts and groups."""
     number, verdicts = verdicts_of(None, rows)
-    return Resamples(_values(cells_of(number, verdicts)), _drawn(number, verdicts, prompt), told, {}, own, note)
-
-
-def row_of(item: Data) -> Result:
-    """A row of a file as the suite saw it, without texts; rows of one prompt share theirs."""
-    edges = tuple(Edge(better, worse) for better, worse in item["edges"])
-    example = Example(str(item["prompt"]), tuple(str(place) for place in range(len(item["lengths"]))), edges)
-    uid, label, part, path = (item[key] for key in ("uid", "label", "part", "path"))
-    extra = {"right": len({edge.better for edge in edges})}
-    own = Item(uid, label, part, tuple(path), example, tuple(item["sources"]), extra)
-    rewards = None if item["rewards"] is None else np.array(item["rewards"], dtype=np.float64)
-    return Result(own, np.array(item["gaps"], dtype=np.float64), rewards)
+    return Resamples(_values(cells_of(number, verdicts)), _drawn(number, verdicts, prompt), told, {}, cell, note)
 
 
 def verdicts_of(suite: Suite | None, rows: Sequence[Result]) -> tuple[dict[Key, int], Indices]:
@@ -146,7 +133,7 @@ def same_figures(one: dict[str, float], other: dict[str, float]) -> bool:
 def _needs_cells_alone(suite: Suite, cells: Sequence[Cell], headline: dict[str, float]) -> bool:
     try:
         return same_figures(suite.headline(cells, []), headline)
-    except Exception:  # a headline, a user's own too, may want rows and fail in any way without them
+    except Exception:  # a headline, a user's too, may want rows and fail in any way without them
         return False
 
 
@@ -161,8 +148,8 @@ def _by_cells(suite: Suite, cells: Sequence[Cell], drawn: Floats) -> dict[str, F
 
 def _by_rows(suite: Suite, rows: Sequence[Result], prompt: Indices) -> dict[str, Floats]:
     members: dict[int, list[Result]] = {}
-    for result, own in zip(rows, _clusters(rows, prompt), strict=True):
-        members.setdefault(own, []).append(result)
+    for result, cluster in zip(rows, _clusters(rows, prompt), strict=True):
+        members.setdefault(cluster, []).append(result)
     every = list(members.values())
     generator = np.random.default_rng(SEED)
     figures = []
@@ -189,12 +176,12 @@ def _clusters(rows: Sequence[Result], prompt: Indices) -> list[int]:
             node = parent[node]
         return node
 
-    for result, own in zip(rows, prompt.tolist(), strict=True):
+    for result, number in zip(rows, prompt.tolist(), strict=True):
         uid = result.item.uid
         tail = uid if uid == result.item.label else uid.partition(":")[2] or uid
-        parent[root((result.item.part, tail))] = root(own)
-    return [root(own) for own in prompt.tolist()]
+        parent[root((result.item.part, tail))] = root(number)
+    return [root(number) for number in prompt.tolist()]
 
 
 def _columns(figures: Sequence[dict[str, float]]) -> dict[str, Floats]:
-    return {name: np.array([own[name] for own in figures], dtype=np.float64) for name in figures[0]}
+    return {name: np.array([of_draw[name] for of_draw in figures], dtype=np.float64) for name in figures[0]}

@@ -13,13 +13,16 @@ more often than not. Three estimates hold length fixed:
   no order, so that s is about 0 and not about the mean. The small ridge, which keeps separable data finite, is ours.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from rmfast.evaluation.diagnostics.correlate import centred, correlation, ranks, ranks_within
-from rmfast.evaluation.diagnostics.resample import Figure, Indices, figure, of_sums, resampled, shares, tallies
+from rmfast.evaluation.diagnostics.resample import Figure, Indices, Share, figure, of_sums, resampled, shares, tallies
 from rmfast.evaluation.diagnostics.table import Table
 from rmfast.evaluation.metrics import Floats
 
@@ -30,16 +33,59 @@ BINS = 64  # of tanh(d / s), for the bootstrap of the logistic model alone
 RIDGE = 0.01  # of (a^2 + b^2) / 2 against a log-likelihood summed over edges
 
 
-def length_bias(table: Table) -> dict[str, dict[str, Any]]:
-    """By part, "all" first where there are several: the keys under `length` in `report.diagnose`."""
+@dataclass(frozen=True)
+class LengthBin:
+    """Accuracy of edges whose length(better) - length(worse) is from `start` to `end`."""
+
+    start: Annotated[float, Field(alias="from")]
+    end: Annotated[float, Field(alias="to")]
+    count: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LengthBias:
+    """How a part's edges follow length.
+
+    Attributes:
+        by_side: accuracy where the better answer is the "longer" one, the "shorter" one, and of the "same" length.
+        by_difference: accuracy by quantiles of length(better) - length(worse), the least first.
+        balanced, matched, at_equal_length: accuracies with length held fixed, see above. matched_share: edges in
+            strata that count. length_effect: the fit's coefficient of tanh(difference / scale).
+        gap_pearson, gap_spearman: correlation of the reward's gap with the difference.
+        longer_wins, shorter_wins: accuracy of choosing by length alone.
+        within_pearson, within_spearman: of reward with length within prompts, over all parts; None without rewards.
+    """
+
+    edges: int
+    by_side: dict[str, Share]
+    by_difference: list[LengthBin]
+    balanced: Figure
+    matched: Figure
+    matched_share: float
+    at_equal_length: Figure
+    length_effect: Figure
+    scale: float
+    gap_pearson: Figure
+    gap_spearman: Figure
+    longer_wins: Share
+    shorter_wins: Share
+    within_pearson: Figure | None
+    within_spearman: Figure | None
+
+
+def length_bias(table: Table) -> dict[str, LengthBias]:
+    """The bias by part, "all" first where there are several."""
     parts = {name: table.part == place for place, name in enumerate(table.parts)}
     if len(parts) > 1:
         parts = {"all": np.ones(table.gap.size, dtype=np.bool_)} | parts
     within = _within(table)
-    return {name: _of_edges(table, rows) | within for name, rows in parts.items()}
+    return {name: _of_edges(table, rows, within) for name, rows in parts.items()}
 
 
-def _of_edges(table: Table, rows: Flags) -> dict[str, Any]:
+def _of_edges(table: Table, rows: Flags, within: Sequence[Figure | None]) -> LengthBias:
     gap, d, prompt = table.gap[rows], table.length_gap[rows], table.prompt[rows]
     won, known = gap > 0, np.isfinite(gap)
     side = np.sign(d).astype(np.intp) + 1
@@ -48,40 +94,41 @@ def _of_edges(table: Table, rows: Flags) -> dict[str, Any]:
     by_length = [shares(d * sign > 0, 0 * side, prompt, table.prompts, 1)[0] for sign in (1, -1)]
     moments = [(x[known], y[known]) for x, y in ((gap, d), (ranks(gap), ranks(d)))]
     pearson, spearman = (correlation(x, y, prompt[known], table.prompts) for x, y in moments)
-    return {
-        "edges": int(won.size),
-        "by_side": dict(zip(("shorter", "same", "longer"), sides, strict=True)),
-        "by_difference": _quantiles(d, won, prompt, table.prompts),
-        "balanced": of_sums(_balanced, balanced),
+    return LengthBias(
+        edges=int(won.size),
+        by_side=dict(zip(("shorter", "same", "longer"), sides, strict=True)),
+        by_difference=_quantiles(d, won, prompt, table.prompts),
+        balanced=of_sums(_balanced, balanced),
         **_matched(d, won, prompt, table.prompts),
         **_logistic(d, won, prompt, table.prompts),
-        "gap_pearson": pearson,
-        "gap_spearman": spearman,
-        "longer_wins": by_length[0],
-        "shorter_wins": by_length[1],
-    }
+        gap_pearson=pearson,
+        gap_spearman=spearman,
+        longer_wins=by_length[0],
+        shorter_wins=by_length[1],
+        within_pearson=within[0],
+        within_spearman=within[1],
+    )
 
 
-def _within(table: Table) -> dict[str, Figure | None]:
+def _within(table: Table) -> Sequence[Figure | None]:
     """Correlation of reward with length inside prompts, over all distinct responses: not of a part."""
     if table.reward is None:
-        return {"within_pearson": None, "within_spearman": None}
+        return None, None
     known = np.isfinite(table.reward)
     reward, length, owner = table.reward[known], table.length[known], table.owner[known]
     ranked = [ranks_within(v, owner) for v in (reward, length)]
-    figures = [
+    return [
         correlation(centred(x, owner), centred(y, owner), owner, table.prompts, within=True)
         for x, y in ((reward, length), ranked)
     ]
-    return dict(zip(("within_pearson", "within_spearman"), figures, strict=True))
 
 
-def _quantiles(d: Floats, won: Flags, prompt: Indices, prompts: int) -> list[dict[str, Any]]:
+def _quantiles(d: Floats, won: Flags, prompt: Indices, prompts: int) -> list[LengthBin]:
     _, bins = np.unique(_bins(d, QUANTILES), return_inverse=True)
     bins = bins.reshape(-1)
     found = shares(won, bins, prompt, prompts, bins.max(initial=-1) + 1)
-    own = [d[bins == place] for place in range(len(found))]
-    return [{"from": float(v.min()), "to": float(v.max()), **one} for v, one in zip(own, found, strict=True)]
+    inside = [d[bins == place] for place in range(len(found))]
+    return [LengthBin(float(v.min()), float(v.max()), **vars(one)) for v, one in zip(inside, found, strict=True)]
 
 
 def _bins(values: Floats, count: int) -> Indices:
@@ -156,7 +203,7 @@ def fit_logistic(z: Floats, wins: Floats, total: Floats) -> tuple[Floats, Floats
         determinant = aa * bb - ab * ab
         da, db = (bb * ga - ab * gb) / determinant, (aa * gb - ab * ga) / determinant
         size = np.maximum(np.hypot(da, db), 1e-300)
-        shrink = np.minimum(1.0, 2.0 / size)  # where nearly all is won, Newton's own step overshoots
+        shrink = np.minimum(1.0, 2.0 / size)  # where nearly all is won, Newton's step overshoots
         a, b = a + shrink * da, b + shrink * db
         if not size.size or size.max() < 1e-9:
             break

@@ -5,8 +5,8 @@ and the seed alone: two models on the same rows get the same draws, and their di
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,12 +16,35 @@ from rmfast.evaluation.metrics import SEED, Floats, wilson
 DRAWS = 1000
 BLOCK = 4_000_000  # counts that are held at once
 
-Figure = dict[str, float]
 Indices = NDArray[np.intp]
 
 
+@dataclass(frozen=True)
+class Figure:
+    """An estimate and its 95 % interval; nan for what nothing defines."""
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+
+    @property
+    def side(self) -> int:
+        """1 where the whole interval is above 0, -1 where it is below, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `count` rows and its 95 % interval."""
+
+    count: int
+    value: float
+    low: float
+    high: float
+
+
 def resampled(sums: Floats, draws: int = DRAWS, seed: int = SEED) -> Floats:
-    """Sums over drawn prompts, [draws, K], of each prompt's own [P, K]; as many prompts are drawn as there are."""
+    """Sums over drawn prompts, [draws, K], of each prompt's [P, K]; as many prompts are drawn as there are."""
     prompts = len(sums)
     out = np.empty((draws, sums.shape[1]))
     block = max(1, BLOCK // max(prompts, 1))
@@ -36,7 +59,7 @@ def _counts(prompts: int, start: int, stop: int, seed: int) -> Floats:
     """How often each prompt is drawn, [stop - start, prompts]."""
     generator = np.random.default_rng((seed, start))
     drawn = (generator.integers(prompts, size=prompts) for _ in range(start, stop))
-    return np.array([np.bincount(own, minlength=prompts) for own in drawn], dtype=np.float64)
+    return np.array([np.bincount(prompt, minlength=prompts) for prompt in drawn], dtype=np.float64)
 
 
 def by_prompt(values: ArrayLike, prompt: Indices, prompts: int) -> Floats:
@@ -56,19 +79,19 @@ def figure(value: float, draws: ArrayLike | None = None) -> Figure:
     known = np.asarray([] if draws is None else draws, dtype=np.float64)
     known = known[np.isfinite(known)]
     low, high = np.quantile(known, [0.025, 0.975]) if known.size > 1 and np.isfinite(value) else (np.nan, np.nan)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return Figure(float(value), float(low), float(high))
 
 
 def of_sums(statistic: Callable[[Floats], Floats], sums: Floats) -> Figure:
-    """The figure of a statistic of sums, [..., K] -> [...], with each prompt's own [P, K]."""
+    """The figure of a statistic of sums, [..., K] -> [...], with each prompt's [P, K]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         value = float(statistic(sums.sum(0)))
         return figure(value, statistic(resampled(sums)) if len(sums) > 1 else None)
 
 
 @np.errstate(invalid="ignore", divide="ignore")
-def shares(flags: ArrayLike, kind: Indices, prompt: Indices, prompts: int, kinds: int) -> list[dict[str, Any]]:
-    """Of each kind of rows: their count, and the share of flags among them as a figure.
+def shares(flags: ArrayLike, kind: Indices, prompt: Indices, prompts: int, kinds: int) -> list[Share]:
+    """Of each kind of rows the share of flags among them.
 
     Where resampling is blind (all flags of a kind alike), the interval is Wilson's, the kind's prompts its sample.
 
@@ -80,9 +103,10 @@ def shares(flags: ArrayLike, kind: Indices, prompt: Indices, prompts: int, kinds
     drawn = draws[:, :kinds] / draws[:, kinds:]
     out = []
     for place in range(kinds):
-        own = figure(hits[place] / count[place], drawn[:, place])
-        if count[place] and not own["high"] - own["low"] > 1e-12:
+        share = figure(hits[place] / count[place], drawn[:, place])
+        low, high = share.low, share.high
+        if count[place] and not high - low > 1e-12:
             size = int(np.count_nonzero(sums[:, kinds + place]))
-            own["low"], own["high"] = wilson(own["value"] * size, size)
-        out.append({"count": int(count[place]), **own})
+            low, high = wilson(share.value * size, size)
+        out.append(Share(int(count[place]), share.value, low, high))
     return out

@@ -19,7 +19,7 @@ import numpy as np
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.correlate import kendall, pearson, permutation_p, spearman
 from rmfast.evaluation.diagnostics.headline import Resamples
-from rmfast.evaluation.diagnostics.resample import DRAWS, Indices, by_prompt, figure, resampled
+from rmfast.evaluation.diagnostics.resample import DRAWS, Figure, Indices, by_prompt, figure, resampled
 from rmfast.evaluation.metrics import SEED, Floats
 
 ADDED = ("rewards", "error", "strength_mean", "strength_std", "votes")  # columns that rmfast score writes
@@ -41,6 +41,47 @@ class Candidates:
     left_out: int = 0
 
 
+@dataclass(frozen=True)
+class Picks:
+    """A model's picks: their mean gold among all candidates, its quality (0 a random pick, 1 gold's pick), and both by
+    the number of candidates n, from 1."""
+
+    name: str
+    picked: Figure
+    quality: Figure
+    curve: list[float]
+    quality_curve: list[float]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Of a figure of the suite (a headline's name, or part and path) with the quality of picks, over models; p of
+    Kendall's under permutation."""
+
+    figure: str
+    pearson: Figure
+    spearman: Figure
+    kendall: Figure
+    p: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Best-of-n selection: `most` candidates of a row, mean gold of a random pick and of gold's pick (`gold_curve` by
+    n), every model's picks, correlations with the headline first, and what they say in words."""
+
+    rows: int
+    rows_left_out: int
+    prompts: int
+    most: int
+    random: float
+    best: float
+    gold_curve: list[float]
+    models: list[Picks]
+    correlations: list[Correlation]
+    conclusion: str
+
+
 def read_candidates(models: Sequence[str | Path], gold: str | Path) -> Candidates:
     """Files of `rmfast score`, one a model; a row with several heads or members counts with their mean.
 
@@ -50,8 +91,8 @@ def read_candidates(models: Sequence[str | Path], gold: str | Path) -> Candidate
     paths = [*models, gold]
     files = [_read(path) for path in paths]
     for path, rows in zip(paths, files, strict=True):
-        for number, (own, other) in enumerate(zip(rows, files[-1], strict=False), 1):
-            if own[0] != other[0]:
+        for number, (row, of_gold) in enumerate(zip(rows, files[-1], strict=False), 1):
+            if row[0] != of_gold[0]:
                 raise UserError(f"{path}:{number}: another row than {gold}:{number}; score the same --data with both")
         if len(rows) != len(files[-1]):
             raise UserError(
@@ -61,18 +102,18 @@ def read_candidates(models: Sequence[str | Path], gold: str | Path) -> Candidate
               for path, rows in zip(paths, files, strict=True)]  # fmt: skip
     kept = []
     for place, each in enumerate(zip(*scored, strict=True)):
-        known = [own for own in each if own is not None]
-        if len({own.size for own in known}) > 1:
-            sizes = ", ".join(str(own.size) for own in known)
+        known = [rewards for rewards in each if rewards is not None]
+        if len({rewards.size for rewards in known}) > 1:
+            sizes = ", ".join(str(rewards.size) for rewards in known)
             raise UserError(f"{paths[0]}:{place + 1}: files differ in the number of rewards ({sizes})")
-        if len(known) == len(each) and all(np.isfinite(own).all() for own in known):
+        if len(known) == len(each) and all(np.isfinite(rewards).all() for rewards in known):
             kept.append(place)
     if not kept:
         raise UserError(f"{gold}: no row of {len(files[-1]):,} was scored by every model and by gold")
-    rewards = [[own[place] for place in kept] for own in scored]
+    shared = [[rewards[place] for place in kept] for rewards in scored]
     numbers: dict[str, int] = {}
     prompt = [numbers.setdefault(_prompt(files[-1][place][1]), len(numbers)) for place in kept]
-    every = [[r for r in own if r is not None] for own in rewards]
+    every = [[r for r in rewards if r is not None] for rewards in shared]
     return Candidates(every[:-1], every[-1], np.array(prompt, dtype=np.intp), len(files[-1]) - len(kept))
 
 
@@ -121,8 +162,8 @@ def best_of_n(scores: Floats, gold: Floats) -> Floats:
     return np.asarray(np.array(chance) @ ordered)
 
 
-def select(candidates: Candidates, names: Sequence[str], resamples: Sequence[Resamples]) -> dict[str, Any]:
-    """The keys under `selection` in `report.diagnose`.
+def select(candidates: Candidates, names: Sequence[str], resamples: Sequence[Resamples]) -> Selection:
+    """How good the models' picks are, and whether the suite tells.
 
     A row with fewer than n candidates gives the pick of all that it has. The bootstrap draws prompts of the candidates
     and, apart from them, prompts of the suite.
@@ -131,9 +172,9 @@ def select(candidates: Candidates, names: Sequence[str], resamples: Sequence[Res
         names, resamples: of the models, in the candidates' order.
     """
     gold, prompt = candidates.gold, candidates.prompt
-    most = max(own.size for own in gold)
+    most = max(row.size for row in gold)
     prompts = int(prompt.max()) + 1
-    curves = [_mean_curve(own, gold, most) for own in [*candidates.scores, gold]]
+    curves = [_mean_curve(scores, gold, most) for scores in [*candidates.scores, gold]]
     rows = np.stack([curve[:, -1] for curve in curves] + [curves[-1][:, 0], np.ones(len(gold))], axis=1)
     sums = by_prompt(rows, prompt, prompts)
     total, drawn = sums.sum(0), resampled(sums, seed=SEED + 1)  # other draws than the suite's, which has other prompts
@@ -148,28 +189,21 @@ def select(candidates: Candidates, names: Sequence[str], resamples: Sequence[Res
     models = []
     for m, name in enumerate(names):
         of_n = (mean[m] - random) / spread if spread > 0 else np.full(most, np.nan)
-        models.append(
-            {
-                "name": name,
-                "picked": figure(picked[m], picked_drawn[m]),
-                "quality": figure(quality[m], quality_drawn[m]),
-                "curve": mean[m].tolist(),
-                "quality_curve": of_n.tolist(),
-            }
-        )
+        estimates = figure(picked[m], picked_drawn[m]), figure(quality[m], quality_drawn[m])
+        models.append(Picks(name, *estimates, mean[m].tolist(), of_n.tolist()))
     correlations = _correlations(quality, quality_drawn, resamples)
-    return {
-        "rows": len(gold),
-        "rows_left_out": candidates.left_out,
-        "prompts": prompts,
-        "most": most,
-        "random": float(random),
-        "best": float(best),
-        "gold_curve": mean[-1].tolist(),
-        "models": models,
-        "correlations": correlations,
-        "conclusion": conclusion(len(names), correlations),
-    }
+    return Selection(
+        rows=len(gold),
+        rows_left_out=candidates.left_out,
+        prompts=prompts,
+        most=most,
+        random=float(random),
+        best=float(best),
+        gold_curve=mean[-1].tolist(),
+        models=models,
+        correlations=correlations,
+        conclusion=conclusion(len(names), correlations),
+    )
 
 
 def _mean_curve(scores: Sequence[Floats], gold: Sequence[Floats], most: int) -> Floats:
@@ -178,7 +212,7 @@ def _mean_curve(scores: Sequence[Floats], gold: Sequence[Floats], most: int) -> 
     return np.array([np.pad(curve, (0, most - curve.size), mode="edge") for curve in curves])
 
 
-def _correlations(quality: Floats, drawn: Floats, resamples: Sequence[Resamples]) -> list[dict[str, Any]]:
+def _correlations(quality: Floats, drawn: Floats, resamples: Sequence[Resamples]) -> list[Correlation]:
     """Over models, of the quality with every headline figure and every cell."""
     if len(resamples) < 2:
         return []
@@ -196,26 +230,24 @@ def _correlations(quality: Floats, drawn: Floats, resamples: Sequence[Resamples]
         score = np.array([value for value, _ in models])
         size = min(len(draws) for _, draws in models)  # a headline of rows has fewer
         score_drawn = np.array([draws[:size] for _, draws in models]).T
-        kinds = {"pearson": pearson, "spearman": spearman, "kendall": kendall}
-        row: dict[str, Any] = {"figure": name}
-        for kind, of in kinds.items():
-            row[kind] = figure(float(of(score, quality)), of(score_drawn, drawn[:, :size].T))
-        out.append(row | {"p": permutation_p(score, quality)})
+        estimates = {
+            kind: figure(float(of(score, quality)), of(score_drawn, drawn[:, :size].T))
+            for kind, of in (("pearson", pearson), ("spearman", spearman), ("kendall", kendall))
+        }
+        out.append(Correlation(figure=name, p=permutation_p(score, quality), **estimates))
     return out
 
 
-def conclusion(models: int, correlations: Sequence[dict[str, Any]]) -> str:
+def conclusion(models: int, correlations: Sequence[Correlation]) -> str:
     """What the first correlation says, with its doubts, for people."""
     if models < 2:
         return "One model: whether the suite predicts selection needs several."
     if models < 4:
         return f"{models} models: a correlation over so few means nothing; take {FEW} or more."
     first = correlations[0]
-    tau, p = first["kendall"], first["p"]
-    if not np.isfinite(tau["value"]):
-        return f"{first['figure']}: all models do alike, there is nothing to correlate."
+    tau, p = first.kendall.value, first.p
+    if not np.isfinite(tau):
+        return f"{first.figure}: all models do alike, there is nothing to correlate."
     sure = "which chance alone would rarely give" if p < 0.05 else "which chance alone may give"
     few = f" {models} models are few: take {FEW} or more." if models < FEW else ""
-    return (
-        f"Kendall's tau of {first['figure']} with the quality of picks is {tau['value']:.2f} (p {p:.3f}), {sure}.{few}"
-    )
+    return f"Kendall's tau of {first.figure} with the quality of picks is {tau:.2f} (p {p:.3f}), {sure}.{few}"

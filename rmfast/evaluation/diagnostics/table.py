@@ -1,9 +1,8 @@
-"""A result's rows as arrays, and whether several results stand on the same rows."""
+"""A result's rows as arrays, and whether several results are of the same rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +11,25 @@ from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.resample import Indices
 from rmfast.evaluation.diagnostics.words import counted
 from rmfast.evaluation.metrics import Floats
+from rmfast.evaluation.suites.result import ItemResult, SuiteResult
 
-Data = dict[str, Any]
+UNKNOWN = float("nan")  # one object, as a key of a dict: two rewards that are unknown are alike
 
 
 @dataclass(frozen=True)
 class Table:
     """E edges of all items, and R distinct responses of P prompts.
 
-    A response that stands in several rows of its prompt counts once among the responses. Texts are not in the file:
+    A response in several rows of its prompt counts once among the responses. Texts are not in the file:
     responses with the same prompt, writer, length and reward are taken for one.
 
     Attributes:
         parts: names; `part` is an index into them.
         gap: [E] reward of the better answer less that of the worse one, nan where it is not known.
         length_gap: [E] length of the better answer less that of the worse one.
-        part, prompt, better_source, worse_source: [E]; a writer is an index into `writers`, -1 where it is not known.
+        part, prompt, better_writer, worse_writer: [E]; a writer is an index into `writers`, -1 where it is not known.
         first: [E] whether no earlier edge has the same answers.
-        reward, length, owner, source: [R], owner the prompt; None without rewards.
+        reward, length, owner, writer: [R], owner the prompt; None without rewards.
     """
 
     parts: tuple[str, ...]
@@ -39,13 +39,13 @@ class Table:
     length_gap: Floats
     part: Indices
     prompt: Indices
-    better_source: Indices
-    worse_source: Indices
+    better_writer: Indices
+    worse_writer: Indices
     first: NDArray[np.bool_]
     reward: Floats | None
     length: Floats
     owner: Indices
-    source: Indices
+    writer: Indices
 
     @property
     def won(self) -> NDArray[np.bool_]:
@@ -53,30 +53,28 @@ class Table:
         return self.gap > 0
 
 
-def table_of(result: Data) -> Table:
+def table_of(result: SuiteResult) -> Table:
     """The arrays of a result."""
-    items = result["items"]
-    parts = dict.fromkeys(item["part"] for item in items)
+    items = result.items
+    parts = dict.fromkeys(item.part for item in items)
     places = {name: place for place, name in enumerate(parts)}
     writers: dict[str, int] = {}
-    with_rewards = all(item["rewards"] is not None for item in items)
+    with_rewards = all(item.rewards is not None for item in items)
     edges: list[tuple[float, ...]] = []
-    responses: dict[tuple[float | None, ...], None] = {}
+    responses: dict[tuple[float, ...], None] = {}
     for item in items:
-        n = len(item["lengths"])
-        source = [writers.setdefault(name, len(writers)) for name in item["sources"]] or [-1] * n
-        length, prompt, part = item["lengths"], item["prompt"], places[item["part"]]
-        for (b, w), gap in zip(item["edges"], item["gaps"], strict=True):
-            value = np.nan if gap is None else gap
-            edges.append((value, length[b] - length[w], part, prompt, source[b], source[w], length[b]))
-        for place in range(n if with_rewards else 0):
-            responses.setdefault((item["rewards"][place], length[place], prompt, source[place]))
+        length, part = item.lengths, places[item.part]
+        writer = [writers.setdefault(name, len(writers)) for name in item.writers] or [-1] * len(length)
+        for (b, w), gap in zip(item.edges, item.gaps, strict=True):
+            edges.append((gap, length[b] - length[w], part, item.prompt, writer[b], writer[w], length[b]))
+        for place, reward in enumerate(item.rewards or () if with_rewards else ()):
+            responses.setdefault((reward if reward == reward else UNKNOWN, length[place], item.prompt, writer[place]))
     e = np.array(edges, dtype=np.float64).reshape(-1, 7)
-    r = np.array(list(responses), dtype=np.float64).reshape(-1, 4)  # None becomes nan
+    r = np.array(list(responses), dtype=np.float64).reshape(-1, 4)
     same = np.nan_to_num(np.delete(e, 2, axis=1), nan=np.inf)
     first = np.zeros(len(e), dtype=np.bool_)
     first[np.unique(same, axis=0, return_index=True)[1]] = True
-    numbers = np.unique([item["prompt"] for item in items])
+    numbers = np.unique([item.prompt for item in items])
     prompt, owner = (np.searchsorted(numbers, column) for column in (e[:, 3], r[:, 2]))
     return Table(
         tuple(parts), tuple(writers), numbers.size,
@@ -85,8 +83,8 @@ def table_of(result: Data) -> Table:
     )  # fmt: skip
 
 
-def check_same(results: Sequence[Data], names: Sequence[str]) -> None:
-    """Raise where results do not stand on the same rows in the same order.
+def check_same(results: Sequence[SuiteResult], names: Sequence[str]) -> None:
+    """Raise where results are not of the same rows in the same order.
 
     Folders are not compared: the data may have moved.
 
@@ -98,36 +96,40 @@ def check_same(results: Sequence[Data], names: Sequence[str]) -> None:
     """
     first = results[0]
     for result, name in zip(results[1:], names[1:], strict=True):
-        if result["suite"] != first["suite"]:
-            raise UserError(
-                f"{name}: suite {result['suite']}, but {names[0]} is of {first['suite']}; compare one suite"
-            )
-        again = "evaluate both on the same --data"
-        for own, other in zip(first["items"], result["items"], strict=False):
-            if _identity(own) != _identity(other):
-                keys = [key for key in _identity(own) if _identity(own)[key] != _identity(other)[key]]
-                raise UserError(
-                    f"{name}: other rows than {names[0]}: the first is {other['label']} where {names[0]} has "
-                    f"{own['label']} (other {', '.join(keys)}); {again}"
-                )
-        counts = len(first["items"]), len(result["items"])
-        if counts[0] != counts[1]:
-            longer = (first if counts[0] > counts[1] else result)["items"]
-            raise UserError(
-                f"{name}: {counted(counts[1], 'row')}, but {names[0]} has {counts[0]:,}: the first without a like is "
-                f"{longer[min(counts)]['label']}; {again}"
-            )
+        if result.suite != first.suite:
+            raise UserError(f"{name}: suite {result.suite}, but {names[0]} is of {first.suite}; compare one suite")
+        check_items([first.items, result.items], [names[0], name])
 
 
-def _identity(item: Data) -> Data:
-    """What tells a row from others, wherever its file lies."""
-    name, _, number = item["label"].rpartition(":")
+def check_items(both: Sequence[Sequence[ItemResult]], names: Sequence[str]) -> None:
+    """As `check_same`, of the items of two results."""
+    again = "evaluate both on the same --data"
+    for one, other in zip(*both, strict=False):
+        ids = _identity(one), _identity(other)
+        if ids[0] != ids[1]:
+            keys = [key for key in ids[0] if ids[0][key] != ids[1][key]]
+            raise UserError(
+                f"{names[1]}: other rows than {names[0]}: the first is {other.label} where {names[0]} has "
+                f"{one.label} (other {', '.join(keys)}); {again}"
+            )
+    counts = [len(items) for items in both]
+    if counts[0] != counts[1]:
+        longer = both[0] if counts[0] > counts[1] else both[1]
+        raise UserError(
+            f"{names[1]}: {counted(counts[1], 'row')}, but {names[0]} has {counts[0]:,}: the first without a like is "
+            f"{longer[min(counts)].label}; {again}"
+        )
+
+
+def _identity(item: ItemResult) -> dict[str, object]:
+    """What tells a row from others, in whichever folder its file is."""
+    name, _, number = item.label.rpartition(":")
     row = f"{Path(name).name}:{number}"
     return {
-        "id": row if item["uid"] == item["label"] else item["uid"],
+        "id": row if item.uid == item.label else item.uid,
         "place": row,
-        "part": (item["part"], item["path"]),
-        "edges": (item["edges"], len(item["lengths"])),
-        "writers": item["sources"],
-        "prompt": item["prompt"],
+        "part": (item.part, item.path),
+        "edges": (item.edges, len(item.lengths)),
+        "writers": item.writers,
+        "prompt": item.prompt,
     }

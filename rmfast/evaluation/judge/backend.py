@@ -1,4 +1,4 @@
-"""What a judge is asked and what comes back; `endpoint` and `local` are the back ends."""
+"""What a judge is asked and what it answers; `endpoint` and `local` are the back ends."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +75,6 @@ class Backend(Protocol):
 
         Raises:
             UserError: nothing can be asked at all (wrong address, key or model).
-            RunError: answers came and then stopped; what was yielded before holds.
+            RunError: answers stopped after some; what was yielded before holds.
         """
         ...

@@ -100,7 +100,7 @@ class Endpoint:
         try:
             return _answer(answer)
         except (AttributeError, IndexError, TypeError):  # the package does not check what servers send
-            raise ValueError(f"what came back is no chat completion: {str(answer)[:80]!r}") from None
+            raise ValueError(f"the answer is no chat completion: {str(answer)[:80]!r}") from None
 
     async def _post(self, client: openai.AsyncOpenAI, prompt: str, limit_name: str) -> ChatCompletion:
         limit: Any = {limit_name: self.sampling.max_tokens}

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from rmfast.evaluation.judge.backend import Answer, Failure
 from rmfast.evaluation.judge.plan import Plan
-from rmfast.evaluation.judge.votes import paired, vote_curve
 from rmfast.evaluation.metrics import Floats, accuracy_interval
-from rmfast.evaluation.suite import Item
 
 SAID, UNREADABLE, SILENT = 0, 1, 2  # a verdict; an answer without one; no answer
 
@@ -28,12 +26,12 @@ def order_figures(plan: Plan, said: Floats, state: NDArray[np.int8], swapped: ND
     """Position bias, consistency and accuracy by order.
 
     Args:
-        said: [C, asked] 1 for the comparison's own first answer, -1 for its second, 0 for neither; 0 where not SAID.
+        said: [C, asked] 1 for the comparison's first answer, -1 for its second, 0 for neither; 0 where not SAID.
         state: [C, asked] SAID, UNREADABLE or SILENT.
         swapped: [C, asked] whether the second answer was shown first.
 
     Returns:
-        first_shown: share of verdicts, ties aside, for the answer that was shown first; 0.5 is no bias where both
+        first_shown: share of verdicts, without ties, for the answer that was shown first; 0.5 is no bias where both
             orders were asked.
         consistency: of votes with a verdict in both orders, the share in which both name the same answer; null with
             one order.
@@ -49,7 +47,7 @@ def order_figures(plan: Plan, said: Floats, state: NDArray[np.int8], swapped: ND
         both = (state[:, 0::2] == SAID) & (state[:, 1::2] == SAID)
         same = said[:, 0::2] == said[:, 1::2]
         figures["consistency"] = share(same[both], number[:, 0::2][both])
-    ways = sorted({edge for own in plan.edges for edge in own if edge is not None})
+    ways = sorted({edge for edges in plan.edges for edge in edges if edge is not None})
     rows = np.array([n for n, _ in ways], dtype=np.intp)
     signs = np.array([sign for _, sign in ways])[:, None]
     better_first, heard = (signs > 0) != swapped[rows], state[rows] != SILENT
@@ -77,15 +75,6 @@ def answer_figures(answers: Iterable[Answer], failures: Sequence[Failure]) -> di
             "completion": sum(a.completion_tokens or 0 for a in counted),
         },
     }
-
-
-def vote_curves(items: Sequence[Item], votes: Sequence[Floats], *, both: bool, seed: int) -> dict[str, list[float]]:
-    """Accuracy of each part's items by the number of votes, from 1; see `votes.vote_curve`."""
-    parts: dict[str, list[Floats]] = {}
-    for item, own in zip(items, votes, strict=True):
-        if len(own):
-            parts.setdefault(item.part, []).append(paired(own) if both else own)
-    return {part: vote_curve(own, seed=seed).tolist() for part, own in parts.items()}
 
 
 def summary(figures: dict[str, Any]) -> list[str]:

@@ -13,10 +13,10 @@ from transformers.utils import logging
 from rmfast.data.example import BadRow
 from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
 from rmfast.models.config import FAMILIES, context_window
-from rmfast.models.folder import first_line, refuse_adapter
+from rmfast.models.folder import refuse_adapter
 from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
 
 PLAIN_END = "\n\nAnswer:\n"  # after the question, where a model has no chat template
@@ -31,7 +31,7 @@ class Local:
     Args:
         path: a Hugging Face folder, a .gguf file or a folder with one.
         tokens_per_batch: padded questions and answers together; a longer question runs alone.
-        chat_template: jinja file or text, in place of the tokenizer's own. Without either, questions are plain text.
+        chat_template: jinja file or text, in place of the tokenizer's. Without either, questions are plain text.
         template_date: YYYY-MM-DD, given to a template that reads the clock.
 
     Raises:
@@ -56,7 +56,7 @@ class Local:
         self.model = _load_model(self.path, dtype).to(device).eval().requires_grad_(False)
         stop = self.model.generation_config.eos_token_id
         self._stops = sorted({self.tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None})
-        # The model's own settings (penalties, top-p) are not the judge's.
+        # The model's settings (penalties, top-p) are not the judge's.
         self.model.generation_config = GenerationConfig()
         self._config = GenerationConfig(
             max_new_tokens=sampling.max_tokens,
@@ -73,14 +73,14 @@ class Local:
     @property
     def identity(self) -> dict[str, Any]:
         """Of the weights and not of their place: a folder may move, or be trained on."""
-        own = {
+        identity = {
             "model": _fingerprint(self.model),
             "template": self.tokenizer.chat_template,
             "dtype": str(self.model.dtype),
             "temperature": self.sampling.temperature,
             "max_tokens": self.sampling.max_tokens,
         }
-        return own | ({"seed": self.seed} if self.sampling.temperature else {})
+        return identity | ({"seed": self.seed} if self.sampling.temperature else {})
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer | Failure]]:
         texts: dict[Request, str] = {}
@@ -115,15 +115,17 @@ class Local:
     @torch.inference_mode()
     def _generate(self, ids: Sequence[list[int]], keys: Sequence[str]) -> list[Answer]:
         width, device = max(map(len, ids)), self.model.device
-        padded = torch.tensor([[self._stops[0]] * (width - len(own)) + own for own in ids], device=device)
-        mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in ids], device=device)
+        padded = torch.tensor([[self._stops[0]] * (width - len(prompt)) + prompt for prompt in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in ids], device=device)
         processors = LogitsProcessorList()
         if self.sampling.temperature:
             processors.append(_Gumbel(self.sampling.temperature, [self._seed(key) for key in keys], device))
         out = self.model.generate(
             padded, attention_mask=mask, generation_config=self._config, logits_processor=processors
         )
-        return [self._answer(written, len(own)) for written, own in zip(out[:, width:].tolist(), ids, strict=True)]
+        return [
+            self._answer(written, len(prompt)) for written, prompt in zip(out[:, width:].tolist(), ids, strict=True)
+        ]
 
     def _answer(self, written: list[int], prompt_tokens: int) -> Answer:
         end = next((place for place, token in enumerate(written) if token in self._stops), None)
@@ -136,10 +138,10 @@ class Local:
 
 
 class _Gumbel(LogitsProcessor):
-    """Makes the largest score a sample of softmax(scores / temperature), each row by a generator of its own.
+    """Makes the largest score a sample of softmax(scores / temperature), with one generator for each row.
 
-    argmax(x / T + g) with g Gumbel noise is a draw of softmax(x / T) (Gumbel, 1954; Maddison et al., 2014). torch's own
-    sampling takes all rows from one generator, so that an answer would depend on its company.
+    argmax(x / T + g) with g Gumbel noise is a draw of softmax(x / T) (Gumbel, 1954; Maddison et al., 2014). torch's
+    sampling takes all rows from one generator, so that an answer would depend on its batch.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int], device: torch.device) -> None:
@@ -170,5 +172,5 @@ def _load_model(path: Path, dtype: torch.dtype) -> Any:
     folder, options = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-    except Exception as error:  # every library below raises kinds of its own
+    except Exception as error:  # every library below raises its kinds
         raise UserError(f"--judge {path}: no causal language model can be loaded: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Request
 from rmfast.evaluation.judge.prompt import builtin_criteria, question, texts
-from rmfast.evaluation.suite import Item
+from rmfast.evaluation.suites.base import Item
 
 Orders = Literal["both", "one"]
 BUILTIN = "builtin"
@@ -22,7 +22,7 @@ class JudgeOptions:
     Attributes:
         criteria: None; BUILTIN (by the item's groups: helpfulness or harmlessness); any other text is the criteria.
         reasoning: the judge compares in words before its verdict.
-        orders: "both": each vote is asked for in both orders of the answers; "one": in one, drawn by `seed` for each
+        orders: "both": each vote is asked for in both orders of the answers; "one": in one, chosen by `seed` for each
             comparison.
         votes: of each comparison.
         ties: the judge may say that neither is better.
@@ -38,7 +38,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two different answers in an order of their own; `label` is the first item's that needs it."""
+    """Two different answers in a fixed order; `label` is the first item's that needs it."""
 
     conversation: str
     answers: tuple[str, str]
@@ -64,7 +64,7 @@ class Plan:
         edges: for every item and edge the comparison and 1 where its first answer is the better one, else -1; None
             where both answers read the same, which needs no judge: a tie.
         asks: all questions, `per_comparison` for each comparison. With both orders column 2 v is vote v in the
-            comparison's own order, column 2 v + 1 the same vote swapped.
+            comparison's order, column 2 v + 1 the same vote swapped.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -91,19 +91,19 @@ def plan(items: Sequence[Item], options: JudgeOptions, identity: Mapping[str, An
         except UserError as error:
             raise UserError(f"{item.label}: {error}") from None
         criteria = builtin_criteria(item.path) if options.criteria == BUILTIN else options.criteria
-        own: list[tuple[int, int] | None] = []
+        of_item: list[tuple[int, int] | None] = []
         for edge in item.example.edges:
             better, worse = answers[edge.better], answers[edge.worse]
             if better == worse:
-                own.append(None)
+                of_item.append(None)
                 continue
             pair = (better, worse) if better < worse else (worse, better)
             key = (conversation, pair, criteria)
             if key not in numbers:
                 numbers[key] = len(comparisons)
                 comparisons.append(Comparison(conversation, pair, criteria, item.label))
-            own.append((numbers[key], 1 if pair[0] == better else -1))
-        edges.append(tuple(own))
+            of_item.append((numbers[key], 1 if pair[0] == better else -1))
+        edges.append(tuple(of_item))
     asks = [ask for n, comparison in enumerate(comparisons) for ask in _asks(n, comparison, options, identity)]
     per_comparison = options.votes * (2 if options.orders == "both" else 1)
     return Plan(tuple(comparisons), tuple(edges), tuple(asks), per_comparison)

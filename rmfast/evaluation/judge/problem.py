@@ -11,7 +11,7 @@ from rmfast.evaluation.judge.pace import retry_after
 Kind = Literal["retry", "refused", "fatal"]
 
 SHORTEST = 8  # characters of a key
-PASSING = (408, 409, 425, 429)  # and all of the server's own, from 500
+PASSING = (408, 409, 425, 429)  # and all of the server's, from 500
 
 
 @dataclass(frozen=True)

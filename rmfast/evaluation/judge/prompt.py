@@ -74,7 +74,7 @@ def question(conversation: str, answers: Sequence[str], *, criteria: str | None,
 
 
 def read_verdict(text: str, *, ties: bool) -> Verdict | None:
-    """The verdict of an answer; None where there is none that can be counted.
+    """The verdict of an answer; None where none can be counted.
 
     The last marker holds. None: no marker; a last marker other than [[A]], [[B]] or, with ties, [[C]]; two different
     ones in the last line that has any ("[[A]] or [[B]]"). What a model wrote between <think> and </think> is no answer.
@@ -97,7 +97,7 @@ def builtin_criteria(path: Sequence[str]) -> str:
 def texts(example: Example) -> tuple[str, list[str]]:
     """The conversation and every response as a judge reads them.
 
-    Where the prompt stands inside the responses, the turns that they all begin with are the conversation.
+    Where the prompt is inside the responses, the turns that they all begin with are the conversation.
 
     Raises:
         UserError: the row holds token ids.

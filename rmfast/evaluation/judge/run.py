@@ -10,12 +10,13 @@ import numpy as np
 
 from rmfast.errors import RunError
 from rmfast.evaluation.judge.backend import Answer, Backend, Failure
-from rmfast.evaluation.judge.figures import SAID, SILENT, UNREADABLE, answer_figures, order_figures, vote_curves
+from rmfast.evaluation.judge.figures import SAID, SILENT, UNREADABLE, answer_figures, order_figures
 from rmfast.evaluation.judge.log import AnswerLog
 from rmfast.evaluation.judge.plan import Ask, JudgeOptions, Plan, plan
 from rmfast.evaluation.judge.prompt import read_verdict
+from rmfast.evaluation.judge.votes import vote_curves
 from rmfast.evaluation.metrics import Floats
-from rmfast.evaluation.suite import Item, Result
+from rmfast.evaluation.suites.base import Item, Result
 
 EVERY = 30.0  # seconds between lines of progress
 
@@ -42,7 +43,7 @@ def judge_items(
     """Judge every edge of the items; a comparison that several edges share is asked for once.
 
     Args:
-        log: answers that stand there are not asked for again, new ones are added; None keeps nothing.
+        log: answers in it are not asked for again, new ones are added; None keeps nothing.
         say: prints a line.
 
     Returns:
@@ -69,7 +70,7 @@ def judge_items(
     figures = {
         "judge": backend.name,
         "comparisons": len(work.comparisons),
-        "identical": sum(edge is None for own in work.edges for edge in own),
+        "identical": sum(edge is None for edges in work.edges for edge in edges),
         "questions": len(work.asks),
         "from_log": len(known),
         **answer_figures([*known.values(), *new.values()], list(failures.values())),
@@ -82,7 +83,7 @@ def judge_items(
         "votes": vote_curves(items, votes, both=options.orders == "both", seed=options.seed),
     }
     _report(figures, failures, work, log, say)
-    return Judged([Result(item, _gaps(own)) for item, own in zip(items, votes, strict=True)], votes, figures)
+    return Judged([Result(item, _gaps(of_item)) for item, of_item in zip(items, votes, strict=True)], votes, figures)
 
 
 def _ask(
@@ -139,14 +140,14 @@ def _votes(work: Plan, said: Floats, state: np.ndarray) -> list[Floats]:
     """Votes of each item, [E, asked]."""
     votes = []
     for edges in work.edges:
-        own = np.zeros((len(edges), work.per_comparison))
-        for row, edge in zip(own, edges, strict=True):
+        of_item = np.zeros((len(edges), work.per_comparison))
+        for row, edge in zip(of_item, edges, strict=True):
             if edge is not None:
                 number, sign = edge
                 row[:] = sign * said[number]
                 row[state[number] == UNREADABLE] = -1.0
                 row[state[number] == SILENT] = np.nan
-        votes.append(own)
+        votes.append(of_item)
     return votes
 
 

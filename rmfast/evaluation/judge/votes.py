@@ -7,15 +7,23 @@ use the same draw, as an ensemble's members are the same on every edge. Whether 
 what the curve tells; at n = k it is the accuracy that all votes together have. Even n may tie, and ties lose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import comb
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 LIMIT = 2000
+
+
+class HasPart(Protocol):
+    """An item of a suite, or what a file holds of it."""
+
+    @property
+    def part(self) -> str: ...
 
 
 def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
@@ -27,11 +35,11 @@ def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
     Raises:
         ValueError: no items, or items with different k.
     """
-    arrays = [np.nan_to_num(np.asarray(own, dtype=np.float64), nan=0.0) for own in votes]
-    if not arrays or any(own.ndim != 2 or own.shape[1] != arrays[0].shape[1] or not own.size for own in arrays):
+    arrays = [np.nan_to_num(np.asarray(of_item, dtype=np.float64), nan=0.0) for of_item in votes]
+    if not arrays or any(v.ndim != 2 or v.shape[1] != arrays[0].shape[1] or not v.size for v in arrays):
         raise ValueError("want votes [E, k] of at least one item, with one k and E of at least 1")
     every = np.concatenate(arrays)
-    starts = np.cumsum([0, *(len(own) for own in arrays[:-1])])
+    starts = np.cumsum([0, *map(len, arrays[:-1])])
     k = every.shape[1]
     generator = np.random.default_rng(seed)
     curve = np.empty(k)
@@ -43,6 +51,21 @@ def vote_curve(votes: Sequence[ArrayLike], *, seed: int = 0) -> Floats:
             right += np.logical_and.reduceat(won, starts, axis=0).sum() / len(arrays)
         curve[n - 1] = right / len(draws)
     return curve
+
+
+def vote_curves(
+    items: Iterable[HasPart], votes: Iterable[ArrayLike], *, both: bool = False, seed: int = 0
+) -> dict[str, list[float]]:
+    """`vote_curve` of each part's items, by part; items without edges do not count.
+
+    Args:
+        votes: of each item, [E, k]. both: they are answers that were asked for in both orders (see `paired`).
+    """
+    parts: dict[str, list[ArrayLike]] = {}
+    for item, of_item in zip(items, votes, strict=True):
+        if len(np.asarray(of_item)):
+            parts.setdefault(item.part, []).append(paired(of_item) if both else of_item)
+    return {part: vote_curve(of_part, seed=seed).tolist() for part, of_part in parts.items()}
 
 
 def member_votes(gaps: ArrayLike) -> Floats:

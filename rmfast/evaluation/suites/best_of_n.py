@@ -5,8 +5,8 @@ from dataclasses import replace
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.example import NO_EDGE, BadRow, Edge, Example
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import read_items, source_notes
-from rmfast.evaluation.suite import Rows, Suite
+from rmfast.evaluation.suites.base import Rows, Suite
+from rmfast.evaluation.suites.items import read_items, source_notes
 from rmfast.evaluation.suites.pairwise import subset
 
 

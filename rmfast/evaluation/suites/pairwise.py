@@ -5,8 +5,8 @@ from typing import Any
 
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import read_items, source_notes
-from rmfast.evaluation.suite import Path_, Result, Rows, Suite, Verdict
+from rmfast.evaluation.suites.base import Path_, Result, Rows, Suite, Verdict
+from rmfast.evaluation.suites.items import read_items, source_notes
 
 
 def subset(row: dict[str, Any]) -> Path_:

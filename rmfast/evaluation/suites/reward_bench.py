@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.evaluation.items import as_turns, data_files, duplicate_notes, listed, read_files
-from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.items import as_turns, data_files, duplicate_notes, listed, read_files
 
 SECTIONS = {
     "Chat": {
@@ -38,13 +38,13 @@ SECTION_OF = {name: section for section, names in SECTIONS.items() for name in n
 def convert(row: dict[str, Any]) -> dict[str, Any]:
     """The row as messages, which is how the authors' code gives all texts to a model."""
     chosen, rejected = row["chosen"], row["rejected"]
-    if not isinstance(chosen, str) and chosen[0]["role"] != "assistant":  # the prompt stands in them
+    if not isinstance(chosen, str) and chosen[0]["role"] != "assistant":  # the prompt is in them
         return {"chosen": chosen, "rejected": rejected}
     return {"prompt": as_turns(row["prompt"]), "chosen": chosen, "rejected": rejected}
 
 
 def place(row: dict[str, Any], stem: str = "") -> tuple[str, Path_]:
-    """Section and subset. A prior set is named by its file, as it has subsets of its own."""
+    """Section and subset. A prior set is named by its file, as it has other subsets."""
     name, prior = row.get("subset"), stem.split("-0")[0]
     name = prior if prior in PRIOR or not isinstance(name, str) else name
     return "pairwise", (SECTION_OF.get(name, "other"), name)
@@ -57,7 +57,7 @@ def read(source: str) -> Rows:
     if len(kept) < len(files) and any(file.name.startswith("filtered") for file in kept):
         notes.append(f"{len(files) - len(kept)} files raw* are left out: the benchmark is the filtered set")
         files = kept
-    items, bad = read_files(source, files, "filtered", place, convert, sources=_models)
+    items, bad = read_files(source, files, "filtered", place, convert, writers=_writers)
     present = {item.path[1] for item in items}
     if missing := [name for names in SECTIONS.values() for name in names if name not in present]:
         notes.append(f"{len(missing)} of 23 subsets have no rows: {listed(missing)}")
@@ -81,7 +81,7 @@ def headline(cells: Sequence[Cell], results: Sequence[Result]) -> dict[str, floa
     return {"overall": overall} | scores | {"Prior": prior, "overall with Prior": (4 * overall + prior / 2) / 4.5}
 
 
-def _models(row: dict[str, Any]) -> list[str]:
+def _writers(row: dict[str, Any]) -> list[str]:
     names = [row.get("chosen_model"), row.get("rejected_model")]
     return [str(name) for name in names] if all(names) else []
 

@@ -1,7 +1,7 @@
 """RewardBench 2 (Malik et al., 2025): best of four in five subsets, and Ties, where several answers are right.
 
 A list is right where its correct answer is above every other one; ties lose. The headline follows the authors' code: a
-correct answer that ties with others at the top counts as 1 / (their number); Ties has a score of its own
+correct answer that ties with others at the top counts as 1 / (their number); Ties has another score
 (`ties_score`); the overall score is the plain mean of the six.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 
 from rmfast.data.example import WRONG_TYPE, BadRow
 from rmfast.data.sources import read_rows
-from rmfast.evaluation.items import as_turns, duplicate_notes, listed, read_items
-from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Rows, Suite
+from rmfast.evaluation.suites.items import as_turns, duplicate_notes, listed, read_items
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
 TIES = "Ties"
@@ -21,7 +21,7 @@ KINDS = ("ref", "tied")  # a prompt with one right answer, and its like with sev
 
 
 def place(row: dict[str, Any]) -> tuple[str, Path_]:
-    """Ties are a part of their own, with their two kinds of prompts as groups."""
+    """Ties are another part, with their two kinds of prompts as groups."""
     subset = str(row["subset"])
     return ("ties", (row["id"].partition(":")[0],)) if subset.lower() == "ties" else ("best-of-n", (subset,))
 
@@ -70,8 +70,8 @@ def ties_score(results: Sequence[Result]) -> float:
             return np.nan
         kind, _, number = result.item.uid.partition(":")
         pools = scores[kind].setdefault(number, ([], []))  # rows of one id are one prompt, as in the authors' code
-        for pool, own in zip(pools, np.split(result.rewards, [result.item.extra["right"]]), strict=True):
-            pool.extend(own)
+        for pool, rewards in zip(pools, np.split(result.rewards, [result.item.extra["right"]]), strict=True):
+            pool.extend(rewards)
     ref, tied = ({n: (np.min(r) - np.max(w), np.ptp(r)) for n, (r, w) in scores[kind].items()} for kind in KINDS)
     both = sorted(ref.keys() & tied.keys())
     if not both:

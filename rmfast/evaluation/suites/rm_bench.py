@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rmfast.data.example import WRONG_TYPE, BadRow
-from rmfast.evaluation.items import as_turns, data_files, duplicate_notes, listed, read_files
-from rmfast.evaluation.suite import Cell, Path_, Result, Rows, Suite, Verdict
+from rmfast.evaluation.suites.base import Cell, Path_, Result, Rows, Suite, Verdict
+from rmfast.evaluation.suites.items import as_turns, data_files, duplicate_notes, listed, read_files
 
 DOMAINS = {"chat": ("chat",), "code": ("code",), "math": ("math",), "safety": ("safety-refuse", "safety-response")}
 LEVELS = ("easy", "normal", "hard")

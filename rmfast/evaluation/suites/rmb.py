@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from rmfast.errors import UserError
-from rmfast.evaluation.items import duplicate_notes, read_items, surviving_rows
-from rmfast.evaluation.suite import Cell, Result, Rows, Suite
+from rmfast.evaluation.suites.base import Cell, Result, Rows, Suite
+from rmfast.evaluation.suites.items import duplicate_notes, read_items, surviving_rows
 
 PARTS = {"Pairwise_set": "pairwise", "BoN_set": "best-of-n"}
 GOALS = ("Helpfulness", "Harmlessness")
@@ -63,10 +63,10 @@ def read(source: str) -> Rows:
             notes.append(f"{part}: {len(more)} files are not of the benchmark: {', '.join(more)}")
         empty = []
         for file in files:
-            own, broken = _read_file(file, part, file.relative_to(root / folder).with_suffix("").parts)
-            items += own
+            good, broken = _read_file(file, part, file.relative_to(root / folder).with_suffix("").parts)
+            items += good
             bad += broken
-            if not own and not broken:
+            if not good and not broken:
                 empty.append(file.relative_to(root / folder).with_suffix("").as_posix())
         if empty:
             notes.append(f"{part}: {len(empty)} files hold no rows: {', '.join(empty)}")
@@ -89,7 +89,7 @@ def _read_file(file: Path, part: str, path: tuple[str, ...]) -> tuple[list, list
 
     return read_items(
         surviving_rows(file), lambda row: (part, path), convert, uid=lambda row: row[uid],
-        sources=lambda row: [str(answer.get("llm_name") or "unknown") for answer in answers(row)],
+        writers=lambda row: [str(answer.get("llm_name") or "unknown") for answer in answers(row)],
     )  # fmt: skip
 
 

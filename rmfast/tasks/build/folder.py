@@ -10,8 +10,7 @@ import torch
 
 from rmfast.config import Config
 from rmfast.data.sources import source_root
-from rmfast.errors import UserError
-from rmfast.models.folder import first_line
+from rmfast.errors import UserError, first_line
 from rmfast.outputs.lock import FolderLock
 from rmfast.outputs.marks import (
     CONFIG,

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from rmfast.config import Config
 from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
-from rmfast.evaluation.reward_model import tokens_note
+from rmfast.evaluation.scoring.reward_model import tokens_note
 from rmfast.models.config import context_window
 from rmfast.models.hf import open_model, read_config
 from rmfast.models.names import ENSEMBLE, SCORE

@@ -10,7 +10,7 @@ from rmfast.data.columns import read_columns
 from rmfast.data.loader import StepLoader
 from rmfast.data.plan import StepPlan
 from rmfast.data.table import GroupTable
-from rmfast.evaluation.answers import Reader
+from rmfast.evaluation.suites.answers import Reader
 from rmfast.models.config import DTYPES, context_window
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.schedule import learning_rate

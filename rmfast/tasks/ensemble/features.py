@@ -12,7 +12,7 @@ from torch import Tensor
 from rmfast.data.files import publish, sync, write_text
 from rmfast.data.table import GroupTable, select
 from rmfast.errors import RunError
-from rmfast.evaluation.score import CHUNK, score_table
+from rmfast.evaluation.scoring.score import CHUNK, score_table
 from rmfast.kernels import rms_norm
 from rmfast.models.folder import first_line
 from rmfast.models.reward import Outputs, PackInputs, RewardNetwork

@@ -12,8 +12,8 @@ import torch
 from rmfast.config import Config
 from rmfast.data.table import select
 from rmfast.errors import UserError
-from rmfast.evaluation.answers import first_too_long
-from rmfast.evaluation.score import score_table
+from rmfast.evaluation.scoring.reader import first_too_long
+from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import context_window
 from rmfast.parallel.world import World
 from rmfast.tasks.build.folder import RunFolder, run_folder

@@ -18,9 +18,10 @@ from rmfast.data.table import Edges, GroupTable, table_edges
 from rmfast.data.tokenise import encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import RULES, combined_metrics, mean_agreement, standardise
-from rmfast.evaluation.rows import json_line, strength_row, unscored_row
-from rmfast.report.ensemble import HeldOut, Strengths
-from rmfast.report.ensemble_page import write_ensemble_report
+from rmfast.evaluation.scoring.rows import strength_row, unscored_row
+from rmfast.jsonio import json_line
+from rmfast.report.ensemble.page import write_ensemble_report
+from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
 from rmfast.trainer.log import finite_or_null, say

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rmfast.data.example import Edge, Example
-from rmfast.evaluation.answers import Answers
-from rmfast.evaluation.result import result_json, suite_result
-from rmfast.evaluation.suite import Item, Result, Rows, Suite, Unscored, find_suite
+from rmfast.evaluation.suites.answers import Answers
+from rmfast.evaluation.suites.base import Item, Result, Rows, Suite, Unscored
+from rmfast.evaluation.suites.find import find_suite
+from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
 
 RNG = np.random.default_rng
 
@@ -19,7 +21,7 @@ def made(
     *,
     suite: Suite | None = None,
     prompts: Sequence[int] | None = None,
-    sources: Sequence[Sequence[str]] | None = None,
+    writers: Sequence[Sequence[str]] | None = None,
     parts: Sequence[str] | None = None,
     paths: Sequence[tuple[str, ...]] | None = None,
     uids: Sequence[str] | None = None,
@@ -28,7 +30,7 @@ def made(
     votes: list[np.ndarray] | None = None,
     data: str = "folder",
     skip: Collection[int] = (),
-) -> dict:
+) -> SuiteResult:
     """A result file read back: each row's first answers (`right` of them) are better than all its others.
 
     Rows in `skip` the model could not score.
@@ -45,7 +47,7 @@ def made(
             part="pairwise" if parts is None else parts[i],
             path=() if paths is None else paths[i],
             example=Example(f"prompt {prompt}", tuple(f"{i} {j}" for j in range(len(own))), edges),
-            sources=() if sources is None else tuple(sources[i]),
+            writers=() if writers is None else tuple(writers[i]),
             extra={"right": better},
         )
         items.append(item)
@@ -62,5 +64,12 @@ def made(
     answers = Answers(results, unscored, [size[i] for i in left], "tokens", votes)
     chosen = suite or find_suite("pairwise")
     result = suite_result(chosen, Rows(tuple(items)), answers, about={"name": name, "kind": "reward model"}, data=data)
-    assert len(result["items"]) + len(unscored) == n
-    return json.loads(result_json(result))
+    assert len(result.items) + len(unscored) == n
+    return SuiteResult.from_json(json.loads(result_json(result.to_json())))
+
+
+def changed(result: SuiteResult, place: int, **change: object) -> SuiteResult:
+    """The result with other values in one of its items."""
+    items = list(result.items)
+    items[place] = replace(items[place], **change)
+    return replace(result, items=items)

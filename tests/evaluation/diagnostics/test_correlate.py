@@ -43,5 +43,5 @@ def test_correlation_interval_is_fishers():
     found = correlation(x, y, np.arange(2000), 2000)
     r = np.corrcoef(x, y)[0, 1]
     low, high = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / np.sqrt(1997))
-    assert found["value"] == pytest.approx(r)
-    assert found["low"] == pytest.approx(low, abs=0.008) and found["high"] == pytest.approx(high, abs=0.008)
+    assert found.value == pytest.approx(r)
+    assert found.low == pytest.approx(low, abs=0.008) and found.high == pytest.approx(high, abs=0.008)

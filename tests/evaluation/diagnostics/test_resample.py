@@ -11,8 +11,8 @@ def test_spread_is_the_binomials():
     (own,) = shares(won, np.zeros(2500, dtype=int), np.arange(2500), 2500, 1)
     share = won.mean()
     half = 1.96 * np.sqrt(share * (1 - share) / 2500)
-    assert own["value"] == pytest.approx(share)
-    assert own["high"] - own["low"] == pytest.approx(2 * half, rel=0.1)
+    assert own.value == pytest.approx(share)
+    assert own.high - own.low == pytest.approx(2 * half, rel=0.1)
 
 
 def test_rows_of_one_prompt_are_drawn_together():
@@ -20,12 +20,12 @@ def test_rows_of_one_prompt_are_drawn_together():
     prompt = np.repeat(np.arange(250), 10)
     (own,) = shares(won, np.zeros(2500, dtype=int), prompt, 250, 1)
     half = 1.96 * np.sqrt(won.mean() * (1 - won.mean()) / 250)
-    assert own["high"] - own["low"] == pytest.approx(2 * half, rel=0.1)
+    assert own.high - own.low == pytest.approx(2 * half, rel=0.1)
 
 
 def test_all_alike_is_wilson():
     (own,) = shares(np.ones(40), np.zeros(40, dtype=int), np.arange(40), 40, 1)
-    assert own["value"] == own["high"] == 1 and own["low"] == pytest.approx(0.912, abs=0.001)
+    assert own.value == own.high == 1 and own.low == pytest.approx(0.912, abs=0.001)
 
 
 def test_draws_are_whole_prompts_and_the_same_in_blocks(monkeypatch):
@@ -47,5 +47,5 @@ def test_sums():
 
 def test_undefined_draws_do_not_count():
     own = figure(1.0, [np.nan, 1.0, 2.0, np.inf])
-    assert 1 <= own["low"] < own["high"] <= 2
-    assert np.isnan(figure(np.nan, [1.0, 2.0])["low"])
+    assert 1 <= own.low < own.high <= 2
+    assert np.isnan(figure(np.nan, [1.0, 2.0]).low)

@@ -39,32 +39,32 @@ def test_quality_from_random_to_gold_and_its_correlation():
     scores = [[g + level * rng.normal(size=5) for g in gold] for level in noise]
     names = [f"m{i}" for i in range(6)]
     found = select(Candidates(scores, gold, np.arange(300), 2), names, _suites([0.95, 0.9, 0.8, 0.7, 0.6, 0.5]))
-    quality = [m["quality"]["value"] for m in found["models"]]
+    quality = [m.quality.value for m in found.models]
     assert quality[0] == pytest.approx(1) and abs(quality[-1]) < 0.15 and quality == sorted(quality, reverse=True)
-    assert found["best"] == pytest.approx(np.mean([g.max() for g in gold]))
-    assert found["random"] == pytest.approx(np.mean([g.mean() for g in gold]))
-    assert found["models"][0]["curve"] == pytest.approx(found["gold_curve"])
-    assert found["models"][2]["curve"][-1] == pytest.approx(found["models"][2]["picked"]["value"])
-    assert found["models"][2]["quality_curve"][0] == pytest.approx(0, abs=1e-9)
-    assert found["most"] == 5 and found["rows"] == 300 and found["rows_left_out"] == 2
-    first = found["correlations"][0]
-    assert first["figure"] == "pairwise" and first["kendall"]["value"] == pytest.approx(1)
-    assert first["p"] == pytest.approx(2 / 720) and first["pearson"]["low"] > 0.5
-    assert "6 models are few" in found["conclusion"] and "rarely" in found["conclusion"]
+    assert found.best == pytest.approx(np.mean([g.max() for g in gold]))
+    assert found.random == pytest.approx(np.mean([g.mean() for g in gold]))
+    assert found.models[0].curve == pytest.approx(found.gold_curve)
+    assert found.models[2].curve[-1] == pytest.approx(found.models[2].picked.value)
+    assert found.models[2].quality_curve[0] == pytest.approx(0, abs=1e-9)
+    assert found.most == 5 and found.rows == 300 and found.rows_left_out == 2
+    first = found.correlations[0]
+    assert first.figure == "pairwise" and first.kendall.value == pytest.approx(1)
+    assert first.p == pytest.approx(2 / 720) and first.pearson.low > 0.5
+    assert "6 models are few" in found.conclusion and "rarely" in found.conclusion
 
 
 def test_few_models_are_said_to_be_few():
     gold = [np.arange(3.0)] * 4
     found = select(Candidates([gold] * 3, gold, np.arange(4)), ["a", "b", "c"], _suites([0.9, 0.8, 0.7]))
-    assert found["conclusion"].startswith("3 models: a correlation over so few means nothing")
+    assert found.conclusion.startswith("3 models: a correlation over so few means nothing")
     one = select(Candidates([gold], gold, np.arange(4)), ["a"], _suites([0.9]))
-    assert one["correlations"] == [] and one["conclusion"].startswith("One model")
+    assert one.correlations == [] and one.conclusion.startswith("One model")
 
 
 def test_rows_with_fewer_candidates_give_what_they_have():
     gold = [np.array([0.0, 4.0]), np.array([0.0, 3.0, 6.0])]
     found = select(Candidates([gold], gold, np.arange(2)), ["a"], _suites([0.9]))
-    assert found["gold_curve"] == pytest.approx([(2 + 3) / 2, (4 + 5) / 2, (4 + 6) / 2])
+    assert found.gold_curve == pytest.approx([(2 + 3) / 2, (4 + 5) / 2, (4 + 6) / 2])
 
 
 def _file(path, rewards, **more):

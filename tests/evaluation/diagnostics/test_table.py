@@ -1,10 +1,10 @@
-import copy
+from dataclasses import replace
 
 import pytest
 
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics.table import check_same, table_of
-from tests.evaluation.diagnostics.made import made
+from tests.evaluation.diagnostics.made import changed, made
 
 ROWS = [[1.0, 0.0], [0.0, 1.0], [2.0, 0.0, 1.0]]
 
@@ -24,23 +24,22 @@ def test_the_same_rows_in_another_folder():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(suite="rmb"), "b.json: suite rmb, but a.json is of pairwise"),
+        (lambda r: replace(r, suite="rmb"), "b.json: suite rmb, but a.json is of pairwise"),
         (
-            lambda r: r["items"].reverse(),
+            lambda r: replace(r, items=r.items[::-1]),
             r"b.json: .*first is folder/rows.jsonl:3 where a.json has folder/rows.jsonl:1",
         ),
-        (lambda r: r["items"][1].update(uid="other"), r"first is folder/rows.jsonl:2 .*\(other id\)"),
-        (lambda r: r["items"][2].update(edges=[[0, 1]]), r"first is folder/rows.jsonl:3 .*\(other edges\)"),
-        (lambda r: r["items"][1].update(part="x"), r"\(other part\)"),
+        (lambda r: changed(r, 1, uid="other"), r"first is folder/rows.jsonl:2 .*\(other id\)"),
+        (lambda r: changed(r, 2, edges=[(0, 1)]), r"first is folder/rows.jsonl:3 .*\(other edges\)"),
+        (lambda r: changed(r, 1, part="x"), r"\(other part\)"),
         (
-            lambda r: r["items"].pop(),
+            lambda r: replace(r, items=r.items[:-1]),
             "b.json: 2 rows, but a.json has 3: the first without a like is folder/rows.jsonl:3",
         ),
     ],
 )
 def test_other_rows_are_refused(change, message):
     first = made(ROWS)
-    second = copy.deepcopy(first)
-    change(second)
+    second = change(first)
     with pytest.raises(UserError, match=message):
         check_same([first, second], ["a.json", "b.json"])

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from rmfast.data.rows import parse_row
-from rmfast.evaluation.suite import Item
+from rmfast.evaluation.suites.base import Item
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.evaluation.shared import results_of, share
-from rmfast.evaluation.suite import Cell, Result, Rows, Suite, cells
+from rmfast.evaluation.suites.base import Cell, Result, Rows, Suite, cells
+from rmfast.evaluation.suites.shared import results_of, share
 
 Reward = Callable[[str], float]
 

@@ -111,7 +111,7 @@ def test_every_form_of_text_becomes_messages(tmp_path: Path) -> None:
     assert not rows.unscored
     for item in rows.items:
         assert [item.example.conversation(r) for r in item.example.responses] == [[user, answer], [user, *other]]
-        assert item.sources == ("human", "gpt")
+        assert item.writers == ("human", "gpt")
 
 
 def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     rows = SUITE.read(str(write_json(tmp_path / "rows.jsonl", data)))
     assert causes(rows) == ["wrong columns", "wrong columns", "not an object"]
     assert [row.path for row in rows.unscored] == [("Safety", "donotanswer")] * 2 + [("other", "rows")]
-    assert any("pairwise: 1 ids stand in several rows (Safety/donotanswer/0)" in note for note in rows.notes)
+    assert any("pairwise: 1 ids are in several rows (Safety/donotanswer/0)" in note for note in rows.notes)
     assert any("1 subsets are not of the benchmark and count in no section: my own" in note for note in rows.notes)
     _, found, headline = judged(SUITE, rows, lambda text: float(text or -1))
     assert (found["pairwise", ("Safety",)].correct, found["pairwise", ("Safety",)].rows) == (1, 2)

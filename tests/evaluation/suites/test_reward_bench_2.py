@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmfast.evaluation.suite import Result, cells
+from rmfast.evaluation.suites.base import Result, cells
 from rmfast.evaluation.suites.reward_bench_2 import SUBSETS, SUITE
 from tests.evaluation.suites.judged import causes, judged, numbers, write_json
 
@@ -156,6 +156,6 @@ def test_bad_rows_are_counted_and_duplicates_noted(tmp_path: Path) -> None:
     rows = SUITE.read(str(write_json(tmp_path / "rows.jsonl", data)))
     assert causes(rows) == ["wrong type", "no edge", *["wrong type"] * 4, "wrong columns"]
     assert [r.part for r in rows.unscored] == ["best-of-n"] * 4 + ["ties"] * 2 + ["unknown"]
-    assert any("best-of-n: 1 ids stand in several rows (Math/7)" in note for note in rows.notes)
+    assert any("best-of-n: 1 ids are in several rows (Math/7)" in note for note in rows.notes)
     found = judged(SUITE, rows, lambda text: float(text or -1))[1]
     assert (found["best-of-n", ("Math",)].rows, found["best-of-n", ("Math",)].correct) == (2, 1)

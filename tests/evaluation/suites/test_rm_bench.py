@@ -104,7 +104,7 @@ def test_missing_domains_bad_rows_and_duplicates_are_told(tmp_path: Path) -> Non
     assert rows.unscored[-1].path == ("code",) and rows.unscored[0].path == ("chat",)
     assert rows.notes == (
         "no rows of code, math, safety-refuse, safety-response",
-        "matrix: 1 ids stand in several rows (chat/1); all rows count",
+        "matrix: 1 ids are in several rows (chat/1); all rows count",
     )
     found = judged(SUITE, rows, lambda text: float(text or -1))[1]
     assert found["normal", ("chat",)].rows == 12

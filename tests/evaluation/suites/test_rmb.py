@@ -90,7 +90,7 @@ def test_every_cell_to_the_row(inside: bool, tmp_path: Path) -> None:
     assert list(headline.values())[1:] == pytest.approx(four)
     assert any((result.gaps == 0).any() and not result.won for result in results)  # ties lose
     item = rows.items[0]
-    assert item.sources == tuple(f"model-{text}" for text in item.example.responses)
+    assert item.writers == tuple(f"model-{text}" for text in item.example.responses)
     assert item.example.prompt == [{k: turn[k] for k in ("role", "content")} for turn in turns(0)]
 
 
@@ -152,7 +152,7 @@ def test_a_pair_without_writers_is_judged(tmp_path: Path) -> None:
         del row[side]["llm_name"]
     write_json(tmp_path / "Pairwise_set" / "Harmlessness/S1.json", [row])
     (item,) = SUITE.read(str(tmp_path)).items
-    assert item.sources == ("unknown", "unknown")
+    assert item.writers == ("unknown", "unknown")
 
 
 def test_one_set_alone_is_judged(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path) -> None:
     assert {row.path for row in rows.unscored} == {("Harmlessness", "S1")}
     assert rows.unscored[-1].part == "best-of-n" and rows.unscored[-1].label.endswith("S1.json:3")
     assert rows.unscored[3].label.endswith("Pairwise_set/Harmlessness/S1.json:7")
-    assert rows.notes[-1] == "pairwise: 1 ids stand in several rows (Harmlessness/S1/b); all rows count"
+    assert rows.notes[-1] == "pairwise: 1 ids are in several rows (Harmlessness/S1/b); all rows count"
     found = judged(SUITE, rows, lambda text: float(text or 0.5))[1]
     assert (found["pairwise", ()].rows, found["pairwise", ()].correct) == (3, 1)  # empty answers are judged
     assert (found["best-of-n", ()].rows, found["best-of-n", ()].correct) == (1, 1)

@@ -1,0 +1,1 @@
+"""Scores of responses: reward models of any architecture, tables of packs, rows of a file."""

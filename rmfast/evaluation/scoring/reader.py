@@ -1,0 +1,46 @@
+"""How a reward model reads: texts to tokens, and which texts are too long for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.example import BadRow, Example
+from rmfast.data.store import TokenStore
+from rmfast.data.tokenise import Encoded, encode
+
+TOO_LONG = "too long"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a model reads: its tokenizer, and how many tokens it takes (None: any number)."""
+
+    tokenizer: PreTrainedTokenizerBase
+    window: int | None = None
+
+    def read(self, examples: Sequence[Example]) -> list[Encoded | BadRow]:
+        """The examples' tokens, or why the model cannot take them."""
+        encoded = encode(self.tokenizer, examples)
+        return [e if isinstance(e, BadRow) else too_long(e, self.window) or e for e in encoded]
+
+
+def too_long(encoded: Encoded, window: int | None) -> BadRow | None:
+    """Why an example does not fit into a window of so many tokens, if it does not."""
+    longest = max(map(len, encoded.ids))
+    return None if window is None or longest <= window else _too_long(longest, window)
+
+
+def first_too_long(store: TokenStore, window: int | None) -> tuple[int, BadRow] | None:
+    """The first group of a store that does not fit into a window of so many tokens, by its number from 0 on."""
+    lengths = store.lengths()
+    over = np.flatnonzero(lengths > (np.inf if window is None else window))
+    if window is None or not len(over):
+        return None
+    group = int(np.searchsorted(store.response_start, over[0], side="right")) - 1
+    return group, _too_long(int(lengths[over[0]]), window)
+
+
+def _too_long(longest: int, window: int) -> BadRow:
+    return BadRow(TOO_LONG, f"{longest:,} tokens, and the model takes {window:,}")

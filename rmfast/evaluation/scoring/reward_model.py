@@ -1,0 +1,243 @@
+"""A trained reward model as a library: load it, score responses."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.checkpoint.export import last_tokens
+from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
+from rmfast.data.example import BadRow, Example
+from rmfast.data.pack import Pack
+from rmfast.data.rows import read_row
+from rmfast.data.store import store_examples
+from rmfast.data.table import GroupTable, build_table
+from rmfast.data.tokenise import Encoded, encode
+from rmfast.data.tokenizer import load_tokenizer
+from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import first_too_long, too_long
+from rmfast.evaluation.scoring.score import Progress, score_table
+from rmfast.models.config import context_window, decoder_config
+from rmfast.models.hf import build_network, load_network, read_config
+from rmfast.models.names import choose_row
+from rmfast.models.reward import RewardNetwork
+from rmfast.models.weights import HEAD, TRAINING_ONLY
+
+log = logging.getLogger(__name__)
+
+
+ScoredToken = Literal["last", "transformers"]
+"""Which token's score a response gets: its last one's, or that of the last one that is no pad token, which
+transformers' decoders take. They differ where sequences end in the pad token."""
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    label: str | int | None = None,
+    scored_token: ScoredToken | None = None,
+    chat_template: str | None = None,
+    template_date: str | None = None,
+    tokens_per_pack: int = 16384,
+    progress: Progress | None = None,
+) -> "RewardModel":
+    """Load a reward model.
+
+    Args:
+        path: a Hugging Face folder of a `*ForSequenceClassification` model of a supported family, a run folder (its
+            `model/`), or a checkpoint folder of a run.
+        device: where it scores. dtype: of weights and activations; scores are fp32.
+        label: which label of a classifier of several is the reward, by name or number from 0 on; "ensemble" takes all
+            as heads of one.
+        scored_token: "last" scores each response's last token; "transformers" the last one that is no pad token, as
+            `*ForSequenceClassification` does. Default: the last; where that may be another, a warning says so.
+        chat_template: jinja file or text, in place of the tokenizer's.
+        template_date: YYYY-MM-DD, given to a template that reads the clock; None for the one that the model was
+            trained with, or else 2024-07-26.
+        tokens_per_pack: token budget of a forward pass; it changes scores by rounding only.
+        progress: told how many prompts are scored, of how many.
+
+    Raises:
+        UserError: nothing there, another architecture, no reward head, several labels and none chosen.
+    """
+    path = model_folder(path)
+    trained_here = (path / MANIFEST).is_file()
+    if trained_here:
+        network, hf = _from_checkpoint(path, dtype, label)
+    else:
+        network, hf = load_network(path, label=label, dtype=dtype, weights_dtype=dtype)
+    tokenizer = load_tokenizer(path, chat_template, template_date)
+    if not trained_here:
+        warn_of_tokens(scored_token, hf, tokenizer, path)
+    pad = hf.get_text_config().pad_token_id if scored_token == "transformers" else None
+    return RewardModel(network.to(device), hf, tokenizer, skips=pad, tokens_per_pack=tokens_per_pack, progress=progress)
+
+
+def warn_of_tokens(
+    chosen: ScoredToken | None, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, path: Path
+) -> None:
+    """Say that transformers may score another token than the last, where it may and neither was chosen."""
+    if chosen is None and (note := tokens_note(hf, tokenizer)):
+        log.warning("%s: %s", path, note)
+
+
+def tokens_note(hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Where transformers may score another token than the last, a line that says so; otherwise empty."""
+    pad, ends = hf.get_text_config().pad_token_id, {tokenizer.eos_token_id}
+    with suppress(UserError):  # a template that is no valid jinja, which matters where it is used
+        ends = last_tokens(tokenizer)
+    if pad is None or pad not in ends:
+        return ""
+    return (
+        f"its pad token, {tokenizer.convert_ids_to_tokens(pad)!r}, ends sequences, and transformers scores the last "
+        "token that is no pad token, so the one before it; rmfast scores the last token (--scored-token last, "
+        'rmfast.load(scored_token="last")); "transformers" in its place scores as transformers does'
+    )
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that a path means: itself, a run folder's `model`, or the newest checkpoint of an unfinished run.
+
+    Raises:
+        UserError: no model of a supported family is there.
+    """
+    path = find_folder(path)
+    decoder_config(read_config(path), str(path))
+    return path
+
+
+def find_folder(path: str | Path) -> Path:
+    """As `model_folder`, of a model of any family, or of none."""
+    path = Path(path)
+    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+        return path / "model"
+    if not (path / "config.json").is_file() and (checkpoints := list_checkpoints(path / "checkpoints")):
+        return checkpoints[-1]
+    if (path / "ensemble.json").is_file() and not (path / "model").is_dir():
+        raise UserError(f"{path}: an ensemble of whole models; name its members: {path}/members/*/model")
+    return path
+
+
+def _from_checkpoint(path: Path, dtype: torch.dtype, label: str | int | None) -> tuple[RewardNetwork, PreTrainedConfig]:
+    hf = read_config(path)
+    state = {name: tensor.to(dtype) for name, tensor in read_weights(path).items() if name not in TRAINING_ONLY}
+    row = None if label is None else choose_row(label, state[HEAD].shape[0], hf, path)
+    state[HEAD] = state[HEAD] if row is None else state[HEAD][row : row + 1]
+    network = build_network(hf, where=str(path), heads=state[HEAD].shape[0], dtype=dtype)
+    network.load_state_dict(state, assign=True)
+    return network, hf
+
+
+class RewardModel:
+    """Scores responses to prompts. Make one with `rmfast.load`.
+
+    Args:
+        skips: a token that is not scored where it ends a sequence, but the one before; None scores the last token.
+
+    Attributes:
+        network: the model. hf: its Hugging Face config. tokenizer: its tokenizer.
+        window: tokens of the longest sequence that it takes, None without a limit (see `context_window`).
+    """
+
+    def __init__(
+        self,
+        network: RewardNetwork,
+        hf: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        skips: int | None = None,
+        tokens_per_pack: int = 16384,
+        progress: Progress | None = None,
+    ) -> None:
+        self.network, self.hf, self.tokenizer = network.eval().requires_grad_(False), hf, tokenizer
+        self.skips, self.window = skips, context_window(hf)
+        self.tokens_per_pack, self.progress = tokens_per_pack, progress
+
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+        """Reward of every response; with several heads their mean.
+
+        The same to rounding for any batch and order. Strings: prompt + response are tokenised as one text and
+        the eos is appended where it is missing. Messages: the chat template over prompt and answer, nothing appended.
+        The last token is scored (see `load`).
+
+        Args:
+            rows: `{"prompt": str | messages, "responses": [str, ...]}`; TRL's preference columns work as well, in
+                the order chosen, rejected.
+
+        Returns:
+            For each row a list with one number a response.
+
+        Raises:
+            UserError: a row that cannot be scored, by its number; one that is longer than the model takes.
+        """
+        if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+            raise UserError(f"score takes a list of rows, not {type(rows).__name__}")
+        rows = list(rows)
+        examples = {i: _parse(row, i) for i, row in enumerate(rows) if not _is_empty(row)}
+        for i, encoded in zip(examples, encode(self.tokenizer, list(examples.values())), strict=True):
+            bad = encoded if isinstance(encoded, BadRow) else too_long(encoded, self.window)
+            if bad is not None:
+                raise UserError(f"row {i}: {bad.cause}: {bad.detail}")
+        scores: list[list[float]] = [[] for _ in rows]
+        for i, values in zip(examples, self.score_examples(list(examples.values())), strict=True):
+            scores[i] = values.mean(1).tolist()
+        return scores
+
+    def score_examples(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Scores [N, M] of each example's N responses by M heads."""
+        if not examples:
+            return []
+        table = self.table(examples)
+        scores = score_table(self.score_packs, table, budget=self.tokens_per_pack, progress=self.progress)
+        return np.split(scores, table.first_response[1:-1])
+
+    def table(self, examples: Sequence[Example]) -> GroupTable:
+        """The examples, tokenised.
+
+        Raises:
+            UserError: one that cannot be tokenised or is longer than the window, by its number; an unknown token.
+        """
+        if self.skips is not None:
+            encoded = encode(self.tokenizer, examples)
+            examples = [_cut(*pair, self.skips) for pair in zip(examples, encoded, strict=True)]
+        store = store_examples(examples, self.tokenizer)
+        if store.meta["max_id"] >= self.network.config.vocabulary:
+            raise UserError(f"token id {store.meta['max_id']} is beyond the model's vocabulary")
+        if beyond := first_too_long(store, self.window):
+            raise UserError(f"example {beyond[0] + 1}: {beyond[1]}")
+        return build_table([store], need_edges=False)[0]
+
+    @torch.no_grad()
+    def score_packs(self, packs: Sequence[Pack]) -> list[Tensor]:
+        """Scores [S, M] of each pack."""
+        device = self.network.head.weight.device
+        return [self.network(pack.to(device)).scores for pack in packs]
+
+
+def _cut(example: Example, encoded: Encoded | BadRow, skips: int) -> Example:
+    """The example as ready ids that end in the last token that is not `skips`; in their first one where all are."""
+    if isinstance(encoded, BadRow):
+        return example
+    kept = ((ids, np.flatnonzero(ids != skips)) for ids in encoded.ids)
+    return Example(None, tuple(ids[: int(place[-1]) + 1 if len(place) else 1].tolist() for ids, place in kept))
+
+
+def _is_empty(row: Any) -> bool:
+    return isinstance(row, Mapping) and row.get("responses") == []
+
+
+def _parse(row: Mapping[str, Any], number: int) -> Example:
+    if not isinstance(row, Mapping):
+        raise UserError(f"row {number}: not a mapping but {type(row).__name__}")
+    try:
+        return read_row(f"row {number}", dict(row), require_edges=False, allow_empty=True)
+    except BadRow as error:
+        raise UserError(f"row {number}: {error.cause}: {error.detail}") from None
