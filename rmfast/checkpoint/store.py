@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rmfast.data import files
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.world import World
 
@@ -120,7 +120,7 @@ def open_checkpoint(path: Path) -> Iterator[tuple[ReadRows, dict[str, tuple[int,
                 handle = stack.enter_context(safe_open(index.with_suffix(".safetensors"), framework="pt"))
                 places = json.loads(index.read_text(encoding="utf-8"))
             except (OSError, ValueError, SafetensorError) as error:
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
                 raise UserError(f"{path}: damaged checkpoint ({reason}); delete it to go on from another") from None
             for key, place in places.items():
                 part, name = handle.get_slice(key), tensor_name(key)

@@ -12,7 +12,7 @@ from rmfast.data.columns import Columns, read_columns
 from rmfast.data.files import written_whole
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 from rmfast.evaluation.scoring.foreign import ForeignModel, is_foreign, load_any, longest_sequence
 from rmfast.evaluation.scoring.reader import Reader
 from rmfast.evaluation.scoring.reward_model import RewardModel, find_folder
@@ -35,7 +35,7 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
             raise UserError(f"--device {options.device}: models run on cpu or cuda")
         torch.empty(0, device=device_of(options))
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {options.device}: {first_line(error)}") from None
 
 
 def reader(path: str, options: Namespace) -> Reader:

@@ -14,7 +14,7 @@ from rmfast.config.base import Section
 from rmfast.config.config import Config
 from rmfast.config.sections import DenoiseConfig
 from rmfast.data.denoise import Denoise, resolve
-from rmfast.errors import KeyClash, UserError
+from rmfast.errors import KeyClash, UserError, first_line
 
 MAPPINGS = ("data.columns",)
 """Keys whose value may be a mapping; others that hold one are sections."""
@@ -116,11 +116,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path}: the config is nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{where}: not valid YAML: {problem}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not {type(values).__name__}")

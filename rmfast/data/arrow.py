@@ -17,7 +17,7 @@ from pyarrow import types
 
 from rmfast.data.example import NOT_UTF8, BadRow
 from rmfast.data.jsonfile import DOUBLED_KEY, Rows, parse_json
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 
 UNREADABLE = "unreadable value"
 
@@ -40,7 +40,7 @@ def arrow_rows(path: Path) -> Rows:
             yield number, row
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = path.suffix.removeprefix(".")
-        raise UserError(f"{path}: cannot be read as {kind} after row {number}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read as {kind} after row {number}: {first_line(error)}") from None
 
 
 def batch_rows(where: str, batches: Iterable[Batch]) -> Iterator[dict[str, Any] | BadRow]:

@@ -14,7 +14,7 @@ import yaml
 
 from rmfast.data.splits import UNNAMED, by_place, place_of
 from rmfast.data.unpack import suffix_of
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 
 Configs = dict[str, dict[str, list[PurePath]]]
 """Of each configuration, of each split, the files in the folder."""
@@ -53,7 +53,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
             raise ValueError("an entry of `configs` has no config_name")
         return list(listed)
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder}: the dataset card in its README.md cannot be read: {reason}") from None
 
 

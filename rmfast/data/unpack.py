@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 
 _PACKED = ("", ".gz", ".zst")
 SUFFIXES = (".jsonl", ".json", ".parquet", *(kind + pack for kind in (".jsonl", ".json") for pack in _PACKED[1:]))
@@ -40,7 +40,7 @@ def chunks(path: Path) -> Iterator[bytes]:
                 while block := file.read(CHUNK):
                     yield block
     except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated or damaged: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is truncated or damaged: {first_line(error)}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

@@ -1,12 +1,13 @@
 """Where a run's figures go: metrics.jsonl, eval.jsonl, the console, TensorBoard, wandb."""
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
+
+from rmfast.jsonio import finite_or_null
 
 COLUMNS = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
@@ -20,11 +21,6 @@ COLUMNS = (  # metric, label, format
     ("mfu", "mfu", "{:.1%}"),
     ("memory_gib", "GiB", "{:.1f}"),
 )
-
-
-def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
-    """Values for JSON: what is not a finite number becomes null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def console_line(values: dict[str, Any], total: int, seconds_left: float) -> str:

@@ -19,8 +19,9 @@ from rmfast.evaluation.suites.answers import usable
 from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_result
 from rmfast.evaluation.suites.shared import results_of, share
+from rmfast.jsonio import finite_or_null
 from rmfast.parallel.world import World
-from rmfast.trainer.log import finite_or_null, say
+from rmfast.trainer.log import say
 
 
 class SuiteRun:

@@ -9,6 +9,7 @@ from rmfast.checkpoint.export import publish_model, rows_to_check
 from rmfast.config import Config
 from rmfast.data.files import write_text
 from rmfast.data.pack import build_pack
+from rmfast.jsonio import finite_or_null
 from rmfast.kernels import describe
 from rmfast.models.config import DTYPES
 from rmfast.parallel.engine import Engine
@@ -21,7 +22,7 @@ from rmfast.tasks.build.inputs import Inputs, open_inputs, open_world
 from rmfast.tasks.build.model import head_line
 from rmfast.trainer.held_out import table_prefix
 from rmfast.trainer.learner import Learner
-from rmfast.trainer.log import finite_or_null, say
+from rmfast.trainer.log import say
 from rmfast.trainer.loop import fit
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest, listening

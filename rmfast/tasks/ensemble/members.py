@@ -16,7 +16,7 @@ import torch
 from rmfast.config import Config
 from rmfast.data.files import write_text, written_whole
 from rmfast.data.table import GroupTable, build_table
-from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.errors import Interrupted, RunError, UserError, first_line
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
 from rmfast.parallel.process_group import lost, say_error
 from rmfast.parallel.world import World
@@ -144,7 +144,7 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
     except RuntimeError as end:
         if not lost(end):
             raise
-        why = str(end).splitlines()[0]
+        why = first_line(end)
         raise RunError(
             f"another rank has ended, or does not answer ({why}); its own line says why, if it had any"
         ) from end

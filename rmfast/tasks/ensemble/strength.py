@@ -19,12 +19,12 @@ from rmfast.data.tokenise import encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import RULES, combined_metrics, mean_agreement, standardise
 from rmfast.evaluation.scoring.rows import strength_row, unscored_row
-from rmfast.jsonio import json_line
+from rmfast.jsonio import finite_or_null, json_line
 from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
-from rmfast.trainer.log import finite_or_null, say
+from rmfast.trainer.log import say
 
 
 def finish(ensemble: Ensemble) -> None:
@@ -67,7 +67,7 @@ def finish(ensemble: Ensemble) -> None:
     }
     write_ensemble_report(folder, strengths, held_out, figures, remarks(figures))
     say("\n" + summary(ensemble, figures, counts))
-    write_text(folder / "summary.json", json.dumps(_nulls(figures), indent=1) + "\n")
+    write_text(folder / "summary.json", json.dumps(finite_or_null(figures), indent=1) + "\n")
 
 
 def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.ndarray) -> dict[str, int]:
@@ -198,10 +198,3 @@ def rules_line(rules: dict[str, Any]) -> str:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _nulls(value: Any) -> Any:
-    """What is not a finite number becomes null, at any depth."""
-    if isinstance(value, dict):
-        return finite_or_null({key: _nulls(item) for key, item in value.items()})
-    return [_nulls(item) for item in value] if isinstance(value, list) else value
