@@ -15,11 +15,15 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from benchmarks.kernels import aot
 from rmfast.kernels import prefix_layout
 from rmfast.kernels.attention.triton import prefix_attention_bwd, prefix_attention_fwd
+from rmfast.kernels.contrastive.info_nce import triton as info_nce
 from rmfast.kernels.launch import launch, recording
+from tests.kernels.harness import far_apart
 from tests.kernels.test_aot import run
 
 FAR = tl.constexpr(2**31 - 1)
@@ -171,12 +175,40 @@ def forms() -> list[list[str]]:
     return names
 
 
+def layouts(width: int) -> list[list[str]]:
+    """How info_nce's kernels deal their tiles to threads, of rows that lie beside each other and of rows far apart."""
+    found = []
+    near = torch.zeros(3, width, dtype=torch.bfloat16)
+    for q in (near, far_apart(near)):
+        with recording((9, 0)) as started:
+            loss, *kept = info_nce.info_nce_fwd(q, near, torch.arange(3), 0.2)
+            info_nce.info_nce_bwd(loss, q, near, torch.arange(3), *kept, 0.2)
+        variants = [aot.variant("", 90, one) for one in started]
+        listings = [
+            triton.compile(
+                ASTSource(v.kernel, v.signature, constexprs=v.constants, attrs=v.attributes),
+                target=GPUTarget("cuda", 90, 32),
+                options=v.options,
+            ).asm["ttgir"]
+            for v in variants
+        ]
+        found.append([line for text in listings for line in text.splitlines() if line.startswith("#blocked")])
+    return found
+
+
 @pytest.fixture(scope="module")
 def compiled() -> dict[str, Any]:
     """What this file says when it is run as a program."""
     done = run(program=Path(__file__))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def test_rows_far_apart_have_the_kernels_of_others(compiled: dict[str, Any]) -> None:
+    """So that tests may ask for the same bits; a multiple of 16 has other kernels than 150."""
+    layouts = compiled["layouts"]
+    assert all(near and near == far for near, far in layouts)
+    assert layouts[0] != layouts[1]
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -204,4 +236,5 @@ def test_every_launch_says_whether_products_and_sums_are_fused() -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"faults": build_faulty(), "forms": forms(), "attention": attention()}))
+    made = {"faults": build_faulty(), "forms": forms(), "attention": attention()}
+    print(json.dumps(made | {"layouts": [layouts(width) for width in (144, 150)]}))
