@@ -106,14 +106,16 @@ def maths(*tensors: Tensor) -> Any:
 
 
 def row_starts(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """x [..., d], and (group, outer, inner): row i begins i // group * outer + i % group * inner elements into it.
+    """x [..., d], and (group, outer, inner): row i begins i // group * outer + i % group * inner elements into it, and
+    i * outer where group is 0.
 
-    Heads [T, H, d] within wider rows stay where they are; a copy is made where `as_rows` would and this cannot help.
+    Heads [T, H, d] stay where they are, within wider rows or not; a copy is made where `as_rows` would and this cannot
+    help.
     """
-    if x.dim() == 3 and x.numel() and x.stride(2) == 1 and x.stride(0) != x.shape[1] * x.stride(1):
+    if x.dim() == 3 and x.numel() and x.stride(2) == 1:
         return x, x.shape[1], x.stride(0), x.stride(1)
     rows = as_rows(x)
-    return rows, 1, rows.stride(0), 0
+    return rows, 0, rows.stride(0), 0
 
 
 def as_rows(x: Tensor) -> Tensor:

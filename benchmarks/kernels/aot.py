@@ -6,10 +6,11 @@ The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` c
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
 cannot do, and all of a kernel's products by HGMMA or none), a matrix product of fp32 in a kernel that is given bf16, or
-in tf32 (up to Triton 3.7 the compiler makes such of sums), a loop around a product that may begin at a sentinel, a
-kernel that no case starts. With the golden file's Triton version also: more registers, shared memory or instructions of
-the inner loop than it says, tensor cores that are no longer used, kernels that it lacks or that are gone. `--update`
-writes it again, faults or not, with `--op` the kernels of these ops alone; commit it with the change that explains it.
+in tf32 (up to Triton 3.7 the compiler makes such of sums), a loop around a product that may begin or end at a sentinel,
+more instructions in an inner loop of attention than `LOOPS` has, a kernel that no case starts. With the golden file's
+Triton version also: more registers, shared memory or instructions of the inner loop than it says, tensor cores that are
+no longer used, kernels that it lacks or that are gone. `--update` writes it again, faults or not, with `--op` the
+kernels of these ops alone; commit it with the change that explains it.
 """
 
 import argparse
@@ -42,6 +43,10 @@ SHARED_LIMIT = {80: 166912, 90: 232448}  # bytes that one block may use
 MORE_REGISTERS, MORE_SHARED = 8, 1024  # than the golden file before it counts as a change for the worse
 MORE_INSTRUCTIONS = 1.05  # times as many
 HGMMA_ROWS = 64  # of its smallest tile
+# Instructions of a step at head dimension 64 on sm_90, at most, by any compiler: not the tensor cores but masks and
+# exponentials bound attention. A window costs a few more, a softcap many.
+LOOPS = {"prefix_attention_fwd_kernel": 575, "prefix_attention_dq_kernel": 250, "prefix_attention_dkv_kernel": 440}
+LOOPS_OF = {"DIM": 64, "ROWS": False, "WINDOW": 0, "SOFTCAP": 0.0}
 PROCESSES = 2
 DTYPES = {
     torch.bfloat16: "bf16",
@@ -183,8 +188,11 @@ def hard_faults(one: Variant, made: Built | str) -> list[str]:
         faults.append(f"multiplies bf16 matrices without {wanted}")
     if one.arch >= 90 and made.hgmma and made.hmma:
         faults.append(f"multiplies bf16 matrices by {made.hgmma} HGMMA and {made.hmma} HMMA")
+    most = LOOPS.get(one.kernel.__name__) if one.arch >= 90 and LOOPS_OF.items() <= one.constants.items() else None
+    if made.rows and most is not None and not 0 < made.loop <= most:
+        faults.append(f"{made.loop} instructions in its inner loop, at most {most} are allowed")
     if made.sentinels:
-        faults.append(f"{made.sentinels} loops around a matrix product may begin at a sentinel")
+        faults.append(f"{made.sentinels} loops around a matrix product may begin or end at a sentinel")
     if made.widened:
         faults.append(f"is given bf16, but {made.widened} of its matrix products are in fp32")
     if made.tf32:

@@ -28,7 +28,7 @@ class Built:
     instructions, `loop` the instructions of the longest innermost loop with one (0: none). Of its matrix products,
     `rows` are those of the largest tile of bf16, 0 if none; `widened` counts the products of fp32 if the kernel is
     given bf16, `tf32` those that are rounded to it. fp16 counts as bf16. `sentinels` counts the loops around a product
-    that may begin at one. `seconds` are the processor's."""
+    that may begin or end at one. `seconds` are the processor's."""
 
     registers: int
     stack: int
@@ -57,20 +57,22 @@ def longest_loop(listing: str) -> int:
     return max((sum(low <= at <= high for at, _, _ in found) for low, high in inner), default=0)
 
 
-def _loops(listing: str) -> Iterator[tuple[str, str]]:
-    """(lower bound, body) of each loop in a listing of Triton's IR, whose regions end at their beginning's indent."""
-    for found in re.finditer(r"^( *)(?:%\S+ = )?scf\.for .*? = %([\w$#]+) to .*$", listing, re.MULTILINE):
+def _loops(listing: str) -> Iterator[tuple[str, str, str]]:
+    """(lower bound, upper bound, body) of each loop in a listing of Triton's IR, whose regions end at the indent that
+    they begin at."""
+    for found in re.finditer(r"^( *)(?:%\S+ = )?scf\.for .*? = %([\w$#]+) to %([\w$#]+) .*$", listing, re.MULTILINE):
         rest = listing[found.end() :]
-        yield found[2], rest[: rest.index(f"\n{found[1]}}}")]
+        yield found[2], found[3], rest[: rest.index(f"\n{found[1]}}}")]
 
 
 def sentinel_loops(listing: str) -> int:
-    """Loops around a matrix product, in a listing of Triton's IR before it is pipelined, that may begin at a sentinel.
+    """Loops around a matrix product, in a listing of Triton's IR before it is pipelined, that may begin or end at a
+    sentinel.
 
     A pipeline asks in 32 bits whether the second iteration begins before the end of the range, with no branch around
-    the loads: after a first one near 2^31 the answer is wrong, even where the range is empty. Followed back from the
-    lower bound is all that it is computed from within the kernel. What a minimum with a sound value bounds is sound;
-    indices that the kernel is given count as sound.
+    the loads: after a first one near 2^31 the answer is wrong, even where the range is empty. A loop that ends there
+    goes on for 2^31 steps. Followed back from both bounds is all that they are computed from within the kernel. What a
+    minimum with a sound value bounds is sound; indices that the kernel is given count as sound.
     """
     defined = {name: (operation, rest) for name, operation, rest in DEFINITION.findall(listing)}
 
@@ -84,7 +86,7 @@ def sentinel_loops(listing: str) -> int:
         operands = [huge(operand) for operand in re.findall(r"%([\w$#]+)", rest)]
         return bool(operands) and (all(operands) if operation == "arith.minsi" else any(operands))
 
-    return sum(huge(low) for low, body in _loops(listing) if "tt.dot" in body)
+    return sum(huge(low) or huge(high) for low, high, body in _loops(listing) if "tt.dot" in body)
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -5,29 +5,37 @@ import triton.language as tl
 
 FAR = tl.constexpr(2**31 - 1)  # no token's index
 ALL = tl.constexpr(-1)  # instead of a group: all groups of a tile at once
+NONE = tl.constexpr(-1)  # instead of the group of what is no token: after no group, and never the end of a range
+
+
+@triton.jit
+def chosen(group, current):
+    """Which groups are `current`, all if it is ALL. One comparison of vectors: as a mask, Triton 3.9's interpreter
+    refuses what a comparison of scalars is part of."""
+    return group == tl.where(current == ALL, group, current)
 
 
 @triton.jit
 def query_tile(
     layout_ptr, rows_ptr, block, current, queries, tokens, ROWS: tl.constexpr, M: tl.constexpr
 ):  # fmt: skip
-    """Of a tile of queries: index, token, group, prefix end, segment, and which belong to `current`; group FAR of those
-    that are none."""
+    """Of a tile of queries: index, token, group, prefix end, segment, and which belong to `current`; group NONE of
+    those that are none."""
     index = block * M + tl.arange(0, M)
     live = index < queries
     row = tl.load(rows_ptr + index, live, 0).to(tl.int32) if ROWS else index
-    group = tl.load(layout_ptr + row, live, FAR)
+    group = tl.load(layout_ptr + row, live, NONE)
     prefix_end = tl.load(layout_ptr + tokens + row, live, 0)
     segment = tl.load(layout_ptr + 2 * tokens + row, live, 0)
-    return index, row, group, prefix_end, segment, live & ((current == ALL) | (group == current))
+    return index, row, group, prefix_end, segment, live & chosen(group, current)
 
 
 @triton.jit
 def key_tile(layout_ptr, block, current, tokens, N: tl.constexpr):
-    """Of a tile of keys: token, group, and which belong to `current`; group FAR of those that are none."""
+    """Of a tile of keys: token, group, and which belong to `current`; group NONE of those that are none."""
     key = block * N + tl.arange(0, N)
-    group = tl.load(layout_ptr + key, key < tokens, FAR)
-    return key, group, (key < tokens) & ((current == ALL) | (group == current))
+    group = tl.load(layout_ptr + key, key < tokens, NONE)
+    return key, group, (key < tokens) & chosen(group, current)
 
 
 @triton.jit

@@ -125,7 +125,7 @@ def ranking_loss(
         values = [x for value in (margin, target, weight) for x in _split(value, scores.device)]
         rows = scores if scores.dim() == 2 else scores[None]
         losses, _ = _ranking_loss(rows, better, worse, *values, float(center), total)
-        return losses if scores.dim() == 2 else losses[0]
+        return losses if scores.dim() == 2 else losses.squeeze(0)
     scores = scores.to(maths_dtype(scores))
     # Data often come as fp64; the scores alone set the precision.
     margin, target, weight = (

@@ -132,11 +132,13 @@ def shared_storages() -> Iterator[None]:
 def far_apart(x: Tensor, dim: int = 0) -> Tensor:
     """A copy of x (3 or more long in `dim`) whose last slice lies beyond 2^31 elements, in memory else untouched.
 
-    Steps along `dim` fit into 32 bits; the product of the last index and the step does not.
+    Steps along `dim` fit into 32 bits; the product of the last index and the step does not. Kernels are compiled for
+    steps that 16 divides or for others, and the two sum in another order: so x's step and this one are alike in that.
     """
-    step = 2**31 // (x.shape[dim] - 1) + 16
-    assert x.shape[dim] > 2 and step < 2**31
     strides = list(x.contiguous().stride())
+    step = 2**31 // (x.shape[dim] - 1) + 16
+    step += (strides[dim] - step) % 16
+    assert x.shape[dim] > 2 and step < 2**31
     strides[dim] = step
     room = 1 + sum((n - 1) * s for n, s in zip(x.shape, strides, strict=True))
     before = 2**31  # a product that has wrapped around points there

@@ -1,7 +1,7 @@
 """How many forms of its kernels Triton compiles for the packs of a run, by the JIT's own rules.
 
-Run as a program this file starts the kernels of a reward model on packs of many lengths, without running them: in the
-tests' own process Triton may be interpreted.
+Run as a program this file starts the kernels of some reward models on packs of many lengths, without running them: in
+the tests' own process Triton may be interpreted.
 """
 
 import importlib
@@ -37,7 +37,14 @@ SIZES = {
 }  # fmt: skip
 PACKS = 60
 PER_PACK = 24  # compiled forms, of all kernels together
-ATTENTION = "rmfast.kernels.attention.triton"
+# Models whose packs start other kernels, or the same in other forms: what is changed of the config, and whether the LM
+# loss is computed.
+MODELS: dict[str, tuple[dict[str, Any], bool]] = {
+    "plain": ({}, False),
+    "norms of queries and keys": ({"qk_norm": True}, False),
+    "a sliding window in later layers": ({"layers": 3, "windows": (None, 24, 24)}, False),
+    "LM loss": ({}, True),
+}
 
 
 def specialised() -> list[str]:
@@ -61,23 +68,24 @@ def form(started: Launch) -> tuple[str, str]:
     return kernel.fn.__module__, f"{kernel.__name__} {specialisation} {sorted(options.items())}"
 
 
-def network(qk_norm: bool) -> RewardNetwork:
-    layers, head_dim = 2, 16
-    config = DecoderConfig(
-        family="llama", vocabulary=VOCABULARY, width=64, layers=layers, heads=4, kv_heads=2, head_dim=head_dim, ffn=128,
-        norm_eps=1e-5, init_std=0.02, qkv_bias=False, out_bias=False, mlp_bias=False, qk_norm=qk_norm, tied=True,
-        windows=(None,) * layers, rope=(1.0,) * (head_dim // 2), rope_scale=1.0,
-    )  # fmt: skip
-    made = RewardNetwork(Decoder(config, dtype=torch.bfloat16, impl="triton"), heads=1, lm=False)
+def network(changes: dict[str, Any], lm: bool) -> RewardNetwork:
+    sizes: dict[str, Any] = {
+        "family": "llama", "vocabulary": VOCABULARY, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2,
+        "head_dim": 16, "ffn": 128, "norm_eps": 1e-5, "init_std": 0.02, "qkv_bias": False, "out_bias": False,
+        "mlp_bias": False, "qk_norm": False, "tied": True, "windows": (None, None), "rope": (1.0,) * 8,
+        "rope_scale": 1.0,
+    }  # fmt: skip
+    made = RewardNetwork(Decoder(DecoderConfig(**sizes | changes), dtype=torch.bfloat16, impl="triton"), lm=lm)
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)
     return made
 
 
-def forms_of_packs() -> tuple[set[tuple[str, str]], set[Any]]:
-    """Forms, and settings of `enable_fp_fusion`, over forward and backward of packs of ragged groups."""
+def forms_of_packs(changes: dict[str, Any], lm: bool) -> dict[str, Any]:
+    """Forms by kernel, and settings of `enable_fp_fusion`, over forward and backward of packs of ragged groups."""
     common.INTERPRETED = True  # Triton is taken for CPU tensors
-    generator, model, objective = np.random.default_rng(0), network(qk_norm=False), RewardObjective(impl="triton")
+    generator, model = np.random.default_rng(0), network(changes, lm)
+    objective = RewardObjective(impl="triton", lm=float(lm))
     forms: set[tuple[str, str]] = set()
     fused: set[Any] = set()
     for number in range(PACKS):
@@ -85,13 +93,13 @@ def forms_of_packs() -> tuple[set[tuple[str, str]], set[Any]]:
             group_of(generator, int(generator.integers(1, 60)), generator.integers(1, 40, 2).tolist(), [(0, 1)])
             for _ in range(int(generator.integers(1, 9 + number % 16)))
         ]
-        pack, table = pack_of(groups), table_of(groups)
+        pack, table = pack_of(groups, lm=lm), table_of(groups)
         with recording((9, 0)) as started:
             scores, log_prob, *_ = model(pack)
             objective(scores, log_prob, pack, totals_of(table, np.arange(len(table))))[0].backward()
         forms |= {form(one) for one in started}
         fused |= {one.options.get("enable_fp_fusion") for one in started}
-    return forms, fused
+    return {"forms": Counter(name.split()[0] for _, name in forms), "fused": sorted(fused)}
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +113,20 @@ def test_no_kernel_is_compiled_for_a_size(found: dict[str, Any]) -> None:
     assert found["specialised"] == []
 
 
-def test_the_packs_of_a_run_need_few_forms(found: dict[str, Any]) -> None:
-    assert sum(found["forms"].values()) <= PER_PACK, found["forms"]
+@pytest.mark.parametrize("model", MODELS)
+def test_the_packs_of_a_run_need_few_forms(found: dict[str, Any], model: str) -> None:
+    forms = found["packs"][model]["forms"]
+    assert sum(forms.values()) <= PER_PACK, forms
+    assert ("linear_log_prob_bwd_kernel" in forms) == (model == "LM loss")
+    plain = found["packs"]["plain"]["forms"]
+    assert model == "plain" or forms != plain  # what is changed does show
 
 
-def test_every_launch_of_a_pack_says_whether_products_and_sums_are_fused(found: dict[str, Any]) -> None:
-    assert found["fused"] == [True]
+@pytest.mark.parametrize("model", MODELS)
+def test_every_launch_of_a_pack_says_whether_products_and_sums_are_fused(found: dict[str, Any], model: str) -> None:
+    assert found["packs"][model]["fused"] == [True]
 
 
 if __name__ == "__main__":
-    forms, fused = forms_of_packs()
-    counts = Counter(name.split()[0] for _, name in forms)
-    print(json.dumps({"specialised": specialised(), "forms": counts, "fused": sorted(fused)}))
+    packs = {name: forms_of_packs(*model) for name, model in MODELS.items()}
+    print(json.dumps({"specialised": specialised(), "packs": packs}))

@@ -331,9 +331,8 @@ def test_autocast_changes_nothing(impl: str, width: int) -> None:
 
 
 @pytest.mark.usefixtures("alone_on_the_gpu")
-@pytest.mark.parametrize("width", [16, 144])
+@pytest.mark.parametrize("width", [16, 150])
 def test_rows_beyond_two_to_the_31_elements(width: int) -> None:
-    """Multiples of 16 only: strides that are none have kernels of another layout, which sum in another order."""
     q, k = (normal(3, width, dtype=torch.bfloat16).detach() for _ in range(2))
     positive, grad = torch.tensor([2, 0, 1], device=DEVICE), torch.ones((), device=DEVICE)
     with shared_storages():

@@ -4,10 +4,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rmfast.kernels import prefix_layout
 from rmfast.kernels.attention.intervals import ALL, key_queries, key_tile, query_keys, query_tile, span
 from rmfast.kernels.attention.reference import seen_keys
+from rmfast.kernels.attention.triton import _spans
 from tests.kernels.harness import DEVICE
 
 GROUPS = {
@@ -68,6 +70,16 @@ def test_ranges_of_keys_are_those_that_the_queries_see(groups, window, tile, row
             assert (low, high) == ((keys[0], keys[-1] + 1) if len(keys) else (0, 0))
 
 
+def last_queries(layout: Tensor, window: int) -> Tensor:
+    """Behind which token none sees a key, from all pairs; of a key whose window reaches from the prefix into the
+    responses, where its group ends."""
+    token = torch.arange(layout.shape[1], device=layout.device)
+    seen = seen_keys(layout, token, token, window or None)
+    last = torch.where(seen, token[:, None], -1).amax(0) + 1
+    crosses = (token < layout[1]) & (token + window > layout[1])
+    return torch.where(crosses, layout[3], last)
+
+
 @pytest.mark.parametrize("window", [0, 1, 16, 100, 1000])
 @pytest.mark.parametrize("groups", [*GROUPS.values(), [(0, [900])], [(800, [20, 40]), (3, [300])]])
 @pytest.mark.parametrize("tile", [16, 64])
@@ -79,12 +91,24 @@ def test_dk_and_dv_visit_no_queries_beyond_the_window(groups, window, tile):
     tiles = triton.cdiv(tokens, tile)
     out = torch.empty(tiles, 2, dtype=torch.int32, device=DEVICE)
     query_spans_kernel[(tiles,)](layout, out, tokens, WINDOW=window, N=tile)
-    token = torch.arange(tokens, device=DEVICE)
-    seen = seen_keys(layout, token, token, window or None)
-    last = torch.where(seen, token[:, None], -1).amax(0) + 1
-    crosses = (token < layout[1]) & (token + window > layout[1])
-    last = torch.where(crosses, layout[3], last)
+    last = last_queries(layout, window)
     want = [triton.cdiv(int(last[i : i + tile].max()) - i, tile) for i in range(0, tokens, tile)]
     assert [triton.cdiv(high - low, tile) for low, high in out.tolist()] == want
     if window == 16 and tokens == 900:
         assert sum(want) == {16: 113, 64: 29}[tile]  # two tiles of queries for each of keys, the last one has one
+
+
+@pytest.mark.parametrize("window", [None, 1, 16, 100, 1000])
+@pytest.mark.parametrize("groups", [*GROUPS.values(), [(0, [900])], [(800, [20, 40]), (3, [300])]])
+@pytest.mark.parametrize("every", [1, 3, 50])
+def test_dk_and_dv_visit_those_of_some_rows_that_see_a_key_of_the_tile(groups, window, every):
+    layout = prefix_layout(groups).to(DEVICE)
+    tokens = layout.shape[1]
+    rows = torch.arange(every - 1, tokens, every, device=DEVICE).repeat_interleave(2)  # a row may be asked for twice
+    last = last_queries(layout, window or 0)
+    for tile in (16, 64):
+        want = [
+            [int((rows < start).sum()), int((rows < last[start : start + tile].max()).sum())]
+            for start in range(0, tokens, tile)
+        ]
+        assert _spans(layout, rows, tile, window).tolist() == want

@@ -110,7 +110,7 @@ def test_other_views_are_copied_only_where_strides_ask_for_it(heads: int) -> Non
     x = torch.randn(4, heads, 6, device=DEVICE)
     for view, copied in ((x, False), (x[:, :, :4], False), (x.transpose(0, 1), False), (x[:, :, ::2], True)):
         start, group, outer, inner = row_starts(view)
-        rows = [i // group * outer + i % group * inner for i in range(4 * heads)]
+        rows = [i // group * outer + i % group * inner if group else i * outer for i in range(4 * heads)]
         flat = start.as_strided((4 * heads, view.shape[2]), (0, 1))  # rows by their starts
         got = torch.stack([start.as_strided(flat.shape[1:], (1,), start.storage_offset() + at) for at in rows])
         assert torch.equal(got, view.reshape(-1, view.shape[2]))

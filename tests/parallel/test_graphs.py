@@ -1,5 +1,7 @@
 """Padded packs compute what the packs alone do, and steps repeated from a recording what fresh steps do."""
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +43,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network_of(
     model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32, dropout: float = 0.0
 ) -> RewardNetwork:
-    return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=dtype, dropout=dropout)[0]
+    weights = torch.promote_types(dtype, torch.float32)
+    return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=weights, dropout=dropout)[0]
 
 
 def batches() -> list[list[Group]]:
@@ -175,9 +178,12 @@ def test_scores_held_from_a_graph_stay(model: Path) -> None:
     assert not torch.equal(sums(kept[0]), sums(kept[1]))
 
 
-def losses_with_dropout(model: Path, recorder: Recorder | None, first: int = 0) -> list[Tensor]:
+def losses_with_dropout(
+    model: Path, recorder: Recorder | None, first: int = 0, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Statistics of one batch at the steps from `first` to 1, the weights held."""
-    engine = NativeEngine(network_of(model, dropout=0.3), world=World(), options=OPTIONS, recorder=recorder)
+    network = network_of(model, dtype=dtype, dropout=0.3)
+    engine = NativeEngine(network, world=World(), options=OPTIONS, recorder=recorder)
     table = table_of(batches()[2])
     rows = np.arange(len(table))
     packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=16, lm=True, fixed=True)
@@ -196,6 +202,46 @@ def test_dropout_is_the_same_fresh_recorded_and_resumed(model: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(recorded, fresh, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(resumed, fresh[1:], strict=True))
     assert not torch.equal(fresh[0], fresh[1]), "steps draw their own"
+
+
+@contextmanager
+def thread_that_pins() -> Iterator[None]:
+    """Memory of ever other sizes is pinned all the while, under the loader's lock; without a GPU it is only copied."""
+    over, counts, errors = threading.Event(), itertools.count(), []
+
+    def work() -> None:
+        while not over.wait(1e-4):
+            memory = torch.ones(1 << next(counts) % 16)
+            try:
+                with PINNING:
+                    memory.pin_memory() if torch.cuda.is_available() else memory.clone()
+            except RuntimeError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert next(counts) > 0 and not errors
+
+
+def test_dropout_in_bf16_is_the_same_while_a_thread_pins_memory(model: Path) -> None:
+    """With CUDA graphs where there is a GPU."""
+
+    def recorder() -> Recorder:
+        return CudaRecorder(torch.device("cuda")) if torch.cuda.is_available() else ReplayOnTheCpu(warm_up=1)
+
+    fresh = losses_with_dropout(model, None, dtype=torch.bfloat16)
+    with thread_that_pins():
+        recorded = losses_with_dropout(model, recorder(), dtype=torch.bfloat16)
+        resumed = losses_with_dropout(model, recorder(), first=1, dtype=torch.bfloat16)
+    for a, b in zip(recorded, fresh, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+    assert torch.equal(resumed[0], recorded[1])
+    assert not torch.allclose(fresh[0], fresh[1], rtol=2e-2, atol=2e-2), "steps draw their own"
 
 
 def test_the_loader_s_thread_may_use_cuda_while_a_graph_is_recorded_but_pins_nothing(

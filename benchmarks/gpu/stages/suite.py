@@ -28,7 +28,7 @@ ONE_OF_EACH = {
     "multi_tensor": "test_multi_tensor.py::test_gradient_norm",
 }
 ONE = "one test of "
-LEFT_OUT = ("tests/kernels/test_aot.py",)  # compiles without a GPU, in CI
+LEFT_OUT = ("tests/kernels/test_aot.py", "tests/kernels/test_compiled.py")  # compile without a GPU, in CI
 MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py")
 LONG = {"test_prefix_attention.py": 120.0, "test_flash_attention.py": 80.0}
 

@@ -15,24 +15,31 @@ PARTIALS = 528
 TILE = 4096
 
 
+# No load's width depends on them: compiled in, the heads of queries and those of keys would each have kernels.
+SIZES = ["rows", "group"]
+
+
 @triton.jit
-def _start(row, outer, inner, GROUP: tl.constexpr):
-    """Where rows begin that lie in groups: rows `inner` elements apart, groups `outer`."""
-    return row // GROUP * outer + row % GROUP * inner
+def _start(row, group, outer, inner, GROUPED: tl.constexpr):
+    """Where rows begin that lie in groups of `group`: rows `inner` elements apart, groups `outer`."""
+    if not GROUPED:
+        return row * outer
+    row = row.to(tl.int32)  # a division of 64 bits takes a hundred instructions
+    return (row // group).to(tl.int64) * outer + (row % group).to(tl.int64) * inner
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=SIZES)
 def rms_norm_fwd_kernel(
-    x_ptr, residual_ptr, weight_ptr, normed_ptr, sum_ptr, rstd_ptr, rows, width, x_outer, x_inner,
-    residual_stride,
-    EPS: tl.constexpr, ADD: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, normed_ptr, sum_ptr, rstd_ptr, rows, width, group, x_outer,
+    x_inner, residual_stride,
+    EPS: tl.constexpr, ADD: tl.constexpr, GROUPED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     MATHS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [R]
     column = tl.arange(0, COLUMNS)  # [C]
     mask = (row < rows)[:, None] & (column < width)[None, :]
     out = row[:, None] * width + column[None, :]
-    x = tl.load(x_ptr + _start(row, x_outer, x_inner, GROUP)[:, None] + column[None, :], mask, 0.0).to(MATHS)
+    x = tl.load(x_ptr + _start(row, group, x_outer, x_inner, GROUPED)[:, None] + column[None, :], mask, 0.0).to(MATHS)
     if ADD:
         x += tl.load(residual_ptr + row[:, None] * residual_stride + column[None, :], mask, 0.0).to(MATHS)
         stored = x.to(sum_ptr.dtype.element_ty)
@@ -44,11 +51,11 @@ def rms_norm_fwd_kernel(
     tl.store(normed_ptr + out, x * rstd[:, None] * weight[None, :], mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=SIZES)
 def rms_norm_bwd_kernel(
     grad_ptr, grad_sum_ptr, x_ptr, weight_ptr, rstd_ptr, grad_x_ptr, partial_ptr, rows, width, grad_stride,
-    grad_sum_stride, x_outer, x_inner,
-    ADD: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
+    grad_sum_stride, group, x_outer, x_inner,
+    ADD: tl.constexpr, GROUPED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     program, programs = tl.program_id(0), tl.num_programs(0)
     column = tl.arange(0, COLUMNS)  # [C]
@@ -59,7 +66,7 @@ def rms_norm_bwd_kernel(
         mask = (row < rows)[:, None] & (column < width)[None, :]
         # All that is read is on its way before the first sum waits for it.
         rstd = tl.load(rstd_ptr + row, row < rows, 0.0)
-        x = tl.load(x_ptr + _start(row, x_outer, x_inner, GROUP)[:, None] + column[None, :], mask, 0.0)
+        x = tl.load(x_ptr + _start(row, group, x_outer, x_inner, GROUPED)[:, None] + column[None, :], mask, 0.0)
         grad = tl.load(grad_ptr + row[:, None] * grad_stride + column[None, :], mask, 0.0).to(MATHS)
         if ADD:
             grad_sum = tl.load(grad_sum_ptr + row[:, None] * grad_sum_stride + column[None, :], mask, 0.0)
@@ -84,8 +91,8 @@ def rms_norm_fwd(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
     tile, columns = row_block(width, TILE)
     launch(
         rms_norm_fwd_kernel, (cdiv(count, tile),), rows, added, weight.contiguous(), normed, total, rstd,
-        count, width, outer, inner, added.stride(0),
-        EPS=eps, ADD=residual is not None, GROUP=group, ROWS=tile, COLUMNS=columns, MATHS=maths(x),
+        count, width, group, outer, inner, added.stride(0),
+        EPS=eps, ADD=residual is not None, GROUPED=group > 0, ROWS=tile, COLUMNS=columns, MATHS=maths(x),
         num_warps=row_warps(tile * columns),
     )  # fmt: skip
     return normed, total, rstd
@@ -106,8 +113,8 @@ def rms_norm_bwd(
     partial = torch.empty(programs, width, dtype=maths_dtype(x), device=x.device)
     launch(
         rms_norm_bwd_kernel, (programs,), grads, sums, rows, weight.contiguous(), rstd, grad_x, partial,
-        count, width, grads.stride(0), sums.stride(0), outer, inner,
-        ADD=grad_sum is not None, GROUP=group, ROWS=tile, COLUMNS=columns, MATHS=maths(x),
+        count, width, grads.stride(0), sums.stride(0), group, outer, inner,
+        ADD=grad_sum is not None, GROUPED=group > 0, ROWS=tile, COLUMNS=columns, MATHS=maths(x),
         num_warps=min(16, max(4, tile * columns // 256)),
     )  # fmt: skip
     return grad_x, partial.sum(0).to(weight.dtype)

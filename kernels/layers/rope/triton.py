@@ -32,14 +32,14 @@ def _rotate(
     tl.store(out + HALF, second, mask)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "inverse"])
 def rope_kernel(
-    q_ptr, k_ptr, v_ptr, tables_ptr, q_out_ptr, k_out_ptr, v_out_ptr, tokens,
+    q_ptr, k_ptr, v_ptr, tables_ptr, q_out_ptr, k_out_ptr, v_out_ptr, tokens, inverse,
     q_token, q_head, k_token, k_head, v_token, v_head,
     q_out_token, q_out_head, k_out_token, k_out_head, v_out_token, v_out_head,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr, V_HEADS: tl.constexpr, HALF: tl.constexpr,
     Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, V_BLOCK: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
-    INVERSE: tl.constexpr, MATHS: tl.constexpr,
+    MATHS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)  # [N]
     column = tl.arange(0, COLUMNS)  # [C]
@@ -47,8 +47,7 @@ def rope_kernel(
     at = tables_ptr + token[:, None] * HALF + column[None, :]
     cos = tl.load(at, mask, 0.0)
     sin = tl.load(at + tokens.to(tl.int64) * HALF, mask, 0.0)
-    if INVERSE:
-        sin = -sin
+    sin = tl.where(inverse != 0, -sin, sin)  # of the run: compiled in, each form would be compiled twice
     if Q_HEADS > 0:
         _rotate(q_ptr, q_out_ptr, token, tokens, cos, sin, q_token, q_head, q_out_token, q_out_head,
                 Q_HEADS, HALF, Q_BLOCK, True, MATHS)  # fmt: skip
@@ -78,11 +77,11 @@ def _launch(x: Heads, out: Heads, tables: Tensor, *, inverse: bool) -> None:
     # Few heads share a program with those of other tokens.
     tokens, _ = row_block(max(blocks) * columns, TILE)
     launch(
-        rope_kernel, (cdiv(len(q), tokens),), q, k, v, tables.contiguous(), *out, len(q),
+        rope_kernel, (cdiv(len(q), tokens),), q, k, v, tables.contiguous(), *out, len(q), int(inverse),
         *[step for t in (q, k, v, *out) for step in t.stride()[:2]],
         Q_HEADS=heads[0], K_HEADS=heads[1], V_HEADS=heads[2], HALF=half,
         Q_BLOCK=blocks[0], K_BLOCK=blocks[1], V_BLOCK=blocks[2], TOKENS=tokens, COLUMNS=columns,
-        INVERSE=inverse, MATHS=maths(q), num_warps=row_warps(tokens * max(blocks) * columns),
+        MATHS=maths(q), num_warps=row_warps(tokens * max(blocks) * columns),
     )  # fmt: skip
 
 
