@@ -16,7 +16,7 @@ Said = Iterator[tuple[str, float, float]]  # what a file says of something, and 
 
 
 def of_modes(result: Result) -> Said:
-    """Training steps side by side, as vs_trl.py and train_throughput.py write them."""
+    """Training steps side by side, as steps/compare.py writes them."""
     rounds, step, warm_up = result["rounds"], result.get("step"), result["settings"].get("warm_up")
     # Files without it are of a time when one step warmed up and means were taken over the others.
     first, middle = (1, fmean) if warm_up is None else (warm_up, median)

@@ -45,7 +45,7 @@ def readme(result: Result) -> str:
 
 
 def beside_trl(result: Result) -> str:
-    """A table of vs_trl.py's on a CPU."""
+    """A table of the comparison with TRL on a CPU."""
     own = result["summary"]["rmfast"]["cpu_seconds"]
 
     def share(value: float) -> str:

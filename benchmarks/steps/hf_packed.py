@@ -1,9 +1,8 @@
 """The mode hf-packed: transformers' model over packs of whole sequences, what OpenRLHF and ms-swift do when they pack.
 
-Packs are laid out by rmfast's planner before the clock starts and lie in pinned memory, so that none of our Python is
-in the step. On a GPU attention is FlashAttention with cumulative lengths: the package flash_attn where it is installed,
-else torch's own build of it, which is tried out first; where that fails, FlexAttention, whose masks transformers makes
-within the step. On a CPU it is `sdpa` with transformers' mask.
+Packs are planned by rmfast before the clock starts and held in pinned memory, so that none of our Python is in the
+step. On a GPU attention is FlashAttention with cumulative lengths: the package flash_attn where it is installed, else
+torch's build of it. On a CPU it is `sdpa` with transformers' mask.
 """
 
 import importlib.util
@@ -14,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vs_trl_worker import Clock, Job, memory
+
+from benchmarks.steps.worker import Clock, Job
 
 VARLEN = "aten_varlen"  # the name under which transformers knows torch's FlashAttention here
 ENGINES = {
     VARLEN: "FlashAttention 2 of torch (aten::_flash_attention_forward with cumulative lengths)",
     "flash_attention_2": "FlashAttention 2 of the package flash_attn",
-    "flex_attention": "FlexAttention, the mask made within the step",
     "sdpa": "scaled_dot_product_attention with a mask",
 }
 
@@ -61,6 +60,25 @@ def build_pack(sequences: list[list[int]], margins: Tensor, *, pin: bool) -> Who
     return WholePack(longest=max(lengths), **tensors)
 
 
+def build_steps(job: Job) -> tuple[list[list[WholePack]], list[Any]]:
+    """The packs of each step, and the token ids of each pair."""
+    from benchmarks.steps.inputs import open_table
+    from rmfast.data.plan import plan_packs
+
+    limits = {"max_length": job.max_length, "tokens_per_pack": job.tokens_per_pack}
+    store, table = open_table(Path(job.rows), Path(job.model), limits)
+    ids = [table.sequences_of(group) for group in range(len(table))]
+    margins = torch.from_numpy(store.margin[table.index])
+    steps = []
+    for first in range(0, job.steps * job.pairs_per_step, job.pairs_per_step):
+        sizes = table.sequences[first : first + job.pairs_per_step]
+        plan = plan_packs(sizes, ranks=1, budget=max(job.tokens_per_pack, int(sizes.max())))[0]
+        groups = [[first + i for i in pack.tolist()] for pack in plan]
+        cuda = job.device == "cuda"
+        steps.append([build_pack([s for i in g for s in ids[i]], margins[g], pin=cuda) for g in groups])
+    return steps, ids
+
+
 def varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float) -> Tensor:
     """Causal FlashAttention within each sequence. q [T, heads, width], k and v [T, kv heads, width], fp16 or bf16."""
     operator = torch.ops.aten._flash_attention_forward
@@ -79,51 +97,11 @@ def varlen_attention(
     return varlen(q, k, v, given["cu_seq_lens_q"], given["max_length_q"], given["scaling"])[None], None
 
 
-def varlen_works(heads: int, kv_heads: int, width: int, device: torch.device) -> bool:
-    """Whether `varlen` gives sdpa's outputs and gradients here, for these shapes, in bf16."""
-    lengths = [37, 1, 90]
-    draw = torch.Generator(device).manual_seed(0)
-    q, k, v = (
-        torch.randn(sum(lengths), n, width, generator=draw, device=device, dtype=torch.bfloat16).requires_grad_()
-        for n in (heads, kv_heads, kv_heads)
-    )
-    starts = torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device)
-
-    def truth() -> Tensor:
-        parts = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)
-        attend = torch.nn.functional.scaled_dot_product_attention
-        outs = [attend(*(x.transpose(0, 1) for x in part), is_causal=True, enable_gqa=True) for part in parts]
-        return torch.cat([out.transpose(0, 1) for out in outs])
-
-    try:
-        outs = [varlen(q, k, v, starts, max(lengths), width**-0.5), truth()]
-        found, right = ([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))] for out in outs)
-    except (RuntimeError, TypeError):
-        return False
-    pairs = [(a.float(), b.float()) for a, b in zip(found, right, strict=True)]
-    return all(bool((a - b).norm() < 0.02 * b.norm()) for a, b in pairs)  # rounding to bf16 gives some 0.005
-
-
-def engine_for(config: Any, device: torch.device) -> str:
+def engine_for(device: str) -> str:
     """transformers' attention that keeps packed sequences apart at the least cost here, a name in `ENGINES`."""
-    if device.type != "cuda":
+    if device != "cuda":
         return "sdpa"
-    if importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attention_2"
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    works = varlen_works(config.num_attention_heads, config.num_key_value_heads, width, device)
-    return VARLEN if works else "flex_attention"
-
-
-def scores_of(model: Any, pack: WholePack, engine: str) -> Tensor:
-    """Scores [n] of a pack's sequences at their last tokens."""
-    given: dict[str, Any] = {}
-    if engine in (VARLEN, "flash_attention_2"):
-        given = {f"cu_seq_lens_{side}": pack.starts for side in "qk"}
-        given |= {f"max_length_{side}": pack.longest for side in "qk"}
-    hidden = model.model(input_ids=pack.tokens, position_ids=pack.positions, use_cache=False, **given).last_hidden_state
-    scores: Tensor = model.score(hidden[0, pack.last])[:, 0]
-    return scores
+    return VARLEN if importlib.util.find_spec("flash_attn") is None else "flash_attention_2"
 
 
 def load_model(folder: str, engine: str) -> Any:
@@ -135,27 +113,23 @@ def load_model(folder: str, engine: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation=engine)
 
 
+def scores_of(model: Any, pack: WholePack, engine: str) -> Tensor:
+    """Scores [n] of a pack's sequences at their last tokens."""
+    given: dict[str, Any] = {}
+    if engine != "sdpa":
+        given = {f"cu_seq_lens_{side}": pack.starts for side in "qk"}
+        given |= {f"max_length_{side}": pack.longest for side in "qk"}
+    hidden = model.model(input_ids=pack.tokens, position_ids=pack.positions, use_cache=False, **given).last_hidden_state
+    scores: Tensor = model.score(hidden[0, pack.last])[:, 0]
+    return scores
+
+
 def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
     """Train on the job's rows with TRL's optimizer settings."""
-    from transformers import AutoConfig
-    from vs_trl_inputs import open_table
-
-    from rmfast.data.plan import plan_packs
     from rmfast.parallel.schedule import learning_rate
 
-    cuda = job.device == "cuda"
-    device = torch.device(job.device)
-    limits = {"max_length": job.max_length, "tokens_per_pack": job.tokens_per_pack}
-    store, table = open_table(Path(job.rows), Path(job.model), limits)
-    ids = [table.sequences_of(group) for group in range(len(table))]
-    margins = torch.from_numpy(store.margin[table.index])
-    steps: list[list[WholePack]] = []
-    for first in range(0, job.steps * job.pairs_per_step, job.pairs_per_step):
-        sizes = table.sequences[first : first + job.pairs_per_step]
-        plan = plan_packs(sizes, ranks=1, budget=max(job.tokens_per_pack, int(sizes.max())))[0]
-        groups = [[first + i for i in pack.tolist()] for pack in plan]
-        steps.append([build_pack([s for i in g for s in ids[i]], margins[g], pin=cuda) for g in groups])
-    engine = engine_for(AutoConfig.from_pretrained(job.model), device)
+    device, engine = torch.device(job.device), engine_for(job.device)
+    steps, ids = build_steps(job)
     model = load_model(job.model, engine).to(device)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=job.lr, weight_decay=0.0, fused=True)
@@ -165,7 +139,7 @@ def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
         clock.mark()
         total = torch.zeros((), device=device)
         for pack in (pack.to(device) for pack in packs):
-            with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            with torch.autocast(device.type, torch.bfloat16, enabled=clock.cuda):
                 scores = scores_of(model, pack, engine)
             difference = scores.float().view(-1, 2).diff(dim=1)[:, 0].neg() - pack.margins
             loss = -torch.nn.functional.logsigmoid(difference).sum() / job.pairs_per_step
@@ -180,11 +154,11 @@ def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
         losses.append(total)
     clock.mark()
     computed = [sum(pack.tokens.numel() for pack in packs) for packs in steps]
-    return clock.seconds() | {
+    return {
         "attention": ENGINES[engine],
         "loss": [loss.item() for loss in losses],
         "grad_norm": [norm.item() for norm in norms],
         "computed_tokens": computed,
         "real_tokens": computed,
         "ids": ids,
-    } | memory(cuda)  # fmt: skip
+    }
