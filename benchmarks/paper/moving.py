@@ -1,6 +1,6 @@
 """Findings of Part II that need a trunk which moves: the top layers trained from kept states, on real pairs.
 
-    python benchmarks/paper/moving.py --model FOLDER --data PAIRS --other ANSWERS --samples ANSWERS --json OUT
+    python -m benchmarks.paper.moving --model FOLDER --data PAIRS --other ANSWERS --samples ANSWERS --json OUT
 
 Ensembles of whole top layers; the presets over epochs, where noise can be memorised; one decile of strength alone; the
 contrastive terms; MetaRM. Every label of the data counts as true; where noise is wanted a share of the training labels
@@ -10,24 +10,19 @@ came out.
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-if not __package__:  # run as a file: the repository's root instead of this folder
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 import torch
 
-from benchmarks.paper.common import STRONGEST, Rows, Shown, origin, planted, report
-from benchmarks.paper.frozen import auc
+from benchmarks.origin import origin, write_json
+from benchmarks.paper.common import Rows, Shown, auc, planted, report
 from benchmarks.paper.moving_data import FOLDS, Data, K, read_data
 from benchmarks.paper.top_layers import BUDGET, Recipe, scores, train, turned, with_strengths
-from rmfast.data.denoise import PRESETS
+from rmfast.data.denoise import PRESETS, Denoise
 from rmfast.data.loader import rank_packs
 from rmfast.data.table import GroupTable, table_edges, treat_table
 from rmfast.evaluation.metrics import pairwise_metrics
@@ -39,7 +34,15 @@ from rmfast.tasks.folds import select
 from rmfast.tasks.heads import Trunk
 from rmfast.tasks.objectives import DROPOUT
 
-NOISE = (0.1, 0.2, 0.3, 0.4)
+NOISE = 0.3  # planted share, but for detection
+NOISES = (0.1, 0.2, 0.3, 0.4)
+STRONGEST = {
+    "plain": Denoise(),
+    "margin": Denoise(margin="mean"),
+    "soft label": Denoise(smooth=0.1, smooth_slice="all"),
+    "soft label + margin": Denoise(smooth=0.1, smooth_slice="all", margin="mean"),
+}
+"""Treatments of the strongest decile alone (the paper's Figure 6)."""
 SIZES = (1, 3)  # in-sample ensembles, where --sizes names no others; out of sample each edge has one judge
 READ = (1, 3)  # epochs after which members are read
 PRESET_READ = (1, 3)
@@ -53,12 +56,11 @@ ASCENTS: dict[str, dict[str, float] | None] = {
 
 @dataclass(frozen=True)
 class Lab:
-    """The data, where what is done is kept, the planted share where there is one, a recipe's learning rate, and the
-    sizes of in-sample ensembles."""
+    """The data, where what is done is kept, planted shares for detection, a recipe's learning rate, and the sizes of
+    in-sample ensembles."""
 
     data: Data
     keep: Path
-    noise: float
     noises: tuple[float, ...]
     lr: float
     sizes: tuple[int, ...] = SIZES
@@ -101,8 +103,8 @@ def member_strengths(lab: Lab, noise: float, folds: bool, seed: int) -> np.ndarr
 
 def strength_of(lab: Lab, seed: int) -> tuple[np.ndarray, GroupTable, np.ndarray]:
     """Planted flips, the training pairs labelled so with their out-of-sample strengths, and these."""
-    flipped = planted(len(lab.data.train), lab.noise, seed)
-    strength = np.nanmean(member_strengths(lab, lab.noise, True, seed)[-1], 0)
+    flipped = planted(len(lab.data.train), NOISE, seed)
+    strength = np.nanmean(member_strengths(lab, NOISE, True, seed)[-1], 0)
     return flipped, with_strengths(turned(lab.data.train, flipped), strength), strength
 
 
@@ -125,7 +127,7 @@ def presets(lab: Lab, seed: int) -> Rows:
     """The five presets, epoch by epoch: accuracy on test labels, and the share of planted flips that are learnt."""
     flipped, labelled, _ = strength_of(lab, seed)
     wrong = select(turned(lab.data.train, flipped), np.flatnonzero(flipped))
-    noise = planted(len(lab.data.test), lab.noise, seed + 500)
+    noise = planted(len(lab.data.test), NOISE, seed + 500)
     rows: Rows = []
     for name, options in PRESETS.items():
         treated, _ = treat_table(labelled, options)
@@ -253,10 +255,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--layers", type=int, default=1, help="on top, that are trained; 0: all (default: %(default)s)")
     add("--limit", type=int, default=1472, help="pairs drawn at most (default: %(default)s)")
     add("--prompts", type=int, default=60, help="of --other; half as many of --samples (default: %(default)s)")
-    add("--max-length", type=int, default=384, help="longer prompts are cut on the left (default: %(default)s)")
     add("--tokens", type=int, default=256, help="pairs with more in all are left out (default: %(default)s)")
-    add("--noise", type=float, default=0.3, help="planted share but for detection (default: %(default)s)")
-    add("--noises", type=float, nargs="+", default=NOISE, help="planted shares for detection (default: %(default)s)")
+    add("--noises", type=float, nargs="+", default=NOISES, help="planted shares for detection (default: %(default)s)")
     add("--lr", type=float, default=3e-4, help="peak learning rate (default: %(default)s)")
     add("--sizes", type=int, nargs="+", default=SIZES, help="of in-sample ensembles (default: %(default)s)")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: %(default)s)")
@@ -268,12 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     data = read_data(
         args.model, args.data, args.other, args.samples, layers=args.layers, limit=args.limit, prompts=args.prompts,
-        max_length=args.max_length, tokens=args.tokens, folder=args.keep,
+        tokens=args.tokens, folder=args.keep,
     )  # fmt: skip
-    lab = Lab(data, args.keep, args.noise, tuple(args.noises), args.lr, tuple(args.sizes))
+    lab = Lab(data, args.keep, tuple(args.noises), args.lr, tuple(args.sizes))
     result: dict[str, Any] = {
-        **origin(args.model, args.data), "other": Path(args.other).name, "samples": Path(args.samples).name,
-        "layers": args.layers, "lr": args.lr, "noise": args.noise, "seeds": args.seeds,
+        **origin("cuda" if torch.cuda.is_available() else "cpu"),
+        **{name: Path(getattr(args, name)).name for name in ("model", "data", "other", "samples")},
+        "layers": args.layers, "lr": args.lr, "noise": NOISE, "seeds": args.seeds,
         "pairs": len(data.train) + len(data.test), "test_pairs": len(data.test),
         "other_pairs": int(data.other.edges.sum()),
     }  # fmt: skip
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.write_text(json.dumps(rows), encoding="utf-8")
                 print(f"{name}: seed {seed} done", flush=True)
             result[name] += json.loads(file.read_text(encoding="utf-8"))
-    args.json.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    write_json(args.json, result, None)
     print(report(result, SHOWN))
     if args.plots:
         from benchmarks.paper.moving_plots import draw

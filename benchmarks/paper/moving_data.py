@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.paper.frozen import draw_pairs, held_out
 from benchmarks.paper.top_layers import Kept, Top, everything, join, keep, split
 from rmfast.data.example import Edge, Example
-from rmfast.data.store import store_examples
+from rmfast.data.store import build_store, store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.config import decoder_config
@@ -25,6 +24,7 @@ from rmfast.tasks.folds import fold_of_groups, select
 TEST_SHARE = 0.3
 FOLDS = 3
 K = 5  # sampled responses of a prompt, as in the paper
+MAX_LENGTH = 384  # tokens of a pair's longer side: prompts are cut to it; those of answers may have a third more
 LETTERS = 800  # of an answer of the shifted distribution; longer ones are left out
 
 
@@ -47,24 +47,32 @@ class Data:
 
 
 def read_data(
-    model: str, pairs: str, other: str, samples: str, *, layers: int, limit: int, prompts: int, max_length: int,
-    tokens: int, folder: Path,
-) -> Data:  # fmt: skip
+    model: str,
+    pairs: str,
+    other: str,
+    samples: str,
+    *,
+    layers: int,
+    limit: int,
+    prompts: int,
+    tokens: int,
+    folder: Path,
+) -> Data:
     """Everything; what `folder` holds of the hidden states already is not made again.
 
     Args:
         other, samples: preference pairs of many models' answers against one baseline's, of different instructions.
         layers: on top, to be trained; 0: all, with the embedding, and no states are kept.
-        limit: of the pairs. prompts: of `other`; `samples` has half as many.
-        max_length: tokens of a pair's longer side; prompts are cut to it. The others may have a third more.
+        limit: of the pairs, drawn with seed 0. prompts: of `other`; `samples` has half as many.
         tokens: of a whole pair, its prompt once; longer ones are left out.
     """
-    table, order = draw_pairs(model, pairs, limit=limit, max_length=max_length, cache=folder / "cache")
-    rows = np.sort(order)
-    rows = rows[table.stored[rows] <= tokens]
-    of_test = held_out(table, rows, TEST_SHARE)
-    width = decoder_config(read_config(model)).width
     tokenizer = load_tokenizer(model, None)
+    store = build_store(pairs, tokenizer, folder / "cache")
+    table, _ = build_table([store], max_length=MAX_LENGTH, over_long="truncate")
+    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:limit])
+    rows = rows[table.stored[rows] <= tokens]
+    of_test = held_out(table, rows)
+    width = decoder_config(read_config(model)).width
 
     def lower() -> Decoder:
         return split(load_network(model, new_heads=True)[0], layers)[0]
@@ -77,7 +85,7 @@ def read_data(
     def answers(source: str, edges: bool) -> GroupTable:
         count = prompts if edges else prompts // 2
         store = store_examples(answer_groups(source, count, edges=edges), tokenizer)
-        return build_table([store], max_length=max_length * 4 // 3, over_long="truncate", need_edges=edges)[0]
+        return build_table([store], max_length=MAX_LENGTH * 4 // 3, over_long="truncate", need_edges=edges)[0]
 
     parts = (
         kept("pairs", select(table, rows)),
@@ -95,6 +103,19 @@ def read_data(
         samples=free,
         fold=fold_of_groups(select(table, rows[~of_test]), FOLDS, 0),
     )
+
+
+def held_out(table: GroupTable, groups: np.ndarray) -> np.ndarray:
+    """Which of some groups are for testing, bool [G]: all those of TEST_SHARE of their prompts. Conversations whose
+    first 32 prompt tokens agree count as one prompt."""
+    names = []
+    for group in groups:
+        store, g = table.stores[table.store[group]], int(table.index[group])
+        begin = int(store.token_start[g])
+        length = min(32, int(store.answer_start[store.response_start[g]]))
+        names.append(store.tokens[begin : begin + length].tobytes().hex())
+    unique = np.unique(names)
+    return np.isin(names, np.random.default_rng(1).permutation(unique)[: int(TEST_SHARE * len(unique))])
 
 
 def answer_groups(source: str, prompts: int, *, edges: bool) -> list[Example]:

@@ -6,7 +6,7 @@ is the package's own: tables, packs, treatments, objectives, engine, loop.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.runs import Lines
 from rmfast.data.denoise import Denoise
+from rmfast.data.files import written_whole
 from rmfast.data.loader import Step, StepLoader, rank_packs
 from rmfast.data.pack import build_pack
 from rmfast.data.plan import StepPlan
@@ -33,7 +35,6 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.trainer.loop import LoopOptions, Progress, fit, seed_dropout
 
-CHUNK = 64  # prompt groups between two saves of what is kept
 BUDGET = 4096  # tokens of a pack
 STEP_BUDGET = 16_384  # of a training step's pack
 
@@ -74,12 +75,11 @@ class Top:
 
 
 class _States(nn.Module):
-    """Stands where the embedding stands; holds no weight."""
+    """In place of the embedding; holds no weight."""
 
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.register_buffer("states", states, persistent=False)
-        self.states: Tensor
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         return self.states[tokens].to(dtype)
@@ -134,46 +134,33 @@ def numbered(table: GroupTable) -> GroupTable:
 
 @torch.no_grad()
 def keep(lower: Callable[[], Decoder], table: GroupTable, file: Path, width: int) -> Kept:
-    """The hidden states that the lower layers give every token of a table.
-
-    Args:
-        lower: gives the lower layers; called only where something is left to do.
-        file: what it holds already is not made again.
-    """
+    """The hidden states that the lower layers give every token of a table; made once, then read from `file`."""
     numbers = numbered(table)
-    shape = (int(table.stored.sum()), width)
-    note = file.with_suffix(".done")
-    done = int(note.read_text()) if note.is_file() else 0
-    mode = "r+" if done else "w+"
-    states = np.lib.format.open_memmap(file, mode=mode, dtype=np.float32, shape=None if done else shape)
-    assert states.shape == shape, f"{file} was made from other data"
-    device = World().device
-    decoder = lower().to(device) if done < len(table) else None
-    for begin in range(done, len(table), CHUNK):
-        groups = np.arange(begin, min(begin + CHUNK, len(table)))
-        for pack in rank_packs(table, groups, ranks=1, rank=0, budget=BUDGET)[0]:
-            assert decoder is not None
-            own = pack.to(device)
-            hidden = decoder(own.tokens, own.positions, own.layout, torch.arange(len(own.tokens), device=device))
+    if not file.is_file():
+        device = World().device
+        decoder = lower().to(device)
+        states = np.zeros((int(table.stored.sum()), width), np.float32)
+        for pack in rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=BUDGET)[0]:
+            there = pack.to(device)
+            hidden = decoder(
+                there.tokens, there.positions, there.layout, torch.arange(len(there.tokens), device=device)
+            )
             states[build_pack(numbers, pack.groups).tokens.numpy()] = hidden.float().cpu().numpy()
-        states.flush()
-        note.write_text(str(groups[-1] + 1), encoding="utf-8")
-        print(f"{file.name}: {groups[-1] + 1:,} of {len(table):,} prompts", flush=True)
-    return Kept(numbers, torch.from_numpy(np.ascontiguousarray(states)))
-
-
-def edge_places(table: GroupTable) -> np.ndarray:
-    """Where the one edge of each group of a table of pairs lies in its store."""
-    assert len(table.stores) == 1 and (table.edges == 1).all()
-    return table.store_edges[0].start[table.index]
+        with written_whole(file) as temporary:
+            np.save(temporary, states)
+        print(f"{file.name}: {len(table):,} prompts, {len(states):,} tokens", flush=True)
+    states = np.load(file)
+    assert len(states) == table.stored.sum(), f"{file} was made from other data"
+    return Kept(numbers, torch.from_numpy(states))
 
 
 def with_strengths(table: GroupTable, strength: np.ndarray) -> GroupTable:
     """A table of pairs whose edges have these strengths."""
-    own = table.store_edges[0]
-    whole = np.full(len(own.strength), np.nan, np.float32)
-    whole[edge_places(table)] = strength
-    return replace(table, store_edges=(replace(own, strength=whole),))
+    assert len(table.stores) == 1 and (table.edges == 1).all()
+    edges = table.store_edges[0]
+    whole = np.full(len(edges.strength), np.nan, np.float32)
+    whole[edges.start[table.index]] = strength
+    return replace(table, store_edges=(replace(edges, strength=whole),))
 
 
 def turned(table: GroupTable, flipped: np.ndarray) -> GroupTable:
@@ -197,16 +184,6 @@ class Recipe:
     eta: float | None = None
     rho: float | None = None
     prompts: int = 4
-
-
-@dataclass
-class Lines:
-    """A step's metrics, as the loop logs them."""
-
-    values: list[dict[str, Any]] = field(default_factory=list)
-
-    def step(self, values: dict[str, Any], seconds_left: float) -> None:
-        self.values.append(values)
 
 
 def train(

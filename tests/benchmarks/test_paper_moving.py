@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.paper import moving
+from benchmarks.paper.common import auc
 from benchmarks.paper.moving_data import answer_groups
 from benchmarks.paper.top_layers import Kept, join, keep, numbered, split, turned, with_strengths
 from rmfast.data.loader import rank_packs, totals_of
@@ -69,7 +70,7 @@ def test_a_step_from_kept_states_is_the_whole_network_s(tmp_path: Path, layers: 
     assert_close_by_norm(kept_grads, renamed, 1e-4)
 
 
-def test_states_are_kept_once_and_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_states_are_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_hf_model("llama", tmp_path / "model")
     table = cut_table()
     lower = split(load_network(tmp_path / "model")[0], 1)[0]
@@ -81,6 +82,10 @@ def test_states_are_kept_once_and_go_on_where_they_stopped(tmp_path: Path, capsy
 
     again = keep(refuse, table, tmp_path / "a.npy", 32)  # type: ignore[arg-type]
     assert torch.equal(made.states, again.states) and made.states.abs().sum(1).min() > 0
+
+
+def test_auc_by_hand() -> None:
+    assert auc(np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False])) == pytest.approx(0.875)
 
 
 def test_numbers_stand_for_every_stored_token_once() -> None:
