@@ -8,7 +8,6 @@ extra responses.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,31 +15,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.lengths import draw_lengths
 from benchmarks.origin import origin, write_json
-from benchmarks.steps.inputs import prepare_model
+from benchmarks.runs import MeasuredRun, open_run
+from benchmarks.steps.inputs import prepare_model, write_rows
 from rmfast.config import load_config
 from rmfast.tasks.inputs import open_inputs, open_world
-from rmfast.tasks.meta import MetaRun
-from rmfast.tasks.reward import RewardRun
 
-IDS = (3, 4096)  # of the quickstart tokenizer, special ones left out
+VOCABULARY = 4096  # of the quickstart tokenizer
 
 
-def write_rows(path: Path, lengths: str, count: int, losers: int, seed: int) -> None:
-    """Prompts with a chosen and `losers` rejected answers of named lengths; several are as long as the chosen one."""
-    draw = np.random.default_rng(seed)
-    with path.open("w", encoding="utf-8") as file:
-        for prompt, chosen, rejected in draw_lengths(lengths, count, seed).tolist():
-            sizes = [prompt, chosen] + [rejected if losers == 1 else chosen] * losers
-            ids = [draw.integers(*IDS, size).tolist() for size in sizes]
-            file.write(json.dumps({"prompt_ids": ids[0], "chosen_ids": ids[1], "rejected_ids": ids[2:]}) + "\n")
-
-
-def open_runs(folder: Path, args: argparse.Namespace) -> dict[str, RewardRun]:
+def open_runs(folder: Path, args: argparse.Namespace) -> dict[str, MeasuredRun]:
     """A run of each kind, ready for steps."""
     simcse = {"objective.contrastive": "simcse"}
     kinds: dict[str, dict[str, object]] = {
@@ -57,15 +44,16 @@ def open_runs(folder: Path, args: argparse.Namespace) -> dict[str, RewardRun]:
     for kind, keys in kinds.items():
         config = load_config([f"--{key}={value}" for key, value in (common | keys).items()])
         world = open_world(config)
-        runs[kind] = (MetaRun if kind == "meta" else RewardRun)(config, world, *open_inputs(config, world))
-        runs[kind].engine.network.decoder.attend_with("auto")
+        runs[kind] = open_run(config, world, open_inputs(config, world)[2])
     return runs
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """CPU seconds and computed tokens of each kind of step, round by round; the first round warms up."""
-    write_rows(folder / "pairs.jsonl", args.lengths, (args.rounds + 1) * args.pairs, 1, 0)
-    write_rows(folder / "samples.jsonl", args.lengths, (args.rounds + 1) * args.prompts, args.samples - 1, 1)
+    pairs, prompts = ((args.rounds + 1) * each for each in (args.pairs, args.prompts))
+    write_rows(folder / "pairs.jsonl", draw_lengths(args.lengths, pairs, 0), VOCABULARY, 0)
+    lengths = draw_lengths(args.lengths, prompts, 1)[:, [0] + [1] * args.samples]  # samples are as long as chosen ones
+    write_rows(folder / "samples.jsonl", lengths, VOCABULARY, 1)
     model = prepare_model(args.model, folder / "model", 0, num_hidden_layers=args.layers)
     runs = open_runs(folder, args)
     functions = {kind: run.step_function() for kind, run in runs.items()}

@@ -1,19 +1,22 @@
-"""Runs of `task: reward` for what measures them: engine, loader and loop of the package, no evaluation, no files."""
+"""Runs of the package for what measures them: its engine, loader and loop, without files."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.steps.inputs import open_table, write_rows
 from rmfast.config import Config
 from rmfast.data.loader import Step, StepLoader
-from rmfast.data.store import TokenStore
-from rmfast.data.table import GroupTable, build_table
+from rmfast.data.table import GroupTable
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
 from rmfast.tasks.attention import choose_attention
+from rmfast.tasks.meta import MetaRun
 from rmfast.tasks.reward import RewardRun
 from rmfast.trainer.loop import Progress
 
@@ -26,6 +29,9 @@ class Lines:
 
     def step(self, values: dict[str, Any], seconds_left: float) -> None:
         self.values.append(values)
+
+    def evaluation(self, *_: object) -> None:
+        """`MeasuredRun.evaluate` keeps these."""
 
 
 class Marked:
@@ -45,12 +51,15 @@ class Marked:
 
 
 class MeasuredRun(RewardRun):
-    """A run whose steps are marked and whose metrics are kept in memory."""
+    """A run whose steps are marked and whose metrics are kept in memory.
 
-    attention_engine = ""  # which was chosen
+    Attributes:
+        evaluations: what `evaluate` found, by step.
+    """
 
     def measure(self, mark: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
         """Train to the end; the metrics of every step."""
+        self.evaluations: dict[int, dict[str, Any]] = {}
         self.mark, lines = mark, Lines()
         self.log = lines  # type: ignore[assignment]
         self.train(Progress())
@@ -59,18 +68,28 @@ class MeasuredRun(RewardRun):
     def loader(self, first: int) -> Any:
         return Marked(super().loader(first), getattr(self, "mark", lambda: None))
 
+    def evaluate(self, step: int, final: bool = False) -> dict[str, Any]:
+        self.evaluations[step] = super().evaluate(step, final)
+        return self.evaluations[step]
 
-def open_run(config: Config, world: World, table: GroupTable) -> MeasuredRun:
-    """A run on the table's groups with its attention chosen; all ranks call it.
+
+class MeasuredMetaRun(MeasuredRun, MetaRun):
+    """The same with MetaRM's ascent."""
+
+
+def open_run(
+    config: Config, world: World, table: GroupTable, evals: dict[str, GroupTable] | None = None
+) -> MeasuredRun:
+    """A run of `task: reward` or `meta` on the table's groups with its attention chosen; all ranks call it.
 
     Raises:
         UserError: the config cannot be trained.
     """
     hf = read_config(config.model.path)
-    run = MeasuredRun(config, world, hf, load_tokenizer(config.model.path, None), table, {})
-    decoder = decoder_config(hf, config.model.path)
-    run.attention_engine = choose_attention(config, decoder, table, run.plan, world, None)
-    run.engine.attend_with(run.attention_engine)
+    kind = MeasuredMetaRun if config.task == "meta" else MeasuredRun
+    run = kind(config, world, hf, load_tokenizer(config.model.path, None), table, evals or {})
+    run.attention = choose_attention(config, run.decoder_config, table, run.plan, world, None)
+    run.engine.attend_with(run.attention)
     return run
 
 
@@ -89,38 +108,9 @@ def open_random(config: Config, world: World, lengths: np.ndarray, groups: int) 
     }
     sections = {name: getattr(config, name).model_copy(update=keys) for name, keys in changes.items()}
     config = config.model_copy(update={"task": "reward"} | sections)
-    return open_run(config, world, random_table(lengths, config))
-
-
-def random_table(lengths: np.ndarray, config: Config) -> GroupTable:
-    """Pairs of random ids of these lengths, by the run's seed; the first response is the better one."""
-    vocabulary = decoder_config(read_config(config.model.path), config.model.path).vocabulary
-    groups = len(lengths)
-    tokens = np.random.default_rng(config.run.seed).integers(0, vocabulary, int(lengths.sum()), dtype=np.int32)
-    starts = np.concatenate(([0], np.cumsum(lengths.sum(1))))
-    # The responses' first tokens differ, so that the prompt is the common prefix.
-    first = starts[:-1] + lengths[:, 0]
-    tokens[first + lengths[:, 1]] = (tokens[first] + 1) % vocabulary
-    ones = np.ones(groups, np.float32)
-    store = TokenStore(
-        tokens=tokens,
-        token_start=starts.astype(np.int64),
-        prefix_length=lengths[:, 0].astype(np.int32),
-        response_start=np.arange(0, 2 * groups + 1, 2, dtype=np.int64),
-        suffix_length=lengths[:, 1:].reshape(-1).astype(np.int32),
-        answer_start=np.repeat(lengths[:, 0], 2).astype(np.int32),
-        edge_start=np.arange(groups + 1, dtype=np.int64),
-        better=np.zeros(groups, np.int32),
-        worse=np.ones(groups, np.int32),
-        margin=0 * ones,
-        target=ones,
-        weight=ones,
-        strength_mean=np.nan * ones,
-        strength_std=np.nan * ones,
-        identical=np.zeros(groups, np.bool_),
-        row=np.arange(1, groups + 1),
-        prompt=np.arange(groups, dtype=np.uint64),
-        meta={"source": "random", "files": [["random", 0]], "bos_id": None, "ends": [], "bad": {}, "key": "random"},
-    )
-    limits = {"max_length": config.data.max_length, "tokens_per_pack": config.data.tokens_per_pack}
-    return build_table([store], over_long="truncate", **limits)[0]
+    path, data = config.model.path, config.data
+    limits = {"max_length": data.max_length, "tokens_per_pack": data.tokens_per_pack}
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.jsonl"
+        write_rows(rows, lengths, decoder_config(read_config(path), path).vocabulary, config.run.seed)
+        return open_run(config, world, open_table(rows, Path(path), limits)[1])

@@ -152,17 +152,21 @@ def open_table(rows: Path, model: Path, limits: dict[str, int]) -> tuple[TokenSt
     return store, build_table([store], **limits)[0]  # type: ignore[arg-type]
 
 
-def write_pairs(path: Path, lengths: np.ndarray, vocabulary: int, pad: int, seed: int) -> None:
-    """Pairs of random token ids with these lengths [pairs, 3]; chosen answers take even ids and rejected ones odd,
-    so that there is something to learn."""
+def write_rows(path: Path, lengths: np.ndarray, vocabulary: int, seed: int, pad: int | None = None) -> None:
+    """Prompts with responses of random token ids and these lengths [rows, 1 + responses]; the first is the chosen one.
+
+    It takes even ids and the others odd: there is something to learn, and the prompt is all that they share.
+    """
     draw = np.random.default_rng(seed)
-    ids = np.delete(np.arange(16, vocabulary), np.flatnonzero(np.arange(16, vocabulary) == pad))
+    ids = np.setdiff1d(np.arange(16, vocabulary), [] if pad is None else [pad])
     even, odd = ids[ids % 2 == 0], ids[ids % 2 == 1]
-    with path.open("w") as file:
-        for prompt, chosen, rejected in lengths.tolist():
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, chosen, *rejected in lengths.tolist():
             shared = draw.choice(ids, prompt).tolist()
             row = {"chosen_ids": shared + draw.choice(even, chosen).tolist()}
-            file.write(json.dumps(row | {"rejected_ids": shared + draw.choice(odd, rejected).tolist()}) + "\n")
+            others = [shared + draw.choice(odd, size).tolist() for size in rejected]
+            row["rejected_ids"] = others if len(others) > 1 else others[0]
+            file.write(json.dumps(row) + "\n")
 
 
 def sort_within_steps(rows: Path, out: Path, longest: np.ndarray, pairs: int) -> None:
@@ -187,7 +191,7 @@ def prepare(args: Any, scratch: Path, *, warm_up: int, extra: int) -> tuple[str,
     if source is None:
         source = str(scratch / "drawn.jsonl")
         lengths = draw_lengths(args.lengths, count + 64, args.seed)
-        write_pairs(Path(source), lengths, config["vocab_size"], config["pad_token_id"], args.seed)
+        write_rows(Path(source), lengths, config["vocab_size"], args.seed, config["pad_token_id"])
     limits = {"max_length": args.max_length, "tokens_per_pack": args.tokens_per_pack}
     data = prepare_rows(source, model, rows, count=count, limits=limits, seed=args.seed)
     _, table = open_table(rows, model, limits)

@@ -177,7 +177,7 @@ def run_rmfast(job: Job, clock: Clock) -> dict[str, Any]:
     totals = [0] + [line["num_computed_tokens"] for line in lines]
     stored = [b - a for a, b in zip(totals[:-1], totals[1:], strict=True)]
     return {
-        "attention": ATTENTION.get(run.attention_engine, run.attention_engine),
+        "attention": ATTENTION.get(run.attention, run.attention),
         "loss": [line["loss"] for line in lines],
         "grad_norm": [line["grad_norm"] for line in lines],
         "computed_tokens": [n / (1 - line["padding_share"]) for n, line in zip(stored, lines, strict=True)],

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import host, part2_cost, rmb
+from benchmarks import part2_cost, rmb
 from tests.evaluation.suites.test_rmb import write_benchmark
 from tests.runs import ROOT, environment, torchrun
 
@@ -46,16 +46,6 @@ def test_rmb_by_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ["--data", str(data), "--model", "tiny", "--layers", "2", "--files", "2", "--lists", "3", "--out", str(out)]
     )
     assert [row["lists"] for row in json.loads(out.read_text())["files"]] == [3, 3]  # best-of-n alone
-
-
-def test_what_ops_and_the_planner_take_on_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    out = tmp_path / "out.json"
-    monkeypatch.chdir(ROOT)
-    host.main(["--rounds", "1", "--groups", "4096", "--out", str(out)])
-    (found,) = json.loads(out.read_text())["microseconds"]
-    assert {"rope", "layer", "plan: an epoch's first step"} < set(found["median"])
-    assert found["rounds"] == [found["median"]] and min(found["median"].values()) > 0
 
 
 @pytest.mark.slow
