@@ -1,5 +1,6 @@
 """What the figures of compare.py are made of, and how they are printed."""
 
+from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Any
 
@@ -30,8 +31,9 @@ Runs = dict[str, list[dict[str, Any]]]
 
 
 def summarise(
-    done: Runs, *, pairs: int, step: dict[str, float], product: float, peak: float | None
-) -> dict[str, dict[str, Any]]:
+    done: Runs, *, pairs: int, step: dict[str, float], product: float, peak: float | None, first: int = WARM_UP,
+    middle: Callable[[Sequence[float]], float] = median,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """A row for each mode, medians over its rounds: seconds are medians over the steps that are counted, for one that a
     compiler or a busy machine held up says nothing; tokens are means over them.
 
@@ -41,12 +43,13 @@ def summarise(
             `sequence_tokens`, prompts repeated: what is computed of them beside padding is "real"; sharing prefixes
             saves the rest.
         product: FLOP/s of a matrix product here. peak: of the device's data sheet, where it is known.
+        first, middle: the step that is counted first, and what is taken for the seconds of several.
     """
     table = {}
     for mode, runs in done.items():
-        wall, cpu = (median(median(r[name][WARM_UP:]) for r in runs) for name in ("wall_seconds", "cpu_seconds"))
-        computed, real = (fmean(runs[0][name][WARM_UP:]) for name in ("computed_tokens", "real_tokens"))
-        reserved = [r["reserved_bytes"] for r in runs]
+        wall, cpu = (median(middle(r[name][first:]) for r in runs) for name in ("wall_seconds", "cpu_seconds"))
+        computed, real = (fmean(runs[0][name][first:]) for name in ("computed_tokens", "real_tokens"))
+        reserved = [r.get("reserved_bytes") for r in runs]
         rate = step["flops"] / wall
         table[mode] = {
             "pairs_per_second": pairs / wall,
