@@ -36,6 +36,11 @@ from rmfast.parallel.world import World
 from rmfast.tasks.inputs import open_world
 from tests.megatron.standin import install
 
+# On a CPU and on GPUs. group: tokens of a pair, half of them its prompt; packs: of a data rank in a step; size: bytes
+# that links are measured with.
+SIZES = {"width": (512, 2048), "ffn": (1536, 8192), "layers": (4, 16), "heads": (8, 16), "group": (64, 512),
+         "tokens": (256, 16384), "packs": (4, 4), "size": (2**25, 2**30)}  # fmt: skip
+
 
 def cases(ranks: int) -> dict[str, Layout]:
     """What fits a number of ranks; native always runs on rank 0 alone."""
@@ -134,15 +139,9 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE.json")
     add("--rounds", type=int, default=5)
-    add("--width", type=int, default=2048 if cuda else 512)
-    add("--ffn", type=int, default=8192 if cuda else 1536)
-    add("--layers", type=int, default=16 if cuda else 4)
-    add("--heads", type=int, default=16 if cuda else 8)
-    add("--group", type=int, default=512 if cuda else 64, help="tokens of a pair, half of them its prompt")
-    add("--tokens", type=int, default=16384 if cuda else 256, help="of a pack")
-    add("--packs", type=int, default=4, help="of a data rank in a step")
+    for name, (cpu, gpu) in SIZES.items():
+        add(f"--{name}", type=int, default=gpu if cuda else cpu, help="(default here: %(default)s)")
     add("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if cuda else "float32")
-    add("--size", type=int, default=2**30 if cuda else 2**25, help="bytes that links are measured with")
     options = parser.parse_args(arguments)
     install()  # nothing where there is CUDA
     sizes = {"hidden_size": options.width, "intermediate_size": options.ffn, "num_hidden_layers": options.layers}

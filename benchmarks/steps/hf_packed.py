@@ -6,11 +6,10 @@ torch's build of it. On a CPU it is `sdpa` with transformers' mask.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,43 +23,33 @@ ENGINES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholePack:
+Pack = dict[str, Any]
+
+
+def build_pack(sequences: list[list[int]], margins: Tensor) -> Pack:
     """Sequences of some pairs one after the other, chosen before rejected.
 
-    `tokens` and `positions` int64 [1, T]; `starts` int32 [n + 1], where sequences begin, and T; `longest` of them;
-    `last` int64 [n], their last tokens; `margins` float [n / 2].
+    Returns:
+        `tokens` and `positions` int64 [1, T]; `starts` int32 [n + 1], where sequences begin, and T; `longest` of them;
+        `last` int64 [n], their last tokens; `margins` float [n / 2].
     """
-
-    tokens: Tensor
-    positions: Tensor
-    starts: Tensor
-    longest: int
-    last: Tensor
-    margins: Tensor
-
-    def to(self, device: torch.device) -> "WholePack":
-        moved = {name: x.to(device, non_blocking=True) for name, x in vars(self).items() if isinstance(x, Tensor)}
-        return WholePack(longest=self.longest, **moved)
-
-
-def build_pack(sequences: list[list[int]], margins: Tensor, *, pin: bool) -> WholePack:
-    """A pack of these sequences, two for each margin."""
     lengths = [len(sequence) for sequence in sequences]
     ends = torch.tensor(lengths).cumsum(0)
-    tensors = {
+    return {
         "tokens": torch.tensor([[token for sequence in sequences for token in sequence]]),
-        "positions": torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-        "starts": torch.cat([torch.zeros(1, dtype=torch.int64), ends]).int(),
+        "positions": torch.cat([torch.arange(n) for n in lengths])[None],
+        "starts": torch.nn.functional.pad(ends, (1, 0)).int(),
+        "longest": max(lengths),
         "last": ends - 1,
         "margins": margins,
     }
-    if pin:
-        tensors = {name: x.pin_memory() for name, x in tensors.items()}
-    return WholePack(longest=max(lengths), **tensors)
 
 
-def build_steps(job: Job) -> tuple[list[list[WholePack]], list[Any]]:
+def each_tensor(pack: Pack, change: Callable[[Tensor], Tensor]) -> Pack:
+    return {name: change(x) if isinstance(x, Tensor) else x for name, x in pack.items()}
+
+
+def build_steps(job: Job) -> tuple[list[list[Pack]], list[Any]]:
     """The packs of each step, and the token ids of each pair."""
     from benchmarks.steps.inputs import open_table
     from rmfast.data.plan import plan_packs
@@ -69,13 +58,14 @@ def build_steps(job: Job) -> tuple[list[list[WholePack]], list[Any]]:
     store, table = open_table(Path(job.rows), Path(job.model), limits)
     ids = [table.sequences_of(group) for group in range(len(table))]
     margins = torch.from_numpy(store.margin[table.index])
-    steps = []
+    steps: list[list[Pack]] = []
     for first in range(0, job.steps * job.pairs_per_step, job.pairs_per_step):
         sizes = table.sequences[first : first + job.pairs_per_step]
         plan = plan_packs(sizes, ranks=1, budget=max(job.tokens_per_pack, int(sizes.max())))[0]
         groups = [[first + i for i in pack.tolist()] for pack in plan]
-        cuda = job.device == "cuda"
-        steps.append([build_pack([s for i in g for s in ids[i]], margins[g], pin=cuda) for g in groups])
+        steps.append([build_pack([s for i in g for s in ids[i]], margins[g]) for g in groups])
+    if job.device == "cuda":
+        steps = [[each_tensor(pack, Tensor.pin_memory) for pack in packs] for packs in steps]
     return steps, ids
 
 
@@ -113,14 +103,14 @@ def load_model(folder: str, engine: str) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation=engine)
 
 
-def scores_of(model: Any, pack: WholePack, engine: str) -> Tensor:
+def scores_of(model: Any, pack: Pack, engine: str) -> Tensor:
     """Scores [n] of a pack's sequences at their last tokens."""
     given: dict[str, Any] = {}
     if engine != "sdpa":
-        given = {f"cu_seq_lens_{side}": pack.starts for side in "qk"}
-        given |= {f"max_length_{side}": pack.longest for side in "qk"}
-    hidden = model.model(input_ids=pack.tokens, position_ids=pack.positions, use_cache=False, **given).last_hidden_state
-    scores: Tensor = model.score(hidden[0, pack.last])[:, 0]
+        given = {f"cu_seq_lens_{side}": pack["starts"] for side in "qk"}
+        given |= {f"max_length_{side}": pack["longest"] for side in "qk"}
+    given |= {"input_ids": pack["tokens"], "position_ids": pack["positions"], "use_cache": False}
+    scores: Tensor = model.score(model.model(**given).last_hidden_state[0, pack["last"]])[:, 0]
     return scores
 
 
@@ -138,10 +128,10 @@ def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
     for step, packs in enumerate(steps):
         clock.mark()
         total = torch.zeros((), device=device)
-        for pack in (pack.to(device) for pack in packs):
+        for pack in (each_tensor(pack, lambda x: x.to(device, non_blocking=True)) for pack in packs):
             with torch.autocast(device.type, torch.bfloat16, enabled=clock.cuda):
                 scores = scores_of(model, pack, engine)
-            difference = scores.float().view(-1, 2).diff(dim=1)[:, 0].neg() - pack.margins
+            difference = scores.float().view(-1, 2).diff(dim=1)[:, 0].neg() - pack["margins"]
             loss = -torch.nn.functional.logsigmoid(difference).sum() / job.pairs_per_step
             loss.backward()
             total += loss.detach()
@@ -153,7 +143,7 @@ def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         losses.append(total)
     clock.mark()
-    computed = [sum(pack.tokens.numel() for pack in packs) for packs in steps]
+    computed = [sum(pack["tokens"].numel() for pack in packs) for packs in steps]
     return {
         "attention": ENGINES[engine],
         "loss": [loss.item() for loss in losses],

@@ -143,14 +143,14 @@ def test_packs_through_flash_attention_score_as_the_sequences_alone(
     shape = LlamaConfig(**sizes, num_key_value_heads=2, num_hidden_layers=2, num_labels=1, initializer_range=0.5)
     AutoModelForSequenceClassification.from_config(shape).save_pretrained(tmp_path)
     sequences = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [1]]
-    pack = hf_packed.build_pack(sequences, torch.zeros(2), pin=False)
+    pack = hf_packed.build_pack(sequences, torch.zeros(2))
     kinds: list[torch.dtype] = []
     monkeypatch.setattr(hf_packed, "varlen", lambda q, *more: (kinds.append(q.dtype), attend_apart(q, *more))[1])
     flash = hf_packed.load_model(str(tmp_path), hf_packed.VARLEN)
     found = hf_packed.scores_of(flash, pack, hf_packed.VARLEN)
     assert len(kinds) == 2  # once a layer
     plain = hf_packed.load_model(str(tmp_path), "sdpa")
-    single = [hf_packed.build_pack([sequence], torch.zeros(0), pin=False) for sequence in sequences]
+    single = [hf_packed.build_pack([sequence], torch.zeros(0)) for sequence in sequences]
     torch.testing.assert_close(found, torch.cat([hf_packed.scores_of(plain, one, "sdpa") for one in single]))
     torch.testing.assert_close(hf_packed.scores_of(plain, pack, "sdpa"), found)
     with torch.autocast("cpu", torch.bfloat16):
