@@ -30,16 +30,18 @@ def run_mode(job: Job, limit: float | None = None) -> dict[str, Any]:
     job_file, out = Path(job.scratch) / "job.json", Path(job.scratch) / f"{job.mode}.json"
     write_json(job_file, asdict(job))
     out.unlink(missing_ok=True)
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # The paths of this process and no other: a package of Hugging Face's is called kernels, as a folder here is.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if job.threads is not None:
         env |= {name: str(job.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if job.device == "cpu":
         env |= {"CUDA_VISIBLE_DEVICES": ""}
     if job.mode.startswith("rmfast"):
         env |= ALLOCATOR
-    command = [sys.executable, "-m", "benchmarks.steps.worker", str(job_file), str(out)]
+    command = [sys.executable, "-P", "-m", "benchmarks.steps.worker", str(job_file), str(out)]
     try:
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as over:
         raise ModeFailed(f"did not end within {limit:.0f} s") from over
     if done.returncode or not out.is_file():
