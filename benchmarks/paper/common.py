@@ -1,25 +1,10 @@
-"""What the experiments of this folder share: planted flips, intervals over seeds, and where a result comes from."""
+"""What experiments, tables and plots share: planted flips, intervals over seeds, and a result as text."""
 
-import datetime
-import platform
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rmfast.data.denoise import Denoise
-
-ROOT = Path(__file__).resolve().parents[2]
-STRONGEST = {
-    "plain": Denoise(),
-    "margin": Denoise(margin="mean"),
-    "soft label": Denoise(smooth=0.1, smooth_slice="all"),
-    "soft label + margin": Denoise(smooth=0.1, smooth_slice="all", margin="mean"),
-}
-"""Treatments of the strongest decile alone (the paper's Figure 6)."""
 T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 0.975 quantiles for 1, 2, ... degrees
 Rows = list[dict[str, Any]]
 Intervals = dict[tuple[Any, ...], tuple[float, float]]
@@ -28,10 +13,18 @@ Shown = dict[str, tuple[tuple[str, ...], tuple[str, str] | None, tuple[str, ...]
 
 
 def planted(count: int, share: float, seed: int) -> np.ndarray:
-    """bool [count]: exactly that share, drawn with the seed."""
+    """bool [count]: exactly that share, chosen by the seed."""
     out = np.zeros(count, dtype=bool)
     out[np.random.default_rng((seed, 7)).permutation(count)[: round(share * count)]] = True
     return out
+
+
+def auc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve: how often a positive has the higher score; ties count half."""
+    _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    n = int(positive.sum())
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(score) - n)))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -62,38 +55,20 @@ def paired(rows: Rows, within: Sequence[str], key: str, base: str, value: str) -
     return by(less, (*within, key), value)
 
 
-def table(title: str, found: Intervals) -> list[str]:
-    """Intervals as lines of text."""
-    lines = [f"\n{title}"]
-    for key, (mean, half) in found.items():
-        name = "  ".join(f"{k:<12}" if isinstance(k, str) else f"{k:<5}" for k in key)
-        lines.append(f"  {name} {mean:+.3f} +- {half:.3f}")
-    return lines
-
-
 def report(result: dict[str, Any], shown: Shown) -> str:
     """The figures of those experiments that a result has, as lines of text."""
     lines = [f"{result['pairs']:,} pairs ({result['test_pairs']:,} for testing), {len(result['seeds'])} seeds"]
+
+    def table(title: str, found: Intervals) -> None:
+        lines.append(f"\n{title}")
+        for key, (mean, half) in found.items():
+            name = "  ".join(f"{k:<12}" if isinstance(k, str) else f"{k:<5}" for k in key)
+            lines.append(f"  {name} {mean:+.3f} +- {half:.3f}")
+
     for name, (within, compared, values) in shown.items():
         for value in values if name in result else ():
             keys = within if compared is None else (*within, compared[0])
-            lines += table(f"{name}: {value}", by(result[name], keys, value))
+            table(f"{name}: {value}", by(result[name], keys, value))
             if compared is not None:
-                lines += table(f"{name} less {compared[1]}: {value}", paired(result[name], within, *compared, value))
+                table(f"{name} less {compared[1]}: {value}", paired(result[name], within, *compared, value))
     return "\n".join(lines)
-
-
-def commit() -> str:
-    """HEAD, and whether files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
-    return (head or "unknown") + ("+changes" if dirty else "")
-
-
-def origin(model: str, data: str) -> dict[str, Any]:
-    """When, where and of what a result was made."""
-    return {
-        "date": datetime.date.today().isoformat(), "commit": commit(), "torch": torch.__version__,
-        "machine": platform.machine(), "model": Path(model).name, "data": Path(data).name,
-    }  # fmt: skip

@@ -1,100 +1,100 @@
 """What benchmarks/paper/moving.py trains and tests on: preference pairs, and answers of many models as the shifted
-distribution, over the hidden states that a decoder's lower layers gave them once."""
+distribution."""
 
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from benchmarks.paper.frozen import draw_pairs, held_out
-from benchmarks.paper.top_layers import Kept, Top, everything, join, keep, split
+from rmfast.data.denoise import Denoise
 from rmfast.data.example import Edge, Example
-from rmfast.data.store import store_examples
-from rmfast.data.table import GroupTable, build_table, select
+from rmfast.data.store import build_store, store_examples
+from rmfast.data.table import GroupTable, build_table, select, treat_table
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.models.config import decoder_config
-from rmfast.models.decoder import Decoder
-from rmfast.models.hf import load_network, read_config
 from rmfast.tasks.ensemble.folds import fold_of_groups
 
 TEST_SHARE = 0.3
 FOLDS = 3
 K = 5  # sampled responses of a prompt, as in the paper
+MAX_LENGTH = 384  # tokens of a pair's longer side: prompts are cut to it; those of answers may have a third more
 LETTERS = 800  # of an answer of the shifted distribution; longer ones are left out
 
 
 @dataclass(frozen=True)
 class Data:
-    """All tables are over the same `states`.
+    """All that is trained and tested on.
 
     `train` and `test`: pairs of one domain, of different prompts. `other`: groups whose first K responses are answers
-    of different models and whose edges set each of them against a baseline's. `samples`: groups of K answers to
-    instructions that are not in `other`, without edges. `fold` int64 [G] of each group of `train`.
+    of different models and whose edges set each of them against a baseline's. `samples`: a file of groups of K answers
+    to instructions that are not in `other`. `fold` int64 [G] of each group of `train`.
     """
 
-    top: Top
-    states: Tensor
     train: GroupTable
     test: GroupTable
     other: GroupTable
-    samples: GroupTable
+    samples: Path
     fold: np.ndarray
 
 
 def read_data(
-    model: str, pairs: str, other: str, samples: str, *, layers: int, limit: int, prompts: int, max_length: int,
-    tokens: int, folder: Path,
-) -> Data:  # fmt: skip
-    """Everything; what `folder` holds of the hidden states already is not made again.
+    model: str, pairs: str, other: str, samples: str, *, limit: int, prompts: int, tokens: int, folder: Path
+) -> Data:
+    """Everything; `folder` takes the samples and the tokens of the pairs.
 
     Args:
         other, samples: preference pairs of many models' answers against one baseline's, of different instructions.
-        layers: on top, to be trained; 0: all, with the embedding, and no states are kept.
-        limit: of the pairs. prompts: of `other`; `samples` has half as many.
-        max_length: tokens of a pair's longer side; prompts are cut to it. The others may have a third more.
+        limit: of the pairs, drawn with seed 0. prompts: of `other`; `samples` has half as many.
         tokens: of a whole pair, its prompt once; longer ones are left out.
     """
-    table, order = draw_pairs(model, pairs, limit=limit, max_length=max_length, cache=folder / "cache")
-    rows = np.sort(order)
-    rows = rows[table.stored[rows] <= tokens]
-    of_test = held_out(table, rows, TEST_SHARE)
-    width = decoder_config(read_config(model)).width
     tokenizer = load_tokenizer(model, None)
-
-    def lower() -> Decoder:
-        return split(load_network(model, new_heads=True)[0], layers)[0]
-
-    def kept(name: str, of: GroupTable) -> Kept:
-        if not layers:
-            return Kept(of, torch.zeros(0, width))
-        return keep(lower, of, folder / f"{name}-{layers}.npy", width)
-
-    def answers(source: str, edges: bool) -> GroupTable:
-        count = prompts if edges else prompts // 2
-        store = store_examples(answer_groups(source, count, edges=edges), tokenizer)
-        return build_table([store], max_length=max_length * 4 // 3, over_long="truncate", need_edges=edges)[0]
-
-    parts = (
-        kept("pairs", select(table, rows)),
-        kept("other", answers(other, True)),
-        kept("samples", answers(samples, False)),
-    )
-    states, (both, far, free) = join(parts)
-    network = load_network(model, new_heads=True)[0]
+    store = build_store(pairs, tokenizer, folder / "cache")
+    table, _ = build_table([store], max_length=MAX_LENGTH, over_long="truncate")
+    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:limit])
+    rows = rows[table.stored[rows] <= tokens]
+    of_test = held_out(table, rows)
+    train = select(table, rows[~of_test])
+    answers = store_examples(answer_groups(other, prompts, edges=True), tokenizer)
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for group in answer_groups(samples, prompts // 2, edges=False):
+            first, *others = group.responses
+            file.write(json.dumps({"prompt": group.prompt, "chosen": first, "rejected": others}) + "\n")
     return Data(
-        top=split(network, layers)[1] if layers else everything(network),
-        states=states,
-        train=select(both, np.flatnonzero(~of_test)),
-        test=select(both, np.flatnonzero(of_test)),
-        other=far,
-        samples=free,
-        fold=fold_of_groups(select(table, rows[~of_test]), FOLDS, 0),
+        train=train,
+        test=select(table, rows[of_test]),
+        other=build_table([answers], max_length=MAX_LENGTH * 4 // 3, over_long="truncate")[0],
+        samples=folder / "samples.jsonl",
+        fold=fold_of_groups(train, FOLDS, 0),
     )
+
+
+def with_strengths(table: GroupTable, strength: np.ndarray) -> GroupTable:
+    """A table of pairs whose edges have these strengths."""
+    assert len(table.stores) == 1 and (table.edges == 1).all()
+    edges = table.store_edges[0]
+    whole = np.full(len(edges.strength), np.nan, np.float32)
+    whole[edges.start[table.index]] = strength
+    return replace(table, store_edges=(replace(edges, strength=whole),))
+
+
+def turned(table: GroupTable, flipped: np.ndarray) -> GroupTable:
+    """A table of pairs with better and worse swapped where `flipped` (bool [G])."""
+    return treat_table(with_strengths(table, np.where(flipped, -1.0, 1.0)), Denoise(flip=1.0))[0]
+
+
+def held_out(table: GroupTable, groups: np.ndarray) -> np.ndarray:
+    """Which of some groups are for testing, bool [G]: all those of TEST_SHARE of their prompts. Conversations whose
+    first 32 prompt tokens agree count as one prompt."""
+    names = []
+    for group in groups:
+        store, g = table.stores[table.store[group]], int(table.index[group])
+        begin = int(store.token_start[g])
+        length = min(32, int(store.answer_start[store.response_start[g]]))
+        names.append(store.tokens[begin : begin + length].tobytes().hex())
+    unique = np.unique(names)
+    return np.isin(names, np.random.default_rng(1).permutation(unique)[: int(TEST_SHARE * len(unique))])
 
 
 def answer_groups(source: str, prompts: int, *, edges: bool) -> list[Example]:

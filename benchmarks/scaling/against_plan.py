@@ -9,39 +9,38 @@ process, where waiting for others (a bubble) does not show.
 """
 
 import argparse
-import json
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
+from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+if not __package__:  # run as a file: the repository's root instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from ceilings import ceilings, clock  # noqa: E402
-from inputs import open_run, stepping_alone  # noqa: E402
-from memory import write_model  # noqa: E402
-from run import commit  # noqa: E402
+from benchmarks.origin import commit, write_json
+from benchmarks.runs import open_random
+from benchmarks.scaling.ceilings import ceilings, clock
+from benchmarks.scaling.memory import layout_keys, write_model
+from rmfast.config import load_config
+from rmfast.launch.cost import Layout, Workload, seconds
+from rmfast.launch.hardware import Gpu
+from rmfast.models.config import decoder_config
+from rmfast.models.hf import read_config
+from rmfast.parallel.world import World
+from rmfast.tasks.build.inputs import open_world
+from tests.megatron.standin import install
 
-from rmfast.commands.plan import keys  # noqa: E402
-from rmfast.config import load_config  # noqa: E402
-from rmfast.launch.cost import Layout, Workload, seconds  # noqa: E402
-from rmfast.launch.hardware import Gpu  # noqa: E402
-from rmfast.launch.layouts import Plan  # noqa: E402
-from rmfast.models.config import decoder_config  # noqa: E402
-from rmfast.models.hf import read_config  # noqa: E402
-from rmfast.parallel.world import World  # noqa: E402
-from rmfast.tasks.build.inputs import open_world  # noqa: E402
-from tests.megatron.standin import install  # noqa: E402
-
-PROMPT = 1 / 2  # of a group's tokens; the rest are two responses
+# On a CPU and on GPUs. group: tokens of a pair, half of them its prompt; packs: of a data rank in a step; size: bytes
+# that links are measured with.
+SIZES = {"width": (512, 2048), "ffn": (1536, 8192), "layers": (4, 16), "heads": (8, 16), "group": (64, 512),
+         "tokens": (256, 16384), "packs": (4, 4), "size": (2**25, 2**30)}  # fmt: skip
 
 
 def cases(ranks: int) -> dict[str, Layout]:
@@ -55,39 +54,40 @@ def cases(ranks: int) -> dict[str, Layout]:
     return out
 
 
-def workload(options: argparse.Namespace, layout: Layout) -> Workload:
-    """`options.packs` packs of `options.tokens` for each data rank."""
-    prompt = int(options.group * PROMPT)
-    own = (options.group - prompt) // 2
+def lengths_of(options: argparse.Namespace, layout: Layout) -> np.ndarray:
+    """[groups, 3] of a step: `options.packs` packs of `options.tokens` for each data rank; half a group is prompt."""
+    prompt = options.group // 2
+    response = (options.group - prompt) // 2
     groups = options.tokens // options.group * options.packs * layout.data
-    seen = prompt * (prompt + 1) // 2 + 2 * (own * prompt + own * (own + 1) // 2)
-    width = 4 if options.dtype == "float32" else 2
-    size = {"tokens": groups * (prompt + 2 * own), "responses": 2 * groups, "visible": groups * seen}
-    return Workload(**size, pack=options.tokens, activation=width)
+    return np.tile((prompt, response, response), (groups, 1))
+
+
+def workload(options: argparse.Namespace, layout: Layout) -> Workload:
+    """The same as the plan sees it."""
+    lengths = lengths_of(options, layout)
+    groups, (prompt, response, _) = len(lengths), lengths[0].tolist()
+    seen = prompt * (prompt + 1) // 2 + 2 * (response * prompt + response * (response + 1) // 2)
+    size = {"tokens": int(lengths.sum()), "responses": 2 * groups, "visible": groups * seen}
+    return Workload(**size, pack=options.tokens, activation=4 if options.dtype == "float32" else 2)
 
 
 def stepper(options: argparse.Namespace, layout: Layout, folder: Path, world: World) -> Callable[[], float]:
-    """What takes the next step of a case's run and tells its seconds on this rank."""
-    load = workload(options, layout)
+    """What takes the next step of a case's run and returns its seconds on this rank."""
     words = ["--data.train", "random", "--model.path", str(folder), "--model.from_scratch", "true"]
-    words += ["--model.dtype", options.dtype, "--data.tokens_per_pack", str(options.tokens)]
-    words += keys(Plan(layout, {}, {})).split() if layout.world > 1 else []
-    groups, steps = load.responses // 2, options.rounds + 1
-    prompt = int(options.group * PROMPT)
-    own = (options.group - prompt) // 2
-    config = stepping_alone(load_config(words), groups=groups, steps=steps)
-    run = open_run(
-        config, world if layout.world > 1 else World.alone(world), np.tile((prompt, own, own), (groups * steps, 1))
-    )
-    step, ahead = run.step_function(), iter(run.loader(0))
+    words += ["--model.dtype", options.dtype, "--data.tokens_per_pack", str(options.tokens), *layout_keys(layout)]
+    lengths = lengths_of(options, layout)
+    several = np.tile(lengths, (options.rounds + 1, 1))
+    ranks = world if layout.world > 1 else World.alone(world)
+    run = open_random(load_config(words), ranks, several, len(lengths))
+    run.build()
+    numbers = count()
+    assert {len(run.pairs.loader.step(number).packs) for number in range(options.rounds + 1)} == {options.packs}
 
     def take() -> float:
-        batch = next(ahead)
-        assert len(batch.packs) == options.packs, len(batch.packs)
+        number = next(numbers)
         world.sum_(torch.zeros(1))  # all begin at once
         before = clock(world.device)
-        step(batch)
-        run.engine.optimizer_step(1e-5)
+        run.learner.step(number)
         return clock(world.device) - before
 
     return take
@@ -114,40 +114,23 @@ def measure(options: argparse.Namespace, folder: Path, world: World) -> dict[str
     return {"rates": rates, "seconds": took}
 
 
-def compare(
-    options: argparse.Namespace, folder: Path, measured: dict[str, Any], ranks: int, waits: bool
-) -> dict[str, Any]:
-    """Planned beside measured, from the ceilings alone; and with products at the share of their rate that the one
-    native process reaches, which leaves the layouts as what is predicted.
-
-    Args:
-        waits: whether what was measured is wall time: it counts waiting for others, and may hide what overlaps.
-    """
-    names = [field.name for field in fields(Gpu)]
-    rates = {name: statistics.median(found[name] for found in measured["rates"]) for name in names}
+def compare(options: argparse.Namespace, folder: Path, measured: dict[str, Any], world: World) -> dict[str, Any]:
+    """Planned, from the median ceilings, beside the measured time of the slowest rank."""
+    rates = {field.name: median(found[field.name] for found in measured["rates"]) for field in fields(Gpu)}
     gpu = Gpu(**rates | {"node": int(rates["node"])})
     config = decoder_config(read_config(str(folder)))
-
-    def planned(layout: Layout, gpu: Gpu) -> dict[str, float]:
-        said = seconds(config, layout, workload(options, layout), gpu, overlap=waits)
-        return said if waits else {**said, "bubble": 0.0}
-
-    def slowest(name: str) -> float:
-        return statistics.median(max(row) for row in measured["seconds"][name])
-
-    one = planned(Layout("ddp", 1), gpu)
-    rest = slowest("native") - (sum(one.values()) - one["compute"])
-    fitted = replace(gpu, matrix_share=min(1.0, one["compute"] / rest) if rest > 0 else 1.0)
+    waits = world.device.type == "cuda"  # wall time counts waiting for others, and may hide what overlaps
     rows = {}
-    for name, layout in cases(ranks).items():
-        said, again = planned(layout, gpu), planned(layout, fitted)
-        by_rank = [statistics.median(column) for column in zip(*measured["seconds"][name], strict=True)]
+    for name, layout in cases(world.size).items():
+        planned = seconds(config, layout, workload(options, layout), gpu, overlap=waits)
+        planned |= {} if waits else {"bubble": 0.0}
+        took = measured["seconds"][name]
+        slowest = median(max(row) for row in took)
         rows[name] = {
-            "measured": slowest(name), "by_rank": by_rank,
-            "planned": sum(said.values()), "ratio": sum(said.values()) / slowest(name), "planned_by": said,
-            "fitted": sum(again.values()), "fitted_ratio": sum(again.values()) / slowest(name),
+            "measured": slowest, "by_rank": [median(column) for column in zip(*took, strict=True)],
+            "planned": sum(planned.values()), "ratio": sum(planned.values()) / slowest, "planned_by": planned,
         }  # fmt: skip
-    return {"gpu": vars(gpu), "matrix_share_of_one_process": fitted.matrix_share, "cases": rows}
+    return {"gpu": vars(gpu), "cases": rows}
 
 
 def main(arguments: list[str]) -> int:
@@ -157,15 +140,9 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FILE.json")
     add("--rounds", type=int, default=5)
-    add("--width", type=int, default=2048 if cuda else 512)
-    add("--ffn", type=int, default=8192 if cuda else 1536)
-    add("--layers", type=int, default=16 if cuda else 4)
-    add("--heads", type=int, default=16 if cuda else 8)
-    add("--group", type=int, default=512 if cuda else 64, help="tokens of a pair, half of them its prompt")
-    add("--tokens", type=int, default=16384 if cuda else 256, help="of a pack")
-    add("--packs", type=int, default=4, help="of a data rank in a step")
+    for name, (cpu, gpu) in SIZES.items():
+        add(f"--{name}", type=int, default=gpu if cuda else cpu, help="(default here: %(default)s)")
     add("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if cuda else "float32")
-    add("--size", type=int, default=2**30 if cuda else 2**25, help="bytes that links are measured with")
     options = parser.parse_args(arguments)
     install()  # nothing where there is CUDA
     sizes = {"hidden_size": options.width, "intermediate_size": options.ffn, "num_hidden_layers": options.layers}
@@ -179,14 +156,11 @@ def main(arguments: list[str]) -> int:
         if not world.main:
             return 0
         about = {key: value for key, value in vars(options).items() if key != "out"} | found["rates"][0]["about"]
-        result = compare(options, folder, found, world.size, cuda) | {"about": about | {"commit": commit()}}
-    options.out.write_text(json.dumps(result | {"measured": found}, indent=1) + "\n", encoding="utf-8")
-    print(
-        "| case | measured s | planned s | ratio | planned at one process's share | ratio |\n|---|---|---|---|---|---|"
-    )
+        result = compare(options, folder, found, world) | {"about": about | {"commit": commit()}}
+    write_json(options.out, result | {"measured": found})
+    print("| case | measured s | planned s | planned / measured |\n|---|---|---|---|")
     for name, row in result["cases"].items():
-        print(f"| {name} | {row['measured']:.3f} | {row['planned']:.3f} | {row['ratio']:.2f} | ", end="")
-        print(f"{row['fitted']:.3f} | {row['fitted_ratio']:.2f} |")
+        print(f"| {name} | {row['measured']:.3f} | {row['planned']:.3f} | {row['ratio']:.2f} |")
     return 0
 
 

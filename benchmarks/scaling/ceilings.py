@@ -7,19 +7,21 @@ nothing else means anything, and a link's rate is then what its copies cost rath
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+if not __package__:  # run as a file: the repository's root instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks.origin import device_name, write_json
 from rmfast.parallel.world import World
 
 ROUNDS = 5
@@ -33,15 +35,14 @@ def clock(device: torch.device) -> float:
     return time.process_time()
 
 
-def median_seconds(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
     """Of one call, after one that does not count."""
-    run()
     found = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS + 1):
         before = clock(device)
         run()
         found.append(clock(device) - before)
-    return statistics.median(found)
+    return median(found[1:])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tokens: int, sizes: list[tuple[int, int]]) -> float:
@@ -64,13 +65,17 @@ def bandwidth(device: torch.device, size: int) -> float:
     return 2 * size / median_seconds(lambda: target.copy_(source), device)
 
 
+def slowest_seconds(world: World, run: Callable[[], object]) -> float:
+    """Of one call on the slowest rank."""
+    took = torch.tensor(median_seconds(run, world.device), dtype=torch.float64)
+    world.max_(took)
+    return float(took)
+
+
 def reduce_rate(world: World, group: Any, ranks: int, size: int) -> float:
-    """Bytes a second that each rank sends in an all-reduce of fp32; all ranks get the slowest one's."""
+    """Bytes a second that each rank sends in an all-reduce of fp32."""
     buffer = torch.zeros(size // 4, device=world.device)
-    took = median_seconds(lambda: dist.all_reduce(buffer, group=group), world.device)
-    slowest = torch.tensor(took, dtype=torch.float64)
-    world.max_(slowest)
-    return 2 * (ranks - 1) / ranks * size / float(slowest)
+    return 2 * (ranks - 1) / ranks * size / slowest_seconds(world, lambda: dist.all_reduce(buffer, group=group))
 
 
 def send_rate(world: World, size: int) -> float:
@@ -84,10 +89,7 @@ def send_rate(world: World, size: int) -> float:
             elif world.rank == 1 - sender:
                 dist.recv(buffer, sender)
 
-    took = median_seconds(run, world.device)
-    slowest = torch.tensor(took, dtype=torch.float64)
-    world.max_(slowest)
-    return 2 * size / float(slowest)
+    return 2 * size / slowest_seconds(world, run)
 
 
 def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> dict[str, Any]:
@@ -102,8 +104,8 @@ def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> d
     single = matrix_rate(device, torch.float32, tokens, sizes)
     # A CPU without bf16 units would take minutes, and no run would compute so.
     matrix = matrix_rate(device, torch.bfloat16, tokens, sizes) if cuda else single
-    own = bandwidth(device, size)
-    inside = network = own  # one rank alone has no links: they are never read
+    copy = bandwidth(device, size)
+    inside = network = copy  # one rank alone has no links: they are never read
     about: dict[str, Any] = {"clock": "wall" if cuda else "cpu of one process", "sizes": [width, ffn, tokens, size]}
     if world.size > 1:
         nodes = [list(range(start, start + local)) for start in range(0, world.size, local)]
@@ -112,16 +114,15 @@ def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> d
             inside = reduce_rate(world, groups[world.rank // local], local, size)
         network = reduce_rate(world, None, world.size, size) if len(nodes) > 1 else inside
         about["send_and_receive"] = send_rate(world, size)
-    memory = torch.cuda.get_device_properties(device).total_memory if cuda else _host_memory() / local
-    about |= {"device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()}
-    about |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "ranks": world.size}
-    rates = {"memory": memory, "matrix": matrix, "single": single, "bandwidth": own}
+    if cuda:
+        memory = float(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / local
+    about |= {"device": device_name(device.type), "torch": torch.__version__}
+    about |= {"threads": torch.get_num_threads(), "ranks": world.size}
+    rates = {"memory": memory, "matrix": matrix, "single": single, "bandwidth": copy}
     links = {"nvlink": inside, "network": network, "node": local, "matrix_share": 1.0, "link_share": 1.0}
     return rates | links | {"about": about}
-
-
-def _host_memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def main(arguments: list[str]) -> int:
@@ -129,23 +130,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cuda = torch.cuda.is_available()
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    parser.add_argument(
-        "--width", type=int, default=4096 if cuda else 512, help="of the products (default %(default)s)"
-    )
-    parser.add_argument("--ffn", type=int, default=14336 if cuda else 1536, help="(default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=16384 if cuda else 512, help="(default %(default)s)")
-    parser.add_argument("--size", type=int, default=2**30 if cuda else 2**26, help="bytes copied (default %(default)s)")
+    sizes = {"width": (512, 4096), "ffn": (1536, 14336), "tokens": (512, 16384), "size": (2**26, 2**30)}
+    for name, (cpu, gpu) in sizes.items():
+        what = "bytes copied" if name == "size" else "of the products"
+        parser.add_argument(f"--{name}", type=int, default=gpu if cuda else cpu, help=f"{what} (default %(default)s)")
     options = parser.parse_args(arguments)
-    sizes = {name: getattr(options, name) for name in ("width", "ffn", "tokens", "size")}
     with World() as world:
-        found = ceilings(world, **sizes)
+        found = ceilings(world, **{name: getattr(options, name) for name in sizes})
     if world.main:
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(
-            f"{options.out}: {found['single'] / 1e9:,.1f} GFLOP/s in fp32, {found['matrix'] / 1e9:,.1f} in bf16, ",
-            end="",
-        )
-        print(f"{found['bandwidth'] / 1e9:,.2f} GB/s of memory, {found['nvlink'] / 1e9:,.2f} GB/s within a node")
+        write_json(options.out, found)
+        rates = {name: found[name] / 1e9 for name in ("single", "matrix", "bandwidth", "nvlink")}
+        print(f"{options.out}: {rates['single']:,.1f} GFLOP/s in fp32, {rates['matrix']:,.1f} in bf16, "
+              f"{rates['bandwidth']:,.2f} GB/s of memory, {rates['nvlink']:,.2f} GB/s within a node")  # fmt: skip
     return 0
 
 

@@ -14,18 +14,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODES = ("weak", "strong")
 SAME = ("model", "weights", "dtype", "lengths", "device", "tokens_per_pack")
+HEAD = "scaling | ranks | nodes | groups a step | step s | tokens/s | efficiency | MFU | memory GiB | layout"
+
+Points = dict[str, list[dict[str, Any]]]
 
 
-def read_points(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def read_points(folder: Path) -> Points:
     """Points by mode, fewest ranks first, each with its efficiency.
 
     Raises:
         ValueError: there are none, or they are not of one model, data and device.
     """
-    points: dict[str, list[dict[str, Any]]] = {}
-    for mode in MODES:
+    points: Points = {}
+    for mode in ("weak", "strong"):
         found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{mode}-*.json"))]
         found.sort(key=lambda point: point["ranks"])
         for point in found:
@@ -44,16 +46,15 @@ def read_points(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def table(points: dict[str, list[dict[str, Any]]]) -> str:
+def table(points: Points) -> str:
     """Markdown: a line a point."""
     first = next(iter(points.values()))[0]
     lines = [
         f"{first['model']} ({first['weights'] / 1e9:.2f} B weights), {first['dtype']}, {first['device']}, "
         f"lengths {first['lengths']}, packs of {first['tokens_per_pack']:,} tokens; torch {first['torch']}, "
-        f"commit {first['commit'] or 'unknown'}",
-        "",
-        "| scaling | ranks | nodes | groups a step | step s | tokens/s | efficiency | MFU | memory GiB | layout |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"commit {first['commit'] or 'unknown'}\n",
+        f"| {HEAD} |",
+        "|" + "---|" * (HEAD.count("|") + 1),
     ]
     for mode, found in points.items():
         for p in found:
@@ -66,7 +67,7 @@ def table(points: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot(points: Points, path: Path) -> None:
     """Tokens a second beside the ideal line, and efficiency, over ranks."""
     import matplotlib
 
@@ -82,14 +83,12 @@ def plot(points: dict[str, list[dict[str, Any]]], path: Path) -> None:
         share.plot(ranks, [100 * p["efficiency"] for p in found], "o-", color=colour, label=f"{mode} scaling")
     for axes, label in ((rate, "tokens a second"), (share, "efficiency (%)")):
         axes.set_xscale("log", base=2)
-        axes.set_xlabel("ranks")
-        axes.set_ylabel(label)
+        axes.set(xlabel="ranks", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
     rate.set_yscale("log", base=2)
     share.set_ylim(bottom=0)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(arguments: list[str]) -> int:
@@ -102,10 +101,9 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = table(points)
-    (folder / "scaling.md").write_text(text, encoding="utf-8")
+    (folder / "scaling.md").write_text(table(points), encoding="utf-8")
     plot(points, folder / "scaling.png")
-    print(text)
+    print(table(points))
     return 0
 
 

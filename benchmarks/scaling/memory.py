@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,21 @@ import numpy as np
 import torch
 from transformers import LlamaConfig
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-sys.path[:0] = [str(HERE), str(ROOT)]
+if not __package__:  # run as a file: the repository's root instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from inputs import open_run, stepping_alone  # noqa: E402
-from run import commit  # noqa: E402
-
-from rmfast.commands.plan import keys  # noqa: E402
-from rmfast.config import load_config  # noqa: E402
-from rmfast.launch.cost import Layout, Workload, memory  # noqa: E402
-from rmfast.launch.layouts import Plan  # noqa: E402
-from rmfast.models.config import decoder_config  # noqa: E402
-from rmfast.parallel.optimizer import local  # noqa: E402
-from rmfast.parallel.world import World  # noqa: E402
-from rmfast.tasks.build.inputs import open_world  # noqa: E402
-from tests.megatron.standin import install  # noqa: E402
-from tests.tiny import Peak  # noqa: E402
+from benchmarks.origin import ROOT, commit, device_name, write_json
+from benchmarks.runs import open_random
+from rmfast.commands.plan import keys
+from rmfast.config import load_config
+from rmfast.launch.cost import Layout, Workload, memory
+from rmfast.launch.layouts import Plan
+from rmfast.models.config import decoder_config
+from rmfast.parallel.optimizer import local
+from rmfast.parallel.world import World
+from rmfast.tasks.build.inputs import open_world
+from tests.megatron.standin import install
+from tests.tiny import Peak
 
 SHAPES: dict[str, dict[str, int]] = {  # every size another
     "table": {  # an embedding whose gradient shows, and packs that are long beside the width
@@ -54,7 +53,6 @@ SHAPES: dict[str, dict[str, int]] = {  # every size another
 GROUP = (32, 16, 16)  # tokens of a prompt and its two responses
 GROUPS = {"table": 8, "matrix": 5}  # of a pack
 PACKS = {"table": 4, "matrix": 3}  # of a data rank in a step
-
 LAYOUTS = {
     "native": Layout("ddp", 1),
     "ddp2": Layout("ddp", 2),
@@ -75,14 +73,20 @@ CASES = {
 }
 
 
+def llama(sizes: dict[str, int]) -> LlamaConfig:
+    return LlamaConfig(**sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0, architectures=["LlamaForCausalLM"])
+
+
 def write_model(folder: Path, sizes: dict[str, int]) -> None:
-    """A model folder with the quickstart's tokenizer and no weights, which runs draw."""
+    """A model folder with the quickstart's tokenizer and no weights: runs start from random ones."""
     shutil.copytree(ROOT / "configs" / "quickstart" / "decoder", folder)
     llama(sizes).save_pretrained(folder)
 
 
-def llama(sizes: dict[str, int]) -> LlamaConfig:
-    return LlamaConfig(**sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0, architectures=["LlamaForCausalLM"])
+def layout_keys(layout: Layout) -> list[str]:
+    """The config's keys of a layout."""
+    plain = layout.world == 1 and layout.recompute == "none"
+    return [] if plain else keys(Plan(layout, {}, {})).split()
 
 
 def workload(shape: str, layout: Layout) -> Workload:
@@ -96,25 +100,24 @@ def measured(shape: str, layout: Layout, folder: Path, world: World) -> dict[str
     load = workload(shape, layout)
     words = ["--data.train", "random", "--model.path", str(folder), "--model.from_scratch", "true"]
     words += ["--model.dtype", "bfloat16", "--model.kernels", "triton", "--data.tokens_per_pack", str(load.pack)]
-    words += keys(Plan(layout, {}, {})).split() if layout.world > 1 or layout.recompute != "none" else []
     groups = load.tokens // sum(GROUP)
-    config = stepping_alone(load_config(words), groups=groups, steps=2)
-    run = open_run(config, world, np.tile(GROUP, (2 * groups, 1)))
-    engine, step = run.engine, run.step_function()
-    first, second = run.loader(0)
-    assert len(first.packs) == len(second.packs) == PACKS[shape], len(first.packs)
+    run = open_random(load_config([*words, *layout_keys(layout)]), world, np.tile(GROUP, (2 * groups, 1)), groups)
+    engine, learner = run.engine, run.pairs
+    assert all(len(learner.loader.build(number).packs) == PACKS[shape] for number in range(2))
     with contextlib.nullcontext() if cuda else Peak():
-        step(first)
+        learner.gradients(0)
     engine._drop_gradients()
     optimizer = engine.optimizer
-    kept = {"weights": list(optimizer.parameters.values())}
-    kept["gradients"] = list(optimizer.gradients().values())  # where they have a place of their own between steps
-    kept["optimizer"] = [t for moments in optimizer.state().values() for t in moments.values()]
+    kept = {
+        "weights": list(optimizer.parameters.values()),
+        "gradients": list(optimizer.gradients().values()),  # those that are held between steps
+        "optimizer": [t for moments in optimizer.state().values() for t in moments.values()],
+    }
     out = {name: float(bytes_of(tensors)) for name, tensors in kept.items()}
     if cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        step(second)
+        learner.gradients(1)
         return out | {"step": float(torch.cuda.max_memory_allocated() - before)}
     with contextlib.ExitStack() as stack:
         peak = stack.enter_context(Peak([t for tensors in kept.values() for t in tensors]))
@@ -123,24 +126,23 @@ def measured(shape: str, layout: Layout, folder: Path, world: World) -> dict[str
 
             for name in ("start_grad_sync", "finish_grad_sync"):
                 stack.enter_context(mock.patch.object(Buckets, name, peak.looking_away(getattr(Buckets, name))))
-        step(second)
+        learner.gradients(1)
     return out | {"step": float(peak.peak)}
 
 
-def bytes_of(tensors: list[Any]) -> int:
+def bytes_of(tensors: Iterable[Any]) -> int:
     """Of this process's storages, each counted once."""
     found = {local(t).untyped_storage()._cdata: local(t).untyped_storage().nbytes() for t in tensors}
     return sum(found.values())
 
 
-def worker(names: list[str], folder: Path, out: Path) -> None:
+def worker(names: list[str], folder: Path) -> None:
     """Every case on as many ranks as there are."""
     install()  # nothing where there is CUDA
     world = open_world(load_config(["--model.path", str(folder / "table"), "--data.train", "x", "--run.threads", "1"]))
     with world:
         for name in names:
-            found = json.dumps(measured(*CASES[name], folder / CASES[name][0], world))
-            (out / f"{name}-{world.rank}.json").write_text(found, encoding="utf-8")
+            write_json(folder / f"{name}-{world.rank}.json", measured(*CASES[name], folder / CASES[name][0], world))
 
 
 def run_cases(names: list[str]) -> dict[str, list[dict[str, float]]]:
@@ -153,11 +155,11 @@ def run_cases(names: list[str]) -> dict[str, list[dict[str, float]]]:
         for shape, sizes in SHAPES.items():
             write_model(Path(base) / shape, sizes)
         for ranks in sorted({CASES[name][1].world for name in names}):
-            own = [name for name in names if CASES[name][1].world == ranks]
+            these = [name for name in names if CASES[name][1].world == ranks]
             start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-            words = [*start, str(HERE / "memory.py"), "--worker", base, "--case", *own]
+            words = [*start, str(Path(__file__).resolve()), "--worker", base, "--case", *these]
             subprocess.run(words, check=True, env=environment)
-            for name in own:
+            for name in these:
                 found[name] = [json.loads((Path(base) / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
     return found
 
@@ -165,25 +167,20 @@ def run_cases(names: list[str]) -> dict[str, list[dict[str, float]]]:
 def compare(name: str, ranks: list[dict[str, float]]) -> dict[str, Any]:
     """The fullest rank beside the plan, which is for it."""
     shape, layout = CASES[name]
-    said = memory(decoder_config(llama(SHAPES[shape])), layout, workload(shape, layout))
-    del said["reserve"]
+    planned = memory(decoder_config(llama(SHAPES[shape])), layout, workload(shape, layout))
+    del planned["reserve"]
     fullest = max(ranks, key=lambda rank: sum(rank.values()))
     total = sum(fullest.values())
+    step = sum(planned[term] for term in ("copies", "activations", "working"))
+    step += 0.0 if fullest["gradients"] else planned["gradients"]  # those that are made within the step
     return {
         "layout": asdict(layout),
-        "planned": said,
+        "planned": planned,
         "measured": ranks,
         "total": total,
-        "ratio": sum(said.values()) / total,
-        "step_ratio": step_of(said, fullest) / fullest["step"],
+        "ratio": sum(planned.values()) / total,
+        "step_ratio": step / fullest["step"],
     }
-
-
-def step_of(said: dict[str, float], fullest: dict[str, float]) -> float:
-    """What a plan counts beside what lies there before the step."""
-    names = ["copies", "activations", "working"]
-    own = 0.0 if fullest["gradients"] else said["gradients"]
-    return own + sum(said[name] for name in names)
 
 
 def main(arguments: list[str]) -> int:
@@ -194,17 +191,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
-        worker(options.case, options.worker, options.worker)
+        worker(options.case, options.worker)
         return 0
     found = {name: compare(name, ranks) for name, ranks in run_cases(options.case).items()}
-    print("| case | planned MB | measured | ratio | beside what lies there before the step |\n|---|---|---|---|---|")
+    print("| case | planned MB | measured | ratio | of what the step needs alone |\n|---|---|---|---|---|")
     for name, one in found.items():
-        print(f"| {name} | {sum(one['planned'].values()) / 1e6:.2f} | {one['total'] / 1e6:.2f} | ", end="")
-        print(f"{one['ratio']:.3f} | {one['step_ratio']:.3f} |")
+        print(f"| {name} | {sum(one['planned'].values()) / 1e6:.2f} | {one['total'] / 1e6:.2f} | {one['ratio']:.3f} | "
+              f"{one['step_ratio']:.3f} |")  # fmt: skip
     if options.out:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        device = device_name("cuda") if torch.cuda.is_available() else "cpu"
         about = {"device": device, "torch": torch.__version__, "commit": commit()}
-        options.out.write_text(json.dumps({"about": about, "cases": found}, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, {"about": about, "cases": found})
     return 0
 
 

@@ -7,62 +7,54 @@ weak: `--groups-per-rank` prompt groups for each rank; strong: the config's data
 """
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+if not __package__:  # run as a file: the repository's root instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from inputs import Recorder, open_run, stepping_alone  # noqa: E402
-from lengths import DISTRIBUTIONS, draw_lengths  # noqa: E402
-
-from rmfast.config import Config, load_config  # noqa: E402
-from rmfast.errors import UserError  # noqa: E402
-from rmfast.tasks.build.inputs import open_world  # noqa: E402
-from rmfast.trainer.loop import Progress  # noqa: E402
+from benchmarks.lengths import DISTRIBUTIONS, draw_lengths
+from benchmarks.origin import commit, write_json
+from benchmarks.runs import open_random
+from rmfast.config import Config, load_config
+from rmfast.errors import UserError
+from rmfast.tasks.build.inputs import open_world
 
 WARM_UP = 2  # steps that are not counted
 
 
-def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | None:
-    """Train some steps; what they took, on rank 0.
+def measure(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Train some steps; what they took on this rank.
 
     Raises:
         UserError: the config cannot be trained.
     """
-    world = open_world(config)
-    with world:
+    with open_world(config) as world:
         groups = options.groups_per_rank * world.size if options.mode == "weak" else config.data.pairs_per_step
-        config = stepping_alone(config, groups=groups, steps=options.steps + WARM_UP)
         lengths = draw_lengths(options.lengths, groups * (options.steps + WARM_UP), config.run.seed)
-        run = open_run(config, world, lengths)
-        recorder = Recorder()
-        run.log = recorder  # type: ignore[assignment]
-        run.train(Progress())
-        lines = recorder.lines[WARM_UP:]
+        run = open_random(config, world, lengths, groups)
+        lines = run.measure()[WARM_UP:]
         seconds = [line["step_seconds"] for line in lines]
-        total = [line["tokens_per_second"] * line["step_seconds"] for line in lines]
+        tokens = [line["tokens_per_second"] * line["step_seconds"] for line in lines]
         mfu = [line["mfu"] for line in lines]
-        cuda = world.device.type == "cuda"
         parallel = config.parallel.model_dump(mode="json")
+        cuda = world.device.type == "cuda"
         return {
             "mode": options.mode,
             "ranks": world.size,
             "nodes": world.size // int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
             "groups": groups,
-            "step_seconds": statistics.median(seconds),
-            "tokens_per_second": sum(total) / sum(seconds),
-            "mfu": None if None in mfu else statistics.median(mfu),
+            "step_seconds": median(seconds),
+            "tokens_per_second": sum(tokens) / sum(seconds),
+            "mfu": None if None in mfu else median(mfu),
             "memory_gib": max(line["memory_gib"] for line in lines),
             "seconds": seconds,
-            "tokens": total,
+            "tokens": tokens,
             "model": Path(config.model.path).name,
             "weights": run.engine.parameter_counts()[0],
             "dtype": config.model.dtype,
@@ -74,15 +66,6 @@ def measure(config: Config, options: argparse.Namespace) -> dict[str, Any] | Non
             "torch": torch.__version__,
             "commit": commit(),
         }
-
-
-def commit() -> str | None:
-    """Of this checkout; None without git."""
-    try:
-        words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def main(arguments: list[str]) -> int:
@@ -102,10 +85,10 @@ def main(arguments: list[str]) -> int:
         if main_rank:
             print(f"error: {error}", file=sys.stderr)
         return 2
-    if main_rank and result is not None:
+    if main_rank:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"{options.mode}-{result['ranks']:05d}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(path, result)
         print(f"{path}: {result['step_seconds']:.3f} s a step, {result['tokens_per_second']:,.0f} tokens/s")
     return 0
 

@@ -53,8 +53,8 @@ class ModelConfig(Section):
     kernels: Literal["auto", "triton", "reference"] = Field(
         "auto", description="auto: Triton on CUDA, plain torch (reference) elsewhere"
     )
-    attention: Literal["auto", "kernel", "flash"] = Field(
-        "auto", description="kernel: as model.kernels; flash: torch's flash attention; auto: CUDA tries both once"
+    attention: Literal["kernel", "flash"] = Field(
+        "kernel", description="over whole packs; kernel: as model.kernels; flash: torch's flash attention (CUDA, bf16)"
     )
 
 

@@ -1,7 +1,6 @@
 """What the GPU harness starts: it ends with the harness, leaves its progress, and counts only what was tested."""
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -144,11 +143,10 @@ def test_the_programs_understand_what_the_real_plan_asks_of_them(
 ) -> None:
     """Each part's command as it is on a card, up to where the program would begin its work."""
     pytest.importorskip("triton")
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from benchmarks.gpu import plan, search
     from benchmarks.kernels import registry, run
+    from benchmarks.steps import compare
 
-    throughput = importlib.import_module("train_throughput")
     asked: list[tuple[str, list[str]]] = []
 
     def python(_: Call, program: str, *words: object, **_more: str) -> str:
@@ -157,12 +155,12 @@ def test_the_programs_understand_what_the_real_plan_asks_of_them(
 
     monkeypatch.setattr(Call, "python", python)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(throughput, "unavailable", lambda *_: None)
+    monkeypatch.setattr(compare, "unavailable", lambda *_: None)
     own = settings(tmp_path, tiny=False, device="cuda")
     for part in plan.parts(own, ("kernels", "tiles", "steps")):
         with contextlib.suppress(Cut):
             part.run(Call(own, time.monotonic() + 60.0))
-    read = {"benchmarks.kernels.run": run.parse, "benchmarks/train_throughput.py": throughput.parse}
+    read = {"benchmarks.kernels.run": run.parse, "benchmarks.steps.compare": compare.parse}
     parsed = [read[program](words) for program, words in asked if program in read]
     targets = {target.name for target in search.targets()}
     for program, words in asked:

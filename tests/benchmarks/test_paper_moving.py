@@ -1,4 +1,4 @@
-"""benchmarks/paper/moving.py at a tiny size: training from kept states is training the whole network."""
+"""benchmarks/paper/moving.py at a tiny size: from a decoder to plots, and what it measures is what it says."""
 
 import json
 import random
@@ -6,91 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.paper import moving
-from benchmarks.paper.moving_data import answer_groups
-from benchmarks.paper.top_layers import Kept, join, keep, numbered, split, turned, with_strengths
-from rmfast.data.loader import rank_packs, totals_of
-from rmfast.data.table import GroupTable, select, table_edges
-from rmfast.models.hf import load_network
-from rmfast.objectives.contrastive import ContrastiveObjective
-from rmfast.objectives.meta import DifferenceObjective
-from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel.native import NativeEngine
-from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.parallel.world import World
+from benchmarks.paper.common import auc
+from benchmarks.paper.moving_data import answer_groups, turned, with_strengths
+from rmfast.data.table import select, table_edges
 from tests.runs import text, write_model, write_rows
-from tests.tiny import assert_close_by_norm, gradients, group_of, odd_groups, save_hf_model, table_of
+from tests.tiny import group_of, table_of
 
 
-def cut_table() -> GroupTable:
-    """Odd groups, some of them cut behind a BOS."""
-    g = np.random.default_rng(3)
-    groups = [*odd_groups(), *(group_of(g, n, [5, 7], [(0, 1)]) for n in (30, 9, 41))]
-    for group in groups:
-        for sequence in group.sequences:
-            sequence.insert(0, 1)
-    table = table_of(groups, bos_id=1, max_length=24, over_long="truncate")
-    assert (table.cut > 0).any() and (table.cut == 0).any()
-    return table
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("kind", ["reward", "meta", "contrastive"])
-def test_a_step_from_kept_states_is_the_whole_network_s(tmp_path: Path, layers: int, kind: str) -> None:
-    save_hf_model("llama", tmp_path / "model", num_hidden_layers=3)
-    table = cut_table()
-    whole, _ = load_network(tmp_path / "model")
-    whole.freeze(layers)
-    lower, top = split(load_network(tmp_path / "model")[0], layers)
-    both = [select(table, np.flatnonzero(np.arange(len(table)) % 2 == rest)) for rest in (0, 1)]
-    kept = [keep(lambda: lower, part, tmp_path / f"{i}.npy", whole.config.width) for i, part in enumerate(both)]
-    states, tables = join(kept)
-    assert len(states) == table.stored.sum()
-    small = top.network(states, seed=0)
-    small.head.load_state_dict(whole.head.state_dict())
-    objective = DifferenceObjective() if kind == "meta" else RewardObjective()
-    term = ContrastiveObjective(kind="simcse", on="pair", beta=1.0, temperature=0.05) if kind == "contrastive" else None
-    found = []
-    for network, part in ((whole, both[1]), (small, tables[1])):
-        engine = NativeEngine(network, world=World(), options=AdamWOptions(), contrastive=term)
-        rows, views = np.arange(len(part)), "pass" if term else None
-        packs, _ = rank_packs(part, rows, ranks=1, rank=0, budget=10_000, views=views)  # type: ignore[arg-type]
-        scores = engine.score(packs)[0]
-        engine.forward_backward(packs, objective, totals_of(part, rows, views))  # type: ignore[arg-type]
-        found.append((scores, gradients(network)))
-    (scores, grads), (kept_scores, kept_grads) = found
-    torch.testing.assert_close(kept_scores, scores, rtol=1e-5, atol=1e-5)
-    renamed = grads
-    for i in range(layers):
-        renamed = {name.replace(f"layers.{3 - layers + i}.", f"layers.{i}."): g for name, g in renamed.items()}
-    assert_close_by_norm(kept_grads, renamed, 1e-4)
-
-
-def test_states_are_kept_once_and_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_hf_model("llama", tmp_path / "model")
-    table = cut_table()
-    lower = split(load_network(tmp_path / "model")[0], 1)[0]
-    made = keep(lambda: lower, table, tmp_path / "a.npy", 32)
-    assert "prompts" in capsys.readouterr().out
-
-    def refuse() -> None:
-        raise AssertionError("nothing is left to do")
-
-    again = keep(refuse, table, tmp_path / "a.npy", 32)  # type: ignore[arg-type]
-    assert torch.equal(made.states, again.states) and made.states.abs().sum(1).min() > 0
-
-
-def test_numbers_stand_for_every_stored_token_once() -> None:
-    table = cut_table()
-    packs, _ = rank_packs(numbered(table), np.arange(len(table)), ranks=1, rank=0, budget=100)
-    tokens = torch.cat([pack.tokens for pack in packs])
-    assert tokens.sort().values.tolist() == list(range(int(table.stored.sum())))
-    _, (first, second) = join([Kept(numbered(table), torch.zeros(len(tokens), 2))] * 2)
-    shifted, _ = rank_packs(second, np.arange(len(table)), ranks=1, rank=0, budget=100)
-    assert torch.equal(torch.cat([pack.tokens for pack in shifted]), tokens + len(tokens))
-    assert (first.stores[0].tokens == numbered(table).stores[0].tokens).all()
+def test_auc_by_hand() -> None:
+    assert auc(np.array([3.0, 1.0, 2.0, 2.0]), np.array([True, False, True, False])) == pytest.approx(0.875)
 
 
 def test_labels_turn_and_strengths_land_on_their_pairs() -> None:

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from rmfast.kernels import prefix_attention, prefix_layout
-from rmfast.kernels.attention import choose, faster_engine, flash, flash_lengths
+from rmfast.kernels.attention import flash, flash_lengths
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 Groups = list[tuple[int, list[int]]]
@@ -344,42 +344,6 @@ def test_backward_asks_for_determinism_and_leaves_no_trace(
     assert seen == [(2, False)]
 
 
-SMALL = (prefix_layout([(4, [2, 3])]), 2, 1, 8, torch.float32, DEVICE)
-
-
-@pytest.mark.parametrize(
-    ("times", "engine"), [((1.0, 2.0), "flash"), ((2.0, 1.0), "triton"), ((1.0, 1.0), "triton")], ids=str
-)
-def test_the_faster_engine_is_chosen(times: tuple[float, float], engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def attend(*x: Tensor, impl: str) -> Tensor:
-        asked.append(impl)
-        return prefix_attention(*x, impl=impl)
-
-    def time(step: Callable[[], object], device: torch.device) -> float:
-        step()
-        assert device == DEVICE
-        return times[asked[-1] == "triton"]
-
-    monkeypatch.setattr(choose, "prefix_attention", attend)
-    state = torch.get_rng_state()
-    with torch.no_grad():
-        assert faster_engine(*SMALL, time) == engine
-    assert asked == ["flash", "triton"] and torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_only_engine_is_chosen_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> float:
-        raise AssertionError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(choose, "HAS_TRITON", False)
-        assert faster_engine(*SMALL, never) == "flash"
-    monkeypatch.setattr(flash, "refusal", refusal)
-    assert faster_engine(*SMALL, never) == "triton"
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -389,5 +353,3 @@ def test_on_the_gpu(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(flash, name, real)
     for groups in (RAGGED, [(300, [70, 200]), (129, [64, 1])], [(1, [1])] * 3, [(0, [1, 1, 1])]):
         check(*make(groups, dim=dim, dtype=torch.bfloat16))
-    layout = prefix_layout([(300, [70, 200])])
-    assert faster_engine(layout, 4, 2, dim, torch.bfloat16, DEVICE) in ("flash", "triton")

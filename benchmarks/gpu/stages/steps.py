@@ -1,4 +1,4 @@
-"""Whole training steps beside TRL and packed transformers, by benchmarks/train_throughput.py."""
+"""Whole training steps beside TRL and packed transformers, by benchmarks/steps/compare.py."""
 
 import json
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def run(name: str, call: Call) -> dict[str, Any]:
         flags = ["--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready,
                  "--limit", LIMIT * slow * max(SECONDS[mode] for mode in ready)]  # fmt: skip
     try:
-        call.python("benchmarks/train_throughput.py", *flags, "--breakdown", "--device", settings.device, "--json", out)
+        call.python("benchmarks.steps.compare", *flags, "--breakdown", "--device", settings.device, "--json", out)
     except (Cut, Failed) as error:
         found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
         call.reached = found if found.get("rounds") else None
@@ -62,7 +62,7 @@ def run(name: str, call: Call) -> dict[str, Any]:
 
 
 def begin(out: Path, name: str, settings: Settings) -> None:
-    """Hand train_throughput what the results hold of the part, whole or not: it keeps the modes that it need not run
+    """Hand compare.py what the results hold of the part, whole or not: it keeps the modes that it need not run
     again. What is in scratch already is of this machine, and newer."""
     before = Results(settings.out).stage("steps").get(name, {}).get("result")
     if before is not None and not (out.is_file() and not json.loads(out.read_text(encoding="utf-8"))["complete"]):

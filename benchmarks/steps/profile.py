@@ -1,19 +1,19 @@
 """Where a training step's time goes: device kernels in groups, and how long the device is idle between them."""
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity
-from vs_trl_worker import Clock
+
+from benchmarks.steps.worker import Clock
 
 TOP = 25
 # The first pattern that a device kernel's name matches. Attention comes first: its kernels' names hold "cutlass" too.
-# Inductor's templates (triton_tem) are FlexAttention's; only max-autotune, used nowhere here, has them for products.
 GROUPS = {
-    "attention": r"attention|flash|fmha|sdpa|^triton_tem_",
+    "attention": r"attention|flash|fmha|sdpa",
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",
     "rmfast's other kernels": (
         r"^(rms_norm|rope|swiglu|score_head|linear_log_prob|ranking_loss|difference_loss|gae|policy_loss|value_loss"
@@ -57,27 +57,24 @@ class ProfiledClock(Clock):
             super().mark()
             self._try(self.profile.stop)
 
-    def _try(self, action: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], Any]) -> Any:
         if self.fault is None:
             try:
-                action()
+                return action()
             except Exception as error:  # of a library; the steps were timed before
                 self.fault = f"{type(error).__name__}: {error}"
+        return None
 
     def broken_down(self) -> dict[str, Any]:
         """`breakdown`, or {"fault": why there is none}."""
-        try:
-            return breakdown(self) if self.fault is None else {"fault": self.fault}
-        except Exception as error:
-            return {"fault": f"{type(error).__name__}: {error}"}
+        return self._try(lambda: breakdown(self)) or {"fault": self.fault}
 
 
 def busy(spans: list[tuple[float, float]]) -> tuple[float, int]:
     """Time covered by spans, and how many stretches they form."""
     covered, stretches, end = 0.0, 0, float("-inf")
     for start, stop in sorted(spans):
-        if start > end:
-            stretches += 1
+        stretches += start > end
         covered += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return covered, stretches
@@ -95,38 +92,31 @@ def breakdown(clock: ProfiledClock) -> dict[str, Any]:
     of the last, `gap_ms` what of it no event covers, and `host_gap` the share of the step in which the device did
     nothing: 1 - busy / step.
     """
-    step = span = 1e3 * (clock.wall[-1] - clock.wall[-2])
-    spent: dict[str, float] = defaultdict(float)
+    step = 1e3 * (clock.wall[-1] - clock.wall[-2])
+    spent: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    gap, gaps, host_gap = None, 0, None
+    groups: Counter[str] = Counter()
+    found = {"span_ms": step, "gap_ms": None, "gaps": 0, "host_gap": None}
     if clock.cuda:
         device = [e for e in clock.profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         device = [e for e in device if not getattr(e, "is_user_annotation", False)]
+        if not device:
+            raise RuntimeError("the profiler saw no kernel on the device")
         for event in device:
-            spent[event.name] += (event.time_range.end - event.time_range.start) / 1e3
+            milliseconds = (event.time_range.end - event.time_range.start) / 1e3
+            spent[event.name] += milliseconds
+            groups[group_of(event.name)] += milliseconds
             counts[event.name] += 1
         spans = [(e.time_range.start, e.time_range.end) for e in device]
-        if not spans:
-            raise RuntimeError("the profiler saw no kernel on the device")
         covered, stretches = busy(spans)
         span = (max(end for _, end in spans) - min(start for start, _ in spans)) / 1e3
-        gap, gaps = max(span - covered / 1e3, 0.0), stretches - 1
-        host_gap = 1 - covered / 1e3 / step
+        found = {"span_ms": span, "gap_ms": max(span - covered / 1e3, 0.0), "gaps": stretches - 1}
+        found["host_gap"] = 1 - covered / 1e3 / step
     else:
         for average in clock.profile.key_averages():
             spent[average.key] += average.self_cpu_time_total / 1e3
             counts[average.key] += average.count
-    groups: dict[str, float] = defaultdict(float)
-    for name, milliseconds in spent.items() if clock.cuda else []:
-        groups[group_of(name)] += milliseconds
-    top = sorted(spent, key=lambda name: -spent[name])[:TOP]
-    return {
-        "kind": "device kernel" if clock.cuda else "operator",
-        "span_ms": span,
-        "step_ms": step,
-        "gap_ms": gap,
-        "gaps": gaps,
-        "host_gap": host_gap,
-        "groups": dict(sorted(groups.items(), key=lambda item: -item[1])),
-        "top": [{"name": name, "ms": spent[name], "count": counts[name]} for name in top],
-    }
+    return {"kind": "device kernel" if clock.cuda else "operator", "step_ms": step} | found | {
+        "groups": dict(groups.most_common()),
+        "top": [{"name": name, "ms": ms, "count": counts[name]} for name, ms in spent.most_common(TOP)],
+    }  # fmt: skip

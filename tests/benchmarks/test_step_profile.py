@@ -3,44 +3,32 @@
 import importlib
 import pkgutil
 import time
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import rmfast.kernels
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def profile(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("step_profile")
+from benchmarks.steps import profile
+from benchmarks.steps.worker import Clock
 
 
-class Event:
-    """A CUDA event that the device comes to at the next of TIMES."""
+def test_steps_on_a_gpu_are_timed_by_events_in_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, waits = iter([0.0, 200.0, 450.0, 480.0]), []
 
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
 
-    def record(self) -> None:
-        self.milliseconds = next(TIMES)
+        def record(self) -> None:
+            self.milliseconds = next(times)
 
-    def elapsed_time(self, other: "Event") -> float:
-        return other.milliseconds - self.milliseconds
+        def elapsed_time(self, other: "Event") -> float:
+            return other.milliseconds - self.milliseconds
 
-
-TIMES = iter([0.0, 200.0, 450.0, 480.0])
-
-
-def test_steps_on_a_gpu_are_timed_by_events_in_its_queue(profile: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[None] = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(None))
-    clock = profile.Clock(3, True)
+    clock = Clock(3, True)
     for _ in range(4):
         clock.mark()
     assert not waits  # nothing waits for the device between steps
@@ -48,7 +36,7 @@ def test_steps_on_a_gpu_are_timed_by_events_in_its_queue(profile: ModuleType, mo
     assert len(waits) == 1 and len(clock.seconds()["cpu_seconds"]) == 3
 
 
-def test_a_profiler_that_fails_costs_the_breakdown_alone(profile: ModuleType) -> None:
+def test_a_profiler_that_fails_costs_the_breakdown_alone() -> None:
     def refuse() -> None:
         raise RuntimeError("no CUPTI")
 
@@ -60,12 +48,7 @@ def test_a_profiler_that_fails_costs_the_breakdown_alone(profile: ModuleType) ->
     assert len(clock.seconds()["wall_seconds"]) == 4
 
 
-def test_idle_time_counts_overlapping_kernels_once(profile: ModuleType) -> None:
-    assert profile.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2)
-    assert profile.busy([]) == (0.0, 0)
-
-
-def test_what_the_profiler_costs_is_no_part_of_the_step(profile: ModuleType) -> None:
+def test_what_the_profiler_costs_is_no_part_of_the_step() -> None:
     """Starting and stopping take 0.3 s here; the CPU's step of 10 ms must stay one, and only its operators count."""
     clock = profile.ProfiledClock(3, False)
     for tool in (clock.warm_up, clock.profile):
@@ -83,9 +66,7 @@ def test_what_the_profiler_costs_is_no_part_of_the_step(profile: ModuleType) -> 
     assert "aten::cos" in names and not names & {"aten::exp", "aten::sin"}
 
 
-def test_the_device_is_idle_only_between_its_first_kernel_and_its_last(
-    profile: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_is_idle_only_between_its_first_kernel_and_its_last() -> None:
     clock = profile.ProfiledClock(2, True)
     assert clock.profile.activities == clock.warm_up.activities == {torch.profiler.ProfilerActivity.CUDA}
     spans = {"cutlass_gemm": (90_000.0, 92_000.0), "flash": (94_000.0, 95_000.0), "copy": (94_500.0, 97_000.0)}
@@ -101,9 +82,10 @@ def test_the_device_is_idle_only_between_its_first_kernel_and_its_last(
     assert result["host_gap"] == pytest.approx(1 - 5.0 / 200)  # of the step: also before the first kernel
     assert result["step_ms"] == pytest.approx(200)
     assert result["groups"] == {"copies": 2.5, "matrix products": 2.0, "attention": 1.0}
+    assert profile.busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (3.0, 4.0)]) == (6.0, 2) and profile.busy([]) == (0.0, 0)
 
 
-def test_every_kernel_of_the_package_has_its_group(profile: ModuleType) -> None:
+def test_every_kernel_of_the_package_has_its_group() -> None:
     pytest.importorskip("triton")
     names = {
         name
@@ -113,36 +95,24 @@ def test_every_kernel_of_the_package_has_its_group(profile: ModuleType) -> None:
     }
     assert len(names) > 25
     for name in names:
-        own = "attention" if "attention" in name else "rmfast's other kernels"
-        assert profile.group_of(name) == own, name
-    for name, group in [
+        assert profile.group_of(name) == ("attention" if "attention" in name else "rmfast's other kernels"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
         ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_NNT", "matrix products"),
         ("void flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>(flash::Flash_fwd_params)", "attention"),
-        (
-            "void pytorch_flash::flash_fwd_kernel<pytorch_flash::Flash_fwd_kernel_traits<64, 128, 128, 4, false, "
-            "false, cutlass::bfloat16_t, pytorch_flash::Flash_kernel_traits<64, 128, 128, 4, cutlass::bfloat16_t>>, "
-            "false, true>(pytorch_flash::Flash_fwd_params)",
-            "attention",
-        ),
         ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<cutlass::bfloat16_t>()", "attention"),
-        (
-            "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t>)",
-            "attention",
-        ),
         ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1", "attention"),
-        ("triton_tem_fused_flex_attention_0", "attention"),
-        ("triton_tem_fused_zeros_1", "attention"),
-        (
-            "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_execute_kernel",
-            "matrix products",
-        ),
-        (
-            "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_32x32_128x2_nn_align8>()",
-            "matrix products",
-        ),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_execute_kernel", "matrix products"),
+        ("void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_32x32_128x2_nn_align8>()",
+         "matrix products"),
         ("void at::native::multi_tensor_apply_kernel<at::native::FusedAdamMathFunctor<float>>()", "optimizer"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::exp_kernel_cuda>()", "other kernels"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
-    ]:
-        assert profile.group_of(name) == group, name
+    ],
+)  # fmt: skip
+def test_kernels_of_libraries_have_their_group(name: str, group: str) -> None:
+    assert profile.group_of(name) == group

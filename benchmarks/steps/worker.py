@@ -1,37 +1,43 @@
-"""What `vs_trl.py` runs in a fresh interpreter: one trainer over the same rows, with the cost of every step.
+"""One mode in an interpreter of its own: steps over the job's rows, with the cost of each.
 
-Usage: `python benchmarks/vs_trl_worker.py JOB.json MODE OUT.json`; vs_trl.py writes the job and reads the result.
+Usage: `python -m benchmarks.steps.worker JOB.json OUT.json`; compare.py writes the job and reads the result.
 """
 
+import hashlib
 import json
-import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-Mode = Literal["trl", "trl-no-checkpointing", "rmfast"]
-# What choose_attention answers, in words.
+from benchmarks.origin import write_json
+
+Mode = Literal["trl", "trl-no-checkpointing", "trl-tuned", "trl-liger", "hf-packed", "rmfast-graphs", "rmfast"]
+# Of Liger's kernels all but this one: it would replace a reward model's forward by a language model's.
+LIGER = {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": False}}
+PROFILED = 2  # last steps of a job with a breakdown: the profiler's first, and the one that is broken down
+OF_STEPS = ("wall_seconds", "cpu_seconds", "loss", "grad_norm", "computed_tokens", "real_tokens")
 ATTENTION = {
-    "auto": "rmfast's kernels (plain torch on a CPU)",
+    "kernel": "rmfast's kernels (plain torch on a CPU)",
     "flash": "FlashAttention 2 of torch, prompt and responses merged",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What both trainers are given. `model` is a folder with a reward head, `rows` a jsonl file of steps x pairs rows
-    in TRL's format, in the order of training; `scratch` may be written to."""
+    """What a mode is given. `model` is a folder with a reward head, `rows` a jsonl file of steps x pairs rows in TRL's
+    format, in the order of training; `scratch` may be written to. `breakdown`: the last PROFILED steps are profiled."""
 
+    mode: Mode
     model: str
     rows: str
     scratch: str
     steps: int
+    breakdown: bool
     pairs_per_step: int
     micro_batch: int
     tokens_per_pack: int
@@ -78,27 +84,19 @@ def memory(cuda: bool) -> dict[str, int | None]:
     the machine's memory."""
     if cuda:
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
-    return {"peak_bytes": resident_bytes(), "reserved_bytes": None}
-
-
-def resident_bytes() -> int:
-    """Most memory that this process held."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss may be that of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) << 10
+        return {"peak_bytes": int(line.split()[1]) << 10, "reserved_bytes": None}
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "reserved_bytes": None}
 
 
-def run_trl(job: Job, clock: Clock, *, checkpointing: bool, **more: Any) -> dict[str, Any]:
-    """TRL's RewardTrainer with its defaults, but for what the job says, fp32 on a CPU, rows in their order, and `more`
-    of its config."""
+def run_trl(job: Job, clock: Clock) -> dict[str, Any]:
+    """TRL's RewardTrainer with its defaults, but for what the job says, fp32 on a CPU and rows in their order."""
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import RewardConfig, RewardTrainer
-
-    cuda = job.device == "cuda"
 
     class Marks(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -115,15 +113,15 @@ def run_trl(job: Job, clock: Clock, *, checkpointing: bool, **more: Any) -> dict
         max_steps=job.steps,
         learning_rate=job.lr,
         max_length=job.max_length,
-        gradient_checkpointing=checkpointing,
-        bf16=cuda,
-        use_cpu=not cuda,
+        gradient_checkpointing=job.mode == "trl",
+        bf16=clock.cuda,
+        use_cpu=not clock.cuda,
         train_sampling_strategy="sequential",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        **more,
+        **(LIGER if job.mode == "trl-liger" else {}),
     )
     rows = [json.loads(line) for line in Path(job.rows).read_text(encoding="utf-8").splitlines()]
     trainer: Any = RewardTrainer(
@@ -140,19 +138,19 @@ def run_trl(job: Job, clock: Clock, *, checkpointing: bool, **more: Any) -> dict
     ids = [[row["chosen_ids"], row["rejected_ids"]] for row in trainer.train_dataset]
     trainer.train()
     logged = [line for line in trainer.state.log_history if "loss" in line]
-    micro = len(computed) // job.steps
+    micro, pairs = len(computed) // job.steps, job.pairs_per_step
     lengths = [len(chosen) + len(rejected) for chosen, rejected in ids]
-    return clock.seconds() | {
+    return {
         "loss": [line["loss"] for line in logged],
         "grad_norm": [line["grad_norm"] for line in logged],
         "computed_tokens": [sum(computed[i : i + micro]) for i in range(0, len(computed), micro)],
-        "real_tokens": [sum(lengths[i : i + job.pairs_per_step]) for i in range(0, len(ids), job.pairs_per_step)],
+        "real_tokens": [sum(lengths[i : i + pairs]) for i in range(0, len(ids), pairs)],
         "ids": ids,
-    } | memory(cuda)  # fmt: skip
+    }
 
 
-def rmfast_config(job: Job, *, graphs: bool) -> Any:
-    """The defaults of `task: reward` but for what the job says and rows in their order, with CUDA graphs or without."""
+def rmfast_config(job: Job) -> Any:
+    """The defaults of `task: reward` but for what the job says and rows in their order."""
     from rmfast.config import Config
 
     return Config.model_validate({
@@ -161,89 +159,57 @@ def rmfast_config(job: Job, *, graphs: bool) -> Any:
         "data": {"train": job.rows, "max_length": min(job.max_length, job.tokens_per_pack),
                  "tokens_per_pack": job.tokens_per_pack, "pairs_per_step": job.pairs_per_step, "shuffle": False},
         "optim": {"lr": job.lr},
-        "parallel": {"cuda_graphs": graphs},
+        "parallel": {"cuda_graphs": job.mode == "rmfast-graphs"},
     })  # fmt: skip
 
 
-def run_rmfast(job: Job, clock: Clock, *, graphs: bool = False) -> dict[str, Any]:
-    """The run of `task: reward`, its engine, loader, loop and choice of attention, without evaluation, checkpoints and
-    files."""
-    from vs_trl_inputs import open_table
-
-    from rmfast.data.loader import StepLoader
-    from rmfast.data.tokenizer import load_tokenizer
-    from rmfast.models.hf import read_config
+def run_rmfast(job: Job, clock: Clock) -> dict[str, Any]:
+    """The run of `task: reward` with its choice of attention, without evaluation, checkpoints and files."""
+    from benchmarks.runs import open_run
+    from benchmarks.steps.inputs import open_table
     from rmfast.parallel.world import World
-    from rmfast.tasks import reward
-    from rmfast.tasks.attention import choose_attention
-    from rmfast.trainer.loop import Progress
 
-    class Marked:
-        """A loader whose steps the clock marks."""
-
-        def __init__(self, loader: StepLoader) -> None:
-            self.loader = loader
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.loader, name)
-
-        def __iter__(self) -> Iterator[Any]:
-            for step in self.loader:
-                clock.mark()
-                yield step
-            clock.mark()
-
-    class TimedRun(reward.RewardRun):
-        def loader(self, first: int) -> Any:
-            return Marked(super().loader(first))
-
-    class Lines:
-        """Keeps the lines that a run would log."""
-
-        def __init__(self) -> None:
-            self.values: list[dict[str, Any]] = []
-
-        def step(self, values: dict[str, Any], _seconds_left: float) -> None:
-            self.values.append(values)
-
-    config = rmfast_config(job, graphs=graphs)
     limits = {"max_length": job.max_length, "tokens_per_pack": job.tokens_per_pack}
     _, table = open_table(Path(job.rows), Path(job.model), limits)
-    lines = Lines()
+    config = rmfast_config(job)
     with World() as world:
-        run = TimedRun(config, world, read_config(job.model), load_tokenizer(job.model), table, {})
-        attention = choose_attention(config, run.decoder_config, table, run.plan, world, None)
-        run.engine.attend_with(attention)
-        run.log = lines  # type: ignore[assignment]
-        run.train(Progress())
-    totals = [0] + [line["num_computed_tokens"] for line in lines.values]
+        lines = open_run(config, world, table).measure(clock.mark)
+    totals = [0] + [line["num_computed_tokens"] for line in lines]
     stored = [b - a for a, b in zip(totals[:-1], totals[1:], strict=True)]
-    return clock.seconds() | {
-        "attention": ATTENTION.get(attention, attention),
-        "loss": [line["loss"] for line in lines.values],
-        "grad_norm": [line["grad_norm"] for line in lines.values],
-        "computed_tokens": [n / (1 - line["padding_share"]) for n, line in zip(stored, lines.values, strict=True)],
+    return {
+        "attention": ATTENTION[config.model.attention],
+        "loss": [line["loss"] for line in lines],
+        "grad_norm": [line["grad_norm"] for line in lines],
+        "computed_tokens": [n / (1 - line["padding_share"]) for n, line in zip(stored, lines, strict=True)],
         "real_tokens": stored,
         "ids": [table.sequences_of(group) for group in range(len(table))],
-    } | memory(job.device == "cuda")  # fmt: skip
+    }
 
 
-def main(job_file: str, mode: str, out: str) -> None:
-    """Entry point."""
-    job = Job(**json.loads(Path(job_file).read_text()))
+def digests(ids: list[Any], pairs: int) -> list[str]:
+    """A digest of the token ids of each step's `pairs` pairs, whatever their order in the step."""
+    steps = [sorted(ids[i : i + pairs]) for i in range(0, len(ids), pairs)]
+    return [hashlib.sha256(json.dumps(step).encode()).hexdigest()[:16] for step in steps]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Everything that is measured of a mode, its timed steps alone."""
+    from benchmarks.steps.hf_packed import run_packed
+    from benchmarks.steps.profile import ProfiledClock
+
     if job.threads:
         torch.set_num_threads(job.threads)
-    clock = Clock(job.steps, job.device == "cuda")
-    result = run_rmfast(job, clock) if mode == "rmfast" else run_trl(job, clock, checkpointing=mode == "trl")
-    write(result, Path(out))
-
-
-def write(result: dict[str, Any], out: Path) -> None:
-    """What a mode gave, with the threads that it had, as JSON; replaces the file at once."""
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(result | {"threads": torch.get_num_threads()}))
-    os.replace(partial, out)
+    cuda = job.device == "cuda"
+    clock = ProfiledClock(job.steps, cuda) if job.breakdown else Clock(job.steps, cuda)
+    runs = {"hf-packed": run_packed, "rmfast": run_rmfast, "rmfast-graphs": run_rmfast}
+    result = runs.get(job.mode, run_trl)(job, clock)
+    result |= clock.seconds() | memory(cuda) | {"threads": torch.get_num_threads()}
+    result["steps"] = digests(result.pop("ids"), job.pairs_per_step)
+    if isinstance(clock, ProfiledClock):
+        result |= {name: result[name][: job.steps - PROFILED] for name in (*OF_STEPS, "steps")}
+        result["breakdown"] = clock.broken_down()
+    return result
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    write_json(Path(sys.argv[2]), run(Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))), None)
