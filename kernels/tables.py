@@ -35,9 +35,9 @@ class Table(Generic[T]):
         if not fit:
             raise KeyError(f"no tile for {kinds} of size {size}")
         oldest = min(int(key[0]) for key in fit)  # serves devices older than every line
-        own = [key for key in fit if int(key[0]) <= max(generation, oldest)]
-        bound = min(int(key[-1]) for key in own)
-        newest = max(int(key[0]) for key in own if key[-1] == bound)
+        known = [key for key in fit if int(key[0]) <= max(generation, oldest)]
+        bound = min(int(key[-1]) for key in known)
+        newest = max(int(key[0]) for key in known if key[-1] == bound)
         return (newest, *kinds, bound)
 
     def find(self, capability: tuple[int, int], *kinds: str, size: int) -> T:

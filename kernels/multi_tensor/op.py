@@ -208,10 +208,10 @@ def perturb_(
     """
     op = "perturb_"
     _check_lists(op, masters, targets=targets, grads=grads)
-    own = any(t is m for t, m in zip(targets, masters, strict=True))
+    shared = any(t is m for t, m in zip(targets, masters, strict=True))
     if not torch.compiler.is_compiling():
-        own |= _overlap(targets, masters)
-    check(not own, op, "a target lies in a master's memory and could not be restored: save() the weights first")
+        shared |= _overlap(targets, masters)
+    check(not shared, op, "a target lies in a master's memory and could not be restored: save() the weights first")
     if not masters:
         return
     device = masters[0].device

@@ -51,11 +51,11 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         write_extras(temporary)
     world.barrier()
-    mine = {n: s for n, s in state.items() if s.tensor.numel() and _writes(s, world)}
+    written = {n: s for n, s in state.items() if s.tensor.numel() and _writes(s, world)}
     name = f"rank-{world.rank:05d}"
-    save_file({n: s.tensor.detach().cpu().contiguous() for n, s in mine.items()}, temporary / f"{name}.safetensors")
+    save_file({n: s.tensor.detach().cpu().contiguous() for n, s in written.items()}, temporary / f"{name}.safetensors")
     places = {
-        n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in mine.items()
+        n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in written.items()
     }
     _write_json(temporary / f"{name}.json", places)
     for ending in ("safetensors", "json"):  # here: rank 0 cannot flush what another node's memory still holds

@@ -56,8 +56,8 @@ def _fix(text: str, date: str | None) -> str:
     before = _FIXED.match(text)
     if before and date is None:
         return text
-    own = text[before.end() :] if before else text
-    return _macro(own, date or DEFAULT_DATE) + own if _CLOCK in own else text
+    body = text[before.end() :] if before else text
+    return _macro(body, date or DEFAULT_DATE) + body if _CLOCK in body else text
 
 
 def _written(moment: datetime, directive: str) -> str:

@@ -218,14 +218,14 @@ def treat(
     unknown = int((~known & ~identical).sum()) if options.needs_strength else 0
     if options.needs_strength and not known.any():
         raise UserError(f"denoise ({options}): no edge has a strength; {MAKE_STRENGTHS}")
-    came = strength
-    flipped = np.zeros(len(came), dtype=bool)
+    given = strength
+    flipped = np.zeros(len(given), dtype=bool)
     dropped, smoothed = flipped.copy(), flipped.copy()
     if options.flip:
-        flipped = quantile_slice(came, known, (0.0, options.flip)) & (came < 0)
-        strength = np.where(flipped, -came, came)
+        flipped = quantile_slice(given, known, (0.0, options.flip)) & (given < 0)
+        strength = np.where(flipped, -given, given)
     if options.drop is not None:
-        dropped = quantile_slice(came, known, options.drop)
+        dropped = quantile_slice(given, known, options.drop)
     if options.drop_below is not None:
         dropped = dropped | (known & (strength < options.drop_below))
     if (dropped | identical).all():
@@ -242,7 +242,7 @@ def treat(
         elif options.smooth_slice == "negative":
             smoothed = kept & (strength < 0)
         else:
-            smoothed = quantile_slice(came, known, options.smooth_slice) & ~dropped
+            smoothed = quantile_slice(given, known, options.smooth_slice) & ~dropped
     if options.soft_temperature is not None:
         smoothed &= known
         own_targets = int((smoothed & (target != 1)).sum())

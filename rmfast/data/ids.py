@@ -85,10 +85,10 @@ def _lists(value: Any, name: str, mask: Any) -> list[Ids]:
         check_ids(ids, f"`{name}`")
     if mask is None:
         return lists
-    own = mask if many else [mask]
-    if not isinstance(own, list) or len(own) != len(lists):
+    masks = mask if many else [mask]
+    if not isinstance(masks, list) or len(masks) != len(lists):
         bad(WRONG_TYPE, f"the attention mask of `{name}` is not of its length")
-    return [_cut(ids, one, name) for ids, one in zip(lists, own, strict=True)]
+    return [_cut(ids, one, name) for ids, one in zip(lists, masks, strict=True)]
 
 
 def _cut(ids: Ids, mask: Any, name: str) -> Ids:

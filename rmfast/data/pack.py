@@ -112,14 +112,14 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         scored.append(np.where(suffixes > 0, ends, start + prefix) - 1)
         responses.append(np.arange(table.first_response[group], table.first_response[group + 1]))
         group_of.append(np.full(len(suffixes), number))
-        own = table.store_edges[table.store[group]]
-        low, high = int(own.start[g]), int(own.start[g + 1])
-        edges["better"].append(offset + own.better[low:high].astype(np.int64))
-        edges["worse"].append(offset + own.worse[low:high].astype(np.int64))
+        of_store = table.store_edges[table.store[group]]
+        low, high = int(of_store.start[g]), int(of_store.start[g + 1])
+        edges["better"].append(offset + of_store.better[low:high].astype(np.int64))
+        edges["worse"].append(offset + of_store.worse[low:high].astype(np.int64))
         for name in ("margin", "target", "weight"):
-            edges[name].append(getattr(own, name)[low:high])
+            edges[name].append(getattr(of_store, name)[low:high])
         if lm:
-            chosen = np.setdiff1d(own.better[low:high], own.worse[low:high])
+            chosen = np.setdiff1d(of_store.better[low:high], of_store.worse[low:high])
             for r in chosen.tolist():
                 # Token indices of the response's full sequence inside the pack.
                 suffix = np.arange(ends[r] - suffixes[r], ends[r])

@@ -227,7 +227,9 @@ def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[s
     if whole or (any(rests) and ends_in_turn(head)):
         notes.append(Note(TWICE, f"the texts begin with the prompt {head[:40]!r}"))
         space = prompt[len(head) :]
-        return head, [space + own if rest is None else rest for own, rest in zip(responses, rests, strict=True)]
+        return head, [
+            space + response if rest is None else rest for response, rest in zip(responses, rests, strict=True)
+        ]
     # A dialogue that the prompt is a turn of, as text.
     _, found, rest = os.path.commonprefix(responses).partition(text)
     if found and is_long(text) and has_turn(rest):
@@ -305,10 +307,10 @@ def _is_system(turn: Message) -> bool:
 
 def _repeated(prompt: Sequence[Message], response: Sequence[Message]) -> int:
     """How many of the prompt's last turns a response begins with; all of them, or from one that asks on."""
-    known, own = [plain(turn) for turn in prompt], [plain(turn) for turn in response[: len(prompt)]]
+    known, begun = [plain(turn) for turn in prompt], [plain(turn) for turn in response[: len(prompt)]]
     for count in range(min(len(known), len(response) - 1), 0, -1):
         last = known[len(known) - count :]
-        if (count == len(known) or asks(last[0])) and own[:count] == last:
+        if (count == len(known) or asks(last[0])) and begun[:count] == last:
             return count
     return 0
 

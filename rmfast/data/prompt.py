@@ -40,9 +40,9 @@ def prompt_key(example: Example) -> tuple[int, bool]:
 def _of_messages(example: Example) -> tuple[str, bool]:
     turns, guessed = cast(list[Message] | None, example.prompt) or [], False
     if not turns:
-        before = [[plain(turn) for turn in example.conversation(own)[:-1]] for own in example.responses]
+        before = [[plain(turn) for turn in example.conversation(response)[:-1]] for response in example.responses]
         turns = before[0][: shared_turns(before)]
-        guessed = any(len(own) > len(turns) for own in before)
+        guessed = any(len(turns_before) > len(turns) for turns_before in before)
         if not any(turn.get("role") == "user" for turn in turns):  # a system prompt alone is everybody's
             return "", True
     turns = [plain(turn) for turn in turns]
@@ -66,7 +66,7 @@ def _of_text(example: Example) -> tuple[str, bool]:
 
 
 def _of_ids(example: Example) -> tuple[str, bool]:
-    ids = [np.array(own, dtype=np.int64) for own in cast(tuple[list[int], ...], example.responses)]
-    count = example.prompt_ids or min(common_prefix(ids[0], own) for own in ids)
+    ids = [np.array(response, dtype=np.int64) for response in cast(tuple[list[int], ...], example.responses)]
+    count = example.prompt_ids or min(common_prefix(ids[0], response) for response in ids)
     # One token in common is a bos, which is everybody's.
     return repr(ids[0][:count].tolist()) if count > 1 or example.prompt_ids else "", not example.prompt_ids

@@ -105,11 +105,11 @@ def place_of(file: PurePath) -> tuple[str, str]:
     *folders, name = file.parts
     stem = name.removesuffix(suffix_of(file))
     shards = _OF_SHARDS.fullmatch(stem)
-    own = shards["split"] if shards else _SHARD.sub("", stem) or stem
+    named = shards["split"] if shards else _SHARD.sub("", stem) or stem
     at = next((place for place, folder in enumerate(folders) if meaning_of(folder)), len(folders))
     outer = folders[1:at] if folders[:1] == ["data"] else folders[:at]
     config = "/".join(outer) or UNNAMED
     if at == len(folders):
-        return config, own if shards or meaning_of(own) else ""
+        return config, named if shards or meaning_of(named) else ""
     split = _SHARD.sub("", folders[at])
-    return config, own if meaning_of(own) == meaning_of(split) else split
+    return config, named if meaning_of(named) == meaning_of(split) else split

@@ -74,12 +74,12 @@ def _with_copies(pack: Pack) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, 
     shape = []
     at = 0
     for group in parse_layout(pack.layout):
-        own = sum(group.responses)
-        begin, inner, end = group.start, group.start + group.prefix, group.start + group.prefix + own
+        suffixes = sum(group.responses)
+        begin, inner, end = group.start, group.start + group.prefix, group.start + group.prefix + suffixes
         take += [np.arange(begin, end), np.arange(inner, end)]
         first[begin:end] = at + np.arange(end - begin)
-        second[begin:end] = first[begin:end] + np.where(np.arange(begin, end) < inner, 0, own)
+        second[begin:end] = first[begin:end] + np.where(np.arange(begin, end) < inner, 0, suffixes)
         shape.append((group.prefix, group.responses * 2))
-        at += group.prefix + 2 * own
+        at += group.prefix + 2 * suffixes
     index = torch.from_numpy(np.concatenate(take))
     return index, torch.from_numpy(first), torch.from_numpy(second), prefix_layout(shape)

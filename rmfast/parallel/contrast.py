@@ -58,9 +58,9 @@ class Contrast:
         with torch.enable_grad():
             # A pack without work scores a token that ends no response.
             real = [leaf[: 2 * len(pack.responses)] for leaf, pack in zip(leaves, packs, strict=True)]
-            own = [self.objective.items(rows, pack) for rows, pack in zip(real, packs, strict=True)]
+            items = [self.objective.items(rows, pack) for rows, pack in zip(real, packs, strict=True)]
             keys = torch.cat([self._keys(pack) for pack in packs])
-            s, t = self._gather(torch.stack([torch.cat([pair[view] for pair in own]) for view in (0, 1)]), keys)
+            s, t = self._gather(torch.stack([torch.cat([pair[view] for pair in items]) for view in (0, 1)]), keys)
             queue = self.queue[:, : self.filled] if self.filled else None
             term, figures = self.objective.loss(s, t, centres, queue)
             loss = self.objective.beta * term
@@ -82,7 +82,7 @@ class Contrast:
         numbers, chosen = torch.from_numpy(pack.responses), self.objective.chosen(pack)
         return numbers[chosen if self.objective.on == "pair" else pack.better[chosen]]
 
-    def _gather(self, own: Tensor, keys: Tensor) -> Tensor:
+    def _gather(self, rows_here: Tensor, keys: Tensor) -> Tensor:
         """[2, n, d] of all ranks; this rank's rows carry gradients. Their order is the data's, whatever the ranks.
 
         Args:
@@ -93,15 +93,15 @@ class Contrast:
             counts[self.world.rank] = len(keys)
             rows = self.world.sum_(counts).tolist()
             keys = torch.cat(self._all(keys[:, None], rows))[:, 0]
-            kept = [part.transpose(0, 1) for part in self._all(own.detach().transpose(0, 1), rows)]
-            kept[self.world.rank] = own
-            own = torch.cat(kept, 1)
-        return own[:, upload(keys.argsort(stable=True), own.device)]
+            kept = [part.transpose(0, 1) for part in self._all(rows_here.detach().transpose(0, 1), rows)]
+            kept[self.world.rank] = rows_here
+            rows_here = torch.cat(kept, 1)
+        return rows_here[:, upload(keys.argsort(stable=True), rows_here.device)]
 
-    def _all(self, own: Tensor, rows: Sequence[int]) -> list[Tensor]:
+    def _all(self, rows_here: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Every rank's rows."""
-        padded = own.new_zeros(max(rows), *own.shape[1:])
-        padded[: len(own)] = own
+        padded = rows_here.new_zeros(max(rows), *rows_here.shape[1:])
+        padded[: len(rows_here)] = rows_here
         return [part[:count] for part, count in zip(self.world.gather(padded), rows, strict=True)]
 
     def _remember(self, s: Tensor, t: Tensor) -> None:

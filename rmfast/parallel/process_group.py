@@ -47,13 +47,13 @@ def line_group(lines: Sequence[Sequence[int]], device: torch.device, timeout: ti
     """
     world = dist.group.WORLD
     assert world is not None
-    own = [list(line) for line in lines if world.rank() in line]
+    of_rank = [list(line) for line in lines if world.rank() in line]
     if device.type != "cuda":
-        return dist.new_group(own[0], timeout=timeout, use_local_synchronization=True) if own else None
+        return dist.new_group(of_rank[0], timeout=timeout, use_local_synchronization=True) if of_rank else None
     numbered = dist.get_process_group_ranks(world) == list(range(world.size()))
     if not (numbered and world.bound_device_id and world._get_backend(device).supports_splitting):
         groups = [new_group(line, device, timeout) for line in lines]
-        return next((group for line, group in zip(lines, groups, strict=True) if list(line) in own), None)
+        return next((group for line, group in zip(lines, groups, strict=True) if list(line) in of_rank), None)
     group = dist.split_group(split_ranks=[list(line) for line in lines], timeout=timeout)
     if group is not None:
         group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)  # torch gives gloo its own default

@@ -83,15 +83,15 @@ class World:
         timeout = timedelta(minutes=timeout_minutes)
         starts = range(0, self.size, size)
         groups = [new_group(range(start, start + size), self.device, timeout) for start in starts]
-        own = World.within(self, groups[self.rank // size])
-        own._main, own.timeout = None, timeout
+        world = World.within(self, groups[self.rank // size])
+        world._main, world.timeout = None, timeout
         del groups  # who destroys a group must hold the last reference to it
         before = dist.group.WORLD
-        dist.group.WORLD = own._group
+        dist.group.WORLD = world._group
         try:
-            yield own
+            yield world
         finally:
-            dist.group.WORLD, own._group = before, None
+            dist.group.WORLD, world._group = before, None
 
     def __enter__(self) -> "World":
         if self.device.type == "cuda":

@@ -86,10 +86,10 @@ def listening(folder: Path, world: World) -> Iterator[StopRequest]:
     """Take note of signals instead of dying of them. Where the run ends in Interrupted, rank 0 leaves the file
     `folder/requeue`, with a line `signals: NAMES` where it was not a person's file that ended it; `stop` is taken away
     by the run that obeys it, or ends anyway."""
-    request, own = StopRequest(folder, world), os.getpid()
+    request, process = StopRequest(folder, world), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != own:  # a forked helper, which its pool ends by SIGTERM
+        if os.getpid() != process:  # a forked helper, which its pool ends by SIGTERM
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         request.signals.append(signal.Signals(number).name)

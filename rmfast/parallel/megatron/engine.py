@@ -240,9 +240,9 @@ class MegatronEngine(Stepping):
 
     def _term(self, features: dict[int, Tensor], packs: Sequence[Pack], inputs: Sequence[Pack]) -> FeatureGradients:
         assert self.contrast is not None and self.end is not None
-        own = [features[number] for number in range(len(packs))]
+        in_order = [features[number] for number in range(len(packs))]
         prototypes = None if self.end.prototypes is None else self.end.prototypes.detach().float()
-        return self.contrast(own, packs, inputs[: len(packs)], prototypes, self.optimizer.steps)
+        return self.contrast(in_order, packs, inputs[: len(packs)], prototypes, self.optimizer.steps)
 
     def _join(
         self,

@@ -89,14 +89,14 @@ class Groups:
         self.data = self._line(world, [[grid[k][j][i] for j in range(d)] for k in range(p) for i in range(t)])
         columns = [[grid[k][j][i] for k in range(p)] for j in range(d) for i in range(t)]
         self.pipeline = self._line(world, columns)
-        own = ProcessGroupCollection()
-        own.tp, own.pp = self.tensor.group, self.pipeline.group
-        own.dp = own.dp_cp = own.intra_dp_cp = self.data.group
+        collection = ProcessGroupCollection()
+        collection.tp, collection.pp = self.tensor.group, self.pipeline.group
+        collection.dp = collection.dp_cp = collection.intra_dp_cp = self.data.group
         # The first and the last stage both hold tied embeddings where an LM head reads them.
-        own.embd = world.line([[column[0], column[-1]] for column in columns]) if p > 1 else None
-        own.pos_embd = None
-        own.cp = own.ep = own.expt_dp = sole_group()
-        self.collection: Any = own
+        collection.embd = world.line([[column[0], column[-1]] for column in columns]) if p > 1 else None
+        collection.pos_embd = None
+        collection.cp = collection.ep = collection.expt_dp = sole_group()
+        self.collection: Any = collection
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:  # the linear functions gather into it
             parallel_state._set_global_memory_buffer()
 

@@ -84,8 +84,8 @@ class TensorParallel:
             return stream[rows]
         # Each rank gives the rows that it has; their sum is cut again.
         at = rows - self.world.rank * len(stream)
-        own = (at >= 0) & (at < len(stream))
-        return self.join(stream[at.where(own, 0)].masked_fill(~own[:, None], 0.0))
+        here = (at >= 0) & (at < len(stream))
+        return self.join(stream[at.where(here, 0)].masked_fill(~here[:, None], 0.0))
 
     def whole(self, stream: Tensor) -> Tensor:
         if not self.sequence:
@@ -97,15 +97,15 @@ class TensorParallel:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
         table = cast(table, hidden.dtype)[: table.vocabulary - start]  # type: ignore[attr-defined]
-        own = (targets >= start) & (targets < start + len(table))
-        index = (targets - start).where(own, 0)
+        here = (targets >= start) & (targets < start + len(table))
+        index = (targets - start).where(here, 0)
         within, _ = linear_log_prob(hidden, table, index, impl=impl)  # among this rank's tokens
         logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1)
         normaliser = logit - within  # logsumexp over this rank's tokens
         largest = self.world.max_(normaliser.detach().clone())
         # The sum is taken in place, and exp's backward needs its own result: hence a copy.
         total = reduce_from_tensor_model_parallel_region((normaliser - largest).exp().clone(), group=self.group)
-        target = reduce_from_tensor_model_parallel_region(logit.where(own, 0.0), group=self.group)
+        target = reduce_from_tensor_model_parallel_region(logit.where(here, 0.0), group=self.group)
         return target - total.log() - largest
 
 
@@ -162,8 +162,8 @@ class VocabularyEmbedding(Embedding):
 
     def forward(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         at = tokens - self.factory.world.rank * len(self.weight)
-        own = (at >= 0) & (at < len(self.weight))
-        found = F.embedding(at.where(own, 0), self.weight).masked_fill(~own[:, None], 0.0)
+        here = (at >= 0) & (at < len(self.weight))
+        found = F.embedding(at.where(here, 0), self.weight).masked_fill(~here[:, None], 0.0)
         return self.factory.join(found.to(dtype))
 
 

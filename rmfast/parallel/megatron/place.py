@@ -13,7 +13,7 @@ from rmfast.models.weights import EMBEDDING, LM_HEAD
 class Segment:
     """Rows of a rank's part, `own` to `own + count`, that are rows `whole` to `whole + count` of the weight."""
 
-    own: int
+    local: int
     whole: int
     count: int
 
@@ -41,11 +41,11 @@ class Place:
         """A range of the rank's part, which lies row by row, as rectangles of the weight."""
         for first, last, left, right in _rectangles(begin, end, self.width):
             for segment in self.segments:
-                top, bottom = max(first, segment.own), min(last, segment.own + segment.count)
+                top, bottom = max(first, segment.local), min(last, segment.local + segment.count)
                 if top < bottom:
                     offset = top * self.width + left - begin
                     size = (bottom - top, right - left) if len(self.shape) > 1 else (bottom - top,)
-                    yield Piece(offset, size, segment.whole + top - segment.own, self.column + left)
+                    yield Piece(offset, size, segment.whole + top - segment.local, self.column + left)
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def place_of(config: DecoderConfig, name: str, shape: tuple[int, ...], *, ranks:
         "gate_up": (config.ffn, config.ffn),
     }
     if kind in joined:
-        segments, own, whole = [], 0, 0
+        segments, local, whole = [], 0, 0
         for rows in joined[kind]:
-            segments.append(Segment(own, whole + rank * (rows // ranks), rows // ranks))
-            own, whole = own + rows // ranks, whole + rows
+            segments.append(Segment(local, whole + rank * (rows // ranks), rows // ranks))
+            local, whole = local + rows // ranks, whole + rows
         return Place(shape, tuple(segments), 0, width)
     if kind in ("out", "down") and len(shape) > 1:
         return Place(shape, (Segment(0, 0, shape[0]),), rank * (width // ranks), width // ranks)

@@ -134,7 +134,7 @@ def build_stages(
         ValueError: there are not that many layers.
     """
     layout, device = groups.layout, groups.world.device
-    own = megatron_config(config, groups, options["dtype"])
+    settings = megatron_config(config, groups, options["dtype"])
     factory = TensorParallel(groups.tensor, sequence=layout.sequence) if layout.tensor > 1 else None
     stages = []
     for chunk, held in enumerate(layout.held(config.layers, groups.pipeline.rank)):
@@ -154,7 +154,7 @@ def build_stages(
             network.to(device)
         stage = Stage(
             network,
-            own,
+            settings,
             number=chunk * layout.pipeline + groups.pipeline.rank,
             chunk=chunk if layout.virtual > 1 else None,
         )

@@ -32,12 +32,12 @@ def load_weights(engine: MegatronEngine, rows: ModelRows) -> None:
 
 def trained_names(engine: MegatronEngine) -> set[str]:
     """Weights that some stage trains."""
-    own = {name for name, p in engine.parameters.items() if p.requires_grad}
+    trained = {name for name, p in engine.parameters.items() if p.requires_grad}
     pipeline = engine.groups.pipeline
     if pipeline.size == 1:
-        return own
-    stages: list[set[str]] = [own] * pipeline.size
-    dist.all_gather_object(stages, own, group=pipeline.group)
+        return trained
+    stages: list[set[str]] = [trained] * pipeline.size
+    dist.all_gather_object(stages, trained, group=pipeline.group)
     return set().union(*stages)
 
 

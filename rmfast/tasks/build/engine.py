@@ -102,8 +102,10 @@ def _network(config: Config) -> RewardNetwork:
 
 
 def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
-    model, own, lm = config.model, config.parallel, config.objective.lm > 0
-    layout = Layout(tensor=own.tensor, pipeline=own.pipeline, virtual=own.virtual, sequence=own.sequence)
+    model, parallel, lm = config.model, config.parallel, config.objective.lm > 0
+    layout = Layout(
+        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, sequence=parallel.sequence
+    )
     decoder = decoder_config(hf, model.path)
     layout.check(decoder, world.size)
     try:

@@ -22,18 +22,18 @@ def adamw_options(optim: OptimConfig) -> AdamWOptions:
 
 def contrastive_objective(config: Config) -> ContrastiveObjective | None:
     """The contrastive term, with the paper's values where the config has null; None without one."""
-    own = config.objective
-    if own.contrastive == "none":
+    objective = config.objective
+    if objective.contrastive == "none":
         return None
     return ContrastiveObjective(
-        kind=own.contrastive,
-        on=own.on,
-        beta=BETA[own.contrastive, own.on] if own.beta is None else own.beta,
-        temperature=own.temperature or TEMPERATURE[own.contrastive],
-        epsilon=own.epsilon,
-        iterations=own.iterations,
-        queue=own.queue,
-        freeze=own.freeze_prototypes,
+        kind=objective.contrastive,
+        on=objective.on,
+        beta=BETA[objective.contrastive, objective.on] if objective.beta is None else objective.beta,
+        temperature=objective.temperature or TEMPERATURE[objective.contrastive],
+        epsilon=objective.epsilon,
+        iterations=objective.iterations,
+        queue=objective.queue,
+        freeze=objective.freeze_prototypes,
         impl=config.model.kernels,
     )
 
@@ -45,8 +45,8 @@ def training_views(config: Config) -> Views | None:
 
 def prototypes(config: Config) -> int | None:
     """How many prototypes a network needs; None without SwAV."""
-    own = config.objective
-    return (own.prototypes or PROTOTYPES[own.on]) if own.contrastive == "swav" else None
+    objective = config.objective
+    return (objective.prototypes or PROTOTYPES[objective.on]) if objective.contrastive == "swav" else None
 
 
 def dropout(config: Config) -> float:

@@ -18,8 +18,8 @@ def fold_of_groups(table: GroupTable, folds: int, seed: int) -> np.ndarray:
     """
     keys = np.empty(len(table), dtype=np.uint64)
     for number, store in enumerate(table.stores):
-        mine = table.store == number
-        keys[mine] = store.prompt[table.index[mine]]
+        of_store = table.store == number
+        keys[of_store] = store.prompt[table.index[of_store]]
     prompts, of_group = np.unique(keys, return_inverse=True)
     if len(prompts) < folds:
         raise UserError(f"ensemble.folds: {folds} folds need as many different prompts, the data has {len(prompts)}")

@@ -35,13 +35,13 @@ def finish(ensemble: Ensemble) -> None:
     """
     members = range(ensemble.config.ensemble.members)
     kept = [read_scores(ensemble, member) for member in members]
-    missing = [str(member) for member, own in zip(members, kept, strict=True) if own is None]
+    missing = [str(member) for member, scores_of in zip(members, kept, strict=True) if scores_of is None]
     if missing:
         raise UserError(
             f"{ensemble.folder}: members {', '.join(missing)} have not scored this data; train them "
             "(--ensemble.part NUMBER, or null for all that are missing)"
         )
-    scores = [own for own in kept if own is not None]
+    scores = [scores_of for scores_of in kept if scores_of is not None]
     open_folder(ensemble)  # its config is that of what is written now, also where nothing was left to train
     rewards = np.stack([s["data"] for s in scores])  # [M, R]
     judges = np.stack([ensemble.scores_groups(m) for m in members])  # [M, G]
@@ -94,10 +94,10 @@ def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.n
                 line = unscored_row(columns, _why(columns, means, ensemble.inputs.tokenizer))
             else:
                 first, last = whole.first_response[group], whole.first_response[group + 1]
-                mine = np.flatnonzero(judges[:, group])
-                line = strength_row(columns, parse_row(columns, means), rewards[mine, first:last])
+                judging = np.flatnonzero(judges[:, group])
+                line = strength_row(columns, parse_row(columns, means), rewards[judging, first:last])
                 if fold is not None:
-                    line |= {"members": mine.tolist(), "fold": int(fold[group])}
+                    line |= {"members": judging.tolist(), "fold": int(fold[group])}
             file.write(json_line(line) + "\n")
     return counts
 
@@ -163,14 +163,14 @@ def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int])
         f"members agree on {percent(figures['agreement'])}"
     ]
     lines += remarks(figures)
-    for name, own in figures["eval"].items():
-        alone = np.array(own["members"])
-        mean = own["rules"]["mean"]
+    for name, found in figures["eval"].items():
+        alone = np.array(found["members"])
+        mean = found["rules"]["mean"]
         lines.append(
             f"Accuracy on {name}: members {percent(alone.min())} to {percent(alone.max())}, mean of them "
             f"{percent(float(alone.mean()))}; together {accuracy_line(mean)} on {mean['edges']:,} pairs"
         )
-        lines.append(f"Combined by {rules_line(own['rules'])} (standardised by member: second)")
+        lines.append(f"Combined by {rules_line(found['rules'])} (standardised by member: second)")
     left_out = {"rows that training cannot use (no rewards)": counts["unscored"]}
     left_out |= {"lines that are no rows (left out)": counts["unreadable"]}
     causes = "; ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
