@@ -24,7 +24,8 @@ import rmfast
 from benchmarks.origin import origin, write_json
 from benchmarks.steps.inputs import prepare_model
 from rmfast.evaluation.scoring.score import score_table
-from rmfast.evaluation.suites.base import Item, Result, find_suite
+from rmfast.evaluation.suites.base import Item, Result
+from rmfast.evaluation.suites.find import find_suite
 from rmfast.evaluation.suites.shared import results_of, share
 
 BATCH = 32

@@ -22,6 +22,10 @@ class RunError(RuntimeError):
     """
 
 
+class PeerError(RunError):
+    """A rank that cannot go on because another one cannot, whose own line says why."""
+
+
 class KeyClash(ValueError):
     """Keys of a config that do not fit together, or one whose value is out of its range.
 

@@ -12,8 +12,9 @@ import numpy as np
 from rmfast.data.denoise import Denoise
 from rmfast.data.example import Edge, Example
 from rmfast.data.store import build_store, store_examples
-from rmfast.data.table import GroupTable, build_table, select, treat_table
+from rmfast.data.table import GroupTable, build_table, select
 from rmfast.data.tokenizer import load_tokenizer
+from rmfast.data.treat import treat_table
 from rmfast.tasks.ensemble.folds import fold_of_groups
 
 TEST_SHARE = 0.3

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.errors import Interrupted, PeerError, RunError, UserError
 from rmfast.parallel.process_group import line_group, new_group, open_group, say_error, say_where_main_does_not
 
 
@@ -106,7 +106,7 @@ class World:
             return
         if error is not None and not isinstance(error, Interrupted) and self.device.type == "cuda":
             return  # others may wait in a collective of NCCL, and this rank would wait for them
-        if isinstance(error, UserError | RunError):
+        if isinstance(error, UserError | RunError) and not isinstance(error, PeerError):
             say_where_main_does_not(str(error))
         # Free DDP, which an error's frames may hold, before the group: if it held the last reference, it would wait
         # for gloo's threads with the interpreter's lock, which they may need to end.

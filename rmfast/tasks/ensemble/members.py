@@ -16,7 +16,7 @@ import torch
 from rmfast.config import Config
 from rmfast.data.files import write_text, written_whole
 from rmfast.data.table import GroupTable, build_table
-from rmfast.errors import Interrupted, RunError, UserError, first_line
+from rmfast.errors import Interrupted, PeerError, RunError, UserError, first_line
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
 from rmfast.parallel.process_group import lost, say_error
 from rmfast.parallel.world import World
@@ -145,13 +145,13 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
         if not lost(end):
             raise
         why = first_line(end)
-        raise RunError(
+        raise PeerError(
             f"another rank has ended, or does not answer ({why}); its own line says why, if it had any"
         ) from end
     if failed and error is not None:
         raise error
     if failures:
-        raise RunError("another rank could not go on; its own line says why")
+        raise PeerError("another rank could not go on; its own line says why")
     if stops:
         raise error or Interrupted("another rank was asked to stop; the same command on the same run.dir goes on")
 
