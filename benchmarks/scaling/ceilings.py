@@ -109,9 +109,9 @@ def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> d
     about: dict[str, Any] = {"clock": "wall" if cuda else "cpu of one process", "sizes": [width, ffn, tokens, size]}
     if world.size > 1:
         nodes = [list(range(start, start + local)) for start in range(0, world.size, local)]
-        groups = [world.subgroup(ranks) for ranks in nodes]
+        node = world.line(nodes)
         if local > 1:
-            inside = reduce_rate(world, groups[world.rank // local], local, size)
+            inside = reduce_rate(world, node, local, size)
         network = reduce_rate(world, None, world.size, size) if len(nodes) > 1 else inside
         about["send_and_receive"] = send_rate(world, size)
     if cuda:
