@@ -60,7 +60,7 @@ setup(
         "torch>=2.11",
         "transformers>=5.17",
         "datasets>=4.0",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",  # older ones let templates out of the sandbox, and newer transformers refuse them
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pyarrow>=21",  # older ones read parquet's JSON columns as text

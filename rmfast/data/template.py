@@ -18,9 +18,11 @@ from rmfast.errors import UserError
 TEMPLATE_ERROR = "template error"
 RESERVED = "reserved argument"
 
+# An argument that transformers before 5.20 lacks: with each version the same rows are refused.
+_OF_LATER = {"sanitize_control_tokens"}
 _ARGUMENTS = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents", "kwargs"}
 _NAMES = {"messages", "conversations", "strftime_now", "raise_exception", *DEFAULT_NAMESPACE}
-NOT_FOR_ROWS = frozenset(_ARGUMENTS | _NAMES)
+NOT_FOR_ROWS = frozenset(_ARGUMENTS | _OF_LATER | _NAMES)
 """Names that `chat_template_kwargs` must not set: how a template is called, and what it finds there beside the row."""
 
 

@@ -45,7 +45,7 @@ ODD = "{% if messages[0].content == 'odd' %}{{ EXPRESSION }}{% endif %}"
         ("''.join([1])", "template error", "TypeError: sequence item 0: expected str instance, int found"),
         ("{}['a'].b", "template error", "UndefinedError: 'dict object' has no attribute 'a'"),
         ("'a'.__class__.__mro__", "template error", "SecurityError: access to attribute '__class__'"),
-        ("namespace(_a=1)", "template error", "SecurityError: Chat templates cannot store underscore-prefixed"),
+        ("namespace(_a=1)._a.b", "template error", "SecurityError"),  # when stored or, in older transformers, when read
         ("range(10 ** 9)", "template error", "OverflowError: Range too big"),
         ("'a' * 10 ** 20", "template error", "OverflowError"),
         ("'%d' % 'x'", "template error", "TypeError: %d format"),
