@@ -76,6 +76,8 @@ if TRITON >= (3, 7):
         (80, "full", "fwd", 128): Tile(16, 32, 8, 1, 255),
         (80, "full", "dkv", 128): Tile(16, 32, 8, 1, 255),
     }
+if TRITON == (3, 8):  # by this compiler alone 64 keys spill, with 16, 32 or 64 queries
+    TILES.lines[(90, "narrow", "dkv", 128)] = Tile(32, 32, 8, 1)
 # Where the table has no line of its own: what only 3.7 makes without spills, and what later ones, which compute more
 # addresses in a pipeline, make shorter without one.
 TILES.lines.setdefault((90, "half", "dkv", 64), Tile(64 if TRITON == (3, 7) else 32, 64, 4, 2))

@@ -7,6 +7,7 @@ src/llama-vocab.cpp (names, `ignore_merges`) and its `regex_exprs`.
 
 from pathlib import Path
 
+import transformers
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -36,6 +37,26 @@ _WHOLE_WORDS = ("llama3", "tekken")
 _COMPOSED = ("qwen2", "command-r")
 """Names of files that llama.cpp makes of tokenizers which first compose characters (NFC); the file does not say so."""
 
+_INSTEAD = (
+    "put the tokenizer.json and tokenizer_config.json of the model's Hugging Face folder into a folder with this file "
+    "alone, and give that folder"
+)
+READS_GGUF = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 18)
+"""transformers reads tokenizers of GGUF files: 5.17 fails at those without a bos token, and takes it for the eos."""
+
+
+def check_reader(path: Path) -> None:
+    """Refuse the tokenizer of a GGUF file where transformers cannot read it.
+
+    Raises:
+        UserError: the version that can.
+    """
+    if not READS_GGUF:
+        raise UserError(
+            f"cannot load a tokenizer from {path}: transformers {transformers.__version__} reads no tokenizer of a "
+            f"GGUF file rightly: install transformers 5.18 or later, or {_INSTEAD}"
+        )
+
 
 def set_splits(backend: Tokenizer, path: Path) -> None:
     """Let the tokenizer of a GGUF file split texts as the file says; one that is not of bytes stays as it is.
@@ -56,8 +77,7 @@ def set_splits(backend: Tokenizer, path: Path) -> None:
     elif way != "gpt-2":
         raise UserError(
             f"{path}: its tokenizer splits texts in a way that rmfast does not know (tokenizer.ggml.pre = {name!r}), "
-            "and its tokens would not be the model's: put the tokenizer.json and tokenizer_config.json of the model's "
-            "Hugging Face folder into a folder with this file alone, and give that folder"
+            f"and its tokens would not be the model's: {_INSTEAD}"
         )
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in _SPLITS))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmfast.data.clock import fix_date, iso_date
-from rmfast.data.gguf_tokenizer import set_splits
+from rmfast.data.gguf_tokenizer import check_reader, set_splits
 from rmfast.errors import UserError
 from rmfast.gguf_file import first_part
 
@@ -38,6 +38,7 @@ def load_tokenizer(
         path = first_part(path)
     try:
         if path.is_file():
+            check_reader(path)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             set_splits(tokenizer.backend_tokenizer, path)
         else:

@@ -11,7 +11,8 @@ from tokenizers.models import BPE
 from transformers import CodeGenTokenizer, CohereTokenizer, GPT2Tokenizer, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from rmfast.data.gguf_tokenizer import set_splits
+from rmfast.data.gguf_tokenizer import READS_GGUF, set_splits
+from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -77,6 +78,7 @@ def test_texts_are_split_as_by_the_class_of_the_model(name: str, monkeypatch: py
         assert pieces(ours, text) == pieces(theirs, text), text
 
 
+@pytest.mark.skipif(not READS_GGUF, reason="transformers has this table from 5.18")
 @pytest.mark.parametrize(
     "name",
     ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken", "qwen2"]
@@ -117,3 +119,14 @@ def test_words_of_the_vocabulary_are_taken_whole_where_the_model_does(
 def test_names_that_nothing_confirms_are_refused(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=f"m.gguf: .*tokenizer.ggml.pre = {name!r}.*tokenizer.json"):
         of_file(monkeypatch, name)
+
+
+def test_an_older_transformers_is_refused_by_the_version_that_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rmfast.data.gguf_tokenizer.READS_GGUF", False)
+    (tmp_path / "m.gguf").touch()
+    for path in (tmp_path, tmp_path / "m.gguf"):
+        with pytest.raises(UserError, match="m.gguf: .*install transformers 5.18 or later.*tokenizer.json") as caught:
+            load_tokenizer(path)
+        assert "\n" not in str(caught.value)

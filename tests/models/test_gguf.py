@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import rmfast
+from rmfast.data.gguf_tokenizer import READS_GGUF
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
@@ -26,6 +27,7 @@ from tests.tiny import CONFIGS, hf_config, hf_model, hf_scores, odd_groups, pack
 
 WINDOWS = {"mistral-window", "qwen2-windows"}  # llama.cpp's converter writes no windows for these
 GIVEN = sorted(set(CONFIGS) - WINDOWS)
+reads_tokenizers = pytest.mark.skipif(not READS_GGUF, reason="transformers reads GGUF tokenizers from 5.18")
 SEQUENCES = [s for group in odd_groups() for s in group.sequences]
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
 LLAMA31 = {
@@ -161,6 +163,7 @@ def test_a_split_file_is_read_from_all_its_parts(tmp_path: Path) -> None:
             load_network(path)
 
 
+@reads_tokenizers
 def test_a_file_with_a_head_and_a_tokenizer_is_a_whole_reward_model(tmp_path: Path) -> None:
     """By any name, split or not: the same scores as the folder that it was made from."""
     folder, files = tmp_path / "folder", tmp_path / "files"
@@ -213,6 +216,7 @@ def with_splits(folder: Path, pre: str) -> Path:
     return folder
 
 
+@reads_tokenizers
 @pytest.mark.parametrize("pre", SPLIT_JSON)
 def test_texts_are_split_as_the_file_says(tmp_path: Path, pre: str) -> None:
     folder = with_splits(tmp_path / "folder", pre)
@@ -220,6 +224,7 @@ def test_texts_are_split_as_the_file_says(tmp_path: Path, pre: str) -> None:
     assert load_tokenizer(path)(TEXT)["input_ids"] == load_tokenizer(folder)(TEXT)["input_ids"]
 
 
+@reads_tokenizers
 @pytest.mark.parametrize("pre", ["deepseek-llm", "default", None])
 def test_a_way_to_split_texts_that_is_not_known_is_refused_by_name(tmp_path: Path, pre: str | None) -> None:
     model = hf_model("llama-tied-llama3", vocab_size=4096)
