@@ -1,5 +1,6 @@
 """The tables of the pages: functions from a file of results to Markdown, by the names of their markers (`KINDS`)."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from benchmarks.figures_raw import Result
@@ -78,7 +79,8 @@ def versions(result: Result) -> str:
     for name, run in result["environments"].items():
         numbers = [run.get("python", "-"), *(run.get("versions", {}).get(library, "-") for library in SHOWN)]
         tests = ", ".join(f"`{each}`" for each in run.get("tests", ())) or "-"
-        failed = "".join(f"<br>{each}" for each in run.get("failed", ()))
+        files = Counter(each.partition("::")[0] for each in run.get("failed", ()))
+        failed = "".join(f"<br>{file} ({count})" for file, count in files.items())
         body.append([name, *numbers, said(run).replace("|", "/") + failed, tests, f"{run['commit']}, {run['date']}"])
     return rows(f"environment | Python | {' | '.join(SHOWN)} | outcome | tests | commit, day", body)
 

@@ -93,7 +93,7 @@ def test_the_table_has_a_line_for_each() -> None:
     lines = {"newest": RAN | {"failed": ["tests.a::two"]} | ends, "python-3.13": missing}
     table = figures_tables.versions({"environments": lines}).splitlines()
     assert table[2] == (
-        "| newest | 3.11.7 | 2.13.0 | - | - | - | - | - | 1 failed, 3 passed, 1 skipped<br>tests.a::two | `tests` "
+        "| newest | 3.11.7 | 2.13.0 | - | - | - | - | - | 1 failed, 3 passed, 1 skipped<br>tests.a (1) | `tests` "
         "| abc, 2026-01-02 |"
     )
     assert table[3].startswith("| python-3.13 | - |") and "| not run: no python3.13 | - | abc" in table[3]
