@@ -1,6 +1,7 @@
 """What a machine must have before time is spent on it, and what the device is. The check itself uses no package."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,9 @@ from benchmarks.gpu.data import ALPACA, HH, RMB
 from benchmarks.gpu.parts import ROOT, Call, Cut, Failed, Part, Settings
 from benchmarks.gpu.results import STAGES, Results
 from benchmarks.gpu.stages.suite import ALONE
+from rmfast.environment import ALLOCATOR
+
+EXPANDABLE = "expandable_segments:True"
 
 PROBE = """
 import json, torch
@@ -29,6 +33,8 @@ found = {"cuda": cuda, "capability": 0, "memory_gib": 0.0}
 if cuda:
     card = torch.cuda.get_device_properties(0)
     found |= {"name": card.name, "capability": 10 * card.major + card.minor, "memory_gib": card.total_memory / 2**30}
+    block = torch.empty(2**25, dtype=torch.uint8, device="cuda")
+    found["expandable"] = all(segment.get("is_expandable", False) for segment in torch.cuda.memory_snapshot())
 print(json.dumps(found))
 """
 IMPORTS = {
@@ -44,6 +50,7 @@ model = AutoModelForSequenceClassification.from_config(config)
 model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
 """,
     "trl": "import accelerate, datasets; from trl import RewardConfig, RewardTrainer",
+    "megatron": "import rmfast.parallel.megatron.engine",
     "liger": "import liger_kernel; from transformers.integrations.liger import apply_liger_kernel",
 }
 """What is imported by the commands of parts with these needs; "packages" are those of every part. A package that is
@@ -52,8 +59,13 @@ IMPORT_SECONDS = 120.0
 
 
 def probe() -> dict[str, Any]:
-    """Whether torch finds a CUDA device, and which; asked in another process: this one holds no memory on it."""
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    """Whether torch finds a CUDA device, and which; asked in another process: this one holds no memory on it.
+
+    "expandable": whether torch takes `PYTORCH_ALLOC_CONF` as training sets it, and the driver can do it: else segments
+    are of a fixed size, which torch at most warns of.
+    """
+    asked = {name: value for name, value in os.environ.items() if name not in ALLOCATOR} | {ALLOCATOR[0]: EXPANDABLE}
+    done = subprocess.run([sys.executable, "-c", PROBE], env=asked, capture_output=True, text=True)
     if done.returncode:
         return {"cuda": False, "capability": 0, "memory_gib": 0.0, "error": done.stderr.strip().splitlines()[-1]}
     return json.loads(done.stdout)
@@ -116,7 +128,7 @@ NEEDS: dict[str, Callable[[Settings], str | None]] = {
 }
 """Why something is missing, or None. Without "trl" or "liger" the modes of training steps that need them are left
 out; a part is left out for its own needs alone."""
-NOT_TINY = ("cuda", "long prefixes", "model", "data", "trl", "liger")  # what the tiny size asks for none of
+NOT_TINY = ("cuda", "long prefixes", "model", "data", "trl", "liger", "megatron")  # what the tiny size asks for none of
 
 
 def missing(settings: Settings) -> dict[str, str]:
@@ -141,6 +153,8 @@ def report(
         lines = [f"device: {device['name']}, sm_{device['capability']}, {device['memory_gib']:.0f} GiB"]
         if device["memory_gib"] < 70 and not settings.tiny:
             lines.append("warning: TRL's llama-1b runs were planned for 80 GB")
+        if not device.get("expandable", True):
+            lines.append(f"warning: {ALLOCATOR[0]}={EXPANDABLE} has no effect, so rmfast's memory will be in gaps")
     else:
         lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
     lines += [f"  {name:<14}{lacking.get(name, 'ok')}" for name in NEEDS]

@@ -13,7 +13,7 @@ from rmfast.errors import UserError
 # needs are listed too.
 CARRIED = (
     "pydantic", "pydantic_core", "annotated-types", "typing-inspection", "typing_extensions", "zstandard",
-    "trl", "datasets", "dill", "multiprocess", "liger-kernel",
+    "trl", "datasets", "dill", "multiprocess", "liger-kernel", "megatron-core",
 )  # fmt: skip
 PINS = {"liger-kernel": "0.8.5"}  # of those that constraints.txt does not name
 PYTHON = "3.12"

@@ -1,9 +1,8 @@
-"""The plan of benchmarks/gpu and what a machine must have for it: short calls, wheels, needs, what is done again."""
+"""The plan of benchmarks/gpu: short calls, needs that are said before time is spent, what is done again."""
 
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -113,70 +112,6 @@ def test_what_is_missing_is_said_before_time_is_spent(
     monkeypatch.setattr(check, "probe", lambda: NONE)
     assert main(["--out", str(tmp_path / "out")]) == 1
     assert "no CUDA device" in capsys.readouterr().err
-
-
-LEAVES_OUT = ("datasets", "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "zstandard", "trl",
-              "liger_kernel", "gguf", "megatron", "dill", "multiprocess")  # fmt: skip
-BLOCKER = """
-import os, sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in os.environ["LEFT_OUT"].split():
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
-"""
-
-
-def lacking_on(folder: Path, monkeypatch: pytest.MonkeyPatch, *left_out: str) -> dict[str, str]:
-    (folder / "sitecustomize.py").write_text(BLOCKER)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setenv("LEFT_OUT", " ".join(left_out))
-    return check.missing(settings(folder, tiny=False, device="cuda"))
-
-
-def test_a_part_is_left_out_for_its_own_needs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
-    lacking = lacking_on(tmp_path, monkeypatch, *LEAVES_OUT)
-    assert "pydantic" in lacking["training"] and "datasets" in lacking["trl"] and "liger_kernel" in lacking["liger"]
-    parts = real_plan(tmp_path)
-    runs = {p.label.split("/")[0] for p in parts if not check.blocked(p, lacking)}
-    assert runs == {"suite", "kernels", "tiles"}
-    assert {p.stage for p in parts if check.blocked(p, lacking)} == {"suite", "steps", "real"}
-    (one,) = (p for p in parts if p.label == "suite/test_norm")
-    assert not check.blocked(one, lacking)
-
-
-@pytest.mark.slow
-def test_with_what_is_carried_nothing_of_the_first_call_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("triton", "trl"):
-        pytest.importorskip(module)
-    carried = {name.replace("-", "_") for name in wheels.CARRIED}
-    lacking = lacking_on(tmp_path, monkeypatch, *(name for name in LEAVES_OUT if name not in carried))
-    assert not set(lacking) - {"long prefixes", "liger", "model", "data"}, lacking  # liger is no package of the tests
-    assert set(LEAVES_OUT) - carried == {"gguf", "megatron"}  # which no part of it needs
-
-
-def test_wheels_are_those_of_constraints_for_one_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        asked.append(command)
-        (Path(command[command.index("--dest") + 1]) / "pydantic-2-py3-none-any.whl").write_bytes(b"x" * 2**20)
-        return subprocess.CompletedProcess(command, len(asked) - 1, "", "ERROR: no match for trl")
-
-    monkeypatch.setattr(wheels.subprocess, "run", run)
-    (tmp_path / "pydantic-1-py3-none-any.whl").touch()
-    printed = wheels.download(tmp_path)
-    assert "11 wheels for Python 3.12 on Linux x86-64, 1.0 MiB" in printed[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["pydantic-2-py3-none-any.whl"]
-    (command,) = asked
-    pins = [word for word in command if "==" in word]
-    constraints = (ROOT / "constraints.txt").read_text().splitlines()
-    assert [pin for pin in pins if pin not in constraints] == ["liger-kernel==0.8.5"] and len(pins) == 11
-    assert {"--no-deps", "3.12", "cp", "manylinux_2_17_x86_64"} <= set(command)
-    assert main(["--wheels", str(tmp_path)]) == 2
 
 
 def test_what_failed_is_done_again_at_another_commit(tmp_path: Path) -> None:

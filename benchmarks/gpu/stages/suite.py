@@ -29,7 +29,8 @@ ONE_OF_EACH = {
 }
 ONE = "one test of "
 LEFT_OUT = ("tests/kernels/test_aot.py", "tests/kernels/test_compiled.py")  # compile without a GPU, in CI
-MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py")
+MEGATRON = "tests/megatron/test_one_process.py"
+MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py", MEGATRON)
 LONG = {"test_prefix_attention.py": 120.0, "test_flash_attention.py": 80.0}
 
 
@@ -58,7 +59,7 @@ def parts(settings: Settings) -> list[Part]:
         Part("suite", f"{ONE}{op}", 25.0, partial(run, op, f"tests/kernels/{test}"), shared=True, needs=("tests",))
         for op, test in ONE_OF_EACH.items()
     ]
-    needs = {"tests/kernels": ("tests",)}  # others train
+    needs = {"tests/kernels": ("tests",), "tests/megatron": ("tests", "training", "megatron")}  # others train
     every = [
         Part("suite", Path(f).stem, LONG.get(Path(f).name, 40.0), partial(run, Path(f).stem, f), shared=True,
              needs=needs.get(str(Path(f).parent), ("tests", "training")))
