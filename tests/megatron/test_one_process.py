@@ -17,7 +17,7 @@ pytest.importorskip("megatron.core")
 
 def test_a_step_is_that_of_the_native_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch.setattr)
-    monkeypatch.setattr("rmfast.tasks.reward.write_report", lambda folder: None)
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
     backends: list[str] = []
     opened = dist.init_process_group
 
