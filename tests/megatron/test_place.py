@@ -29,7 +29,7 @@ def test_parts_make_the_whole(ranks: int, cuts: int) -> None:
         count, back = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
         for rank in range(ranks):
             place = place_of(network.config, name, shape, ranks=ranks, rank=rank)
-            size = place.width * max(s.own + s.count for s in place.segments)
+            size = place.width * max(s.local + s.count for s in place.segments)
             part = torch.full((size,), -1.0, dtype=torch.float64)
             for piece in place.pieces(0, size):
                 rows = whole[piece.row : piece.row + piece.size[0]]
@@ -51,7 +51,7 @@ def test_fused_products_hold_whole_heads_of_each_rank() -> None:
     rows = (config.heads + 2 * config.kv_heads) * config.head_dim
     place = place_of(config, "decoder.layers.3.qkv.weight", (rows, config.width), ranks=2, rank=1)
     each = config.heads * config.head_dim // 2
-    assert [(s.own, s.whole, s.count) for s in place.segments] == [
+    assert [(s.local, s.whole, s.count) for s in place.segments] == [
         (0, each, each),
         (each, 3 * each, each),
         (2 * each, 5 * each, each),
