@@ -227,9 +227,7 @@ def _texts_once(prompt: str, responses: list[str], notes: list[Note]) -> tuple[s
     if whole or (any(rests) and ends_in_turn(head)):
         notes.append(Note(TWICE, f"the texts begin with the prompt {head[:40]!r}"))
         space = prompt[len(head) :]
-        return head, [
-            space + response if rest is None else rest for response, rest in zip(responses, rests, strict=True)
-        ]
+        return head, [space + answer if rest is None else rest for answer, rest in zip(responses, rests, strict=True)]
     # A dialogue that the prompt is a turn of, as text.
     _, found, rest = os.path.commonprefix(responses).partition(text)
     if found and is_long(text) and has_turn(rest):

@@ -192,9 +192,7 @@ def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], li
 def _check_pair(responses: list[Any], pairs: list[Pair], better: list[Any], worse: list[Any]) -> None:
     """Refuse a pair beside a ranking that is not in it."""
     known = [_answer(response) for response in responses]
-    places = [
-        [i for i, known_answer in enumerate(known) if known_answer == _answer(answer)] for answer in (*better, *worse)
-    ]
+    places = [[i for i, one in enumerate(known) if one == _answer(answer)] for answer in (*better, *worse)]
     if not all(places):
         bad(CONTRADICTION, "`chosen` or `rejected` is none of the `responses` beside it")
     if not worse and any(j in ranks for ranks in places for _, j in pairs):

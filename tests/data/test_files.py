@@ -20,12 +20,12 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
     # Of this process alone: another may write the same file now.
     assert events[0].startswith(".a.") and events[0].endswith(f"-{os.getpid()}.partial.json")
     events.clear()
-    for name in ("old", "aside"):
+    for name in ("old", "fresh"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "b").write_text(name)
-    publish(tmp_path / "aside", tmp_path / "old")
-    assert sorted(events[:2]) == ["b", "deep"] and events[2:] == ["aside", "rename", tmp_path.name]
-    assert (tmp_path / "old" / "deep" / "b").read_text() == "aside" and not (tmp_path / "aside").exists()
+    publish(tmp_path / "fresh", tmp_path / "old")
+    assert sorted(events[:2]) == ["b", "deep"] and events[2:] == ["fresh", "rename", tmp_path.name]
+    assert (tmp_path / "old" / "deep" / "b").read_text() == "fresh" and not (tmp_path / "fresh").exists()
 
 
 def test_sync_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

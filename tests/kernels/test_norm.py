@@ -70,11 +70,11 @@ def test_a_bad_row_spoils_no_other(bad: float) -> None:
     with torch.no_grad():
         x[2, 3] = bad
     assert_exact(add_norm, [x, residual, weight], grads=grads)
-    spoilt = run(partial(add_norm, "triton"), [x, residual, weight], grads)
+    damaged = run(partial(add_norm, "triton"), [x, residual, weight], grads)
     others = torch.arange(6, device=DEVICE) != 2
-    for a, b in zip(good[:4], spoilt[:4], strict=True):
+    for a, b in zip(good[:4], damaged[:4], strict=True):
         assert torch.equal(a[others], b[others])
-    assert spoilt[0][2].isnan().any() and spoilt[4].isnan().any()
+    assert damaged[0][2].isnan().any() and damaged[4].isnan().any()
 
 
 def test_strided_and_higher_dimensions() -> None:

@@ -132,8 +132,12 @@ def test_edges_of_weight_zero_are_not_there(impl: str, bad: float) -> None:
     with torch.no_grad():
         scores[8] = bad
     more = [torch.cat(pair) for pair in zip((better, worse), extra, strict=True)]
-    spoilt = [torch.full((3,), bad, device=DEVICE), torch.full((3,), bad, device=DEVICE), torch.zeros(3, device=DEVICE)]
-    more += [torch.cat(pair) for pair in zip(values, spoilt, strict=True)]
+    odd = [
+        torch.full((3,), bad, device=DEVICE),
+        torch.full((3,), bad, device=DEVICE),
+        torch.zeros(3, device=DEVICE),
+    ]
+    more += [torch.cat(pair) for pair in zip(values, odd, strict=True)]
     for a, b in zip(good, run(partial(loss, impl, center=0.1), [scores, *more], one), strict=True):
         torch.testing.assert_close(a, b)
 

@@ -114,9 +114,9 @@ def test_a_bad_element_spoils_its_pair_alone(bad: float) -> None:
     good = split(2, 1, 1.0, "triton", qkv, positions, inv_freq)
     with torch.no_grad():
         qkv[1, 7] = bad
-    spoilt = split(2, 1, 1.0, "triton", qkv, positions, inv_freq)
-    same = [(a == b).flatten() for a, b in zip(good, spoilt, strict=True)]
-    assert not spoilt[0][1, 1, [1, 4]].isfinite().any()
+    damaged = split(2, 1, 1.0, "triton", qkv, positions, inv_freq)
+    same = [(a == b).flatten() for a, b in zip(good, damaged, strict=True)]
+    assert not damaged[0][1, 1, [1, 4]].isfinite().any()
     assert [int((~s).sum()) for s in same] == [2, 0, 0]
 
 

@@ -125,11 +125,11 @@ def test_a_bad_row_spoils_no_other(bad: float) -> None:
     with torch.no_grad():
         inputs[0][2, 3] = bad
     assert_exact(op, inputs, grads=[grad], scale=4.0)
-    spoilt = run(partial(op, "triton"), inputs, [grad])
+    damaged = run(partial(op, "triton"), inputs, [grad])
     others = torch.arange(6, device=DEVICE) != 2
-    for a, b in zip(good[:2], spoilt[:2], strict=True):
+    for a, b in zip(good[:2], damaged[:2], strict=True):
         assert torch.equal(a[others], b[others])
-    assert spoilt[0][2].isnan().any() and spoilt[3].isnan().any()
+    assert damaged[0][2].isnan().any() and damaged[3].isnan().any()
 
 
 def test_the_gradient_of_hidden_is_orthogonal_to_it() -> None:

@@ -101,13 +101,13 @@ def test_an_array_is_followed_by_its_vote_whatever_becomes_of_it(config: Path) -
 
 def test_line_breaks_stay_where_they_are_meant(config: Path, tmp_path: Path) -> None:
     """In a line of --setup they are; in what the script says of itself they would begin a command."""
-    script = rendered(config, "--setup", "export A=it\\'s\ntouch made", "--data.train", "a\ntouch spoilt")
+    script = rendered(config, "--setup", "export A=it\\'s\ntouch made", "--data.train", "a\ntouch damaged")
     assert run(script, tmp_path).returncode == 0
-    assert (tmp_path / "made").exists() and not (tmp_path / "spoilt").exists()
+    assert (tmp_path / "made").exists() and not (tmp_path / "damaged").exists()
     made_by = next(line for line in script.read_text().splitlines() if line.startswith("# Made by: rmfast "))
     words = made_by.removeprefix("# Made by: rmfast ")
     told = subprocess.run(["bash", "-c", f"printf '%s\\0' {words}"], capture_output=True, text=True)
-    assert "export A=it\\'s\ntouch made" in told.stdout.split("\0") and "a\ntouch spoilt" in told.stdout.split("\0")
+    assert "export A=it\\'s\ntouch made" in told.stdout.split("\0") and "a\ntouch damaged" in told.stdout.split("\0")
 
 
 def test_an_option_with_a_line_break_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,11 +176,11 @@ def test_submit_without_slurm_is_one_line(
 
 
 def test_words_of_the_user_reach_the_trainer_whole(config: Path, tmp_path: Path) -> None:
-    odd = "a b'c$(touch spoilt)"
+    odd = "a b'c$(touch damaged)"
     script = rendered(config, "--data.train", odd, "--run.dir", tmp_path / "my run")
     assert run(script, tmp_path).returncode == 0
     called = (tmp_path / "srun.called").read_text()
-    assert f"{odd}\n" in called and not (tmp_path / "spoilt").exists()
+    assert f"{odd}\n" in called and not (tmp_path / "damaged").exists()
     assert (tmp_path / "my run").is_dir()
 
 

@@ -136,7 +136,7 @@ def test_a_batch_without_weight_or_lm_tokens() -> None:
 
 def test_what_is_not_finite_shows() -> None:
     scores, log_prob, edges, totals = made()
-    spoilt = scores.detach().clone()
-    spoilt[2] = torch.nan
-    loss, statistics = RewardObjective()(spoilt, log_prob, edges, totals)
+    damaged = scores.detach().clone()
+    damaged[2] = torch.nan
+    loss, statistics = RewardObjective()(damaged, log_prob, edges, totals)
     assert loss.isnan() and statistics.loss.isnan()

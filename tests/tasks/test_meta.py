@@ -269,7 +269,7 @@ def test_a_step_whose_prompts_are_not_finite_names_them(folder: Path, capsys: py
     spoil(folder)  # NaN in the embedding of token 4000
     rows = [{"chosen_ids": [5, 6, 2], "rejected_ids": [[5, 7, 2], [5, token, 2]]} for token in (8, 8, 4000, 8)]
     (folder / "nan.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    keys: dict[str, object] = {"model__path": folder / "spoilt", "meta__data": folder / "nan.jsonl", "meta__k": 3}
+    keys: dict[str, object] = {"model__path": folder / "damaged", "meta__data": folder / "nan.jsonl", "meta__k": 3}
     keys |= {"data__shuffle": False, "meta__prompts_per_step": 1, "model__dropout": 0.0}
     assert main(command(folder, "nan", **keys)) == 1
     error = capsys.readouterr().err

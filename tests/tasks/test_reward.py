@@ -107,7 +107,7 @@ def test_two_ranks_resume_bit_for_bit_and_fewer_to_rounding(folder: Path, capsys
         cases += killed(f"{mode} killed", run, ["step:5", "manifest:1"])
     half = command(folder, "half", parallel__data="fsdp", model__dropout=0.0)
     spoil(folder)
-    bad = command(folder, "bad-2", model__path=folder / "spoilt", data__train=folder / "spoilt.jsonl")
+    bad = command(folder, "bad-2", model__path=folder / "damaged", data__train=folder / "damaged.jsonl")
     codes = launch(folder / "launch-2", [*cases, Case("half", half, "step:7"), Case("bad", bad)], ranks=2)
     logs = folder / "launch-2"
     for mode in ("ddp", "fsdp"):
@@ -235,12 +235,12 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 def spoil(folder: Path) -> None:
     """A model with NaN in the embedding of a token that one row of step 2 holds."""
-    if (folder / "spoilt").exists():
+    if (folder / "damaged").exists():
         return
-    write_model(folder / "spoilt")
-    state = load_file(folder / "spoilt" / "model.safetensors")
+    write_model(folder / "damaged")
+    state = load_file(folder / "damaged" / "model.safetensors")
     state["model.embed_tokens.weight"][4000] = torch.nan
-    save_file(state, folder / "spoilt" / "model.safetensors", metadata={"format": "pt"})
+    save_file(state, folder / "damaged" / "model.safetensors", metadata={"format": "pt"})
     ids = list(range(300, 320))
     row = {"chosen_ids": [*ids, 4000, 2], "rejected_ids": [*ids, 321, 2]}
     draw = random.Random(5)
@@ -248,23 +248,23 @@ def spoil(folder: Path) -> None:
         {"prompt": text(draw, 3, 6), "chosen": text(draw, 1, 2), "rejected": text(draw, 3, 4)} for _ in range(23)
     ]
     rows.insert(12, row)
-    (folder / "spoilt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "damaged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def spoilt(folder: Path, run: str, **more: object) -> list[str]:
+def damaged(folder: Path, run: str, **more: object) -> list[str]:
     spoil(folder)
-    keys: dict[str, object] = {"model__path": folder / "spoilt", "data__train": folder / "spoilt.jsonl"}
+    keys: dict[str, object] = {"model__path": folder / "damaged", "data__train": folder / "damaged.jsonl"}
     keys |= {"data__shuffle": False, "run__epochs": 1, "checkpoint__every": 1, "model__dropout": 0.0}
     return command(folder, run, **(keys | more))
 
 
 def test_nan_stops_the_run_with_its_step_and_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(spoilt(folder, "bad")) == 1
+    assert main(damaged(folder, "bad")) == 1
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("rmfast: ")]
     assert line.startswith("rmfast: step 2: ")
-    assert all(f"spoilt.jsonl:{row}" in line for row in range(9, 17))
-    assert f"spoilt.jsonl:{8}," not in line and f"spoilt.jsonl:{17}" not in line
+    assert all(f"damaged.jsonl:{row}" in line for row in range(9, 17))
+    assert f"damaged.jsonl:{8}," not in line and f"damaged.jsonl:{17}" not in line
     assert "Traceback" not in captured.err
     assert [line["step"] for line in read_lines(folder / "bad" / "metrics.jsonl")] == [1]
     assert [path.name for path in (folder / "bad" / "checkpoints").iterdir()] == ["step-1"]
@@ -272,7 +272,7 @@ def test_nan_stops_the_run_with_its_step_and_rows(folder: Path, capsys: pytest.C
 
 
 def test_nan_is_skipped_where_asked(folder: Path) -> None:
-    assert main(spoilt(folder, "skipped", optim__on_nonfinite="skip")) == 0
+    assert main(damaged(folder, "skipped", optim__on_nonfinite="skip")) == 0
     lines = read_lines(folder / "skipped" / "metrics.jsonl")
     assert [(line["step"], line["loss"] is None, line.get("skipped")) for line in lines] == [
         (1, False, None),

@@ -96,17 +96,17 @@ def info_nce_bwd_kernel(
     KEYS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, UP: tl.constexpr,
     MATHS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of own rows: the queries, or with KEYS the keys. Sums over the others of one split."""
-    own = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    """Gradients of some rows: the queries, or with KEYS the keys. Sums over the others of one split."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(1)
     column = tl.arange(0, BLOCK_D)
     inside = (column < width)[None, :]
-    mask = (own < owns)[:, None] & inside
-    mine = tl.load(own_ptr + own.to(tl.int64)[:, None] * own_stride + column[None, :], mask, 0.0)
-    own_scale = tl.load(own_scale_ptr + own, own < owns, 0.0)
+    mask = (row < owns)[:, None] & inside
+    vectors = tl.load(own_ptr + row.to(tl.int64)[:, None] * own_stride + column[None, :], mask, 0.0)
+    own_scale = tl.load(own_scale_ptr + row, row < owns, 0.0)
     if not KEYS:
-        lse = tl.load(lse_ptr + own, own < owns, 0.0)
-        positive = tl.load(positive_ptr + own, own < owns, -1)
+        lse = tl.load(lse_ptr + row, row < owns, 0.0)
+        positive = tl.load(positive_ptr + row, row < owns, -1)
     grad = tl.zeros((BLOCK_M, BLOCK_D), MATHS)
     for start in range(split * span, tl.minimum(split * span + span, others), BLOCK_N):
         other = start + tl.arange(0, BLOCK_N)
@@ -115,16 +115,16 @@ def info_nce_bwd_kernel(
             other_ptr + other.to(tl.int64)[:, None] * other_stride + column[None, :], there[:, None] & inside, 0.0
         )
         scale = own_scale[:, None] * tl.load(other_scale_ptr + other, there, 0.0)[None, :]
-        s = dot(mine, tl.trans(theirs), tl.zeros((BLOCK_M, BLOCK_N), MATHS), UP) * scale
+        s = dot(vectors, tl.trans(theirs), tl.zeros((BLOCK_M, BLOCK_N), MATHS), UP) * scale
         if KEYS:
             s -= tl.load(lse_ptr + other, there, 0.0)[None, :]
-            hit = tl.load(positive_ptr + other, there, -1)[None, :] == own[:, None]
+            hit = tl.load(positive_ptr + other, there, -1)[None, :] == row[:, None]
         else:
             s -= lse[:, None]
             hit = positive[:, None] == other[None, :]
         p = tl.exp2(tl.where(there[None, :], s, float("-inf")))
         grad = dot(((p - tl.where(hit, 1.0, 0.0)) * scale).to(theirs.dtype), theirs, grad, UP)
-    out = (split * owns + own).to(tl.int64)
+    out = (split * owns + row).to(tl.int64)
     tl.store(part_ptr + out[:, None] * width + column[None, :], grad, mask)
 
 
@@ -190,12 +190,12 @@ def _resident(
     width = q.shape[1]
     tiles = blocks("resident", q)
     grads = []
-    for own, other, own_scale, other_scale in ((q, k, q_scale, k_scale), (k, q, k_scale, q_scale)):
-        parts, span = _splits(len(own), len(other), tiles)
-        part = torch.empty(parts, len(own), width, dtype=lse.dtype, device=q.device)
+    for vectors, other, own_scale, other_scale in ((q, k, q_scale, k_scale), (k, q, k_scale, q_scale)):
+        parts, span = _splits(len(vectors), len(other), tiles)
+        part = torch.empty(parts, len(vectors), width, dtype=lse.dtype, device=q.device)
         launch(
-            info_nce_bwd_kernel, (cdiv(len(own), tiles.m), parts), own, other, own_scale, other_scale, positive,
-            lse, part, len(own), len(other), width, own.stride(0), other.stride(0), span, KEYS=own is k,
+            info_nce_bwd_kernel, (cdiv(len(vectors), tiles.m), parts), vectors, other, own_scale, other_scale, positive,
+            lse, part, len(vectors), len(other), width, vectors.stride(0), other.stride(0), span, KEYS=vectors is k,
             BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d, UP=INTERPRETED, MATHS=maths(q), **tiles.options,
         )  # fmt: skip
         grads.append(part.sum(0) if parts > 1 else part[0])
@@ -215,15 +215,15 @@ def _chunked(
     grad_k = torch.zeros(columns, width, dtype=lse.dtype, device=q.device)
     for start in range(0, count, step):
         rows = slice(start, min(start + step, count))
-        grad, own = chunk[: rows.stop - start], q[rows]
+        grad, queries = chunk[: rows.stop - start], q[rows]
         launch(
-            info_nce_grad_kernel, (cdiv(len(own), tiles.m), cdiv(columns, tiles.n)), own, k,
-            q_scale[rows], k_scale, positive[rows], lse[rows], grad, len(own), columns, width, q.stride(0),
+            info_nce_grad_kernel, (cdiv(len(queries), tiles.m), cdiv(columns, tiles.n)), queries, k,
+            q_scale[rows], k_scale, positive[rows], lse[rows], grad, len(queries), columns, width, q.stride(0),
             k.stride(0), BLOCK_M=tiles.m, BLOCK_N=tiles.n, BLOCK_D=tiles.d, UP=INTERPRETED, MATHS=maths(q),
             **tiles.options,
         )  # fmt: skip
         grad_q[rows] = wide_product(grad, k, lse.dtype)
-        add_product(grad_k, grad.T, own)
+        add_product(grad_k, grad.T, queries)
     return grad_q, grad_k
 
 
