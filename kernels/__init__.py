@@ -3,14 +3,20 @@
 Each op has a plain-torch reference, which is its CPU path and the truth for tests, and Triton kernels.
 """
 
-from rmfast.kernels.attention import prefix_attention, prefix_layout
+from rmfast.kernels.clipped_losses import policy_loss, value_loss
 from rmfast.kernels.common import describe
-from rmfast.kernels.contrastive import info_nce, sinkhorn, swapped_prediction_loss
-from rmfast.kernels.head import linear_log_prob, score_head
-from rmfast.kernels.layers import add_rms_norm, rms_norm, rope, rope_tables, rotate, split_rope, swiglu
-from rmfast.kernels.meta import difference_loss
-from rmfast.kernels.policy import gae, policy_loss, value_loss
-from rmfast.kernels.ranking import ranking_loss
+from rmfast.kernels.difference_loss import difference_loss
+from rmfast.kernels.gae import gae
+from rmfast.kernels.info_nce import info_nce
+from rmfast.kernels.linear_log_prob import linear_log_prob
+from rmfast.kernels.prefix_attention import prefix_attention, prefix_layout
+from rmfast.kernels.ranking_loss import ranking_loss
+from rmfast.kernels.rms_norm import add_rms_norm, rms_norm
+from rmfast.kernels.rope import rope, rope_tables, rotate, split_rope
+from rmfast.kernels.score_head import score_head
+from rmfast.kernels.sinkhorn import sinkhorn
+from rmfast.kernels.swapped_prediction_loss import swapped_prediction_loss
+from rmfast.kernels.swiglu import swiglu
 
 __all__ = [
     "add_rms_norm",

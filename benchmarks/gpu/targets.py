@@ -16,18 +16,18 @@ from torch import Tensor
 
 from benchmarks.lengths import draw_groups
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention import reference as attention_reference
-from rmfast.kernels.attention import tiles as attention_tiles
-from rmfast.kernels.attention import triton as attention
-from rmfast.kernels.contrastive.info_nce import reference as nce_reference
-from rmfast.kernels.contrastive.info_nce import tiles as nce_tiles
-from rmfast.kernels.contrastive.info_nce import triton as nce
-from rmfast.kernels.contrastive.sinkhorn import reference as sinkhorn_reference
-from rmfast.kernels.contrastive.sinkhorn import tiles as sinkhorn_tiles
-from rmfast.kernels.contrastive.sinkhorn import triton as sinkhorn
-from rmfast.kernels.head.log_prob import reference as log_prob_reference
-from rmfast.kernels.head.log_prob import tiles as log_prob_tiles
-from rmfast.kernels.head.log_prob import triton as log_prob
+from rmfast.kernels.info_nce import reference as nce_reference
+from rmfast.kernels.info_nce import tiles as nce_tiles
+from rmfast.kernels.info_nce import triton as nce
+from rmfast.kernels.linear_log_prob import reference as log_prob_reference
+from rmfast.kernels.linear_log_prob import tiles as log_prob_tiles
+from rmfast.kernels.linear_log_prob import triton as log_prob
+from rmfast.kernels.prefix_attention import reference as attention_reference
+from rmfast.kernels.prefix_attention import tiles as attention_tiles
+from rmfast.kernels.prefix_attention import triton as attention
+from rmfast.kernels.sinkhorn import reference as sinkhorn_reference
+from rmfast.kernels.sinkhorn import tiles as sinkhorn_tiles
+from rmfast.kernels.sinkhorn import triton as sinkhorn
 from rmfast.kernels.tables import Key, Table
 
 Thunk = Callable[[], Any]
@@ -93,7 +93,7 @@ def attention_calls(which: str, dim: int, device: torch.device, small: bool) -> 
 
 
 def attention_targets() -> Iterator[Target]:
-    table = ("TILES", "kernels/attention/tiles.py", attention_tiles.TILES)
+    table = ("TILES", "kernels/prefix_attention/tiles.py", attention_tiles.TILES)
     for dim in (64, 128):
         for which in ("fwd", "dq", "dkv"):
             # Rows of every product, of which wgmma takes 64, are keys in the pass for dk and dv, else queries.
@@ -129,7 +129,7 @@ def nce_calls(which: str, device: torch.device, small: bool) -> list[Pair]:
 
 
 def nce_targets() -> Iterator[Target]:
-    table = ("TILES", "kernels/contrastive/info_nce/tiles.py", nce_tiles.TILES)
+    table = ("TILES", "kernels/info_nce/tiles.py", nce_tiles.TILES)
     for which, kernel in (("forward", "fwd"), ("gradient", "grad"), ("resident", "bwd")):
         widths = (0,) if which == "resident" else (32, 64, 128)
         tiles = [
@@ -164,7 +164,7 @@ def log_prob_calls(which: str, device: torch.device, small: bool) -> list[Pair]:
 
 
 def log_prob_targets() -> Iterator[Target]:
-    table = ("TILES", "kernels/head/log_prob/tiles.py", log_prob_tiles.TILES)
+    table = ("TILES", "kernels/linear_log_prob/tiles.py", log_prob_tiles.TILES)
     tiles = [log_prob_tiles.Tile(block, warps) for block, warps in product((1024, 2048, 4096, 8192), (4, 8, 16))]
     for which in ("fwd", "bwd"):
         yield Target(
@@ -179,7 +179,7 @@ def sinkhorn_calls(device: torch.device, small: bool) -> list[Pair]:
 
 
 def sinkhorn_targets() -> Iterator[Target]:
-    file = "kernels/contrastive/sinkhorn/tiles.py"
+    file = "kernels/sinkhorn/tiles.py"
     columns = [sinkhorn_tiles.Columns(r, c, w) for r, c, w in product((16, 32, 64, 128), (32, 64, 128), (2, 4, 8))]
     rows = [sinkhorn_tiles.Rows(c, v, w) for c, v, w in product((512, 1024, 2048, 4096), (1024, 2048, 4096), (2, 4, 8))]
     for name, table, kernel, tiles in (

@@ -14,19 +14,19 @@ from triton.runtime import JITFunction
 
 import rmfast.kernels
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention import triton as attention
-from rmfast.kernels.contrastive.info_nce import triton as nce
-from rmfast.kernels.contrastive.sinkhorn import triton as assignment
-from rmfast.kernels.contrastive.swapped import triton as swap
-from rmfast.kernels.head.log_prob import triton as log_prob
-from rmfast.kernels.head.score import triton as score
-from rmfast.kernels.layers.norm import triton as norm
-from rmfast.kernels.layers.rope import triton as rotary
-from rmfast.kernels.layers.swiglu import triton as glu
-from rmfast.kernels.meta.difference import triton as difference
-from rmfast.kernels.policy.gae import triton as advantages
-from rmfast.kernels.policy.losses import triton as clipped
-from rmfast.kernels.ranking import triton as ranking
+from rmfast.kernels.clipped_losses import triton as clipped
+from rmfast.kernels.difference_loss import triton as difference
+from rmfast.kernels.gae import triton as advantages
+from rmfast.kernels.info_nce import triton as nce
+from rmfast.kernels.linear_log_prob import triton as log_prob
+from rmfast.kernels.prefix_attention import triton as attention
+from rmfast.kernels.ranking_loss import triton as ranking
+from rmfast.kernels.rms_norm import triton as norm
+from rmfast.kernels.rope import triton as rotary
+from rmfast.kernels.score_head import triton as score
+from rmfast.kernels.sinkhorn import triton as assignment
+from rmfast.kernels.swapped_prediction_loss import triton as swap
+from rmfast.kernels.swiglu import triton as glu
 
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS = 64

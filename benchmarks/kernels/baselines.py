@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmfast.kernels import attention
+from rmfast import kernels
 
 Rivals = dict[str, Callable[..., Any]]
 
@@ -86,7 +86,7 @@ def linear_log_prob(device: torch.device) -> Rivals:
 def prefix_attention(device: torch.device, layout: Tensor) -> Rivals:
     if device.type != "cuda":
         return {}
-    flash = partial(attention.prefix_attention, impl="flash")
+    flash = partial(kernels.prefix_attention, impl="flash")
     return {"flex": flex_attention(layout), "flash + merge": flash}
 
 

@@ -9,7 +9,7 @@ import torch
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, shared_prefix, tokens_in_a_pack
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.layout import parse_layout
+from rmfast.kernels.prefix_attention.layout import parse_layout
 
 Views = Literal["pass", "response"]
 """How the second view is made: "pass" computes prompt and responses twice, as the paper does; "response" (ours) adds

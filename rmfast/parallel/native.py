@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
-from rmfast.kernels.attention import flash_lengths
+from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.copies import Copies
 from rmfast.models.reward import RewardNetwork
 from rmfast.objectives.base import BatchTotals, Objective, Statistics, join_statistics

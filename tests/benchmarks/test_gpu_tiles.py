@@ -144,4 +144,4 @@ def test_winners_become_lines_of_the_tables(
         old = target.table[2].find((8, 0), *target.kinds, size=target.size)
         assert table.find((8, 0), *target.kinds, size=target.size) == old
     with pytest.raises(ValueError, match="no line"):
-        write_tiles.with_line(once["kernels/attention/tiles.py"], "TILES", [90, "half", "up", 64], {"m": 1})
+        write_tiles.with_line(once["kernels/prefix_attention/tiles.py"], "TILES", [90, "half", "up", 64], {"m": 1})

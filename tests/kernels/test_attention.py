@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels import prefix_attention, prefix_layout
-from rmfast.kernels.attention.layout import parse_layout
+from rmfast.kernels.prefix_attention.layout import parse_layout
 from tests.tiny import Results
 
 Groups = list[tuple[int, list[int]]]

@@ -20,9 +20,9 @@ from triton.compiler import ASTSource
 
 from benchmarks.kernels import aot
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.triton import prefix_attention_bwd, prefix_attention_fwd
-from rmfast.kernels.contrastive.info_nce import triton as info_nce
+from rmfast.kernels.info_nce import triton as info_nce
 from rmfast.kernels.launch import launch, recording
+from rmfast.kernels.prefix_attention.triton import prefix_attention_bwd, prefix_attention_fwd
 from tests.kernels.harness import far_apart
 from tests.kernels.test_aot import run
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.meta import difference_loss
-from rmfast.kernels.meta.difference import reference
+from rmfast.kernels.difference_loss import difference_loss, reference
 from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, registered, run
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

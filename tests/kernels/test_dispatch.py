@@ -27,8 +27,8 @@ from rmfast.kernels import (
     swiglu,
     value_loss,
 )  # fmt: skip
-from rmfast.kernels.contrastive.info_nce.triton import RESIDENT
 from rmfast.kernels.dispatch import Op, custom_op
+from rmfast.kernels.info_nce.triton import RESIDENT
 from tests.kernels.harness import DEVICE
 from tests.tiny import Seen
 

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from rmfast.kernels import prefix_attention, prefix_layout
-from rmfast.kernels.attention import flash, flash_lengths
+from rmfast.kernels.prefix_attention import flash, flash_lengths
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 Groups = list[tuple[int, list[int]]]

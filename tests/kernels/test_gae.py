@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels.common import to_device
-from rmfast.kernels.policy import gae
+from rmfast.kernels.gae import gae
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -94,7 +94,7 @@ def test_strided_and_int32() -> None:
 
 def test_sequences_of_several_blocks_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's blocks are of 8 tokens; these are of 512, with carries from one to the next."""
-    from rmfast.kernels.policy.gae import triton
+    from rmfast.kernels.gae import triton
 
     monkeypatch.setattr(triton, "capability", lambda _: (9, 0))
     for dtype in (torch.float64, torch.float32):
@@ -130,7 +130,7 @@ def test_registration() -> None:
 
 def test_lengths_that_the_host_did_not_check() -> None:
     """Tokens past the last sequence are a sequence; one too long ends with the tokens."""
-    from rmfast.kernels.policy.gae import reference, triton
+    from rmfast.kernels.gae import reference, triton
 
     rewards, values, _ = packed([20], torch.float64)
     for lengths, same in (([5, 3], [5, 3, 12]), ([5, 30], [5, 15]), ([25, 3], [20]), ([], [20])):

@@ -10,10 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.contrastive import info_nce
-from rmfast.kernels.contrastive.info_nce import op, reference
-from rmfast.kernels.contrastive.info_nce import triton as kernels
-from rmfast.kernels.contrastive.normalize.triton import lengths, normalize_bwd
+from rmfast.kernels.info_nce import info_nce, op, reference
+from rmfast.kernels.info_nce import triton as kernels
+from rmfast.kernels.normalize import lengths, normalize_bwd
 from tests.kernels.harness import (
     DEVICE,
     assert_exact,

@@ -7,9 +7,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.intervals import ALL, key_queries, key_tile, query_keys, query_tile, span
-from rmfast.kernels.attention.reference import seen_keys
-from rmfast.kernels.attention.triton import _spans
+from rmfast.kernels.prefix_attention.intervals import ALL, key_queries, key_tile, query_keys, query_tile, span
+from rmfast.kernels.prefix_attention.reference import seen_keys
+from rmfast.kernels.prefix_attention.triton import _spans
 from tests.kernels.harness import DEVICE
 
 GROUPS = {

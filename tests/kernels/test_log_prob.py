@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels import linear_log_prob
-from rmfast.kernels.head.log_prob import products, reference
-from rmfast.kernels.head.log_prob import triton as kernels
-from rmfast.kernels.head.log_prob.tiles import tile
 from rmfast.kernels.launch import launch, maths
+from rmfast.kernels.linear_log_prob import products, reference
+from rmfast.kernels.linear_log_prob import triton as kernels
+from rmfast.kernels.linear_log_prob.tiles import tile
 from tests.kernels.harness import (
     DEVICE,
     assert_exact,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rmfast.kernels import difference_loss, info_nce, linear_log_prob, sinkhorn, swapped_prediction_loss
-from rmfast.kernels.contrastive.info_nce import op as info_nce_op
-from rmfast.kernels.contrastive.info_nce import reference as info_nce_reference
-from rmfast.kernels.head.log_prob import op as log_prob_op
-from rmfast.kernels.head.log_prob import reference as log_prob_reference
+from rmfast.kernels.info_nce import op as info_nce_op
+from rmfast.kernels.info_nce import reference as info_nce_reference
+from rmfast.kernels.linear_log_prob import op as log_prob_op
+from rmfast.kernels.linear_log_prob import reference as log_prob_reference
 from tests.tiny import Results
 
 

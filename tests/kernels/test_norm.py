@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmfast.kernels import add_rms_norm, rms_norm
 from rmfast.kernels.launch import recording, row_starts
-from rmfast.kernels.layers.norm import triton as norm_triton
+from rmfast.kernels.rms_norm import triton as norm_triton
 from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
 EPS = 1e-5

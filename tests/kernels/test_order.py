@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 from triton.runtime.interpreter import InterpreterBuilder
 
 from rmfast.kernels import prefix_layout
-from rmfast.kernels.attention.reference import seen_keys
-from rmfast.kernels.attention.triton import prefix_attention_bwd, prefix_attention_fwd
 from rmfast.kernels.common import INTERPRETED
+from rmfast.kernels.prefix_attention.reference import seen_keys
+from rmfast.kernels.prefix_attention.triton import prefix_attention_bwd, prefix_attention_fwd
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="only the interpreter shows what a program writes")
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.policy import policy_loss, value_loss
+from rmfast.kernels.clipped_losses import policy_loss, value_loss
 from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, registered, run
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

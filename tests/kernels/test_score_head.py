@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from rmfast.kernels import score_head
-from rmfast.kernels.head.score import triton as score_triton
+from rmfast.kernels.score_head import triton as score_triton
 from tests.kernels.harness import (
     DEVICE,
     assert_exact,

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.contrastive import sinkhorn
-from rmfast.kernels.contrastive.sinkhorn import tiles
-from rmfast.kernels.contrastive.sinkhorn import triton as kernels
 from rmfast.kernels.launch import recording
+from rmfast.kernels.sinkhorn import sinkhorn, tiles
+from rmfast.kernels.sinkhorn import triton as kernels
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

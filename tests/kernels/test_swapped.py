@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.contrastive import sinkhorn, swapped_prediction_loss
-from rmfast.kernels.contrastive.sinkhorn import tiles
-from rmfast.kernels.contrastive.swapped import triton as kernels
 from rmfast.kernels.launch import recording
+from rmfast.kernels.sinkhorn import sinkhorn, tiles
+from rmfast.kernels.swapped_prediction_loss import swapped_prediction_loss
+from rmfast.kernels.swapped_prediction_loss import triton as kernels
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered, without_autocast_too
 from tests.kernels.test_sinkhorn import swav
 

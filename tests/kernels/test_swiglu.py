@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rmfast.kernels import swiglu
-from rmfast.kernels.layers.swiglu import triton as swiglu_triton
+from rmfast.kernels.swiglu import triton as swiglu_triton
 from tests.kernels.harness import DEVICE, assert_exact, compiles, equal, far_apart, registered, run, shared_storages
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]

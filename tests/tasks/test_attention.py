@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmfast.config import Config
 from rmfast.errors import UserError
-from rmfast.kernels.attention import flash
+from rmfast.kernels.prefix_attention import flash
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import load_network
 from rmfast.parallel.world import World

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_tokens
-from rmfast.kernels.attention import flash_lengths
+from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.copies import Copies
 from rmfast.models.reward import Outputs, RewardNetwork
 from rmfast.models.rows import ModelRows

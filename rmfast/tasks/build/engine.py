@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
-from rmfast.kernels.attention import flash
+from rmfast.kernels.prefix_attention import flash
 from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
 from rmfast.models.hf import load_network
 from rmfast.models.reward import RewardNetwork

@@ -1,5 +1,0 @@
-"""InfoNCE (SimCSE) of cosines, without the matrix of all pairs."""
-
-from rmfast.kernels.contrastive.info_nce.op import info_nce
-
-__all__ = ["info_nce"]

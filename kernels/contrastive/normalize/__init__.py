@@ -1,1 +1,0 @@
-"""L2 normalisation of rows, shared by the kernels of the losses."""

@@ -1,5 +1,0 @@
-"""Codes: soft assignments of a batch's items to clusters that are used alike."""
-
-from rmfast.kernels.contrastive.sinkhorn.op import sinkhorn
-
-__all__ = ["sinkhorn"]

@@ -1,5 +1,0 @@
-"""RMSNorm and reward heads in one pass over the scored rows."""
-
-from rmfast.kernels.head.score.op import score_head
-
-__all__ = ["score_head"]

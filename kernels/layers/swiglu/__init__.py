@@ -1,5 +1,0 @@
-"""silu(gate) * up."""
-
-from rmfast.kernels.layers.swiglu.op import swiglu
-
-__all__ = ["swiglu"]

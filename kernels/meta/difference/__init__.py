@@ -1,5 +1,0 @@
-"""MetaRM's difference loss over the samples of each prompt."""
-
-from rmfast.kernels.meta.difference.op import difference_loss
-
-__all__ = ["difference_loss"]

@@ -1,5 +1,0 @@
-"""The clipped losses of proximal policy optimisation."""
-
-from rmfast.kernels.policy.losses.op import policy_loss, value_loss
-
-__all__ = ["policy_loss", "value_loss"]

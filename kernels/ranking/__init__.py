@@ -1,5 +1,0 @@
-"""The pairwise ranking loss over preference edges."""
-
-from rmfast.kernels.ranking.op import ranking_loss
-
-__all__ = ["ranking_loss"]

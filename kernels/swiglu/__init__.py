@@ -1,0 +1,5 @@
+"""silu(gate) * up."""
+
+from rmfast.kernels.swiglu.op import swiglu
+
+__all__ = ["swiglu"]
