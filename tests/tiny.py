@@ -28,7 +28,7 @@ from transformers import (
 from rmfast.data.pack import Pack, build_pack
 from rmfast.data.store import TokenStore
 from rmfast.data.table import GroupTable, build_table
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.weights import hf_parts
 
 VOCABULARY = 96
@@ -218,7 +218,7 @@ def hf_scores(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> Ten
     return torch.stack(scores)
 
 
-def hf_gradients(model: PreTrainedModel, network: RewardNetwork) -> dict[str, Tensor]:
+def hf_gradients(model: PreTrainedModel, network: Network) -> dict[str, Tensor]:
     """A transformers model's gradients by our names, joined as our weights are; those without one are left out."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     parts = hf_parts(network.config)
@@ -235,7 +235,7 @@ def assert_close_by_norm(ours: dict[str, Tensor], theirs: dict[str, Tensor], tol
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
 
-def gradients(network: RewardNetwork) -> dict[str, Tensor]:
+def gradients(network: Network) -> dict[str, Tensor]:
     """Gradients of those parameters that have one."""
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 

@@ -15,8 +15,8 @@ from rmfast.models.decoder import Decoder
 from rmfast.models.folder import Reader, open_files, read_json, refuse_adapter, told, weight_files
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
 from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
+from rmfast.models.network import Network, initialise
 from rmfast.models.recompute import Recompute
-from rmfast.models.reward import RewardNetwork, initialise
 from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join
 
 IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias")
@@ -123,12 +123,12 @@ def build_network(
     dropout: float = 0.0,
     recompute: Recompute = "none",
     impl: str = "auto",
-) -> RewardNetwork:
+) -> Network:
     """A reward network without weights (on torch's meta device)."""
     config = decoder_config(hf, where)
     with torch.device("meta"):
         decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl)
-        network = RewardNetwork(decoder, heads=heads, lm=lm)
+        network = Network(decoder, heads=heads, lm=lm)
     decoder.inv_freq = torch.tensor(config.rope)  # a buffer, which is not in a state dict
     return network
 
@@ -147,7 +147,7 @@ def load_network(
     dropout: float = 0.0,
     recompute: Recompute = "none",
     impl: str = "auto",
-) -> tuple[RewardNetwork, PreTrainedConfig]:
+) -> tuple[Network, PreTrainedConfig]:
     """A reward network with the weights of a Hugging Face folder or GGUF file, on the CPU.
 
     Args:
@@ -156,7 +156,7 @@ def load_network(
         label: which label of a classifier of several is the reward (see `choose_row`).
         new_heads: whether a folder without heads gets random ones, drawn from `seed`.
         from_scratch: take only the config and draw all weights.
-        lm: compute log-probabilities in training (see `RewardNetwork`).
+        lm: compute log-probabilities in training (see `Network`).
         dtype: of the activations. weights_dtype: of the parameters; None keeps them as `dtype`.
         dropout, recompute, impl: see `Decoder`.
 
@@ -211,7 +211,7 @@ def head_count(reader: Reader, asked: int | None, new: bool, path: Path) -> tupl
 
 
 def _read_state(
-    network: RewardNetwork, reader: Reader, absent: set[str], dtype: torch.dtype, path: Path
+    network: Network, reader: Reader, absent: set[str], dtype: torch.dtype, path: Path
 ) -> dict[str, Tensor]:
     """All weights of a network but those in `absent`, checked against the shapes that the config asks for."""
     stored, parts = find_weights(network, reader, absent, path), hf_parts(network.config)
@@ -224,7 +224,7 @@ def _read_state(
     }
 
 
-def find_weights(network: RewardNetwork, reader: Reader, absent: set[str], path: Path) -> dict[str, StoredWeight]:
+def find_weights(network: Network, reader: Reader, absent: set[str], path: Path) -> dict[str, StoredWeight]:
     """A folder's weights that a network is made of, all but those in `absent`, by Hugging Face's names.
 
     Raises:

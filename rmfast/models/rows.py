@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rmfast.models.hf import build_network, find_weights, head_count, open_model
-from rmfast.models.reward import RewardNetwork, draw
+from rmfast.models.network import Network, draw
 from rmfast.models.weights import StoredWeight, hf_parts
 
 
@@ -19,7 +19,7 @@ class ModelRows:
     Weights that are to be drawn are drawn whole, one at a time, as `load_network` draws them.
     """
 
-    def __init__(self, network: RewardNetwork, stored: dict[str, StoredWeight], drawn: set[str], seed: int) -> None:
+    def __init__(self, network: Network, stored: dict[str, StoredWeight], drawn: set[str], seed: int) -> None:
         self.parameters = dict(network.named_parameters())
         self._numbers = {name: i for i, name in enumerate(self.parameters)}
         self._network, self._stored, self._drawn, self._seed = network, stored, drawn, seed

@@ -1,11 +1,13 @@
 """What objectives and engines agree on: an objective, the named statistics of a step, and what means divide by."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from rmfast.models.network import Outputs, Reads
 
 P = TypeVar("P", contravariant=True)
 
@@ -25,6 +27,10 @@ class EdgePack(Protocol):
     def target(self) -> Tensor: ...
     @property
     def weight(self) -> Tensor: ...
+    @property
+    def scored(self) -> Tensor: ...
+    @property
+    def lm_rows(self) -> Tensor: ...
     @property
     def lm_targets(self) -> Tensor: ...
 
@@ -90,12 +96,61 @@ def _stacked(figures: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(list(figures.values())) if figures else torch.empty(0)
 
 
-class Objective(Protocol[P]):
-    """What a pack of type P adds to the global batch's loss. Equal ones hash alike."""
+@dataclass(frozen=True)
+class FeatureGradients:
+    """The weighted term of a step, the gradient of each pack's features, that of the prototypes, and figures."""
+
+    loss: Tensor
+    packs: list[Tensor]
+    prototypes: Tensor | None
+    figures: dict[str, Tensor]
+
+    def added_to(self, statistics: Statistics) -> Statistics:
+        """Statistics of the step's packs, with the term."""
+        sums = {**statistics.sums, "loss": statistics.loss + self.loss}
+        return replace(statistics, sums=sums, figures={**statistics.figures, **self.figures})
+
+
+class BatchTerm(Protocol[P]):
+    """A term over the features of the whole global batch."""
 
     def __call__(
-        self, scores: Tensor, log_prob: Tensor | None, pack: P, totals: BatchTotals, /
-    ) -> tuple[Tensor, Statistics]:
+        self,
+        features: Sequence[Tensor],
+        packs: Sequence[P],
+        inputs: Sequence[P],
+        prototypes: Tensor | None,
+        steps: Tensor,
+        /,
+    ) -> FeatureGradients:
+        """The term of one step; all ranks call it.
+
+        Args:
+            features: fp32 [S, d] of each of this rank's packs. packs: the packs, on the CPU. inputs: on the device.
+            prototypes: [K, d]. steps: taken so far, a scalar on the device.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of earlier steps, by name: the tensors themselves, the same on all ranks."""
+        ...
+
+
+class Objective(Protocol[P]):
+    """What a pack of type P adds to the global batch's loss. Equal ones hash alike.
+
+    `batch_term` is a term that no pack has a share of: engines compute the features of all packs first, then the term,
+    then the gradients (GradCache, Gao et al. 2021). None for none.
+    """
+
+    @property
+    def batch_term(self) -> BatchTerm[P] | None: ...
+
+    def reads(self, pack: P, /) -> Reads:
+        """What the objective needs of a pack."""
+        ...
+
+    def __call__(self, outputs: Outputs, pack: P, totals: BatchTotals, /) -> tuple[Tensor, Statistics]:
         """The pack's share of the loss, which carries gradients, and its detached statistics."""
         ...
 

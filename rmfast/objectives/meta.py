@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from rmfast.kernels import difference_loss
+from rmfast.models.network import Outputs, Reads
 from rmfast.objectives.base import BatchCounts, BatchTotals, Statistics
 
 
 class SamplePack(Protocol):
     """What the objective reads of a pack: the prompt group of each of the S scores, numbered from 0 in order."""
 
+    @property
+    def scored(self) -> Tensor: ...
     @property
     def group(self) -> Tensor: ...
 
@@ -29,15 +32,17 @@ class DifferenceObjective:
 
     normaliser: Literal["k2", "pairs"] = "k2"
     impl: str = "auto"
+    batch_term: ClassVar[None] = None
 
-    def __call__(
-        self, scores: Tensor, log_prob: Tensor | None, pack: SamplePack, totals: BatchTotals
-    ) -> tuple[Tensor, Statistics]:
+    def reads(self, pack: SamplePack) -> Reads:
+        """See `Objective`."""
+        return Reads(scores=pack.scored)
+
+    def __call__(self, outputs: Outputs, pack: SamplePack, totals: BatchTotals) -> tuple[Tensor, Statistics]:
         """The pack's share of the global batch's J.
 
         Args:
-            scores: [S, M]; with M heads J is the mean over heads.
-            log_prob: not part of J.
+            outputs: scores [S, M]; with M heads J is the mean over heads.
             totals: of the global batch.
 
         Returns:
@@ -45,9 +50,10 @@ class DifferenceObjective:
         """
         # Scores of no response are alone in their groups: they add 0, and count in the mean that is undone here.
         groups = pack.group[-1] + 1
-        each = [difference_loss(s, pack.group, normaliser=self.normaliser, impl=self.impl) for s in scores.unbind(1)]
+        heads = outputs.scores.unbind(1)
+        each = [difference_loss(head, pack.group, normaliser=self.normaliser, impl=self.impl) for head in heads]
         loss = torch.stack(each).mean() * groups / totals.groups
-        variance = difference_variance(scores.detach().mean(1), pack.group) / totals.groups
+        variance = difference_variance(outputs.scores.detach().mean(1), pack.group) / totals.groups
         return loss, Statistics({"loss": loss.detach(), "variance": variance.to(loss.dtype)})
 
     def metrics(self, values: Mapping[str, float], totals: BatchCounts) -> dict[str, float]:

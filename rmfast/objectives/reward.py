@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmfast.kernels import ranking_loss
-from rmfast.objectives.base import BatchCounts, BatchTotals, EdgePack, Statistics
+from rmfast.models.network import Outputs, Reads
+from rmfast.objectives.base import BatchCounts, BatchTerm, BatchTotals, EdgePack, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,28 +19,33 @@ class RewardObjective:
     Args:
         center: coefficient of (s_better + s_worse)^2.
         lm: weight of the LM loss, a mean over the chosen responses' tokens; 0 leaves it out.
+        batch_term: a contrastive term beside these; packs must then hold two views.
         impl: of the kernels.
     """
 
     center: float = 0.0
     lm: float = 0.0
+    batch_term: BatchTerm[Any] | None = None
     impl: str = "auto"
 
-    def __call__(
-        self, scores: Tensor, log_prob: Tensor | None, pack: EdgePack, totals: BatchTotals
-    ) -> tuple[Tensor, Statistics]:
+    def reads(self, pack: EdgePack) -> Reads:
+        """See `Objective`."""
+        log_prob = (pack.lm_rows, pack.lm_targets) if self.lm else None
+        return Reads(scores=pack.scored, log_prob=log_prob, features=self.batch_term is not None)
+
+    def __call__(self, outputs: Outputs, pack: EdgePack, totals: BatchTotals) -> tuple[Tensor, Statistics]:
         """The pack's share of the global batch's loss.
 
         Args:
-            scores: [S, M]; with M heads the loss is the mean over heads.
-            log_prob: [L] or None; targets of -1 do not count.
+            outputs: scores [S, M]; with M heads the loss is the mean over heads. log_prob [L] where `lm` asks for it;
+                targets of -1 do not count.
             totals: of the global batch.
 
         Returns:
             Loss (a scalar that carries gradients) and detached statistics.
         """
         ranking = ranking_loss(
-            scores.T,
+            outputs.scores.T,
             pack.better,
             pack.worse,
             margin=pack.margin,
@@ -50,12 +57,12 @@ class RewardObjective:
         ).mean()
         loss = ranking
         lm_loss = torch.zeros_like(ranking)
-        if self.lm and log_prob is not None:
+        if self.lm and outputs.log_prob is not None:
             count = totals.lm_tokens
             count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-            lm_loss = -log_prob.where(pack.lm_targets >= 0, 0.0).sum() / count
+            lm_loss = -outputs.log_prob.where(pack.lm_targets >= 0, 0.0).sum() / count
             loss = loss + self.lm * lm_loss
-        return loss, _statistics(loss, ranking, lm_loss, scores, pack)
+        return loss, _statistics(loss, ranking, lm_loss, outputs.scores, pack)
 
     def metrics(self, values: Mapping[str, float], totals: BatchCounts) -> dict[str, float]:
         """See `Objective`."""
@@ -68,7 +75,9 @@ class RewardObjective:
             "min_reward": -values["negative_reward"],
             "max_reward": values["max_reward"],
         }
-        return metrics | ({name: values[name] for name in ("ranking_loss", "lm_loss")} if self.lm else {})
+        if self.lm or self.batch_term is not None:
+            metrics["ranking_loss"] = values["ranking_loss"]
+        return metrics | ({"lm_loss": values["lm_loss"]} if self.lm else {})
 
 
 @torch.no_grad()

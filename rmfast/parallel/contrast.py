@@ -6,31 +6,22 @@ without gradients collects the features, with the dropout that the second one re
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rmfast.data.pack import Pack
+from rmfast.objectives.base import FeatureGradients
 from rmfast.objectives.contrastive import ContrastiveObjective, feature_overlap, upload
 from rmfast.parallel.world import World
 
 
-@dataclass(frozen=True)
-class FeatureGradients:
-    """The weighted term of a step, the gradient of each pack's features, that of the prototypes, and figures."""
-
-    loss: Tensor
-    packs: list[Tensor]
-    prototypes: Tensor | None
-    figures: dict[str, Tensor]
-
-
 class Contrast:
-    """Computes the term and keeps the queue of earlier items.
+    """Computes the term (a `BatchTerm`) and keeps the queue of earlier items.
 
     Args:
         width: of a feature.
+        world: the ranks that share the groups of a batch.
     """
 
     def __init__(self, objective: ContrastiveObjective, width: int, world: World) -> None:
@@ -47,12 +38,7 @@ class Contrast:
         prototypes: Tensor | None,
         steps: Tensor,
     ) -> FeatureGradients:
-        """The term of one step.
-
-        Args:
-            features: fp32 [2 R, d] of each of this rank's packs. packs: the packs, on the CPU. inputs: on the device.
-            prototypes: [K, d]. steps: taken so far, a scalar on the device.
-        """
+        """See `BatchTerm`; features are those of both views, [2 R, d]."""
         leaves = [f.detach().requires_grad_() for f in features]
         centres = None if prototypes is None else prototypes.detach().requires_grad_()
         with torch.enable_grad():
@@ -125,7 +111,7 @@ class Contrast:
         return int(self._filled)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs of earlier steps: the tensors themselves."""
+        """See `BatchTerm`."""
         if not self.objective.queue:
             return {}
         _ = self.filled  # up to date

@@ -1,6 +1,6 @@
 """The engine interface: what runs a step, by one process, DDP, FSDP2 or another system."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
+from rmfast.models.network import Outputs, Reads
 from rmfast.objectives.base import Objective, Statistics
 from rmfast.parallel.world import World
 
@@ -50,11 +51,13 @@ class Engine(Protocol):
     """Runs steps. All ranks call the same methods in the same order.
 
     `data` are the ranks that share the groups of a global batch; those that compute one model together (tensor and
-    pipeline parallelism) have the same number in it, and are given the same packs.
+    pipeline parallelism) have the same number in it, and are given the same packs. `leads`: this process is the first
+    of those that hold the heads.
     """
 
     device: torch.device
     data: World
+    leads: bool
 
     def attend_with(self, impl: str) -> None:
         """Choose the implementation of attention (see `Decoder.attend_with`)."""
@@ -89,6 +92,10 @@ class Engine(Protocol):
 
     def optimizer_step(self, lr: float) -> Tensor:
         """Apply the gradients; gives their norm. Where it or the loss is not finite the step is left out."""
+        ...
+
+    def read(self, packs: Sequence[Pack], reads: Callable[[Pack], Reads]) -> list[Outputs]:
+        """What the heads give for each pack, without dropout and gradients, on every rank that has the pack."""
         ...
 
     def score(self, packs: Sequence[Pack]) -> list[Tensor]:

@@ -1,8 +1,7 @@
 """The native engine: one process, DDP or FSDP2, from torch as it is."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -17,11 +16,15 @@ from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.copies import Copies
-from rmfast.models.reward import RewardNetwork
-from rmfast.objectives.base import BatchTotals, Objective, Statistics, join_statistics
-from rmfast.objectives.contrastive import ContrastiveObjective
-from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel.contrast import Contrast, FeatureGradients
+from rmfast.models.network import Network, Outputs, Reads
+from rmfast.objectives.base import (
+    BatchTerm,
+    BatchTotals,
+    FeatureGradients,
+    Objective,
+    Statistics,
+    join_statistics,
+)
 from rmfast.parallel.engine import ReadRows, Shard
 from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
@@ -45,31 +48,28 @@ class NativeEngine(Stepping):
         options: of the optimizer.
         data_parallel: how more than one process shares the work: "ddp" holds the model whole, "fsdp" shards weights,
             gradients and optimizer state.
-        recorder: run packs by graphs that it records; packs must then be padded. Not with "fsdp".
-        contrastive: a term beside the objective; packs must then hold two views. Not with a recorder.
+        recorder: run packs by graphs that it records; packs must then be padded, and objectives have no batch term. Not
+            with "fsdp".
     """
 
     def __init__(
         self,
-        network: RewardNetwork,
+        network: Network,
         *,
         world: World,
         options: AdamWOptions,
         data_parallel: DataParallel = "ddp",
         recorder: Recorder | None = None,
-        contrastive: ContrastiveObjective | None = None,
     ) -> None:
         super().__init__()
         self.world = self.data = world
-        self.device = world.device
+        self.device, self.leads = world.device, world.main
         self.recorder = recorder
         self.gradients: FlatGradients | None = None
         self._graphs: dict[Objective[Pack], PackGraphs] = {}
         self.network = network
         self.sharded = world.size > 1 and data_parallel == "fsdp"
         self.module: nn.Module = network
-        self.contrast = None if contrastive is None else Contrast(contrastive, network.config.width, world)
-        network.gives_features = contrastive is not None
         if self.sharded:
             self._shard()
         else:
@@ -91,7 +91,10 @@ class NativeEngine(Stepping):
         self.module.register_comm_hook(None, _sum_hook)
         # Gradients become views of DDP's buckets in a backward that reduces them. Let the first be one of no work, so
         # that no step adds up its packs in tensors beside the buckets.
-        outputs = self.module.train()(empty_pack().to(self.device))
+        pack = empty_pack().to(self.device)
+        log_prob = (pack.lm_rows, pack.lm_targets) if self.network.lm else None
+        reads = Reads(scores=pack.scored, log_prob=log_prob, features=self.network.prototypes is not None)
+        outputs = self.module.train()(pack, reads)
         torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()
         self._drop_gradients()
 
@@ -123,8 +126,8 @@ class NativeEngine(Stepping):
         self.module.train()
         term: FeatureGradients | None = None
         with self.copies:
-            if self.contrast is not None and isinstance(objective, RewardObjective):
-                collected, term = self._run_views(self.contrast, packs, objective, totals)
+            if objective.batch_term is not None:
+                collected, term = self._run_with_term(objective.batch_term, packs, objective, totals)
             else:
                 collected = []
                 for i, pack in enumerate(packs):
@@ -134,9 +137,7 @@ class NativeEngine(Stepping):
             self.world.sum_(self.gradients.buffer)
         statistics = self._join(collected)
         if term is not None:
-            figures = {"ranking_loss": statistics.sums["ranking_loss"]} | term.figures
-            sums = {**statistics.sums, "loss": statistics.loss + term.loss}
-            statistics = replace(statistics, sums=sums, figures=figures)
+            statistics = term.added_to(statistics)
         self._loss = statistics.loss
         return statistics
 
@@ -152,8 +153,8 @@ class NativeEngine(Stepping):
 
     def _run(self, pack: Pack, objective: Objective[Pack], totals: Totals) -> Statistics:
         def compute(pack: Pack, totals: BatchTotals) -> Statistics:
-            outputs = self.module(pack)
-            loss, statistics = objective(outputs.scores, outputs.log_prob, pack, totals)
+            outputs = self.module(pack, objective.reads(pack))
+            loss, statistics = objective(outputs, pack, totals)
             if loss.requires_grad:
                 loss.backward()
             return statistics
@@ -164,8 +165,8 @@ class NativeEngine(Stepping):
             self._graphs[objective] = PackGraphs(compute, self.gradients, self.recorder)
         return self._graphs[objective](pack, totals)
 
-    def _run_views(
-        self, contrast: Contrast, packs: Sequence[Pack], objective: RewardObjective, totals: Totals
+    def _run_with_term(
+        self, batch_term: BatchTerm[Pack], packs: Sequence[Pack], objective: Objective[Pack], totals: Totals
     ) -> tuple[list[Statistics], FeatureGradients]:
         """Forward and backward of packs whose features meet in one term."""
         inputs = [self._inputs(pack) for pack in packs]
@@ -173,26 +174,24 @@ class NativeEngine(Stepping):
         term, states = None, []
         if len(packs) > 1:
             features = []
-            self.network.gives_log_prob = False
             with torch.no_grad():
                 for pack in inputs:
                     states.append(self._random_state())
-                    outputs = self.network(pack)
+                    outputs = self.network(pack, objective.reads(pack).without_targets())
                     features.append(outputs.features)
-            self.network.gives_log_prob = True
-            term = contrast(features, packs, inputs, outputs.prototypes, self.optimizer.steps)
+            term = batch_term(features, packs, inputs, outputs.prototypes, self.optimizer.steps)
         collected = []
         for i, pack in enumerate(inputs):
             last = i == len(packs) - 1
             with self._reduce_gradients(last):
                 if states:
                     self._random_state(states[i])
-                scores, log_prob, features, prototypes = self.module(pack)
-                loss, statistics = objective(scores, log_prob, pack, totals)
-                term = term or contrast([features], packs, inputs, prototypes, self.optimizer.steps)
-                ends, grads = [loss, features], [None, term.packs[i]]
-                if prototypes is not None and last:
-                    ends.append(prototypes)
+                outputs = self.module(pack, objective.reads(pack))
+                loss, statistics = objective(outputs, pack, totals)
+                term = term or batch_term([outputs.features], packs, inputs, outputs.prototypes, self.optimizer.steps)
+                ends, grads = [loss, outputs.features], [None, term.packs[i]]
+                if outputs.prototypes is not None and last:
+                    ends.append(outputs.prototypes)
                     grads.append(term.prototypes)
                 torch.autograd.backward(ends, grads)
                 collected.append(statistics)
@@ -220,9 +219,9 @@ class NativeEngine(Stepping):
         self.module.train()
         inputs = [self._inputs(pack) for pack in packs]
         with self.copies:  # not through DDP, which would expect a backward pass
-            outputs = [self.network(pack) for pack in inputs]
+            outputs = [self.network(pack, objective.reads(pack)) for pack in inputs]
         parts = zip(outputs, inputs, strict=True)
-        return self._join([objective(out.scores, out.log_prob, pack, totals)[1] for out, pack in parts])
+        return self._join([objective(out, pack, totals)[1] for out, pack in parts])
 
     def _weights_changed(self) -> None:
         """FSDP2 may hold weights that it gathered before, where no backward pass came after."""
@@ -256,11 +255,11 @@ class NativeEngine(Stepping):
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
     @torch.no_grad()
-    def score(self, packs: Sequence[Pack]) -> list[Tensor]:
+    def read(self, packs: Sequence[Pack], reads: Callable[[Pack], Reads]) -> list[Outputs]:
         """See `Engine`."""
         self.network.eval()
         with self.copies:
-            return [self.network(self._inputs(pack)).scores for pack in packs]
+            return [self.network(inputs, reads(inputs)) for inputs in map(self._inputs, packs)]
 
     def _start(self, tensor: Tensor) -> int:
         """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""
@@ -277,9 +276,7 @@ class NativeEngine(Stepping):
         for key, moments in self.optimizer.state().items():
             for name, tensor in moments.items():
                 out[f"{key}/{name}"] = Shard(tensor, self._start(parameters[name]), tuple(parameters[name].shape))
-        out["step"] = Shard(self.optimizer.steps.reshape(1), 0, (1,))
-        kept = {} if self.contrast is None else self.contrast.state()
-        return out | {f"contrast/{name}": Shard(tensor, 0, tuple(tensor.shape)) for name, tensor in kept.items()}
+        return out | {"step": Shard(self.optimizer.steps.reshape(1), 0, (1,))}
 
     @torch.no_grad()
     def load_state(self, read: ReadRows) -> None:

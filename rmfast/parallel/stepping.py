@@ -1,11 +1,14 @@
-"""What engines do alike with gradients and weights: MetaRM's ascent and the way back, and the optimizer's step."""
+"""What engines do alike: scores, MetaRM's ascent and the way back, and the optimizer's step."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from rmfast.data.pack import Pack
 from rmfast.kernels.multi_tensor import perturb_, restore_, save
+from rmfast.models.network import Outputs, Reads
 from rmfast.parallel.optimizer import Optimizer, local
 
 
@@ -35,6 +38,14 @@ class Stepping(ABC):
     @abstractmethod
     def _prototypes(self) -> Tensor | None:
         """This process's SwAV prototypes."""
+
+    @abstractmethod
+    def read(self, packs: Sequence[Pack], reads: Callable[[Pack], Reads]) -> list[Outputs]:
+        """See `Engine`."""
+
+    def score(self, packs: Sequence[Pack]) -> list[Tensor]:
+        """See `Engine`."""
+        return [outputs.scores for outputs in self.read(packs, lambda pack: Reads(scores=pack.scored))]
 
     @torch.no_grad()
     def perturb(self, *, eta: float, rho: float | None = None) -> Tensor:

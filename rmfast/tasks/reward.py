@@ -32,7 +32,7 @@ def pair_learner(config: Config, world: World, inputs: Inputs, engine: Engine) -
     lm, views = config.objective.lm > 0, training_views(config)
     return PairLearner(
         engine,
-        reward_objective(config),
+        reward_objective(config, inputs.decoder.width, engine.data),
         loader_of(config, engine, inputs.table, plan, total, lm=lm, views=views),
         held_out_of(config, world, inputs),
         rate=rates(config.optim, total),

@@ -124,11 +124,19 @@ class PairLearner:
 
     def state(self) -> dict[str, Shard]:
         """See `Learner`."""
-        return self.engine.state()
+        return self.engine.state() | self._kept()
 
     def load_state(self, read: ReadRows) -> None:
         """See `Learner`."""
         self.engine.load_state(read)
+        for name, shard in self._kept().items():
+            shard.tensor.copy_(read(name, 0, len(shard.tensor)))
+
+    def _kept(self) -> dict[str, Shard]:
+        """What the objective's batch term keeps from step to step."""
+        term, writer = self.objective.batch_term, self.engine.leads
+        kept = {} if term is None else term.state()
+        return {f"contrast/{name}": Shard(t, 0, tuple(t.shape), writer=writer) for name, t in kept.items()}
 
 
 def seed_dropout(seed: int, step: int, rank: int, stream: int = 0) -> None:

@@ -16,7 +16,7 @@ from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import RunError, UserError
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.outputs.marks import mark_model
 from tests.data.templates import NEEDS_MORE, NEEDS_TOOLS
 from tests.runs import write_model as write_base
@@ -45,7 +45,7 @@ def export(
     dtype: torch.dtype = torch.float32,
     heads: int = 1,
     shift: float = 0.0,
-) -> tuple[RewardNetwork, GroupTable]:
+) -> tuple[Network, GroupTable]:
     network, hf = load_network(base, heads=heads, new_heads=True, dtype=dtype)
     state = {name: parameter.detach() for name, parameter in network.named_parameters()}
     table, _ = build_table([store_examples([parse_row(row) for row in ROWS], tokenizer)])
@@ -64,7 +64,7 @@ def export(
     return network, table
 
 
-def sequences_and_scores(network: RewardNetwork, table: GroupTable) -> tuple[list[list[int]], Tensor]:
+def sequences_and_scores(network: Network, table: GroupTable) -> tuple[list[list[int]], Tensor]:
     rows = torch.arange(len(table)).numpy()
     with torch.no_grad():
         scores = network.eval()(build_pack(table, rows)).scores.float()

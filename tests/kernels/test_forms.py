@@ -26,7 +26,7 @@ from rmfast.kernels import common
 from rmfast.kernels.launch import Launch, recording
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.objectives.reward import RewardObjective
 from tests.kernels.test_aot import run
 from tests.tiny import VOCABULARY, group_of, pack_of, table_of
@@ -68,14 +68,14 @@ def form(started: Launch) -> tuple[str, str]:
     return kernel.fn.__module__, f"{kernel.__name__} {specialisation} {sorted(options.items())}"
 
 
-def network(changes: dict[str, Any], lm: bool) -> RewardNetwork:
+def network(changes: dict[str, Any], lm: bool) -> Network:
     sizes: dict[str, Any] = {
         "family": "llama", "vocabulary": VOCABULARY, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2,
         "head_dim": 16, "ffn": 128, "norm_eps": 1e-5, "init_std": 0.02, "qkv_bias": False, "out_bias": False,
         "mlp_bias": False, "qk_norm": False, "tied": True, "windows": (None, None), "rope": (1.0,) * 8,
         "rope_scale": 1.0,
     }  # fmt: skip
-    made = RewardNetwork(Decoder(DecoderConfig(**sizes | changes), dtype=torch.bfloat16, impl="triton"), lm=lm)
+    made = Network(Decoder(DecoderConfig(**sizes | changes), dtype=torch.bfloat16, impl="triton"), lm=lm)
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)
     return made
@@ -95,8 +95,8 @@ def forms_of_packs(changes: dict[str, Any], lm: bool) -> dict[str, Any]:
         ]
         pack, table = pack_of(groups, lm=lm), table_of(groups)
         with recording((9, 0)) as started:
-            scores, log_prob, *_ = model(pack)
-            objective(scores, log_prob, pack, totals_of(table, np.arange(len(table))))[0].backward()
+            outputs = model(pack, objective.reads(pack))
+            objective(outputs, pack, totals_of(table, np.arange(len(table))))[0].backward()
         forms |= {form(one) for one in started}
         fused |= {one.options.get("enable_fp_fusion") for one in started}
     return {"forms": Counter(name.split()[0] for _, name in forms), "fused": sorted(fused)}

@@ -20,8 +20,8 @@ from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.copies import Copies
 from rmfast.models.decoder import Decoder
 from rmfast.models.hf import read_config
+from rmfast.models.network import Network, initialise
 from rmfast.models.recompute import Recompute
-from rmfast.models.reward import RewardNetwork, initialise
 from tests.runs import ROOT, environment
 from tests.tiny import CONFIGS, Peak, Results, group_of, hf_config, pack_of
 
@@ -29,8 +29,8 @@ SHAPES = ROOT / "configs" / "shapes"
 H100 = GPUS["h100"]
 
 
-def network_of(config: DecoderConfig, recompute: Recompute = "none", impl: str = "reference") -> RewardNetwork:
-    network = RewardNetwork(Decoder(config, dtype=torch.bfloat16, recompute=recompute, impl=impl))
+def network_of(config: DecoderConfig, recompute: Recompute = "none", impl: str = "reference") -> Network:
+    network = Network(Decoder(config, dtype=torch.bfloat16, recompute=recompute, impl=impl))
     initialise(network, 0)
     return network.train()
 
@@ -79,7 +79,7 @@ def kept(name: str, layers: int, recompute: Recompute, impl: str) -> tuple[int, 
     """Bytes that a forward leaves alive for its backward, and the pack's tokens."""
     network, one = network_of(small(name, layers), recompute, impl), pack(3)
     with Results() as results:
-        scores = network(one).scores
+        scores = network.score(one)
     assert scores.requires_grad
     return results.alive(besides=[*network.parameters(), *network.buffers()]), len(one.tokens)
 
@@ -114,7 +114,7 @@ def test_the_peak_of_a_step(recompute: Recompute) -> None:
         parameter.grad = torch.zeros_like(parameter)
     static = [t for p in network.parameters() for t in (p, p.grad) if t is not None]
     with Peak([*static, *network.buffers()]) as results, Copies(network.cast_weights(), torch.bfloat16):
-        network(one).scores.sum().backward()
+        network.score(one).sum().backward()
     load = Workload(tokens=len(one.tokens), responses=16, pack=len(one.tokens), visible=1)
     said = memory(config, Layout("ddp", 1, recompute=recompute), load)
     assert (

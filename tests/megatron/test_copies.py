@@ -21,6 +21,7 @@ from rmfast.models.hf import read_config
 from rmfast.models.rows import open_rows
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.contrast import Contrast
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from tests.casts import Casts
@@ -57,7 +58,6 @@ def make(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         sequence: bool | None = None,
         lm: bool = False,
         top_layers: int | None = None,
-        contrastive: ContrastiveObjective | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> MegatronEngine:
         hf = read_config(model)
@@ -75,7 +75,7 @@ def make(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
                 dtype=dtype,
             )
             rows = stack.enter_context(open_rows(model, hf, heads=1, seed=0, from_scratch=False, lm=lm))
-            return MegatronEngine(stages, groups, rows, options=AdamWOptions(clip=0.5), contrastive=contrastive)
+            return MegatronEngine(stages, groups, rows, options=AdamWOptions(clip=0.5))
 
     yield make
     dist.destroy_process_group()
@@ -92,7 +92,7 @@ def batch(budget: int = 1000, **options: Any) -> tuple[list[Pack], Totals]:
 def products(engine: Any, lm: bool) -> set[str]:
     """Weights and biases of linear layers, and the table of an LM loss."""
     layers = ("qkv", "out", "gate_up", "down")
-    own = {name for name in engine.parameters if any(f".{layer}." in name for layer in layers)}
+    own = {name for name in engine.held.parameters if any(f".{layer}." in name for layer in layers)}
     return own | ({"decoder.embed.weight"} if lm else set())
 
 
@@ -103,21 +103,22 @@ def test_a_weight_is_cast_once_a_step_whatever_the_number_of_packs(make: Make, s
     weights = dict.fromkeys(products(engine, lm), 1)
     for budget in (1000, 48, 24):
         packs, totals = batch(budget, lm=lm)
-        with Casts(engine.parameters.items()) as casts:
+        with Casts(engine.held.parameters.items()) as casts:
             engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals)
         assert casts.counts == weights, len(packs)
         for read in (engine.score, partial(engine.measure, objective=RewardObjective(), totals=totals)):
-            with Casts(engine.parameters.items()) as casts:
+            with Casts(engine.held.parameters.items()) as casts:
                 read(packs)
             assert casts.counts == weights, len(packs)
     assert len(packs) > 3
 
 
 def test_a_pass_that_collects_features_takes_the_same_copies(make: Make) -> None:
-    engine = make(contrastive=SIMCSE)
+    engine = make()
+    objective = RewardObjective(batch_term=Contrast(SIMCSE, engine.held.config.width, engine.data))
     packs, totals = batch(100, views="pass")
-    with Casts(engine.parameters.items()) as casts:
-        engine.forward_backward(packs, RewardObjective(), totals)
+    with Casts(engine.held.parameters.items()) as casts:
+        engine.forward_backward(packs, objective, totals)
     assert len(packs) > 1 and casts.counts == dict.fromkeys(products(engine, False), 1)
 
 
@@ -126,12 +127,12 @@ def test_frozen_weights_are_cast_once(make: Make) -> None:
     packs, totals = batch(48)
     counts = []
     for _ in range(2):
-        with Casts(engine.parameters.items()) as casts:
+        with Casts(engine.held.parameters.items()) as casts:
             engine.forward_backward(packs, RewardObjective(), totals)
         counts.append(casts.counts)
         engine.optimizer_step(1e-2)
     every = products(engine, False)
-    trained = {name for name in every if engine.parameters[name].requires_grad}
+    trained = {name for name in every if engine.held.parameters[name].requires_grad}
     assert counts == [dict.fromkeys(every, 1), dict.fromkeys(trained, 1)] and trained < every
 
 
@@ -146,7 +147,7 @@ def test_the_bits_are_those_of_a_cast_in_every_layer(
         for _ in range(4):
             seen.append(sums(engine.forward_backward(packs, RewardObjective(lm=0.5), totals)))
             seen.append(engine.optimizer_step(1e-2))
-        return [*seen, *engine.score(packs), *(p.detach().clone() for p in engine.parameters.values())]
+        return [*seen, *engine.score(packs), *(p.detach().clone() for p in engine.held.parameters.values())]
 
     once = train()
     monkeypatch.setattr(Copies, "__enter__", lambda self: None)

@@ -20,7 +20,7 @@ from rmfast.data.pack import Pack
 from rmfast.models.config import decoder_config
 from rmfast.models.decoder import DecoderLayer
 from rmfast.models.hf import read_config
-from rmfast.models.reward import Outputs
+from rmfast.models.network import Outputs
 from rmfast.models.weights import to_hf
 from rmfast.train import main
 from tests.megatron.grid import OBJECTIVES, PAIRS, STEPS, assert_same_run, command, launch_pairs, weights_apart
@@ -233,7 +233,7 @@ def test_dropout_is_one_process_s_where_tensor_ranks_hold_the_same(native: Path,
         layers += self.training  # not when the exported model is checked
         return layer(self, *args)
 
-    def watched(self: MegatronEngine, packs: list[Pack], use: Use, **options: Any) -> None:
+    def watched(self: MegatronEngine, packs: list[Pack], reads: Any, use: Use, **options: Any) -> None:
         features.append([])
 
         def kept(number: int, outputs: Outputs) -> Tensor:
@@ -241,7 +241,7 @@ def test_dropout_is_one_process_s_where_tensor_ranks_hold_the_same(native: Path,
                 features[-1].append(outputs.features.detach())
             return use(number, outputs)
 
-        run(self, packs, kept, **options)
+        run(self, packs, reads, kept, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MegatronEngine, "_run", watched)

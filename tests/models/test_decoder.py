@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from rmfast.data.loader import rank_packs, totals_of
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.table import GroupTable
 from rmfast.models.hf import load_network
+from rmfast.models.network import Network, Reads
 from rmfast.models.recompute import Recompute
-from rmfast.models.reward import RewardNetwork
 from rmfast.models.weights import LM_HEAD
 from rmfast.objectives.reward import RewardObjective
 from tests.figures import maxima, sums
@@ -95,7 +96,7 @@ def packs_of(table: GroupTable, budget: int = 10_000, lm: bool = False) -> list[
     return rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=budget, lm=lm)[0]
 
 
-def step(network: RewardNetwork, groups: Sequence[Group], budget: int = 10_000, **options: float) -> float:
+def step(network: Network, groups: Sequence[Group], budget: int = 10_000, **options: float) -> float:
     """Forward and backward of all groups, in packs of a budget; the sum of the packs' losses."""
     table = table_of(groups)
     totals, objective = totals_of(table, np.arange(len(table))), RewardObjective(**options)
@@ -103,8 +104,7 @@ def step(network: RewardNetwork, groups: Sequence[Group], budget: int = 10_000, 
     network.zero_grad()
     total = 0.0
     for pack in packs_of(table, budget, lm=objective.lm > 0):
-        scores, log_prob, *_ = network(pack)
-        loss, _ = objective(scores, log_prob, pack, totals)
+        loss, _ = objective(network(pack, objective.reads(pack)), pack, totals)
         loss.backward()
         total += loss.item()
     return total
@@ -180,11 +180,19 @@ def test_gradients_with_lm_loss(saved: Saved, tmp_path: Path, name: str, budget:
     assert_close_by_norm(gradients(network), theirs, EXACT)
 
 
-def test_lm_loss_is_read_in_training_only(saved: Saved) -> None:
+def test_a_network_gives_what_is_read_and_no_more(saved: Saved) -> None:
     network, _ = load_network(saved("qwen2")[1], lm=True)
     pack = packs_of(table_of(lm_groups()), lm=True)[0]
-    assert network.train()(pack).log_prob.shape == pack.lm_targets.shape
-    assert network.eval()(pack).log_prob is None
+    scores = Reads(scores=pack.scored)
+    everything = replace(scores, log_prob=(pack.lm_rows, pack.lm_targets), features=True)
+    whole, rows, alone = (network(pack, reads) for reads in (everything, everything.without_targets(), scores))
+    assert whole.log_prob.shape == pack.lm_targets.shape
+    assert whole.features.shape == (len(pack.scored), network.config.width)
+    assert rows.log_prob is None and torch.equal(rows.features, whole.features)
+    assert alone.log_prob is None and alone.features is None
+    torch.testing.assert_close(alone.scores, whole.scores)
+    torch.testing.assert_close(whole.features @ network.head.weight.T, whole.scores)
+    assert network.unread(scores) == [network.lm_head.weight] and not network.unread(everything)
 
 
 @pytest.mark.parametrize("budget", [96, 150, 400])
@@ -233,7 +241,7 @@ def test_freeze_refuses_layers_that_are_not_there(saved: Saved) -> None:
             network.freeze(count)
 
 
-def held_for_backward(network: RewardNetwork, pack: Pack) -> int:
+def held_for_backward(network: Network, pack: Pack) -> int:
     """Bytes that a forward leaves alive while its result lives."""
     with Results() as results:
         scores = network.train()(pack).scores

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmfast.data.loader import rank_packs
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from tests.models.conftest import Saved
 from tests.tiny import CONFIGS, Group, group_of, hf_scores, odd_groups, pack_of, table_of
 
@@ -17,7 +17,7 @@ FAMILIES = sorted(CONFIGS)
 
 
 @torch.no_grad()
-def our_scores(network: RewardNetwork, groups: list[Group]) -> Tensor:
+def our_scores(network: Network, groups: list[Group]) -> Tensor:
     return network.eval()(pack_of(groups)).scores
 
 
@@ -86,7 +86,7 @@ def test_last_layer_computes_all_rows_or_the_scored_ones(saved: Saved) -> None:
             assert (2 * len(pack.scored) <= len(pack.tokens)) == trimmed
             seen = []
             hook = network.decoder.layers[-1].down.register_forward_pre_hook(lambda _, x, s=seen: s.append(len(x[0])))
-            assert_scores(network(pack).scores, hf_scores(model, group.sequences))
+            assert_scores(network.score(pack), hf_scores(model, group.sequences))
             hook.remove()
             assert seen == [len(pack.scored) if trimmed else len(pack.tokens)]
 
@@ -133,7 +133,7 @@ def test_packs_of_any_budget_score_alike(saved: Saved) -> None:
             for pack in packs:
                 assert len(pack.tokens) <= budget
                 if len(pack.responses):
-                    out[torch.from_numpy(pack.responses)] = network(pack).scores
+                    out[torch.from_numpy(pack.responses)] = network.score(pack)
         assert_scores(out, truth)
 
 
@@ -141,7 +141,7 @@ def test_dropout_is_drawn_in_training_only(saved: Saved) -> None:
     network, _ = load_network(saved("llama")[1], dropout=0.5)
     pack = pack_of(odd_groups())
     network.train()
-    first, second = network(pack).scores, network(pack).scores
+    first, second = network.score(pack), network.score(pack)
     assert (first != second).any()
     network.eval()
-    assert torch.equal(network(pack).scores, network(pack).scores)
+    assert torch.equal(network.score(pack), network.score(pack))

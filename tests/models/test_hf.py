@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.save import save_hf
 from tests.models.conftest import Saved
 from tests.tiny import hf_config, odd_groups, pack_of
@@ -33,7 +33,7 @@ def folder(saved: Saved, tmp_path: Path) -> Path:
 
 
 @torch.no_grad()
-def scores(network: RewardNetwork) -> Tensor:
+def scores(network: Network) -> Tensor:
     return network.eval()(pack_of(odd_groups())).scores
 
 

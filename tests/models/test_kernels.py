@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmfast.models.hf import load_network
 from rmfast.models.recompute import Recompute
+from rmfast.objectives.reward import RewardObjective
 from tests.tiny import assert_close_by_norm, gradients, group_of, pack_of, save_hf_model
 
 
@@ -25,7 +26,8 @@ def test_the_network_on_kernels(tmp_path: Path, family: str, lm: bool, recompute
         network, _ = load_network(
             tmp_path / "model", lm=lm, recompute=recompute, impl=impl, dtype=torch.float64, weights_dtype=torch.float64
         )
-        scores, log_prob, *_ = network(pack)
+        outputs = network(pack, RewardObjective(lm=float(lm)).reads(pack))
+        scores, log_prob = outputs.scores, outputs.log_prob
         total = scores.square().sum() if log_prob is None else scores.square().sum() + log_prob.sum()
         total.backward()
         results.append((scores.detach(), gradients(network)))

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 from rmfast.models import save
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import build_network, load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.save import save_hf
 from tests.models.conftest import Saved
 from tests.tiny import CONFIGS, LLAMA3_ROPE, YARN_ROPE, hf_config, hf_scores, odd_groups, pack_of
@@ -27,7 +27,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
-def scores(network: RewardNetwork) -> Tensor:
+def scores(network: Network) -> Tensor:
     return network.eval()(pack_of(odd_groups())).scores
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rmfast.models.network import Outputs
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.meta import DifferenceObjective
 from tests.figures import sums
@@ -64,7 +65,7 @@ def made(count: int, heads: int = 1) -> Tensor:
 def test_j_its_gradient_and_the_variance(heads: int, normaliser: str) -> None:
     pack = samples(5, 2, 1, 3)
     scores = made(11, heads)
-    loss, statistics = DifferenceObjective(normaliser=normaliser)(scores, None, pack, Totals(4))
+    loss, statistics = DifferenceObjective(normaliser=normaliser)(Outputs(scores), pack, Totals(4))
     expected = by_hand(scores, pack.group, 4, normaliser)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (ours,), (theirs,) = torch.autograd.grad(loss, scores), torch.autograd.grad(expected, scores)
@@ -80,7 +81,7 @@ def test_j_its_gradient_and_the_variance(heads: int, normaliser: str) -> None:
 def test_values_that_the_paper_gives() -> None:
     def j(*rewards: float) -> float:
         scores = torch.tensor(rewards, dtype=torch.float64)[:, None]
-        return DifferenceObjective()(scores, None, samples(len(rewards)), Totals(1))[0].item()
+        return DifferenceObjective()(Outputs(scores), samples(len(rewards)), Totals(1))[0].item()
 
     assert j(0.3, 0.3) == 0.25
     assert 0.4999 < j(0.0, 50.0) <= 0.5
@@ -92,12 +93,12 @@ def test_values_that_the_paper_gives() -> None:
 def test_parts_of_a_global_batch_add_up() -> None:
     objective = DifferenceObjective()
     scores, sizes = made(12, 2), (4, 3, 2, 3)
-    whole, everything = objective(scores, None, samples(*sizes), Totals(4))
-    idle = objective(scores[:1] * 0, None, samples(1), Totals(4))  # a pack without work scores one token
+    whole, everything = objective(Outputs(scores), samples(*sizes), Totals(4))
+    idle = objective(Outputs(scores[:1] * 0), samples(1), Totals(4))  # a pack without work scores one token
     # Padding scores tokens too, each a group of its own.
     padded = torch.cat((scores[7:], scores[:1].expand(4, 2)))
-    parts = [objective(scores[:7], None, samples(4, 3), Totals(4)), idle]
-    parts += [objective(padded, None, samples(2, 3, 1, 1, 1, 1), Totals(4))]
+    parts = [objective(Outputs(scores[:7]), samples(4, 3), Totals(4)), idle]
+    parts += [objective(Outputs(padded), samples(2, 3, 1, 1, 1, 1), Totals(4))]
     torch.testing.assert_close(sum(loss for loss, _ in parts), whole, rtol=1e-12, atol=0)
     total = torch.stack([sums(statistics) for _, statistics in parts]).sum(0)
     torch.testing.assert_close(total, sums(everything), rtol=1e-12, atol=0)
@@ -107,5 +108,5 @@ def test_parts_of_a_global_batch_add_up() -> None:
 def test_what_is_not_finite_shows() -> None:
     scores = made(5).detach().clone()
     scores[2] = torch.nan
-    loss, statistics = DifferenceObjective()(scores, None, samples(2, 3), Totals(2))
+    loss, statistics = DifferenceObjective()(Outputs(scores), samples(2, 3), Totals(2))
     assert loss.isnan() and statistics.loss.isnan()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmfast.models.network import Outputs
 from rmfast.objectives.base import Statistics, join_statistics
 from rmfast.objectives.reward import RewardObjective
 from tests.figures import maxima, sums
@@ -75,7 +76,7 @@ def figures(statistics: Statistics) -> dict[str, float]:
 @pytest.mark.parametrize("lm", [0.0, 0.5])
 def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
     scores, log_prob, edges, totals = made(heads)
-    loss, statistics = RewardObjective(center=center, lm=lm)(scores, log_prob, edges, totals)
+    loss, statistics = RewardObjective(center=center, lm=lm)(Outputs(scores, log_prob), edges, totals)
     ranking, lm_loss = ranking_by_hand(scores, edges, center), -log_prob.mean()
     expected = ranking + lm * lm_loss
     torch.testing.assert_close(loss, expected)
@@ -91,7 +92,7 @@ def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
 @pytest.mark.parametrize("heads", [1, 3])
 def test_statistics(heads: int) -> None:
     scores, _, edges, totals = made(heads)
-    _, statistics = RewardObjective()(scores, None, edges, totals)
+    _, statistics = RewardObjective()(Outputs(scores), edges, totals)
     rewards = scores.detach().mean(1).numpy()
     gaps = rewards[edges.better] - rewards[edges.worse]
     found = figures(statistics)
@@ -105,11 +106,11 @@ def test_statistics(heads: int) -> None:
 def test_parts_of_a_global_batch_add_up() -> None:
     objective = RewardObjective(center=0.1, lm=0.5)
     scores, log_prob, edges, totals = made(2)
-    whole, all_statistics = objective(scores, log_prob, edges, totals)
+    whole, all_statistics = objective(Outputs(scores, log_prob), edges, totals)
     # Scores of a part keep their numbers here; a pack without work brings one score and no edge.
-    first, a = objective(scores, log_prob[:2], edges.part(slice(4), slice(2)), totals)
-    second, b = objective(scores, log_prob[2:], edges.part(slice(4, None), slice(2, None)), totals)
-    idle, c = objective(scores[:1], log_prob[:0], replace(edges.part(slice(0), slice(0)), **IDLE), totals)
+    first, a = objective(Outputs(scores, log_prob[:2]), edges.part(slice(4), slice(2)), totals)
+    second, b = objective(Outputs(scores, log_prob[2:]), edges.part(slice(4, None), slice(2, None)), totals)
+    idle, c = objective(Outputs(scores[:1], log_prob[:0]), replace(edges.part(slice(0), slice(0)), **IDLE), totals)
     torch.testing.assert_close(first + second + idle, whole)
     joined = join_statistics([a, b, c], lambda sums: sums, lambda maxima: maxima)
     twice = {**all_statistics.sums, "reward": 2 * all_statistics.sums["reward"]}  # both parts got all responses
@@ -121,7 +122,7 @@ def test_parts_of_a_global_batch_add_up() -> None:
 def test_a_pack_without_work(lm: float) -> None:
     scores, log_prob, edges, totals = made()
     loss, statistics = RewardObjective(center=0.1, lm=lm)(
-        scores[:1], log_prob[:0], replace(edges.part(slice(0), slice(0)), **IDLE), totals
+        Outputs(scores[:1], log_prob[:0]), replace(edges.part(slice(0), slice(0)), **IDLE), totals
     )
     loss.backward()
     assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
@@ -130,7 +131,7 @@ def test_a_pack_without_work(lm: float) -> None:
 
 def test_a_batch_without_weight_or_lm_tokens() -> None:
     scores, log_prob, edges, _ = made()
-    loss, _ = RewardObjective(lm=0.5)(scores, log_prob[:0], edges.part(slice(0), slice(0)), Totals(0.0, 0))
+    loss, _ = RewardObjective(lm=0.5)(Outputs(scores, log_prob[:0]), edges.part(slice(0), slice(0)), Totals(0.0, 0))
     assert loss.item() == 0
 
 

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from rmfast.models.hf import load_network
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.contrast import Contrast
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from rmfast.trainer.pair_learner import PairLearner
 from tests.figures import sums
 from tests.runs import ROOT, environment, torchrun
 from tests.tiny import (
@@ -90,19 +94,41 @@ def term(kind: str, on: str, **changes: Any) -> ContrastiveObjective:
     return ContrastiveObjective(**(values | changes))
 
 
-def engine_of(folder: Path, contrastive: ContrastiveObjective, dropout: float = 0.0) -> NativeEngine:
+@dataclass(frozen=True)
+class Trial:
+    """An engine, and the term of its objective with what it keeps."""
+
+    engine: NativeEngine
+    contrast: Contrast
+
+    @property
+    def objective(self) -> RewardObjective:
+        return RewardObjective(batch_term=self.contrast)
+
+    @property
+    def learner(self) -> PairLearner:
+        loader: Any = SimpleNamespace(total=1)
+        nothing: Any = None
+        return PairLearner(self.engine, self.objective, loader, nothing, rate=float, work=nothing, seed=0)
+
+
+def trial_of(
+    folder: Path, contrastive: ContrastiveObjective, dropout: float = 0.0, world: World | None = None, mode: Any = "ddp"
+) -> Trial:
     network, _ = load_network(folder, dropout=dropout)
     if contrastive.kind == "swav":
         network.add_prototypes(6, 0)
-    return NativeEngine(network, world=World(), options=AdamWOptions(), contrastive=contrastive)
+    world = world or World()
+    engine = NativeEngine(network, world=world, options=AdamWOptions(), data_parallel=mode)
+    return Trial(engine, Contrast(contrastive, WIDTH, world))
 
 
-def step(engine: NativeEngine, budget: int, views: Views) -> Statistics:
+def step(trial: Trial, budget: int, views: Views) -> Statistics:
     table = table_of(groups())
     rows = np.arange(len(table))
     packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=budget, views=views)
     assert (len(packs) == 1) == (budget > 100)
-    return engine.forward_backward(packs, RewardObjective(), totals_of(table, rows, views))
+    return trial.engine.forward_backward(packs, trial.objective, totals_of(table, rows, views))
 
 
 def by_hand(
@@ -168,17 +194,17 @@ def load_network_of(model: Any) -> Any:
 @pytest.mark.parametrize("views", ["pass", "response"])
 @pytest.mark.parametrize("budget", [1000, 40])
 def test_the_global_batchs_gradients(folder: Path, kind: str, on: str, views: Views, budget: int) -> None:
-    engine = engine_of(folder, term(kind, on))
-    prototypes = engine.network.prototypes
+    trial = trial_of(folder, term(kind, on))
+    prototypes = trial.engine.network.prototypes
     centres = None if prototypes is None else prototypes.detach().clone().requires_grad_()
     loss, ranking, grads, _, overlap = by_hand(kind, on, centres, groups())
-    statistics = step(engine, budget, views)
+    statistics = step(trial, budget, views)
     found = {name: float(value) for name, value in statistics.sums.items()}
     assert found["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert found["ranking_loss"] == pytest.approx(ranking.item(), rel=1e-5)
     assert statistics.figures["views_cosine"] == pytest.approx(1.0, abs=1e-5)
     assert statistics.figures["feature_overlap"] == pytest.approx(overlap.item(), rel=1e-5)
-    mine = gradients(engine.network)
+    mine = gradients(trial.engine.network)
     if prototypes is not None and centres is not None:
         assert_close_by_norm({"prototypes": mine.pop("prototypes")}, {"prototypes": centres.grad}, 2e-5)  # type: ignore[dict-item]
     assert_close_by_norm(mine, grads, 2e-5)
@@ -186,33 +212,30 @@ def test_the_global_batchs_gradients(folder: Path, kind: str, on: str, views: Vi
 
 def two_steps(world: World, folder: Path, kind: str, on: str, views: Views, mode: Any, budget: int) -> dict[str, Any]:
     """What two steps of views that differ leave on a rank, the second one with the first one's items in the queue."""
-    network, _ = load_network(folder)
-    if kind == "swav":
-        network.add_prototypes(6, 0)
-    contrastive = term(kind, on, queue=QUEUE if kind == "swav" else 0)
-    engine = NativeEngine(network, world=world, options=AdamWOptions(), contrastive=contrastive, data_parallel=mode)
+    trial = trial_of(folder, term(kind, on, queue=QUEUE if kind == "swav" else 0), world=world, mode=mode)
+    engine, contrast = trial.engine, trial.contrast
     set_views_apart(engine, noise_of(weighted_groups()))
     table = table_of(weighted_groups())
     rows = np.arange(len(table))
     packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=budget, views=views)
     for _ in range(2):
         engine._drop_gradients()
-        statistics = engine.forward_backward(packs, RewardObjective(), totals_of(table, rows, views))
-    assert engine.contrast is not None
+        statistics = engine.forward_backward(packs, trial.objective, totals_of(table, rows, views))
     whole = {
         name: (p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad).clone()
-        for name, p in network.named_parameters()
+        for name, p in engine.network.named_parameters()
         if p.grad is not None
     }
-    queue = engine.contrast.queue[:, : engine.contrast.filled].clone()
-    return {"packs": len(packs), "grads": whole, "queue": queue, "figures": statistics.figures}
+    queue = contrast.queue[:, : contrast.filled].clone()
+    figures = {**statistics.sums, **statistics.figures}
+    return {"packs": len(packs), "grads": whole, "queue": queue, "figures": figures}
 
 
 def check_two_steps(found: dict[str, Any], kind: str, on: str, folder: Path) -> None:
     everything, noise = weighted_groups(), noise_of(weighted_groups())
     prototypes = queue = None
     if kind == "swav":
-        prototypes = engine_of(folder, term(kind, on)).network.prototypes
+        prototypes = trial_of(folder, term(kind, on)).engine.network.prototypes
         assert prototypes is not None
         _, _, _, queue, _ = by_hand(kind, on, prototypes, everything, noise)
         prototypes.grad = None
@@ -269,24 +292,24 @@ def test_an_edge_without_weight_might_as_well_not_be_there(folder: Path, kind: s
     sequences, other = [prompt + a, prompt + b, prompt + c], group_of(g, 5, [3, 2], [(0, 1)])
     results = []
     for edges, weight in ((((0, 1), (1, 2), (0, 2)), [1.0, 0.0, 0.0]), (((0, 1),), [1.0])):
-        engine = engine_of(folder, term(kind, on, queue=20 if kind == "swav" else 0))
+        trial = trial_of(folder, term(kind, on, queue=20 if kind == "swav" else 0))
         table = table_of([Group(sequences, edges, weight=weight), other])
         packs, _ = rank_packs(table, np.arange(2), ranks=1, rank=0, budget=1000, views="pass")
-        found = engine.forward_backward(packs, RewardObjective(), totals_of(table, np.arange(2), "pass"))
+        found = trial.engine.forward_backward(packs, trial.objective, totals_of(table, np.arange(2), "pass"))
         assert found.figures["contrastive_items"] == 4
-        results.append((found.loss, found.figures, gradients(engine.network)))
+        results.append((found.loss, found.figures, gradients(trial.engine.network)))
     torch.testing.assert_close(results[0][:2], results[1][:2])
     assert_close_by_norm(results[0][2], results[1][2], 1e-6)
 
 
 @pytest.mark.parametrize(("kind", "on"), MODES)
 def test_a_batch_without_items_adds_nothing(folder: Path, kind: str, on: str) -> None:
-    engine = engine_of(folder, term(kind, on, queue=9 if kind == "swav" else 0))
+    trial = trial_of(folder, term(kind, on, queue=9 if kind == "swav" else 0))
+    engine, contrast = trial.engine, trial.contrast
     pack = add_views(pack_of([Group([[5, 6], [5, 7]], ((0, 1),), weight=[0.0])]), "pass")
     features = torch.randn(4, WIDTH, requires_grad=True)
-    assert engine.contrast is not None
-    found = engine.contrast([features], [pack], [pack], engine.network.prototypes, engine.optimizer.steps)
-    assert found.loss == 0 and not found.packs[0].any() and engine.contrast.filled == 0
+    found = contrast([features], [pack], [pack], engine.network.prototypes, engine.optimizer.steps)
+    assert found.loss == 0 and not found.packs[0].any() and contrast.filled == 0
     assert all(figure == (1.0 if name == "codes_used" else 0.0) for name, figure in found.figures.items())
 
 
@@ -300,23 +323,24 @@ def test_the_pass_that_collects_features_computes_no_lm_loss(tmp_path: Path, mon
     monkeypatch.setattr("rmfast.models.layers.linear_log_prob", counted)
     save_hf_model("llama-tied-llama3", tmp_path / "tied")
     network, _ = load_network(tmp_path / "tied", dropout=0.3, lm=True)
-    engine = NativeEngine(network, world=World(), options=AdamWOptions(), contrastive=term("simcse", "pair"))
+    engine = NativeEngine(network, world=World(), options=AdamWOptions())
+    objective = RewardObjective(lm=0.5, batch_term=Contrast(term("simcse", "pair"), WIDTH, World()))
     seen: list[Tensor] = []
     network.register_forward_hook(lambda *a: seen.append(a[2].features.detach()))
     table = table_of(groups())
     rows = np.arange(len(table))
     packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=40, views="pass", lm=True)
-    engine.forward_backward(packs, RewardObjective(lm=0.5), totals_of(table, rows, "pass"))
+    engine.forward_backward(packs, objective, totals_of(table, rows, "pass"))
     assert called == [True] * len(packs) and len(packs) > 1
     assert all(torch.equal(a, b) for a, b in zip(seen[: len(packs)], seen[len(packs) :], strict=True))
 
 
 @pytest.mark.parametrize("views", ["pass", "response"])
 def test_a_second_pass_repeats_the_firsts_dropout(folder: Path, views: Views) -> None:
-    engine = engine_of(folder, term("simcse", "pair"), dropout=0.3)
+    trial = trial_of(folder, term("simcse", "pair"), dropout=0.3)
     seen: list[Tensor] = []
-    engine.network.register_forward_hook(lambda *a: seen.append(a[2].features.detach()))
-    statistics = step(engine, 40, views)
+    trial.engine.network.register_forward_hook(lambda *a: seen.append(a[2].features.detach()))
+    statistics = step(trial, 40, views)
     packs = len(seen) // 2
     assert packs > 1 and all(torch.equal(a, b) for a, b in zip(seen[:packs], seen[packs:], strict=True))
     first = seen[0]
@@ -325,13 +349,13 @@ def test_a_second_pass_repeats_the_firsts_dropout(folder: Path, views: Views) ->
 
 
 def test_prototypes_stay_on_the_sphere_and_wait_while_frozen(folder: Path) -> None:
-    engine = engine_of(folder, term("swav", "pair", freeze=2), dropout=0.1)
-    prototypes = engine.network.prototypes
+    trial = trial_of(folder, term("swav", "pair", freeze=2), dropout=0.1)
+    prototypes = trial.engine.network.prototypes
     assert prototypes is not None
     drawn = prototypes.detach().clone()
     for number in range(3):
-        step(engine, 1000, "pass")
-        engine.optimizer_step(1e-2)
+        step(trial, 1000, "pass")
+        trial.engine.optimizer_step(1e-2)
         assert torch.equal(drawn, prototypes) == (number < 2)
         torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(6))
 
@@ -342,17 +366,15 @@ def test_a_pack_without_work_and_the_order_of_packs_change_nothing(folder: Path,
     rows = np.arange(len(table))
     results = []
     for ranks, budget in ((1, 1000), (1, 40), (7, 1000)):
-        engine = engine_of(folder, term("swav", on, queue=14))
-        contrast = engine.contrast
-        assert contrast is not None
+        trial = trial_of(folder, term("swav", on, queue=14))
         packs = [
             pack
             for rank in reversed(range(ranks))
             for pack in rank_packs(table, rows, ranks=ranks, rank=rank, budget=budget, views="pass")[0]
         ]
         assert (ranks == 7) == any(not len(pack.responses) for pack in packs)
-        statistics = engine.forward_backward(packs, RewardObjective(), totals_of(table, rows, "pass"))
-        results.append((sums(statistics), contrast.queue.clone(), gradients(engine.network)))
+        statistics = trial.engine.forward_backward(packs, trial.objective, totals_of(table, rows, "pass"))
+        results.append((sums(statistics), trial.contrast.queue.clone(), gradients(trial.engine.network)))
     for found, queue, grads in results[1:]:
         torch.testing.assert_close(found, results[0][0])
         torch.testing.assert_close(queue, results[0][1], rtol=1e-5, atol=1e-5)
@@ -360,62 +382,59 @@ def test_a_pack_without_work_and_the_order_of_packs_change_nothing(folder: Path,
 
 
 def test_features_that_are_not_finite_never_reach_the_queue(folder: Path) -> None:
-    engine = engine_of(folder, term("swav", "pair", queue=20))
-    contrast = engine.contrast
-    assert contrast is not None
-    step(engine, 1000, "pass")
+    trial = trial_of(folder, term("swav", "pair", queue=20))
+    engine, contrast = trial.engine, trial.contrast
+    step(trial, 1000, "pass")
     before = contrast.queue.clone()
     with torch.no_grad():
         engine.network.norm.weight[0] = torch.nan
-    step(engine, 1000, "pass")
+    step(trial, 1000, "pass")
     assert not engine.optimizer_step(1e-3).isfinite()
     assert before.any() and torch.equal(contrast.queue, before)
 
 
 @pytest.mark.parametrize("on", ["pair", "difference"])
 def test_a_batch_that_was_not_stored_does_not_count(folder: Path, on: str) -> None:
-    engine, clean = (engine_of(folder, term("swav", on, queue=40)) for _ in range(2))
-    assert engine.contrast is not None and clean.contrast is not None
-    weight = engine.network.norm.weight
+    trial, clean = (trial_of(folder, term("swav", on, queue=40)) for _ in range(2))
+    weight = trial.engine.network.norm.weight
     for broken in (True, False, True, False):  # the first batch of all, and one after some were stored
         kept = weight.detach().clone()
         if broken:
             with torch.no_grad():
                 weight[0] = torch.nan
-        found = step(engine, 1000, "pass")
-        engine._drop_gradients()
+        found = step(trial, 1000, "pass")
+        trial.engine._drop_gradients()
         with torch.no_grad():
             weight.copy_(kept)
         if not broken:
             same = step(clean, 1000, "pass")
-            clean._drop_gradients()
+            clean.engine._drop_gradients()
             torch.testing.assert_close((sums(found), found.figures), (sums(same), same.figures), rtol=0, atol=0)
-        ours, theirs = (e.contrast.state() for e in (engine, clean) if e.contrast is not None)
+        ours, theirs = (each.contrast.state() for each in (trial, clean))
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert 0 < clean.contrast.filled < 40
 
 
 def test_the_queue_holds_the_newest_items_and_is_part_of_the_state(folder: Path) -> None:
-    engine = engine_of(folder, term("swav", "difference", queue=14), dropout=0.1)
-    contrast = engine.contrast
-    assert contrast is not None
-    step(engine, 1000, "pass")
+    trial = trial_of(folder, term("swav", "difference", queue=14), dropout=0.1)
+    contrast = trial.contrast
+    step(trial, 1000, "pass")
     assert int(contrast.filled) == 10
     first = contrast.queue.clone()
     assert (first[:, 10:] == 0).all() and (first[0, :5] == -first[0, 5:10]).all() and first[0, :5].any()
-    step(engine, 40, "response")
+    step(trial, 40, "response")
     assert int(contrast.filled) == 14 and torch.equal(contrast.queue[:, 10:], first[:, :4])
-    state = {name: shard.tensor.clone() for name, shard in engine.state().items()}
-    other = engine_of(folder, term("swav", "difference", queue=14), dropout=0.1)
-    other.load_state(lambda name, start, end: state[name][start:end])
+    state = {name: shard.tensor.clone() for name, shard in trial.learner.state().items()}
+    other = trial_of(folder, term("swav", "difference", queue=14), dropout=0.1)
+    other.learner.load_state(lambda name, start, end: state[name][start:end])
     torch.manual_seed(7)
-    a = step(engine, 1000, "pass")
+    a = step(trial, 1000, "pass")
     torch.manual_seed(7)
     b = step(other, 1000, "pass")
     assert torch.equal(sums(a), sums(b))
     contrast.queue.fill_(1.0)
     torch.manual_seed(7)
-    assert not torch.equal(sums(step(engine, 1000, "pass")), sums(a))
+    assert not torch.equal(sums(step(trial, 1000, "pass")), sums(a))
 
 
 def _as_a_rank(folder: Path, out: Path) -> None:

@@ -1,6 +1,7 @@
 """Weights are cast once for all packs of a step, to the bits of a cast in every layer, and are never out of date."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rmfast.models.hf import load_network
 from rmfast.objectives.contrastive import ContrastiveObjective
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.contrast import Contrast
 from rmfast.parallel.graphs import Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
@@ -44,7 +46,13 @@ def engine_of(model: Path, *, term: ContrastiveObjective | None = None, **option
     if term is not None and term.kind == "swav":
         network.add_prototypes(6, 0)
     adamw = AdamWOptions(weight_decay=0.1, clip=0.5)
-    return NativeEngine(network, world=World(), options=adamw, contrastive=term, recorder=recorder)
+    return NativeEngine(network, world=World(), options=adamw, recorder=recorder)
+
+
+@cache
+def swav_objective(engine: NativeEngine) -> RewardObjective:
+    """One for all steps of an engine: it keeps a queue."""
+    return RewardObjective(batch_term=Contrast(SWAV, engine.network.config.width, engine.data))
 
 
 def batch(
@@ -78,7 +86,7 @@ def meta(engine: NativeEngine, number: int) -> Tensor:
 def contrastive(engine: NativeEngine, number: int) -> Tensor:
     views: Views = "pass"
     packs, totals = batch(number, 2 * TINY, views=views)
-    found = engine.forward_backward(packs, RewardObjective(), totals)
+    found = engine.forward_backward(packs, swav_objective(engine), totals)
     return torch.cat([sums(found), found.figures["contrastive_loss"][None]])
 
 
@@ -172,7 +180,7 @@ def test_copies_are_never_out_of_date(model: Path, top_layers: int | None) -> No
     def check() -> None:
         scores = torch.cat(engine.score(packs))
         with torch.no_grad():
-            assert torch.equal(scores, torch.cat([engine.network(pack).scores for pack in packs]))
+            assert torch.equal(scores, torch.cat([engine.network.score(pack) for pack in packs]))
         assert not any(torch.equal(scores, earlier) for earlier in seen)
         seen.append(scores)
 

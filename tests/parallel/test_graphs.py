@@ -18,7 +18,7 @@ from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_pack, round_up
 from rmfast.data.plan import StepPlan
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.graphs import WARM_UP, CudaRecorder, Recorder
@@ -40,9 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def network_of(
-    model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32, dropout: float = 0.0
-) -> RewardNetwork:
+def network_of(model: Path, impl: str = "triton", dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Network:
     weights = torch.promote_types(dtype, torch.float32)
     return load_network(model, lm=True, impl=impl, dtype=dtype, weights_dtype=weights, dropout=dropout)[0]
 
@@ -98,9 +96,10 @@ def _tensors(out: Any) -> list[Tensor]:
     return [t for t in parts if isinstance(t, Tensor)]
 
 
-def backward(network: RewardNetwork, pack: Pack, totals: Any) -> tuple[Statistics, dict[str, Tensor]]:
+def backward(network: Network, pack: Pack, totals: Any) -> tuple[Statistics, dict[str, Tensor]]:
     network.train().zero_grad()
-    loss, statistics = RewardObjective(center=0.01, lm=0.3)(*network(pack)[:2], pack, totals)
+    objective = RewardObjective(center=0.01, lm=0.3)
+    loss, statistics = objective(network(pack, objective.reads(pack)), pack, totals)
     loss.backward()
     return statistics, gradients(network)
 

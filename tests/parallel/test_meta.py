@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from rmfast.data.loader import Totals, rank_packs, totals_of
 from rmfast.data.pack import Pack
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.weights import hf_parts
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
@@ -55,7 +55,7 @@ def engine_of(model: Path, **options: Any) -> NativeEngine:
     dtype = options.pop("dtype", torch.float64)
     recorder, layers = options.pop("recorder", None), options.pop("top_layers", None)
     options.setdefault("weights_dtype", torch.float64 if dtype == torch.float64 else torch.float32)
-    network: RewardNetwork = load_network(model, dtype=dtype, **options)[0]
+    network: Network = load_network(model, dtype=dtype, **options)[0]
     if layers is not None:
         network.freeze(layers)
     return NativeEngine(network, world=World(), options=AdamWOptions(clip=0.0), recorder=recorder)
@@ -95,7 +95,7 @@ def pair_loss(model: PreTrainedModel, groups: list[Group]) -> Tensor:
     return -F.logsigmoid(torch.stack(gaps)).mean()
 
 
-def weights_of(model: PreTrainedModel, network: RewardNetwork) -> dict[str, Tensor]:
+def weights_of(model: PreTrainedModel, network: Network) -> dict[str, Tensor]:
     """A transformers model's weights by our names."""
     weights, parts = dict(model.named_parameters()), hf_parts(network.config)
     return {n: torch.cat([weights[hf].detach() for hf, _ in parts[n]]) for n, _ in network.named_parameters()}

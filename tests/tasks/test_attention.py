@@ -61,5 +61,5 @@ def test_where_the_decoder_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("rmfast.models.decoder.prefix_attention", attend)
     network.decoder.attend_with("flash")
     g = np.random.default_rng(0)
-    network(pack_of([group_of(g, 9, [8, 7], [(0, 1)])]))
+    network.score(pack_of([group_of(g, 9, [8, 7], [(0, 1)])]))
     assert seen.count("flash") == flash and len(seen) == 3

@@ -26,7 +26,7 @@ from rmfast.evaluation.scoring.score import Progress, score_table
 from rmfast.models.config import context_window, decoder_config
 from rmfast.models.hf import build_network, load_network, read_config
 from rmfast.models.names import choose_row
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.weights import HEAD, TRAINING_ONLY
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def find_folder(path: str | Path) -> Path:
     return path
 
 
-def _from_checkpoint(path: Path, dtype: torch.dtype, label: str | int | None) -> tuple[RewardNetwork, PreTrainedConfig]:
+def _from_checkpoint(path: Path, dtype: torch.dtype, label: str | int | None) -> tuple[Network, PreTrainedConfig]:
     hf = read_config(path)
     state = {name: tensor.to(dtype) for name, tensor in read_weights(path).items() if name not in TRAINING_ONLY}
     row = None if label is None else choose_row(label, state[HEAD].shape[0], hf, path)
@@ -149,7 +149,7 @@ class RewardModel:
 
     def __init__(
         self,
-        network: RewardNetwork,
+        network: Network,
         hf: PreTrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -219,7 +219,7 @@ class RewardModel:
     def score_packs(self, packs: Sequence[Pack]) -> list[Tensor]:
         """Scores [S, M] of each pack."""
         device = self.network.head.weight.device
-        return [self.network(pack.to(device)).scores for pack in packs]
+        return [self.network.score(pack.to(device)) for pack in packs]
 
 
 def _cut(example: Example, encoded: Encoded | BadRow, skips: int) -> Example:

@@ -1,7 +1,6 @@
 """The megatron engine: schedules, sharded gradients and collectives of megatron-core under the same objectives."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,9 @@ from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_tokens
 from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.copies import Copies
-from rmfast.models.reward import Outputs, RewardNetwork
+from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.rows import ModelRows
-from rmfast.models.weights import PROTOTYPES
-from rmfast.objectives.base import Objective, Statistics, join_statistics, named
-from rmfast.objectives.contrastive import ContrastiveObjective
-from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel.contrast import Contrast, FeatureGradients
+from rmfast.objectives.base import BatchTerm, FeatureGradients, Objective, Statistics
 from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import sum_head_norms
@@ -30,7 +25,8 @@ from rmfast.parallel.megatron.messages import Neighbours
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
 from rmfast.parallel.megatron.stage import Stage, tag_tied
-from rmfast.parallel.megatron.weights import gather_weights, load_weights, state_of, trained_names
+from rmfast.parallel.megatron.statistics import JoinStatistics
+from rmfast.parallel.megatron.weights import Weights
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.stepping import Stepping
 
@@ -45,7 +41,6 @@ class MegatronEngine(Stepping):
         stages: this rank's, from `build_stages`.
         rows: where weights come from.
         options: of the optimizer.
-        contrastive: a term beside the objective; packs must then hold two views.
     """
 
     def __init__(
@@ -55,23 +50,14 @@ class MegatronEngine(Stepping):
         rows: ModelRows,
         *,
         options: AdamWOptions,
-        contrastive: ContrastiveObjective | None = None,
     ) -> None:
         super().__init__()
         self.optimizer: RangeOptimizer
         self.groups, self.world, self.data = groups, groups.world, groups.data
-        self.device = self.world.device
+        self.device, self.leads = self.world.device, groups.last and groups.data.rank == 0 and groups.tensor.rank == 0
         self.stages = list(stages)
-        self.decoder_config = self.stages[0].network.decoder.config
-        self.shapes = {name: tuple(p.shape) for name, p in rows.parameters.items()}
         end = self.stages[-1].network
-        self.end = end if isinstance(end, RewardNetwork) else None
-        self.contrast: Contrast | None = None
-        self.contrastive = contrastive
-        if self.end is not None:
-            self.end.gives_features = contrastive is not None
-            if contrastive is not None:
-                self.contrast = Contrast(contrastive, self.decoder_config.width, self.data)
+        self.end = end if isinstance(end, Network) else None
         tag_tied(self.stages)
         self.config, settings = self.stages[0].config, reduction_settings()
         self.chunks = [
@@ -82,18 +68,22 @@ class MegatronEngine(Stepping):
         ]
         self.config.finalize_model_grads_func = self._finalize
         self.reductions = [Reduction(chunk) for chunk in self.chunks]
-        self.parameters = {name: p for stage in self.stages for name, p in stage.weights().items()}
-        load_weights(self, rows)
+        self.held = Weights(
+            groups,
+            self.stages[0].network.decoder.config,
+            {name: tuple(p.shape) for name, p in rows.parameters.items()},
+            {name: p for stage in self.stages for name, p in stage.weights().items()},
+        )
+        self.held.load(rows)
         networks = [stage.network for stage in self.stages]
         self.copies = Copies([w for network in networks for w in network.cast_weights()], networks[0].decoder.dtype)
-        self.optimizer = RangeOptimizer(self.chunks, self.parameters, options, groups)
+        self.optimizer = RangeOptimizer(self.chunks, self.held.parameters, options, groups)
         virtual = groups.layout.virtual if groups.layout.virtual > 1 else None
         self._schedule = get_forward_backward_func(groups.layout.pipeline, virtual)
         pipelined = groups.layout.pipeline > 1
         self._neighbours = Neighbours(groups.pipeline.group, self.config) if pipelined else None
-        self._trained = trained_names(self)
-        # What statistics hold, known to all stages, by objective and whether there is a contrastive term.
-        self._figures: dict[tuple[Objective[Pack], bool], tuple[list[str], list[str], list[str]]] = {}
+        self._trained = self.held.trained()
+        self._join = JoinStatistics(groups)
 
     def _finalize(self, chunks: list[nn.Module], _tokens: Tensor | None, **options: Any) -> None:
         """Sum gradients over ranks; nothing divides them, for each pack's loss is its share of the global mean."""
@@ -109,8 +99,8 @@ class MegatronEngine(Stepping):
 
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
-        whole = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        return whole, sum(int(np.prod(shape)) for name, shape in self.shapes.items() if name in self._trained)
+        sizes = {name: int(np.prod(shape)) for name, shape in self.held.shapes.items()}
+        return sum(sizes.values()), sum(size for name, size in sizes.items() if name in self._trained)
 
     def _inputs(self, packs: Sequence[Pack]) -> list[Pack]:
         """Packs on the device, as many and as long as the layout asks for."""
@@ -124,11 +114,13 @@ class MegatronEngine(Stepping):
             out.append(inputs)
         return out
 
-    def _run(self, packs: Sequence[Pack], use: Use, *, seed: int | None, backward: bool) -> None:
+    def _run(
+        self, packs: Sequence[Pack], reads: Callable[[Pack], Reads], use: Use, *, seed: int | None, backward: bool
+    ) -> None:
         """Run packs through all stages.
 
         Args:
-            use: called on the last stage.
+            reads: of a pack. use: called on the last stage.
             seed: of dropout; None for evaluation.
         """
         for chunk in self.chunks:
@@ -144,7 +136,7 @@ class MegatronEngine(Stepping):
             def loss(outputs: Outputs) -> tuple[Tensor, Tensor, None]:
                 return use(number, outputs).clone(), nothing, None  # the schedule may change it in place
 
-            return chunk(pack), loss
+            return chunk(pack, reads(pack)), loss
 
         iterators = [iter(list(enumerate(packs))) for _ in self.chunks]
         single = len(self.chunks) == 1
@@ -185,20 +177,19 @@ class MegatronEngine(Stepping):
         """See `Engine`. Every stage builds the packs by itself: only residual streams travel between them."""
         self._drop_gradients()
         seed, inputs = self._draw(), self._inputs(packs)
-        ranking = isinstance(objective, RewardObjective)
-        contrastive = self.contrastive is not None and ranking
+        batch_term = objective.batch_term
         for reduction in self.reductions:
-            reduction.reset(() if ranking or self.end is None else self.end.beside_scores())
+            reduction.reset(() if self.end is None else self.end.unread(objective.reads(inputs[0])))
         term: FeatureGradients | None = None
         collected: dict[int, Statistics] = {}
 
         def use(number: int, outputs: Outputs) -> Tensor:
             nonlocal term
-            loss, collected[number] = objective(outputs.scores, outputs.log_prob, inputs[number], totals)
-            if not contrastive:
+            loss, collected[number] = objective(outputs, inputs[number], totals)
+            if batch_term is None:
                 return loss
             assert outputs.features is not None
-            term = term or self._term({0: outputs.features}, packs, inputs)
+            term = term or self._term(batch_term, {0: outputs.features}, packs, inputs)
             if number < len(packs):
                 loss = loss + (outputs.features * term.packs[number]).sum()
             if outputs.prototypes is not None and term.prototypes is not None and number == len(inputs) - 1:
@@ -206,14 +197,10 @@ class MegatronEngine(Stepping):
             return loss
 
         with self.copies:
-            if contrastive and len(inputs) > 1:
-                term = self._collect(packs, inputs, seed)
-            self._run(inputs, use, seed=seed, backward=True)
-        statistics = self._join(objective, list(collected.values()), contrastive, term)
-        if contrastive:
-            figures = {"ranking_loss": statistics.sums["ranking_loss"], **statistics.figures}
-            sums = {**statistics.sums, "loss": statistics.loss + figures.pop("term")}
-            statistics = replace(statistics, sums=sums, figures=figures)
+            if batch_term is not None and len(inputs) > 1:
+                term = self._collect(batch_term, objective, packs, inputs, seed)
+            self._run(inputs, objective.reads, use, seed=seed, backward=True)
+        statistics = self._join(objective, list(collected.values()), term, of_batch=batch_term is not None)
         self._loss = statistics.loss
         return statistics
 
@@ -221,8 +208,15 @@ class MegatronEngine(Stepping):
         """A seed for this step's dropout, from the generator that the loop seeds for each step."""
         return int(torch.randint(2**62, ()))
 
-    def _collect(self, packs: Sequence[Pack], inputs: Sequence[Pack], seed: int) -> FeatureGradients | None:
-        """The contrastive term of all packs' features, on the last stage, by a pass without gradients."""
+    def _collect(
+        self,
+        batch_term: BatchTerm[Pack],
+        objective: Objective[Pack],
+        packs: Sequence[Pack],
+        inputs: Sequence[Pack],
+        seed: int,
+    ) -> FeatureGradients | None:
+        """The term of all packs' features, on the last stage, by a pass without gradients."""
         features: dict[int, Tensor] = {}
 
         def keep(number: int, outputs: Outputs) -> Tensor:
@@ -230,50 +224,20 @@ class MegatronEngine(Stepping):
             features[number] = outputs.features
             return outputs.scores.sum()
 
-        if self.end is not None:
-            self.end.gives_log_prob = False
-        self._run(inputs, keep, seed=seed, backward=False)
-        if self.end is None:
-            return None
-        self.end.gives_log_prob = True
-        return self._term(features, packs, inputs)
+        self._run(inputs, lambda pack: objective.reads(pack).without_targets(), keep, seed=seed, backward=False)
+        return None if self.end is None else self._term(batch_term, features, packs, inputs)
 
-    def _term(self, features: dict[int, Tensor], packs: Sequence[Pack], inputs: Sequence[Pack]) -> FeatureGradients:
-        assert self.contrast is not None and self.end is not None
+    def _term(
+        self,
+        batch_term: BatchTerm[Pack],
+        features: dict[int, Tensor],
+        packs: Sequence[Pack],
+        inputs: Sequence[Pack],
+    ) -> FeatureGradients:
+        assert self.end is not None
         in_order = [features[number] for number in range(len(packs))]
         prototypes = None if self.end.prototypes is None else self.end.prototypes.detach().float()
-        return self.contrast(in_order, packs, inputs[: len(packs)], prototypes, self.optimizer.steps)
-
-    def _join(
-        self,
-        objective: Objective[Pack],
-        packs: Sequence[Statistics],
-        contrastive: bool = False,
-        term: FeatureGradients | None = None,
-    ) -> Statistics:
-        """Statistics over all packs, on all ranks; the last stage's first tensor rank has them."""
-        figures = {} if term is None else {name: f.float() for name, f in term.figures.items()} | {"term": term.loss}
-        here = join_statistics(packs, lambda sums: sums, lambda maxima: maxima) if packs else Statistics({})
-        key = (objective, contrastive)
-        if key not in self._figures:
-            known: list[Any] = [(list(here.sums), list(here.maxima), list(figures)) if packs else None]
-            if self.world.size > 1:
-                dist.broadcast_object_list(known, src=self.groups.rank_of(0, 0, self.groups.pipeline.size - 1))
-            self._figures[key] = known[0]
-        of_sums, of_maxima, of_figures = self._figures[key]
-        sums = torch.zeros(len(of_sums) + len(of_figures), device=self.device)
-        maxima = torch.full((len(of_maxima),), -torch.inf, device=self.device)
-        if self.groups.last and self.groups.tensor.rank == 0:
-            whole = figures if self.data.rank == 0 else {}  # figures are the whole batch's on every data rank
-            filled = torch.stack([*here.sums.values(), *whole.values()])
-            sums[: len(filled)] = filled
-            if of_maxima:
-                maxima.copy_(torch.stack(list(here.maxima.values())))
-        self.world.sum_(sums)
-        if of_maxima:
-            self.world.max_(maxima)
-        parts = sums.split([len(of_sums), len(of_figures)])
-        return Statistics(named(of_sums, parts[0]), named(of_maxima, maxima), named(of_figures, parts[1]))
+        return batch_term(in_order, packs, inputs[: len(packs)], prototypes, self.optimizer.steps)
 
     @torch.no_grad()
     def measure(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
@@ -281,34 +245,47 @@ class MegatronEngine(Stepping):
         inputs, collected = self._inputs(packs), {}
 
         def use(number: int, outputs: Outputs) -> Tensor:
-            loss, collected[number] = objective(outputs.scores, outputs.log_prob, inputs[number], totals)
+            loss, collected[number] = objective(outputs, inputs[number], totals)
             return loss
 
         with self.copies:
-            self._run(inputs, use, seed=self._draw(), backward=False)
+            self._run(inputs, objective.reads, use, seed=self._draw(), backward=False)
         return self._join(objective, list(collected.values()))
 
     @torch.no_grad()
-    def score(self, packs: Sequence[Pack]) -> list[Tensor]:
-        """See `Engine`."""
-        found: dict[int, Tensor] = {}
+    def read(self, packs: Sequence[Pack], reads: Callable[[Pack], Reads]) -> list[Outputs]:
+        """See `Engine`. The last stage sends what it found to the others of its pipeline."""
+        inputs, found = self._inputs(packs), {}
 
         def use(number: int, outputs: Outputs) -> Tensor:
-            found[number] = outputs.scores
+            found[number] = outputs
             return outputs.scores.sum()
 
         with self.copies:
-            self._run(self._inputs(packs), use, seed=None, backward=False)
-        sizes = [len(pack.scored) for pack in packs]
-        heads = self.shapes["head.weight"][0]
+            self._run(inputs, reads, use, seed=None, backward=False)
+        asked = [reads(pack) for pack in inputs[: len(packs)]]
+        width, heads = self.held.config.width, self.held.shapes["head.weight"][0]
+        sizes = [len(one.scores) for one in asked]
+        fields: dict[str, list[Tensor]] = {"scores": self._from_last(found, "scores", sizes, (heads,))}
+        if asked[0].features:
+            fields["features"] = self._from_last(found, "features", sizes, (width,))
+        if (first := asked[0].log_prob) is not None and first[1] is not None:
+            lengths = [0 if one.log_prob is None else len(one.log_prob[0]) for one in asked]
+            fields["log_prob"] = self._from_last(found, "log_prob", lengths, ())
+        return [Outputs(**dict(zip(fields, of_pack, strict=True))) for of_pack in zip(*fields.values(), strict=True)]
+
+    def _from_last(
+        self, found: dict[int, Outputs], name: str, sizes: Sequence[int], shape: tuple[int, ...]
+    ) -> list[Tensor]:
+        """A field of each pack's outputs, of so many rows of a shape, on every stage."""
         if self.groups.last:
-            scores = torch.cat([found[number] for number in range(len(packs))])
+            whole = torch.cat([getattr(found[number], name) for number in range(len(sizes))])
         else:
-            scores = torch.empty(sum(sizes), heads, device=self.device)
+            whole = torch.empty(sum(sizes), *shape, device=self.device)
         if self.groups.pipeline.size > 1:
             end = self.groups.rank_of(self.groups.tensor.rank, self.data.rank, self.groups.pipeline.size - 1)
-            dist.broadcast(scores, src=end, group=self.groups.pipeline.group)
-        return list(scores.split(sizes))
+            dist.broadcast(whole, src=end, group=self.groups.pipeline.group)
+        return list(whole.split(list(sizes)))
 
     def _weights_changed(self) -> None:
         """Each data rank has changed its ranges: gather the others'."""
@@ -326,8 +303,7 @@ class MegatronEngine(Stepping):
 
     def state(self) -> dict[str, Shard]:
         """See `Engine`. Every data rank gives its ranges, cut into rectangles of the whole weights."""
-        kept = {} if self.contrast is None else self.contrast.state()
-        return state_of(self, kept)
+        return self.held.state(self.optimizer)
 
     @torch.no_grad()
     def load_state(self, read: ReadRows) -> None:
@@ -341,8 +317,4 @@ class MegatronEngine(Stepping):
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        return gather_weights(self)
-
-    def whole_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a weight over all ranks."""
-        return tuple(self.parameters[name].shape) if name == PROTOTYPES else self.shapes[name]
+        return self.held.gather()

@@ -13,7 +13,7 @@ from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
 from rmfast.models.layers import linear_weights
-from rmfast.models.reward import Outputs, RewardNetwork
+from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.weights import EMBEDDING, LM_HEAD
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import TensorParallel, tag
@@ -26,15 +26,15 @@ class Trunk(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, pack: Pack, before: Tensor | None = None) -> Tensor:
-        return self.decoder(pack.tokens, pack.positions, pack.layout, pack.scored, before)
+    def forward(self, pack: Pack, reads: Reads, before: Tensor | None = None) -> Tensor:
+        return self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before)
 
     def freeze(self, top_layers: int) -> None:
-        """See `RewardNetwork.freeze`."""
+        """See `Network.freeze`."""
         self.decoder.freeze(top_layers)
 
     def cast_weights(self) -> list[nn.Parameter]:
-        """See `RewardNetwork.cast_weights`."""
+        """See `Network.cast_weights`."""
         return linear_weights(self.decoder)
 
 
@@ -57,20 +57,18 @@ class Stage(nn.Module):
     """A part of a reward network, with what the schedules read of it.
 
     Args:
-        network: a `RewardNetwork` where the part holds the model's last layer, else a `Trunk`.
+        network: a `Network` where the part holds the model's last layer, else a `Trunk`.
         config: megatron-core's.
         number: 0 for the model's first layers, 1 for those after them, ...; `chunk` counts those of this rank.
     """
 
-    def __init__(
-        self, network: RewardNetwork | Trunk, config: TransformerConfig, *, number: int, chunk: int | None
-    ) -> None:
+    def __init__(self, network: Network | Trunk, config: TransformerConfig, *, number: int, chunk: int | None) -> None:
         super().__init__()
         self.network, self.config, self.number = network, config, number
         self.model_type = ModelType.encoder_or_decoder
         self.vp_stage = chunk
         self.pre_process = network.decoder.embed is not None
-        self.post_process = isinstance(network, RewardNetwork)
+        self.post_process = isinstance(network, Network)
         self.share_embeddings_and_output_weights = False
         self._before: Tensor | None = None
 
@@ -83,13 +81,13 @@ class Stage(nn.Module):
         """The embedding, or the last stage's copy of it."""
         if self.network.decoder.embed is not None:
             return self.network.decoder.embed.weight
-        assert isinstance(self.network, RewardNetwork) and self.network.lm_head is not None
+        assert isinstance(self.network, Network) and self.network.lm_head is not None
         return self.network.lm_head.weight
 
-    def forward(self, pack: Pack) -> Outputs | Tensor:
+    def forward(self, pack: Pack, reads: Reads) -> Outputs | Tensor:
         """The heads' outputs, or the residual stream [T, 1, d] for the next stage."""
         before, self._before = self._before, None
-        out = self.network(pack, None if self.pre_process else before)
+        out = self.network(pack, reads, None if self.pre_process else before)
         decoder = self.network.decoder
         cut = before is not None and before.requires_grad and decoder.held[0] < decoder.first_trained
         if isinstance(out, Outputs):
@@ -126,7 +124,7 @@ def build_stages(
     """This rank's stages, on its device, without weights but for prototypes.
 
     Args:
-        top_layers: see `RewardNetwork.freeze`; None trains all.
+        top_layers: see `Network.freeze`; None trains all.
         prototypes: their number and seed.
         options: of `Decoder`.
 
@@ -141,7 +139,7 @@ def build_stages(
         with torch.device("meta"):
             decoder = Decoder(config, factory=factory, held=held, **options)
             last = config.layers - 1 in held
-            network = RewardNetwork(decoder, heads=heads, lm=lm) if last else Trunk(decoder)
+            network = Network(decoder, heads=heads, lm=lm) if last else Trunk(decoder)
         tags = [vars(parameter) for parameter in network.parameters()]
         network.to_empty(device=device)
         for parameter, own_tags in zip(network.parameters(), tags, strict=True):  # these are new ones
@@ -149,7 +147,7 @@ def build_stages(
         decoder.inv_freq = torch.tensor(config.rope, device=device)
         if top_layers is not None:
             network.freeze(top_layers)
-        if isinstance(network, RewardNetwork) and prototypes is not None:
+        if isinstance(network, Network) and prototypes is not None:
             network.add_prototypes(*prototypes)
             network.to(device)
         stage = Stage(

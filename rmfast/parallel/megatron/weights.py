@@ -1,78 +1,115 @@
 """Weights of the megatron engine: read in parts from a model folder, saved in parts, gathered whole for an export."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from rmfast.models.config import DecoderConfig
 from rmfast.models.rows import ModelRows
 from rmfast.models.weights import EMBEDDING, PROTOTYPES
 from rmfast.parallel.engine import Shard, piece_name
 from rmfast.parallel.megatron.groups import Groups
+from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.place import Place, place_of
 
-if TYPE_CHECKING:
-    from rmfast.parallel.megatron.engine import MegatronEngine
 
+@dataclass(frozen=True)
+class Weights:
+    """This rank's part of a model.
 
-@torch.no_grad()
-def load_weights(engine: MegatronEngine, rows: ModelRows) -> None:
-    """Fill this rank's weights, reading no others; prototypes have their values already."""
-    for name, parameter in engine.parameters.items():
-        if name == PROTOTYPES:
-            continue
-        parameter.zero_()  # rows that belong to no weight
-        flat = parameter.view(-1)
-        for piece in own_place(engine, name).pieces(0, len(flat)):
-            piece.of(flat).copy_(rows(name, piece.row, piece.row + piece.size[0], piece.columns))
+    Args:
+        shapes: of the whole model's weights, by name; prototypes are as the parameter is.
+        parameters: this rank's, by the names that they have in the whole model.
+    """
 
+    groups: Groups
+    config: DecoderConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: dict[str, nn.Parameter]
 
-def trained_names(engine: MegatronEngine) -> set[str]:
-    """Weights that some stage trains."""
-    trained = {name for name, p in engine.parameters.items() if p.requires_grad}
-    pipeline = engine.groups.pipeline
-    if pipeline.size == 1:
-        return trained
-    stages: list[set[str]] = [trained] * pipeline.size
-    dist.all_gather_object(stages, trained, group=pipeline.group)
-    return set().union(*stages)
+    @torch.no_grad()
+    def load(self, rows: ModelRows) -> None:
+        """Fill them, reading no others; prototypes have their values already."""
+        for name, parameter in self.parameters.items():
+            if name == PROTOTYPES:
+                continue
+            parameter.zero_()  # rows that belong to no weight
+            flat = parameter.view(-1)
+            for piece in self.place(name).pieces(0, len(flat)):
+                piece.of(flat).copy_(rows(name, piece.row, piece.row + piece.size[0], piece.columns))
 
+    def trained(self) -> set[str]:
+        """Weights that some stage trains."""
+        trained = {name for name, p in self.parameters.items() if p.requires_grad}
+        pipeline = self.groups.pipeline
+        if pipeline.size == 1:
+            return trained
+        stages: list[set[str]] = [trained] * pipeline.size
+        dist.all_gather_object(stages, trained, group=pipeline.group)
+        return set().union(*stages)
 
-def own_place(engine: MegatronEngine, name: str) -> Place:
-    """Where this rank's part of a weight lies."""
-    tensor = engine.groups.tensor
-    return place_of(engine.decoder_config, name, engine.whole_shape(name), ranks=tensor.size, rank=tensor.rank)
+    def place(self, name: str) -> Place:
+        """Where this rank's part of a weight is."""
+        tensor = self.groups.tensor
+        return place_of(self.config, name, self.whole_shape(name), ranks=tensor.size, rank=tensor.rank)
 
+    def whole_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a weight over all ranks."""
+        return tuple(self.parameters[name].shape) if name == PROTOTYPES else self.shapes[name]
 
-def state_of(engine: MegatronEngine, kept: dict[str, Tensor]) -> dict[str, Shard]:
-    """This rank's part of weights, optimizer state and what the contrastive term keeps."""
-    groups, optimizer = engine.groups, engine.optimizer
-    out = {"step": Shard(optimizer.steps.reshape(1), 0, (1,), writer=engine.world.main)}
-    moments = {"model": optimizer.parts} | optimizer.state()
-    for name, parameter in engine.parameters.items():
-        place = own_place(engine, name)
-        first = groups.tensor.rank == 0 or place.part
-        writer = first and not hasattr(parameter, "copy_of_embedding")
-        if not parameter.requires_grad:  # every data rank has it whole
-            flat = {"model": parameter.detach().view(-1)}
-            begin, end = 0, parameter.numel()
-            writer = writer and groups.data.rank == 0
-        elif parameter in optimizer.ranges:
-            flat = {key: parts[name] for key, parts in moments.items()}
-            begin, end = optimizer.ranges[parameter]
-        else:
-            continue
-        for key, values in flat.items():
-            for number, piece in enumerate(place.pieces(begin, end)):
-                shard = Shard(piece.of(values), piece.row, place.shape, piece.column, writer)
-                out[piece_name(f"{key}/{name}", number)] = shard
-    first = groups.last and groups.data.rank == 0 and groups.tensor.rank == 0
-    for name, tensor in kept.items():
-        out[f"contrast/{name}"] = Shard(tensor, 0, tuple(tensor.shape), writer=first)
-    return out
+    def state(self, optimizer: RangeOptimizer) -> dict[str, Shard]:
+        """This rank's part of weights and optimizer state."""
+        groups = self.groups
+        out = {"step": Shard(optimizer.steps.reshape(1), 0, (1,), writer=groups.world.main)}
+        moments = {"model": optimizer.parts} | optimizer.state()
+        for name, parameter in self.parameters.items():
+            place = self.place(name)
+            first = groups.tensor.rank == 0 or place.part
+            writer = first and not hasattr(parameter, "copy_of_embedding")
+            if not parameter.requires_grad:  # every data rank has it whole
+                flat = {"model": parameter.detach().view(-1)}
+                begin, end = 0, parameter.numel()
+                writer = writer and groups.data.rank == 0
+            elif parameter in optimizer.ranges:
+                flat = {key: parts[name] for key, parts in moments.items()}
+                begin, end = optimizer.ranges[parameter]
+            else:
+                continue
+            for key, values in flat.items():
+                for number, piece in enumerate(place.pieces(begin, end)):
+                    shard = Shard(piece.of(values), piece.row, place.shape, piece.column, writer)
+                    out[piece_name(f"{key}/{name}", number)] = shard
+        return out
+
+    def gather(self) -> dict[str, Tensor]:
+        """All weights, whole, on the CPU of rank 0, which asks for one part at a time; empty on the others."""
+        groups, config, world = self.groups, self.config, self.groups.world
+        out: dict[str, Tensor] = {}
+        for name, shape in self.shapes.items():
+            stage = stage_of(groups, config.layers, name)
+            if world.main:
+                out[name] = torch.empty(shape)
+            for rank in range(groups.tensor.size):
+                place = place_of(config, name, shape, ranks=groups.tensor.size, rank=rank)
+                if rank and not place.part:
+                    break
+                source = groups.rank_of(rank, 0, stage)
+                size = _own_size(place, groups.tensor.size)
+                part = torch.empty(size)
+                if world.rank == source:
+                    part = self.parameters[name].detach().float().cpu().reshape(-1)
+                    if not world.main:
+                        dist.send(part, dst=0)
+                elif world.main:
+                    dist.recv(part, src=source)
+                if world.main:
+                    for piece in place.pieces(0, size):
+                        target = out[name][piece.row : piece.row + piece.size[0]]
+                        (target if piece.columns is None else target[:, slice(*piece.columns)]).copy_(piece.of(part))
+        return out
 
 
 def stage_of(groups: Groups, layers: int, name: str) -> int:
@@ -84,35 +121,6 @@ def stage_of(groups: Groups, layers: int, name: str) -> int:
         return groups.pipeline.size - 1
     size = layers // (groups.layout.pipeline * groups.layout.virtual)
     return int(parts[2]) // size % groups.layout.pipeline
-
-
-def gather_weights(engine: MegatronEngine) -> dict[str, Tensor]:
-    """All weights, whole, on the CPU of rank 0, which asks for one part at a time; empty on the others."""
-    groups, config, world = engine.groups, engine.decoder_config, engine.world
-    shapes = dict(engine.shapes)
-    out: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        stage = stage_of(groups, config.layers, name)
-        if world.main:
-            out[name] = torch.empty(shape)
-        for rank in range(groups.tensor.size):
-            place = place_of(config, name, shape, ranks=groups.tensor.size, rank=rank)
-            if rank and not place.part:
-                break
-            source = groups.rank_of(rank, 0, stage)
-            size = _own_size(place, groups.tensor.size)
-            part = torch.empty(size)
-            if world.rank == source:
-                part = engine.parameters[name].detach().float().cpu().reshape(-1)
-                if not world.main:
-                    dist.send(part, dst=0)
-            elif world.main:
-                dist.recv(part, src=source)
-            if world.main:
-                for piece in place.pieces(0, size):
-                    target = out[name][piece.row : piece.row + piece.size[0]]
-                    (target if piece.columns is None else target[:, slice(*piece.columns)]).copy_(piece.of(part))
-    return out
 
 
 def _own_size(place: Place, ranks: int) -> int:

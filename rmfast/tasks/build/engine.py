@@ -10,14 +10,14 @@ from rmfast.errors import UserError
 from rmfast.kernels.prefix_attention import flash
 from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork
+from rmfast.models.network import Network
 from rmfast.models.rows import open_rows
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.world import World
-from rmfast.tasks.build.objective import adamw_options, contrastive_objective, dropout, prototypes
+from rmfast.tasks.build.objective import adamw_options, dropout, prototypes
 
 
 def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
@@ -64,7 +64,6 @@ def _native(config: Config, world: World) -> Engine:
         options=adamw_options(config.optim),
         data_parallel=config.parallel.data,
         recorder=recorder,
-        contrastive=contrastive_objective(config),
     )
 
 
@@ -76,7 +75,7 @@ def describe_parallel(parallel: ParallelConfig) -> str:
     return f"megatron, {', '.join(words)}{', sequence' if parallel.sequence else ''}"
 
 
-def _network(config: Config) -> RewardNetwork:
+def _network(config: Config) -> Network:
     model = config.model
     network, _ = load_network(
         model.path,
@@ -140,5 +139,4 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
             )
         except ValueError as error:
             raise UserError(f"model.top_layers: {error}") from None
-        options, term = adamw_options(config.optim), contrastive_objective(config)
-        return MegatronEngine(stages, groups, rows, options=options, contrastive=term)
+        return MegatronEngine(stages, groups, rows, options=adamw_options(config.optim))

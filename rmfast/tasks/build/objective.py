@@ -4,15 +4,27 @@ from rmfast.config import Config, OptimConfig
 from rmfast.data.views import Views
 from rmfast.objectives.contrastive import BETA, PROTOTYPES, TEMPERATURE, ContrastiveObjective
 from rmfast.objectives.reward import RewardObjective
+from rmfast.parallel.contrast import Contrast
 from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.world import World
 
 DROPOUT = 0.05
 """Of the two views of a contrastive term (Part II, appendix B.2)."""
 
 
-def reward_objective(config: Config) -> RewardObjective:
-    """The ranking loss, with an LM term if asked."""
-    return RewardObjective(center=config.objective.center, lm=config.objective.lm, impl=config.model.kernels)
+def reward_objective(config: Config, width: int, data: World) -> RewardObjective:
+    """The ranking loss, with an LM term and a contrastive one if asked.
+
+    Args:
+        width: of a feature. data: the ranks that share the groups of a batch.
+    """
+    contrastive = contrastive_objective(config)
+    return RewardObjective(
+        center=config.objective.center,
+        lm=config.objective.lm,
+        batch_term=None if contrastive is None else Contrast(contrastive, width, data),
+        impl=config.model.kernels,
+    )
 
 
 def adamw_options(optim: OptimConfig) -> AdamWOptions:

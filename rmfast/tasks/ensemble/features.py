@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,31 +10,16 @@ import torch
 from torch import Tensor
 
 from rmfast.data.files import publish, sync, write_text
+from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, select
 from rmfast.errors import RunError
 from rmfast.evaluation.scoring.score import CHUNK, score_table
-from rmfast.kernels import rms_norm
 from rmfast.models.folder import first_line
-from rmfast.models.reward import Outputs, PackInputs, RewardNetwork
+from rmfast.models.network import Reads
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.world import World
 from rmfast.tasks.ensemble.members import Ensemble
 from rmfast.trainer.log import say
-
-
-class Trunk(RewardNetwork):
-    """A reward network whose "scores" are what its heads would read: the final norm's output, fp32 [S, d]."""
-
-    def __init__(self, network: RewardNetwork) -> None:
-        super().__init__(network.decoder)
-        self.norm = network.norm
-        del self.head
-        self.requires_grad_(False)
-
-    def forward(self, pack: PackInputs, before: Tensor | None = None) -> Outputs:
-        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, pack.scored, before)
-        impl = self.decoder.impl
-        return Outputs(rms_norm(hidden.float(), self.norm.weight.float(), eps=self.config.norm_eps, impl=impl), None)
 
 
 def trunk_tables(ensemble: Ensemble) -> tuple[dict[str, GroupTable], np.ndarray]:
@@ -77,11 +62,16 @@ def make_features(ensemble: Ensemble, engine: NativeEngine, tables: dict[str, Gr
         sync(folder)
         say(f"one pass of the trunk: {size:,} responses x {width} features ({4 * size * width / 2**30:.2f} GiB)")
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(size, width))
+
+    def features(packs: Sequence[Pack]) -> list[Tensor]:
+        read = engine.read(packs, lambda pack: Reads(scores=pack.scored, features=True))
+        return [outputs.features for outputs in read if outputs.features is not None]
+
     broken = begin = 0
     for table in tables.values():
         for rows in _chunks(len(table)):
             part = select(table, rows)
-            values = score_table(engine.score, part, world, budget=ensemble.config.data.tokens_per_pack)
+            values = score_table(features, part, world, budget=ensemble.config.data.tokens_per_pack)
             broken += int((~np.isfinite(values)).any(1).sum())
             if out is not None:
                 out[begin : begin + len(values)] = values

@@ -18,7 +18,7 @@ from rmfast.evaluation.combine import combined_metrics
 from rmfast.kernels import describe
 from rmfast.models.config import DTYPES
 from rmfast.models.hf import load_network
-from rmfast.models.reward import RewardNetwork, initialise
+from rmfast.models.network import Network, initialise
 from rmfast.models.weights import HEAD
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
@@ -28,7 +28,7 @@ from rmfast.tasks.build.inputs import step_plan
 from rmfast.tasks.build.model import head_line, stored_heads
 from rmfast.tasks.build.objective import adamw_options
 from rmfast.tasks.build.run import rates, run_options
-from rmfast.tasks.ensemble.features import Trunk, make_features, trunk_tables
+from rmfast.tasks.ensemble.features import make_features, trunk_tables
 from rmfast.tasks.ensemble.head_batch import HeadData, HeadMember
 from rmfast.tasks.ensemble.head_learner import HeadLearner, HeadOptions, head_scores
 from rmfast.tasks.ensemble.members import (
@@ -116,19 +116,19 @@ def _forget(ensemble: Ensemble, count: int | None) -> None:
         remove_checkpoint(checkpoint)
 
 
-def _first_head(network: RewardNetwork, ensemble: Ensemble, member: int, new: bool) -> Tensor:
+def _first_head(network: Network, ensemble: Ensemble, member: int, new: bool) -> Tensor:
     """fp32 [1, d]: the head that the member's own reward run would begin with."""
     if new:
         initialise(network, member_config(ensemble.config, member, ensemble.folder).run.seed, {HEAD})
     return network.head.weight.detach().clone()
 
 
-def _engine(ensemble: Ensemble, network: RewardNetwork) -> NativeEngine:
+def _engine(ensemble: Ensemble, network: Network) -> NativeEngine:
     config, world = ensemble.config, ensemble.world
     attention = attention_impl(config, world, network.config)
     sharded = config.parallel.data == "fsdp"
     engine = NativeEngine(
-        Trunk(network),
+        network.requires_grad_(False),
         world=world if sharded else World.alone(world),  # DDP would look for gradients
         options=AdamWOptions(),
         data_parallel=config.parallel.data,
@@ -147,7 +147,7 @@ def _engine(ensemble: Ensemble, network: RewardNetwork) -> NativeEngine:
 
 def _train(
     ensemble: Ensemble,
-    network: RewardNetwork,
+    network: Network,
     state: dict[str, Tensor],
     heads: Tensor,
     tables: dict[str, GroupTable],
@@ -212,7 +212,7 @@ def _evaluate(ensemble: Ensemble, held_out: dict[str, np.ndarray], weight: Tenso
     return found
 
 
-def _export(ensemble: Ensemble, network: RewardNetwork, state: dict[str, Tensor], scores: np.ndarray) -> None:
+def _export(ensemble: Ensemble, network: Network, state: dict[str, Tensor], scores: np.ndarray) -> None:
     """One Hugging Face folder with a head for each member, checked against transformers."""
     folder, whole = ensemble.folder / "model", ensemble.whole
     rows = rows_to_check(whole)

@@ -1,5 +1,6 @@
-"""The reward model: decoder, final norm, M reward heads, and the language-model head for an auxiliary loss."""
+"""A decoder, the final norm and named heads: M reward heads and the language model's; the caller says what is read."""
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
 
 
 class PackInputs(Protocol):
-    """What a reward model reads of a pack."""
+    """What a network computes hidden states of."""
 
     @property
     def tokens(self) -> Tensor: ...
@@ -20,17 +21,43 @@ class PackInputs(Protocol):
     def positions(self) -> Tensor: ...
     @property
     def layout(self) -> Tensor: ...
+
+
+class ScoredPack(PackInputs, Protocol):
+    """A pack with tokens [S] that are scored."""
+
     @property
     def scored(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reads:
+    """What is read of a pack. The last layer computes no other rows.
+
+    Args:
+        scores: int64 [S], the tokens that the reward heads read.
+        log_prob: int64 [L], tokens, and int64 [L], the token that each predicts (a target of -1 predicts nothing); with
+            None for the targets their hidden states are computed and not read, which draws the same dropout.
+        features: what the reward heads read is given too.
+    """
+
+    scores: Tensor
+    log_prob: tuple[Tensor, Tensor | None] | None = None
+    features: bool = False
+
     @property
-    def lm_rows(self) -> Tensor: ...
-    @property
-    def lm_targets(self) -> Tensor: ...
+    def rows(self) -> Tensor:
+        """All tokens that are read, those of the scores first."""
+        return self.scores if self.log_prob is None else torch.cat((self.scores, self.log_prob[0]))
+
+    def without_targets(self) -> "Reads":
+        """The same rows, but no log-probabilities."""
+        return self if self.log_prob is None else replace(self, log_prob=(self.log_prob[0], None))
 
 
 class Outputs(NamedTuple):
-    """scores fp32 [S, M]; log_prob fp32 [L] of the pack's LM targets; features fp32 [S, d], what the reward heads read;
-    prototypes fp32 [K, d]. What is not computed is None."""
+    """scores fp32 [S, M]; log_prob fp32 [L] of the targets; features fp32 [S, d], what the reward heads read;
+    prototypes fp32 [K, d], beside features. What is not computed is None."""
 
     scores: Tensor
     log_prob: Tensor | None = None
@@ -38,14 +65,14 @@ class Outputs(NamedTuple):
     prototypes: Tensor | None = None
 
 
-class RewardNetwork(nn.Module):
-    """Scores each response of a pack from the last layer's output at its last token.
+class Network(nn.Module):
+    """A decoder with its heads: M reward heads, and the language model's where log-probabilities are read.
 
     Args:
         decoder: the trunk.
-        heads: M, the number of reward heads.
-        lm: whether log-probabilities of the packs' LM targets are computed in training. With untied weights the
-            network then holds a language-model head, and also where the decoder lacks the embedding.
+        heads: M.
+        lm: whether log-probabilities are read. With untied weights the network then holds a language-model head, and
+            also where the decoder lacks the embedding.
     """
 
     def __init__(self, decoder: Decoder, *, heads: int = 1, lm: bool = False) -> None:
@@ -56,32 +83,31 @@ class RewardNetwork(nn.Module):
         self.norm = Norm(config.width)
         self.head = Linear(config.width, heads, bias=False)
         self.lm = lm
-        own_table = lm and not (config.tied and decoder.embed is not None)
-        self.lm_head = decoder.factory.output(config.width, config.vocabulary) if own_table else None
-        self.gives_features = False
-        self.gives_log_prob = True  # False: not even where `lm` is set; the dropout drawn is the same
+        untied = lm and not (config.tied and decoder.embed is not None)
+        self.lm_head = decoder.factory.output(config.width, config.vocabulary) if untied else None
         self.prototypes: nn.Parameter | None = None
 
-    def forward(self, pack: PackInputs, before: Tensor | None = None) -> Outputs:
-        """What the heads give; `before` is the decoder's."""
-        # Also for a pack without targets: every rank must touch the same weights.
-        reads_lm = self.lm and self.training
-        rows = torch.cat((pack.scored, pack.lm_rows)) if reads_lm else pack.scored
-        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, rows, before)
-        scored = hidden[: len(pack.scored)] if reads_lm else hidden
+    def forward(self, pack: PackInputs, reads: Reads, before: Tensor | None = None) -> Outputs:
+        """What is read; `before` is the decoder's."""
+        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before)
+        scored = hidden if reads.log_prob is None else hidden[: len(reads.scores)]
         eps, impl = self.config.norm_eps, self.decoder.impl
         scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
-        features = prototypes = None
-        if self.gives_features and self.training:
+        features = prototypes = log_prob = None
+        if reads.features:
             wide = torch.promote_types(scored.dtype, torch.float32)
             features = rms_norm(scored.to(wide), self.norm.weight.to(wide), eps=eps, impl=impl)
             # A tensor of its own, so that whoever reads it does so within the forward pass, where it is whole.
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
-        if not (reads_lm and self.gives_log_prob):
-            return Outputs(scores, None, features, prototypes)
-        normed = rms_norm(hidden[len(pack.scored) :], self.norm.weight, eps=eps, impl=impl)
-        log_prob = self.decoder.factory.log_prob(normed, self._table().weight, pack.lm_targets.clamp(min=0), impl)
+        if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
+            normed = rms_norm(hidden[len(reads.scores) :], self.norm.weight, eps=eps, impl=impl)
+            log_prob = self.decoder.factory.log_prob(normed, self._table().weight, targets.clamp(min=0), impl)
         return Outputs(scores, log_prob, features, prototypes)
+
+    def score(self, pack: ScoredPack) -> Tensor:
+        """Scores [S, M] of the pack's scored tokens."""
+        scores: Tensor = self(pack, Reads(scores=pack.scored)).scores
+        return scores
 
     def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head
@@ -92,10 +118,14 @@ class RewardNetwork(nn.Module):
         """Weights that products read in the decoder's dtype, whatever they are stored in."""
         return linear_weights(self.decoder) + (list(self._table().parameters()) if self.lm else [])
 
-    def beside_scores(self) -> list[nn.Parameter]:
-        """Weights that scores do not depend on: they have no gradient where a loss reads nothing else."""
-        table = [] if self.lm_head is None else list(self.lm_head.parameters())
-        return table if self.prototypes is None else [*table, self.prototypes]
+    def unread(self, reads: Reads) -> list[nn.Parameter]:
+        """Weights of heads that are not read: a step that reads nothing else has no gradient of them."""
+        heads: list[nn.Parameter] = []
+        if self.lm_head is not None and reads.log_prob is None:
+            heads += self.lm_head.parameters()
+        if self.prototypes is not None and not reads.features:
+            heads.append(self.prototypes)
+        return heads
 
     @torch.no_grad()
     def add_prototypes(self, count: int, seed: int) -> None:
@@ -118,7 +148,7 @@ class RewardNetwork(nn.Module):
 
 
 @torch.no_grad()
-def initialise(network: RewardNetwork, seed: int, names: set[str] | None = None) -> None:
+def initialise(network: Network, seed: int, names: set[str] | None = None) -> None:
     """Random weights as transformers draws them: normal matrices, norms of 1, biases of 0.
 
     Args:
@@ -129,7 +159,7 @@ def initialise(network: RewardNetwork, seed: int, names: set[str] | None = None)
             parameter.copy_(draw(network, seed, i, name))
 
 
-def draw(network: RewardNetwork, seed: int, number: int, name: str) -> Tensor:
+def draw(network: Network, seed: int, number: int, name: str) -> Tensor:
     """fp32: a parameter's random weights, whole. Each draws from a stream of its own, so that the heads of a pretrained
     model come out as they do in one from scratch.
 
