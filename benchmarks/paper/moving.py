@@ -31,10 +31,10 @@ from rmfast.data.treat import treat_table
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.scoring.score import score_table
 from rmfast.kernels import difference_loss
+from rmfast.models.network import Reads
 from rmfast.objectives.contrastive import feature_overlap
 from rmfast.objectives.meta import difference_variance
 from rmfast.parallel.world import World
-from rmfast.tasks.ensemble.features import Trunk
 
 NOISE = 0.3  # planted share, but for detection
 NOISES = (0.1, 0.2, 0.3, 0.4)
@@ -212,11 +212,11 @@ def contrastive(lab: Lab, seed: int) -> Rows:
 
 @torch.no_grad()
 def overlap(run: MeasuredRun, of: GroupTable) -> float:
-    """Mean cosine of the features of better and worse; the run's network trains no more after it."""
-    trunk = Trunk(run.engine.network).eval()
+    """Mean cosine of the features of better and worse."""
     packs, _ = rank_packs(of, np.arange(len(of)), ranks=1, rank=0, budget=BUDGET)
     there = [pack.to(run.engine.device) for pack in packs]
-    cosines = sum(float(feature_overlap(trunk(pack).scores, pack)) for pack in there)
+    read = run.engine.read(packs, lambda pack: Reads(scores=pack.scored, features=True))
+    cosines = sum(float(feature_overlap(out.features, pack)) for out, pack in zip(read, there, strict=True))
     return cosines / int((table_edges(of).weight > 0).sum())
 
 

@@ -1,24 +1,38 @@
 """A pack: the tensors of some prompt groups, laid end to end without padding."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rmfast.data.edge_columns import EdgeColumns, join_edges, take_edges
 from rmfast.data.table import GroupTable
 from rmfast.kernels import prefix_layout
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenColumns:
+    """L tokens that are predicted: the place in the pack of the token from whose hidden state each is predicted, and
+    its id (-1 where nothing is); int64 [L]."""
+
+    rows: Tensor
+    ids: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "TokenColumns":
+        """The tokens with every column changed."""
+        return TokenColumns(rows=change(self.rows), ids=change(self.ids))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pack:
     """T tokens, S responses, E edges, L predicted tokens of chosen responses.
 
-    `scored` is each response's last token, inside the shared prefix where the response ends there. `better` and
-    `worse` index S. `lm_rows` are the tokens from whose hidden state `lm_targets` are predicted. `responses` are the
-    numbers that the table gives the responses (host only). A pack without work holds one token, which is scored though
-    no response ends there, and no edge.
+    `scored` is each response's last token, inside the shared prefix where the response ends there. Edges number
+    responses within S. `responses` are the numbers that the table gives them (host only). A pack without work holds one
+    token, which is scored though no response ends there, and no edge.
     """
 
     tokens: Tensor  # int64 [T]
@@ -27,29 +41,33 @@ class Pack:
     scored: Tensor  # int64 [S]
     is_response: Tensor  # bool [S]
     group: Tensor  # int64 [S], 0 for the first prompt group's, 1 for the next one's, ...
-    better: Tensor  # int64 [E]
-    worse: Tensor  # int64 [E]
-    margin: Tensor  # float32 [E]
-    target: Tensor  # float32 [E]
-    weight: Tensor  # float32 [E]
-    lm_rows: Tensor  # int64 [L]
-    lm_targets: Tensor  # int64 [L], -1 where nothing is predicted
+    edges: EdgeColumns[Tensor]
+    targets: TokenColumns
     groups: np.ndarray  # int64 [groups], rows of the table
     responses: np.ndarray  # int64 [S]
 
-    def tensors(self) -> dict[str, Any]:
-        """What a device needs of the pack, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor or f.type == "Tensor"}
+    def tensors(self) -> list[Tensor]:
+        """What a device needs of the pack."""
+        columns = [*vars(self.edges).values(), *vars(self.targets).values()]
+        return [*(getattr(self, name) for name in TENSORS), *columns]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Pack":
+        """The pack with every tensor changed."""
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in TENSORS}
+        return replace(self, edges=self.edges.map(change), targets=self.targets.map(change), **changed)
 
     def to(self, device: torch.device) -> "Pack":
         """The pack on a device; copies from pinned memory do not wait."""
         if device.type == "cpu":
             return self
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors().items()})
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "Pack":
         """The pack in page-locked memory."""
-        return replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
+        return self.map(Tensor.pin_memory)
+
+
+TENSORS = ("tokens", "positions", "layout", "scored", "is_response", "group")
 
 
 def empty_pack() -> Pack:
@@ -62,13 +80,8 @@ def empty_pack() -> Pack:
         scored=zero,
         is_response=zero.bool(),
         group=zero,
-        better=none,
-        worse=none,
-        margin=none.float(),
-        target=none.float(),
-        weight=none.float(),
-        lm_rows=none,
-        lm_targets=none,
+        edges=EdgeColumns(better=none, worse=none, margin=none.float(), target=none.float(), weight=none.float()),
+        targets=TokenColumns(rows=none, ids=none),
         groups=np.empty(0, np.int64),
         responses=np.empty(0, np.int64),
     )
@@ -88,7 +101,7 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
     shape: list[tuple[int, list[int]]] = []
     scored: list[np.ndarray] = []
     responses: list[np.ndarray] = []
-    edges: dict[str, list[np.ndarray]] = {name: [] for name in ("better", "worse", "margin", "target", "weight")}
+    edges: list[EdgeColumns[np.ndarray]] = []
     lm_rows: list[np.ndarray] = []
     lm_targets: list[np.ndarray] = []
     group_of: list[np.ndarray] = []
@@ -114,10 +127,7 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         group_of.append(np.full(len(suffixes), number))
         of_store = table.store_edges[table.store[group]]
         low, high = int(of_store.start[g]), int(of_store.start[g + 1])
-        edges["better"].append(offset + of_store.better[low:high].astype(np.int64))
-        edges["worse"].append(offset + of_store.worse[low:high].astype(np.int64))
-        for name in ("margin", "target", "weight"):
-            edges[name].append(getattr(of_store, name)[low:high])
+        edges.append(take_edges(of_store, slice(low, high), offset))
         if lm:
             chosen = np.setdiff1d(of_store.better[low:high], of_store.worse[low:high])
             for r in chosen.tolist():
@@ -129,7 +139,6 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
                 lm_targets.append(stored[sequence[answer:] - start])
         start, offset = int(ends[-1]), offset + len(suffixes)
     ends_of_responses = torch.from_numpy(np.concatenate(scored))
-    join = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in edges.items()}
     empty = [np.empty(0, np.int64)]
     return Pack(
         tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
@@ -138,9 +147,11 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         scored=ends_of_responses,
         is_response=torch.ones_like(ends_of_responses, dtype=torch.bool),
         group=torch.from_numpy(np.concatenate(group_of)),
-        **join,
-        lm_rows=torch.from_numpy(np.concatenate(lm_rows or empty)),
-        lm_targets=torch.from_numpy(np.concatenate(lm_targets or empty).astype(np.int64)),
+        edges=join_edges(edges, np.concatenate).map(torch.from_numpy),
+        targets=TokenColumns(
+            rows=torch.from_numpy(np.concatenate(lm_rows or empty)),
+            ids=torch.from_numpy(np.concatenate(lm_targets or empty).astype(np.int64)),
+        ),
         groups=groups,
         responses=np.concatenate(responses),
     )

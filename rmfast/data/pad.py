@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmfast.data.pack import Pack
+from rmfast.data.edge_columns import NO_EDGE, EdgeColumns
+from rmfast.data.pack import Pack, TokenColumns
 from rmfast.kernels import prefix_layout
 
 SMALLEST = 16
@@ -52,19 +53,14 @@ def pad_pack(pack: Pack, tokens: int) -> Pack:
     """
     pack = pad_tokens(pack, tokens)
     scores = round_up(len(pack.scored)) - len(pack.scored)
-    edges = max(round_up(len(pack.better)), SMALLEST) - len(pack.better)
-    targets = round_up(len(pack.lm_rows)) - len(pack.lm_rows)
-
+    edges = max(round_up(len(pack.edges.weight)), SMALLEST) - len(pack.edges.weight)
+    targets = round_up(len(pack.targets.rows)) - len(pack.targets.rows)
+    filled = {name: end(getattr(pack.edges, name), edges, fill) for name, fill in vars(NO_EDGE).items()}
     return replace(
         pack,
         scored=end(pack.scored, scores, 0),
         is_response=end(pack.is_response, scores, False),
         group=torch.cat((pack.group, pack.group[-1] + 1 + torch.arange(scores))),
-        better=end(pack.better, edges, 0),
-        worse=end(pack.worse, edges, 0),
-        margin=end(pack.margin, edges, 0),
-        target=end(pack.target, edges, 1),
-        weight=end(pack.weight, edges, 0),
-        lm_rows=end(pack.lm_rows, targets, 0),
-        lm_targets=end(pack.lm_targets, targets, -1),
+        edges=EdgeColumns(**filled),
+        targets=TokenColumns(rows=end(pack.targets.rows, targets, 0), ids=end(pack.targets.ids, targets, -1)),
     )

@@ -6,27 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmfast.data.edge_columns import Edges, StoreEdges, join_edges, take_edges
 from rmfast.data.store import TokenStore
 from rmfast.errors import UserError
 
 OverLong = Literal["drop", "truncate", "error"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StoreEdges:
-    """The edges of a store's G groups as a run uses them: the store's own arrays, or treated ones in memory.
-
-    All arrays [E], as `TokenStore` describes them; group g's are those from `start[g]` to `start[g + 1]`.
-    """
-
-    start: np.ndarray  # int64 [G + 1]
-    better: np.ndarray
-    worse: np.ndarray
-    margin: np.ndarray
-    target: np.ndarray
-    weight: np.ndarray
-    strength: np.ndarray
-    identical: np.ndarray
 
 
 def _edges_of(store: TokenStore) -> StoreEdges:
@@ -252,23 +236,6 @@ def build_table(
     return table, dropped | {"truncated": truncated}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Edges:
-    """All E edges of a table and the lengths of its R responses.
-
-    `better` and `worse` (int64 [E]) number responses through the table; `group` (int64 [E]) is the row of the table;
-    `length` (int64 [R]) counts the tokens of each response alone, from where its prompt ends.
-    """
-
-    better: np.ndarray
-    worse: np.ndarray
-    group: np.ndarray
-    margin: np.ndarray
-    target: np.ndarray
-    weight: np.ndarray
-    length: np.ndarray
-
-
 def _spans(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """starts[i], starts[i] + 1, ... for counts[i] entries each, joined."""
     ends = np.cumsum(counts)
@@ -285,18 +252,15 @@ def edges_by_store(table: GroupTable) -> Iterator[tuple[int, np.ndarray, np.ndar
 
 def table_edges(table: GroupTable) -> Edges:
     """The edges of all groups of a table, in its order."""
-    columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(Edges)}
+    parts, groups, lengths = [], [], []
     for number, rows, take in edges_by_store(table):
-        store, edges = table.stores[number], table.store_edges[number]
+        store = table.stores[number]
         g, counts = table.index[rows], table.edges[rows]
-        first = np.repeat(table.first_response[rows], counts)
-        columns["better"].append(first + edges.better[take])
-        columns["worse"].append(first + edges.worse[take])
-        columns["group"].append(np.repeat(rows, counts))
-        for name in ("margin", "target", "weight"):
-            columns[name].append(getattr(edges, name)[take])
+        parts.append(take_edges(table.store_edges[number], take, np.repeat(table.first_response[rows], counts)))
+        groups.append(np.repeat(rows, counts))
         responses = np.diff(store.response_start)[g]
         spans = _spans(store.response_start[g], responses)
         prefix = np.repeat(store.prefix_length[g].astype(np.int64), responses)
-        columns["length"].append(prefix + store.suffix_length[spans] - store.answer_start[spans])
-    return Edges(**{name: np.concatenate(parts) for name, parts in columns.items()})
+        lengths.append(prefix + store.suffix_length[spans] - store.answer_start[spans])
+    columns = vars(join_edges(parts, np.concatenate))
+    return Edges(**columns, group=np.concatenate(groups), length=np.concatenate(lengths))

@@ -3,7 +3,8 @@
 import numpy as np
 
 from rmfast.data.denoise import Denoise, Treatment, treat
-from rmfast.data.table import GroupTable, StoreEdges, edge_columns, edges_by_store, per_group, select
+from rmfast.data.edge_columns import StoreEdges
+from rmfast.data.table import GroupTable, edge_columns, edges_by_store, per_group, select
 
 
 def treat_table(table: GroupTable, options: Denoise) -> tuple[GroupTable, Treatment | None]:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from rmfast.data.edge_columns import join_edges
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, shared_prefix, tokens_in_a_pack
 from rmfast.kernels import prefix_layout
@@ -50,8 +51,8 @@ def add_views(pack: Pack, views: Views) -> Pack:
         layout = torch.cat((pack.layout, pack.layout + count), 1)
     else:
         take, first, second, layout = _with_copies(pack)
-    edges = {name: getattr(pack, name).repeat(2) for name in ("margin", "target", "weight")}
-    responses = len(pack.scored)
+    edges, responses = pack.edges, len(pack.scored)
+    again = replace(edges, better=edges.better + responses, worse=edges.worse + responses)
     return replace(
         pack,
         tokens=pack.tokens[take],
@@ -60,10 +61,8 @@ def add_views(pack: Pack, views: Views) -> Pack:
         scored=torch.cat((first[pack.scored], second[pack.scored])),
         is_response=pack.is_response.repeat(2),
         group=pack.group.repeat(2),
-        better=torch.cat((pack.better, pack.better + responses)),
-        worse=torch.cat((pack.worse, pack.worse + responses)),
-        lm_rows=first[pack.lm_rows],
-        **edges,
+        edges=join_edges([edges, again], torch.cat),
+        targets=replace(pack.targets, rows=first[pack.targets.rows]),
     )
 
 

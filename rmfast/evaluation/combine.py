@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rmfast.data.table import Edges
+from rmfast.data.edge_columns import Edges
 from rmfast.evaluation.metrics import Floats, pairwise_metrics
 
 Rule = Literal["mean", "median", "worst", "mean-k-std", "majority"]

@@ -12,11 +12,9 @@ from rmfast.models.network import Outputs, Reads
 P = TypeVar("P", contravariant=True)
 
 
-class EdgePack(Protocol):
-    """What objectives of pairs read of a pack: edges [E], which of the S scores are responses', LM targets [L]."""
+class EdgeTensors(Protocol):
+    """E edges between the S scores of a pack (see `rmfast.data.edge_columns`)."""
 
-    @property
-    def is_response(self) -> Tensor: ...
     @property
     def better(self) -> Tensor: ...
     @property
@@ -27,12 +25,29 @@ class EdgePack(Protocol):
     def target(self) -> Tensor: ...
     @property
     def weight(self) -> Tensor: ...
+
+
+class TargetTensors(Protocol):
+    """L tokens that are predicted: from which of the pack's, and their ids."""
+
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def ids(self) -> Tensor: ...
+
+
+class EdgePack(Protocol):
+    """What objectives of pairs read of a pack: the tokens that are scored and which of them end a response, edges and
+    targets."""
+
     @property
     def scored(self) -> Tensor: ...
     @property
-    def lm_rows(self) -> Tensor: ...
+    def is_response(self) -> Tensor: ...
     @property
-    def lm_targets(self) -> Tensor: ...
+    def edges(self) -> EdgeTensors: ...
+    @property
+    def targets(self) -> TargetTensors: ...
 
 
 class BatchTotals(Protocol):

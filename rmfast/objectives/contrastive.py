@@ -56,11 +56,11 @@ class ContrastiveObjective:
         Args:
             pack: with both views, on the CPU: how many rows there are must be known without waiting for the device.
         """
-        edges = len(pack.weight) // 2  # of the first view
-        weighing = (pack.weight[:edges] > 0).nonzero()[:, 0]
+        edges = len(pack.edges.weight) // 2  # of the first view
+        weighing = (pack.edges.weight[:edges] > 0).nonzero()[:, 0]
         if self.on == "difference":
             return weighing
-        return torch.cat((pack.better[weighing], pack.worse[weighing])).unique()
+        return torch.cat((pack.edges.better[weighing], pack.edges.worse[weighing])).unique()
 
     def items(self, features: Tensor, pack: EdgePack) -> tuple[Tensor, Tensor]:
         """Both views' rows [n, d] of a pack's features [2 R, d]; the pack as for `chosen`."""
@@ -69,7 +69,7 @@ class ContrastiveObjective:
         if self.on == "pair":
             rows = upload(rows, features.device)
             return s[rows], t[rows]
-        better, worse = (upload(side[rows], features.device) for side in (pack.better, pack.worse))
+        better, worse = (upload(side[rows], features.device) for side in (pack.edges.better, pack.edges.worse))
         return s[better] - s[worse], t[better] - t[worse]
 
     def loss(
@@ -135,8 +135,8 @@ def codes_used(rows: Tensor, prototypes: Tensor) -> Tensor:
 def feature_overlap(features: Tensor, pack: EdgePack) -> Tensor:
     """Sum, over a pack's edges that weigh something, of the cosine of the better and the worse response's features:
     what the term lowers."""
-    cosines = F.cosine_similarity(features[pack.better], features[pack.worse])
-    return cosines.where(torch.as_tensor(pack.weight > 0), 0.0).sum()
+    cosines = F.cosine_similarity(features[pack.edges.better], features[pack.edges.worse])
+    return cosines.where(torch.as_tensor(pack.edges.weight > 0), 0.0).sum()
 
 
 def upload(index: Tensor, device: torch.device) -> Tensor:

@@ -30,7 +30,7 @@ class RewardObjective:
 
     def reads(self, pack: EdgePack) -> Reads:
         """See `Objective`."""
-        log_prob = (pack.lm_rows, pack.lm_targets) if self.lm else None
+        log_prob = (pack.targets.rows, pack.targets.ids) if self.lm else None
         return Reads(scores=pack.scored, log_prob=log_prob, features=self.batch_term is not None)
 
     def __call__(self, outputs: Outputs, pack: EdgePack, totals: BatchTotals) -> tuple[Tensor, Statistics]:
@@ -46,11 +46,11 @@ class RewardObjective:
         """
         ranking = ranking_loss(
             outputs.scores.T,
-            pack.better,
-            pack.worse,
-            margin=pack.margin,
-            target=pack.target,
-            weight=pack.weight,
+            pack.edges.better,
+            pack.edges.worse,
+            margin=pack.edges.margin,
+            target=pack.edges.target,
+            weight=pack.edges.weight,
             center=self.center,
             total_weight=totals.weight,
             impl=self.impl,
@@ -60,7 +60,7 @@ class RewardObjective:
         if self.lm and outputs.log_prob is not None:
             count = totals.lm_tokens
             count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-            lm_loss = -outputs.log_prob.where(pack.lm_targets >= 0, 0.0).sum() / count
+            lm_loss = -outputs.log_prob.where(pack.targets.ids >= 0, 0.0).sum() / count
             loss = loss + self.lm * lm_loss
         return loss, _statistics(loss, ranking, lm_loss, outputs.scores, pack)
 
@@ -83,7 +83,7 @@ class RewardObjective:
 @torch.no_grad()
 def _statistics(loss: Tensor, ranking: Tensor, lm_loss: Tensor, scores: Tensor, pack: EdgePack) -> Statistics:
     rewards, counted = scores.detach().mean(1), pack.is_response
-    gap = rewards[pack.better] - rewards[pack.worse]
+    gap = rewards[pack.edges.better] - rewards[pack.edges.worse]
     sums = {
         "loss": loss.detach(),
         "ranking_loss": ranking.detach(),

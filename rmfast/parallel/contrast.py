@@ -54,7 +54,7 @@ class Contrast:
             grads = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         self._remember(s.detach(), t.detach())
         overlaps = [feature_overlap(f, pack) for f, pack in zip(features, inputs, strict=True)]
-        weighing = [(pack.weight > 0).sum().to(overlaps[0].dtype) for pack in inputs]
+        weighing = [(pack.edges.weight > 0).sum().to(overlaps[0].dtype) for pack in inputs]
         overlap, edges = self.world.sum_(torch.stack((torch.stack(overlaps).sum(), torch.stack(weighing).sum())))
         figures |= {"contrastive_loss": term.detach(), "feature_overlap": overlap / edges.clamp(min=1)}
         of_prototypes = None
@@ -66,7 +66,7 @@ class Contrast:
     def _keys(self, pack: Pack) -> Tensor:
         """int64 [n] on the CPU: by these, the rows of all packs come into the data's order."""
         numbers, chosen = torch.from_numpy(pack.responses), self.objective.chosen(pack)
-        return numbers[chosen if self.objective.on == "pair" else pack.better[chosen]]
+        return numbers[chosen if self.objective.on == "pair" else pack.edges.better[chosen]]
 
     def _gather(self, rows_here: Tensor, keys: Tensor) -> Tensor:
         """[2, n, d] of all ranks; this rank's rows carry gradients. Their order is the data's, whatever the ranks.

@@ -5,7 +5,7 @@ all that changes from pack to pack lies in tensors, and gradients add up in one 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -86,7 +86,7 @@ class PackGraphs:
 
     def __call__(self, pack: Pack, totals: BatchTotals) -> Statistics:
         """Statistics of a pack that lies on the CPU or the device; its gradients are added."""
-        shape = tuple(tensor.shape for tensor in pack.tensors().values())
+        shape = tuple(tensor.shape for tensor in pack.tensors())
         if shape not in self._graphs:
             self._graphs[shape] = _Graph(self, pack)
         return self._graphs[shape].run(pack, totals)
@@ -95,7 +95,7 @@ class PackGraphs:
 class _Graph:
     def __init__(self, graphs: PackGraphs, pack: Pack) -> None:
         buffer = graphs.gradients.buffer
-        self._pack = replace(pack, **{name: t.to(buffer.device, copy=True) for name, t in pack.tensors().items()})
+        self._pack = pack.map(lambda tensor: tensor.to(buffer.device, copy=True))
         self._totals = TotalsOnDevice(*torch.ones(3, device=buffer.device).unbind())
         self._statistics: Statistics | None = None
 
@@ -109,8 +109,8 @@ class _Graph:
         buffer.copy_(before)
 
     def run(self, pack: Pack, totals: BatchTotals) -> Statistics:
-        for name, tensor in pack.tensors().items():
-            getattr(self._pack, name).copy_(tensor, non_blocking=True)
+        for kept, tensor in zip(self._pack.tensors(), pack.tensors(), strict=True):
+            kept.copy_(tensor, non_blocking=True)
         self._totals.groups.fill_(totals.groups)
         self._totals.weight.fill_(totals.weight)
         self._totals.lm_tokens.fill_(totals.lm_tokens)

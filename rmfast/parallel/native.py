@@ -92,7 +92,7 @@ class NativeEngine(Stepping):
         # Gradients become views of DDP's buckets in a backward that reduces them. Let the first be one of no work, so
         # that no step adds up its packs in tensors beside the buckets.
         pack = empty_pack().to(self.device)
-        log_prob = (pack.lm_rows, pack.lm_targets) if self.network.lm else None
+        log_prob = (pack.targets.rows, pack.targets.ids) if self.network.lm else None
         reads = Reads(scores=pack.scored, log_prob=log_prob, features=self.network.prototypes is not None)
         outputs = self.module.train()(pack, reads)
         torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()

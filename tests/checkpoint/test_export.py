@@ -67,7 +67,7 @@ def export(
 def sequences_and_scores(network: Network, table: GroupTable) -> tuple[list[list[int]], Tensor]:
     rows = torch.arange(len(table)).numpy()
     with torch.no_grad():
-        scores = network.eval()(build_pack(table, rows)).scores.float()
+        scores = network.eval().score(build_pack(table, rows)).float()
     return [s for row in rows for s in table.sequences_of(int(row))], scores
 
 

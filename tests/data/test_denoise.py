@@ -303,20 +303,23 @@ def check_packs(table: GroupTable) -> None:
     for group in range(len(table)):
         pack = build_pack(table, np.array([group]), lm=True)
         first = table.first_response[group]
-        columns = (pack.better + first, pack.worse + first, pack.margin, pack.target, pack.weight)
-        assert list(zip(*(c.tolist() for c in columns), strict=True)) == [e[1:] for e in edges if e[0] == group]
-        assert len(pack.lm_rows) == table.lm[group]
-        assert pack.weight.dtype == pack.margin.dtype == pack.target.dtype == torch.float32
-        assert float(pack.weight.double().sum()) == pytest.approx(table.weight[group])
+        e = pack.edges
+        columns = (e.better + first, e.worse + first, e.margin, e.target, e.weight)
+        assert list(zip(*(c.tolist() for c in columns), strict=True)) == [
+            edge[1:] for edge in edges if edge[0] == group
+        ]
+        assert len(pack.targets.rows) == table.lm[group]
+        assert pack.edges.weight.dtype == pack.edges.margin.dtype == pack.edges.target.dtype == torch.float32
+        assert float(pack.edges.weight.double().sum()) == pytest.approx(table.weight[group])
     whole = build_pack(table, np.arange(len(table)), lm=True)
-    assert len(whole.better) == len(edges) and whole.margin.tolist() == [e[3] for e in edges]
+    assert len(whole.edges.better) == len(edges) and whole.edges.margin.tolist() == [e[3] for e in edges]
 
 
 def test_the_chosen_response_of_a_flipped_pair_is_what_the_lm_loss_reads() -> None:
     table, _ = build_table([strong(store_of([PAIR]), [-1.0])])
     after, _ = treat_table(table, Denoise(flip=1.0))
-    assert build_pack(table, np.array([0]), lm=True).lm_targets.tolist() == [5]
-    assert build_pack(after, np.array([0]), lm=True).lm_targets.tolist() == [6, 7]
+    assert build_pack(table, np.array([0]), lm=True).targets.ids.tolist() == [5]
+    assert build_pack(after, np.array([0]), lm=True).targets.ids.tolist() == [6, 7]
 
 
 def test_groups_that_lose_their_edges_are_left_out() -> None:

@@ -1,6 +1,7 @@
 """A pack, read back through its layout as attention sees it, gives every sequence, position, edge and LM target."""
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -19,8 +20,10 @@ from tests.data.test_table import cut_groups
 from tests.tiny import Group, pack_of, table_of
 
 DTYPES = {
-    **dict.fromkeys(("tokens", "positions", "scored", "better", "worse", "lm_rows", "lm_targets"), torch.int64),
-    **dict.fromkeys(("margin", "target", "weight"), torch.float32),
+    **dict.fromkeys(
+        ("tokens", "positions", "scored", "edges.better", "edges.worse", "targets.rows", "targets.ids"), torch.int64
+    ),
+    **dict.fromkeys(("edges.margin", "edges.target", "edges.weight"), torch.float32),
     "layout": torch.int32,
 }
 
@@ -35,7 +38,7 @@ def seen_by(pack: Pack, row: int) -> list[int]:
 
 def check_dtypes(pack: Pack) -> None:
     for name, dtype in DTYPES.items():
-        tensor: Tensor = getattr(pack, name)
+        tensor: Tensor = attrgetter(name)(pack)
         assert tensor.dtype == dtype and tensor.is_contiguous(), name
     assert pack.layout.shape == (4, len(pack.tokens)) and len(pack.positions) == len(pack.tokens)
 
@@ -57,9 +60,7 @@ def test_reads_back(data: st.DataObject, bos: bool, limit: int | None, random: o
     flat = [s for g in laid for s in g.sequences]
     edges = [
         (flat[b], flat[w], margin, target, weight)
-        for b, w, margin, target, weight in zip(
-            *(getattr(pack, n).tolist() for n in ("better", "worse", "margin", "target", "weight")), strict=True
-        )
+        for b, w, margin, target, weight in zip(*(c.tolist() for c in vars(pack.edges).values()), strict=True)
     ]
     assert edges == [
         (g.sequences[b], g.sequences[w], *values)
@@ -68,7 +69,7 @@ def test_reads_back(data: st.DataObject, bos: bool, limit: int | None, random: o
     ]
     predictions = [
         (seen_by(pack, row), target)
-        for row, target in zip(pack.lm_rows.tolist(), pack.lm_targets.tolist(), strict=True)
+        for row, target in zip(pack.targets.rows.tolist(), pack.targets.ids.tolist(), strict=True)
     ]
     assert predictions == [
         (g.sequences[r][:t], g.sequences[r][t])
@@ -81,11 +82,11 @@ def test_reads_back(data: st.DataObject, bos: bool, limit: int | None, random: o
     numbers = [n for g in order for n in range(table.first_response[g], table.first_response[g + 1])]
     assert pack.responses.tolist() == numbers
     # The table's counts, which plans and totals go by, are those of the pack.
-    assert len(pack.tokens) == table.stored[rows].sum() and len(pack.lm_rows) == table.lm[rows].sum()
+    assert len(pack.tokens) == table.stored[rows].sum() and len(pack.targets.rows) == table.lm[rows].sum()
     assert sum(len(seen_by(pack, row)) for row in range(len(pack.tokens))) == table.visible[rows].sum()
-    assert len(pack.better) == table.edges[rows].sum()
+    assert len(pack.edges.better) == table.edges[rows].sum()
     plain = build_pack(table, np.array(order))
-    assert len(plain.lm_rows) == len(plain.lm_targets) == 0
+    assert len(plain.targets.rows) == len(plain.targets.ids) == 0
     check_dtypes(plain)
 
 
@@ -109,7 +110,7 @@ def test_a_response_inside_the_prefix_is_scored_there() -> None:
 )
 def test_lm_rows(answer: list[int], rows: list[int], targets: list[int]) -> None:
     pack = pack_of([Group([[3, 4, 5, 6], [3, 4, 7]], ((0, 1),), answer)], lm=True)
-    assert pack.lm_rows.tolist() == rows and pack.lm_targets.tolist() == targets
+    assert pack.targets.rows.tolist() == rows and pack.targets.ids.tolist() == targets
 
 
 def test_lm_rows_of_truncated_prompts() -> None:
@@ -123,7 +124,7 @@ def test_lm_rows_of_truncated_prompts() -> None:
         table = table_of([group], bos, max_length=limit, over_long="truncate")
         pack = build_pack(table, np.array([0]), lm=True)
         assert pack.tokens.tolist() == tokens
-        assert pack.lm_rows.tolist() == rows and pack.lm_targets.tolist() == targets
+        assert pack.targets.rows.tolist() == rows and pack.targets.ids.tolist() == targets
         assert table.lm.tolist() == [len(rows)]
 
 
@@ -131,7 +132,7 @@ def test_a_pack_without_work() -> None:
     for pack in (empty_pack(), build_pack(table_of([Group([[3]])]), np.empty(0, np.int64), lm=True)):
         check_dtypes(pack)
         assert len(pack.tokens) == len(pack.scored) == 1 and pack.scored.tolist() == [0]
-        assert not len(pack.better) and not len(pack.weight) and not len(pack.lm_rows)
+        assert not len(pack.edges.better) and not len(pack.edges.weight) and not len(pack.targets.rows)
         assert not len(pack.groups) and not len(pack.responses)
 
 
@@ -139,7 +140,7 @@ def test_all_tensors_go_to_the_device() -> None:
     pack = pack_of([Group([[3, 4], [3, 5]], ((0, 1),))], lm=True)
     assert pack.to(torch.device("cpu")) is pack
     moved = pack.to(torch.device("meta"))
-    assert all(getattr(moved, name).device.type == "meta" for name in DTYPES)
+    assert all(attrgetter(name)(moved).device.type == "meta" for name in DTYPES)
     assert moved.responses is pack.responses
 
 

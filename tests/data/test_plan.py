@@ -235,9 +235,9 @@ def steps_of(steps: StepLoader, first: int = 0) -> list[Step]:
 
 def same(a: Step, b: Step) -> bool:
     tensors = all(
-        np.array_equal(getattr(p, name), getattr(q, name))
+        np.array_equal(x, y)
         for p, q in zip(a.packs, b.packs, strict=True)
-        for name in ("tokens", "layout", "scored", "better", "weight", "lm_rows", "groups", "responses")
+        for x, y in zip((*p.tensors(), p.groups, p.responses), (*q.tensors(), q.groups, q.responses), strict=True)
     )
     return tensors and (a.number, a.epoch, a.totals) == (b.number, b.epoch, b.totals)
 
@@ -259,10 +259,10 @@ def test_steps_are_those_of_one_rank(ranks: int) -> None:
         packs = [pack for share in shares for pack in share.packs]
         totals = whole.totals
         assert totals.groups == len(groups)
-        assert totals.edges == sum(len(p.better) for p in packs)
+        assert totals.edges == sum(len(p.edges.better) for p in packs)
         assert totals.responses == sum(len(p.responses) for p in packs)
-        assert totals.weight == pytest.approx(sum(p.weight.sum().item() for p in packs))
-        assert totals.lm_tokens == sum(len(p.lm_targets) for p in packs)
+        assert totals.weight == pytest.approx(sum(p.edges.weight.sum().item() for p in packs))
+        assert totals.lm_tokens == sum(len(p.targets.ids) for p in packs)
         assert totals.stored_tokens == sum(len(p.tokens) for p in packs) - idle
         assert totals.sequence_tokens == sum(p.positions[p.scored].sum().item() + len(p.responses) for p in packs)
         assert totals.visible == sum(p.positions.sum().item() + len(p.tokens) for p in packs) - idle

@@ -38,13 +38,13 @@ def test_both_views_of_a_response_see_its_sequence(
     for view in (0, 1):
         for r in range(count):
             assert seen(pack, int(pack.scored[view * count + r])) == seen(plain, int(plain.scored[r]))
-    edges = len(plain.better)
+    edges = len(plain.edges.better)
     for name in ("better", "worse"):
-        assert torch.equal(getattr(pack, name)[:edges], getattr(plain, name))
-        assert torch.equal(getattr(pack, name)[edges:], getattr(plain, name) + count)
-    assert torch.equal(pack.weight, plain.weight.repeat(2))
-    assert torch.equal(pack.tokens[pack.lm_rows], plain.tokens[plain.lm_rows])
-    for now, then in zip(pack.lm_rows.tolist(), plain.lm_rows.tolist(), strict=True):
+        assert torch.equal(getattr(pack.edges, name)[:edges], getattr(plain.edges, name))
+        assert torch.equal(getattr(pack.edges, name)[edges:], getattr(plain.edges, name) + count)
+    assert torch.equal(pack.edges.weight, plain.edges.weight.repeat(2))
+    assert torch.equal(pack.tokens[pack.targets.rows], plain.tokens[plain.targets.rows])
+    for now, then in zip(pack.targets.rows.tolist(), plain.targets.rows.tolist(), strict=True):
         assert seen(pack, now) == seen(plain, then)
     # What is planned is what is computed.
     assert view_tokens(table, rows, views).sum() == len(pack.tokens)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rmfast import cli
-from rmfast.data.table import Edges
+from rmfast.data.edge_columns import Edges
 from rmfast.evaluation.combine import (
     RULES,
     agreement,

@@ -184,15 +184,15 @@ def test_a_network_gives_what_is_read_and_no_more(saved: Saved) -> None:
     network, _ = load_network(saved("qwen2")[1], lm=True)
     pack = packs_of(table_of(lm_groups()), lm=True)[0]
     scores = Reads(scores=pack.scored)
-    everything = replace(scores, log_prob=(pack.lm_rows, pack.lm_targets), features=True)
+    everything = replace(scores, log_prob=(pack.targets.rows, pack.targets.ids), features=True)
     whole, rows, alone = (network(pack, reads) for reads in (everything, everything.without_targets(), scores))
-    assert whole.log_prob.shape == pack.lm_targets.shape
+    assert whole.log_prob.shape == pack.targets.ids.shape
     assert whole.features.shape == (len(pack.scored), network.config.width)
     assert rows.log_prob is None and torch.equal(rows.features, whole.features)
     assert alone.log_prob is None and alone.features is None
     torch.testing.assert_close(alone.scores, whole.scores)
     torch.testing.assert_close(whole.features @ network.head.weight.T, whole.scores)
-    assert network.unread(scores) == [network.lm_head.weight] and not network.unread(everything)
+    assert [id(w) for w in network.unread(scores)] == [id(network.lm_head.weight)] and not network.unread(everything)
 
 
 @pytest.mark.parametrize("budget", [96, 150, 400])
@@ -212,7 +212,8 @@ def test_a_pack_without_work_adds_zeros_for_every_weight(saved: Saved, tmp_path:
     network, _ = load_network(tmp_path, lm=True)
     totals = totals_of(table_of(lm_groups()), np.arange(3))
     pack = empty_pack()
-    loss, statistics = RewardObjective(center=0.1, lm=1.0)(*network.train()(pack)[:2], pack, totals)
+    objective = RewardObjective(center=0.1, lm=1.0)
+    loss, statistics = objective(network.train()(pack, objective.reads(pack)), pack, totals)
     loss.backward()
     assert loss.item() == 0 and not sums(statistics).any() and maxima(statistics).tolist() == [-torch.inf, -torch.inf]
     # Other ranks wait for a gradient of each.
@@ -244,7 +245,7 @@ def test_freeze_refuses_layers_that_are_not_there(saved: Saved) -> None:
 def held_for_backward(network: Network, pack: Pack) -> int:
     """Bytes that a forward leaves alive while its result lives."""
     with Results() as results:
-        scores = network.train()(pack).scores
+        scores = network.train().score(pack)
     assert scores.requires_grad
     return results.alive(besides=[*network.parameters(), *network.buffers()])
 

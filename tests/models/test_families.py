@@ -18,7 +18,7 @@ FAMILIES = sorted(CONFIGS)
 
 @torch.no_grad()
 def our_scores(network: Network, groups: list[Group]) -> Tensor:
-    return network.eval()(pack_of(groups)).scores
+    return network.eval().score(pack_of(groups))
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def test_scores(saved: Saved, name: str) -> None:
     theirs = hf_scores(model, [s for g in groups for s in g.sequences])
     assert_scores(our_scores(network, groups), theirs)
     # Training mode without dropout is the same computation.
-    assert_scores(network.train()(pack_of(groups)).scores, theirs)
+    assert_scores(network.train().score(pack_of(groups)), theirs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -42,7 +42,7 @@ LLAMA31 = {
 
 @torch.no_grad()
 def scores(path: Path) -> torch.Tensor:
-    return load_network(path)[0].eval()(pack_of(odd_groups())).scores
+    return load_network(path)[0].eval().score(pack_of(odd_groups()))
 
 
 def same_scores(model: torch.nn.Module, path: Path) -> None:

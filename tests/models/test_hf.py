@@ -34,7 +34,7 @@ def folder(saved: Saved, tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def scores(network: Network) -> Tensor:
-    return network.eval()(pack_of(odd_groups())).scores
+    return network.eval().score(pack_of(odd_groups()))
 
 
 def refused(path: Path, *parts: str, **options: object) -> None:

@@ -50,7 +50,7 @@ def same_scores(saved: Saved, name: str, folder: Path, **options: object) -> Non
     """transformers' scores of the model as it was before its names changed."""
     network, _ = load_network(folder, **options)  # type: ignore[arg-type]
     truth = hf_scores(saved(name)[0], [s for g in odd_groups() for s in g.sequences])
-    torch.testing.assert_close(network.eval()(pack_of(odd_groups())).scores, truth, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network.eval().score(pack_of(odd_groups())), truth, rtol=1e-5, atol=1e-5)
 
 
 # Wrappers
@@ -186,7 +186,7 @@ def test_labels_are_no_ensemble(saved: Saved, tmp_path: Path) -> None:
     with torch.no_grad():
         truth = hf_scores(model, sequences)
         for label, row in (("helpfulness", 0), ("verbosity", 2), (1, 1), ("1", 1)):
-            scores = load_network(named, label=label)[0].eval()(pack_of(odd_groups())).scores
+            scores = load_network(named, label=label)[0].eval().score(pack_of(odd_groups()))
             torch.testing.assert_close(scores, truth[:, row : row + 1], rtol=1e-5, atol=1e-5)
     for options in ({"label": "ensemble"}, {"heads": 3}):
         assert load_network(named, **options)[0].head.weight.shape == (3, 32)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ ROPES: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 def scores(network: Network) -> Tensor:
-    return network.eval()(pack_of(odd_groups())).scores
+    return network.eval().score(pack_of(odd_groups()))
 
 
 def exported(folder: Path, config: PreTrainedConfig, heads: int = 1) -> dict[str, Any]:

@@ -8,31 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rmfast.data.edge_columns import NAMES, EdgeColumns
+from rmfast.data.pack import Pack, TokenColumns, empty_pack
 from rmfast.models.network import Outputs
 from rmfast.objectives.base import Statistics, join_statistics
 from rmfast.objectives.reward import RewardObjective
 from tests.figures import maxima, sums
 
 
-@dataclass(frozen=True)
-class Edges:
-    """Edges of a pack, and the log-probabilities of its LM targets."""
-
-    better: Tensor
-    worse: Tensor
-    margin: Tensor
-    target: Tensor
-    weight: Tensor
-    is_response: Tensor = torch.ones(8, dtype=torch.bool)
-    lm_targets: Tensor = torch.arange(5)
-
-    def part(self, edges: slice, targets: slice, responses: int = 8) -> "Edges":
-        values = {name: getattr(self, name)[edges] for name in EDGE}
-        return Edges(**values, is_response=self.is_response[:responses], lm_targets=self.lm_targets[targets])
-
-
-EDGE = ("better", "worse", "margin", "target", "weight")
-IDLE = {"is_response": torch.zeros(1, dtype=torch.bool), "lm_targets": torch.arange(0)}
+def part(pack: Pack, edges: slice, targets: slice) -> Pack:
+    some = TokenColumns(rows=pack.targets.rows[targets], ids=pack.targets.ids[targets])
+    return replace(pack, edges=pack.edges.map(lambda column: column[edges]), targets=some)
 
 
 @dataclass(frozen=True)
@@ -41,12 +27,12 @@ class Totals:
     lm_tokens: int
 
 
-def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Edges, Totals]:
+def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Pack, Totals]:
     """Scores [8, M], log-probabilities [5] and six edges; a tie is among them."""
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(8, heads, generator=g)
     scores[5] = scores[4]
-    edges = Edges(
+    edges = EdgeColumns(
         better=torch.tensor([0, 2, 4, 6, 7, 3]),
         worse=torch.tensor([1, 3, 5, 7, 6, 0]),
         margin=torch.tensor([0.0, 0.5, 0.0, -1.0, 0.0, 2.0]),
@@ -54,13 +40,15 @@ def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Edges, Totals]:
         weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 0.25]),
     )
     log_prob = -torch.rand(5, generator=g)
-    return scores.requires_grad_(), log_prob.requires_grad_(), edges, Totals(4.75, 5)
+    targets = TokenColumns(rows=torch.arange(5), ids=torch.arange(5))
+    pack = replace(empty_pack(), is_response=torch.ones(8, dtype=torch.bool), edges=edges, targets=targets)
+    return scores.requires_grad_(), log_prob.requires_grad_(), pack, Totals(4.75, 5)
 
 
-def ranking_by_hand(scores: Tensor, edges: Edges, center: float) -> Tensor:
+def ranking_by_hand(scores: Tensor, edges: EdgeColumns[Tensor], center: float) -> Tensor:
     """Mean over heads of the weighted mean over edges."""
     total = torch.zeros(())
-    for b, w, margin, target, weight in zip(*(getattr(edges, name) for name in EDGE), strict=True):
+    for b, w, margin, target, weight in zip(*(getattr(edges, name) for name in NAMES), strict=True):
         d = scores[b] - scores[w] - margin
         loss = -target * F.logsigmoid(d) - (1 - target) * F.logsigmoid(-d) + center * (scores[b] + scores[w]) ** 2
         total = total + weight * loss.mean()
@@ -75,9 +63,9 @@ def figures(statistics: Statistics) -> dict[str, float]:
 @pytest.mark.parametrize("center", [0.0, 0.1])
 @pytest.mark.parametrize("lm", [0.0, 0.5])
 def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
-    scores, log_prob, edges, totals = made(heads)
-    loss, statistics = RewardObjective(center=center, lm=lm)(Outputs(scores, log_prob), edges, totals)
-    ranking, lm_loss = ranking_by_hand(scores, edges, center), -log_prob.mean()
+    scores, log_prob, pack, totals = made(heads)
+    loss, statistics = RewardObjective(center=center, lm=lm)(Outputs(scores, log_prob), pack, totals)
+    ranking, lm_loss = ranking_by_hand(scores, pack.edges, center), -log_prob.mean()
     expected = ranking + lm * lm_loss
     torch.testing.assert_close(loss, expected)
     ours = torch.autograd.grad(loss, (scores, log_prob), allow_unused=True, materialize_grads=True)
@@ -91,10 +79,10 @@ def test_loss_and_gradients(heads: int, center: float, lm: float) -> None:
 
 @pytest.mark.parametrize("heads", [1, 3])
 def test_statistics(heads: int) -> None:
-    scores, _, edges, totals = made(heads)
-    _, statistics = RewardObjective()(Outputs(scores), edges, totals)
+    scores, _, pack, totals = made(heads)
+    _, statistics = RewardObjective()(Outputs(scores), pack, totals)
     rewards = scores.detach().mean(1).numpy()
-    gaps = rewards[edges.better] - rewards[edges.worse]
+    gaps = rewards[pack.edges.better] - rewards[pack.edges.worse]
     found = figures(statistics)
     assert found["correct"] == (gaps > 0).sum() < len(gaps) - (gaps < 0).sum()  # a tie is not correct
     assert found["margin"] == pytest.approx(gaps.sum(), abs=1e-5)
@@ -105,12 +93,12 @@ def test_statistics(heads: int) -> None:
 
 def test_parts_of_a_global_batch_add_up() -> None:
     objective = RewardObjective(center=0.1, lm=0.5)
-    scores, log_prob, edges, totals = made(2)
-    whole, all_statistics = objective(Outputs(scores, log_prob), edges, totals)
+    scores, log_prob, pack, totals = made(2)
+    whole, all_statistics = objective(Outputs(scores, log_prob), pack, totals)
     # Scores of a part keep their numbers here; a pack without work brings one score and no edge.
-    first, a = objective(Outputs(scores, log_prob[:2]), edges.part(slice(4), slice(2)), totals)
-    second, b = objective(Outputs(scores, log_prob[2:]), edges.part(slice(4, None), slice(2, None)), totals)
-    idle, c = objective(Outputs(scores[:1], log_prob[:0]), replace(edges.part(slice(0), slice(0)), **IDLE), totals)
+    first, a = objective(Outputs(scores, log_prob[:2]), part(pack, slice(4), slice(2)), totals)
+    second, b = objective(Outputs(scores, log_prob[2:]), part(pack, slice(4, None), slice(2, None)), totals)
+    idle, c = objective(Outputs(scores[:1], log_prob[:0]), empty_pack(), totals)
     torch.testing.assert_close(first + second + idle, whole)
     joined = join_statistics([a, b, c], lambda sums: sums, lambda maxima: maxima)
     twice = {**all_statistics.sums, "reward": 2 * all_statistics.sums["reward"]}  # both parts got all responses
@@ -120,24 +108,22 @@ def test_parts_of_a_global_batch_add_up() -> None:
 
 @pytest.mark.parametrize("lm", [0.0, 0.5])
 def test_a_pack_without_work(lm: float) -> None:
-    scores, log_prob, edges, totals = made()
-    loss, statistics = RewardObjective(center=0.1, lm=lm)(
-        Outputs(scores[:1], log_prob[:0]), replace(edges.part(slice(0), slice(0)), **IDLE), totals
-    )
+    scores, log_prob, pack, totals = made()
+    loss, statistics = RewardObjective(center=0.1, lm=lm)(Outputs(scores[:1], log_prob[:0]), empty_pack(), totals)
     loss.backward()
     assert loss.item() == 0 and scores.grad is not None and not scores.grad.any()
     assert not sums(statistics).any() and maxima(statistics).tolist() == [-np.inf, -np.inf]
 
 
 def test_a_batch_without_weight_or_lm_tokens() -> None:
-    scores, log_prob, edges, _ = made()
-    loss, _ = RewardObjective(lm=0.5)(Outputs(scores, log_prob[:0]), edges.part(slice(0), slice(0)), Totals(0.0, 0))
+    scores, log_prob, pack, _ = made()
+    loss, _ = RewardObjective(lm=0.5)(Outputs(scores, log_prob[:0]), part(pack, slice(0), slice(0)), Totals(0.0, 0))
     assert loss.item() == 0
 
 
 def test_what_is_not_finite_shows() -> None:
-    scores, log_prob, edges, totals = made()
+    scores, log_prob, pack, totals = made()
     damaged = scores.detach().clone()
     damaged[2] = torch.nan
-    loss, statistics = RewardObjective()(damaged, log_prob, edges, totals)
+    loss, statistics = RewardObjective()(Outputs(damaged, log_prob), pack, totals)
     assert loss.isnan() and statistics.loss.isnan()

@@ -112,7 +112,7 @@ def test_padding_changes_nothing(model: Path, impl: str) -> None:
     [pack], padding = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True)
     [fixed], added = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True, fixed=True)
     assert padding == 0 and added == 64 - len(pack.tokens) > 0
-    assert {len(fixed.scored), len(fixed.better)} == {16} and fixed.layout.shape == (4, 64)
+    assert {len(fixed.scored), len(fixed.edges.better)} == {16} and fixed.layout.shape == (4, 64)
     statistics, grads = backward(network, pack, totals_of(table, rows))
     padded_statistics, padded_grads = backward(network, fixed, totals_of(table, rows))
     torch.testing.assert_close(padded_statistics.sums, statistics.sums)
@@ -124,7 +124,7 @@ def test_padding_changes_nothing(model: Path, impl: str) -> None:
 def test_few_shapes() -> None:
     assert [round_up(n) for n in (0, 1, 16, 17, 64, 65)] == [0, 16, 16, 32, 64, 128]
     idle = pad_pack(empty_pack(), 8)
-    assert not idle.is_response.any() and not idle.weight.any() and len(idle.tokens) == 8
+    assert not idle.is_response.any() and not idle.edges.weight.any() and len(idle.tokens) == 8
     with pytest.raises(ValueError, match="a pack of 8 tokens cannot be padded to 4"):
         pad_pack(idle, 4)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmfast.checkpoint.store import list_checkpoints, remove_checkpoint
+from rmfast.data.edge_columns import Edges
 from rmfast.data.plan import StepPlan
-from rmfast.data.table import Edges, table_edges
+from rmfast.data.table import table_edges
 from rmfast.errors import RunError
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.schedule import learning_rate

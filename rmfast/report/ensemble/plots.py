@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rmfast.data.denoise import Treatment
-from rmfast.data.table import Edges
+from rmfast.data.edge_columns import Edges
 from rmfast.evaluation.combine import agreement, mean_agreement
 from rmfast.evaluation.metrics import Floats, wilson
 from rmfast.report.plots import Plot, Theme, bins_at_zero

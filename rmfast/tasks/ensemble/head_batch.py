@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmfast.data.edge_columns import Edges
 from rmfast.data.plan import StepPlan
-from rmfast.data.table import Edges
 
 ALIGNED = 256  # bytes: where an allocator too would let a tensor begin
 

@@ -10,11 +10,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.columns import Columns, read_columns
+from rmfast.data.edge_columns import Edges
 from rmfast.data.example import BadRow
 from rmfast.data.files import write_text, written_whole
 from rmfast.data.rows import parse_row
 from rmfast.data.sources import read_rows
-from rmfast.data.table import Edges, GroupTable, table_edges
+from rmfast.data.table import GroupTable, table_edges
 from rmfast.data.tokenise import encode
 from rmfast.errors import UserError
 from rmfast.evaluation.combine import RULES, combined_metrics, mean_agreement, standardise

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from rmfast.data.table import Edges
+from rmfast.data.edge_columns import Edges
 from rmfast.report.ensemble.plots import (
     HeldOut,
     Strengths,
