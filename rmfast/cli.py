@@ -17,8 +17,8 @@ from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
 from rmfast.environment import prepare
 from rmfast.errors import RunError, UserError
+from rmfast.evaluation.combine import RULES
 
-RULES = ("mean", "median", "worst", "mean-k-std", "majority")  # of rmfast.evaluation.combine, which imports torch
 CONFIG = "as torchrun rmfast/train.py takes it, keys included"
 SOURCE = "file, folder or datasets name"
 MODEL = "Hugging Face folder, run folder or checkpoint"

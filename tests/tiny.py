@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from rmfast.data.pack import Pack, build_pack
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.store import TokenStore
 from rmfast.data.table import GroupTable, build_table
 from rmfast.models.network import Network
@@ -169,7 +170,7 @@ def store_of(groups: Sequence[Group], bos_id: int | None = None, name: str = "ti
 
 def table_of(groups: Sequence[Group], bos_id: int | None = None, **options: Any) -> GroupTable:
     """A table of all groups, those without edges too."""
-    return build_table([store_of(groups, bos_id)], need_edges=False, **options)[0]
+    return build_table([store_of(groups, bos_id)], kind=RESPONSES, **options)[0]
 
 
 def pack_of(groups: Sequence[Group], lm: bool = False) -> Pack:

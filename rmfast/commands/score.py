@@ -31,7 +31,7 @@ def score(options: Namespace) -> None:
     """rmfast score"""
     out = out_file("--out", options.out, SCORED, read_by(options, "chat_template"))
     check_models(options.models, options)
-    rows = read_file(options.data, columns_of(options), require_edges=False)
+    rows = read_file(options.data, columns_of(options))
     for path in options.models:  # a row that one model's tokenizer refuses is scored by none
         rows = readable(rows, reader(path, options))
     examples = [row.example for row in rows if row.example]

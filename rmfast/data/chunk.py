@@ -11,6 +11,7 @@ from rmfast.data.columns import AS_NAMED, Columns, Uses, add_uses, uses_of
 from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.prompt import prompt_key
+from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.rows import read_row
 from rmfast.data.sources import Row
 from rmfast.data.tokenise import Encoded, distinct_samples, encode
@@ -63,18 +64,18 @@ class Chunk:
 def encode_chunk(
     rows: Sequence[Row | tuple[str, int, Example]],
     tokenizer: PreTrainedTokenizerBase,
-    samples: int | None = None,
+    kind: RowKind = PAIRS,
     columns: Columns = AS_NAMED,
 ) -> Chunk:
     """Parse (where that is to do) and tokenise a batch of labelled rows; bad ones are kept apart, never raised.
 
     Args:
-        samples, columns: see `build_store`.
+        kind, columns: see `build_store`.
 
     Raises:
         UserError: a row has a column that looks like a prompt and that `columns` says nothing of.
     """
-    parsed = [_parsed(f"{label}:{number}", row, columns, samples is None) for label, number, row in rows]
+    parsed = [_parsed(f"{label}:{number}", row, columns, kind) for label, number, row in rows]
     encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
     files = {label: 0 for label, _, _ in rows}
     bad: list[tuple[str, BadRow]] = []
@@ -82,8 +83,8 @@ def encode_chunk(
     groups: list[tuple[int, Example, Encoded]] = []
     for (label, number, _), example in zip(rows, parsed, strict=True):
         result = next(encoded) if isinstance(example, Example) else example
-        if samples is not None and isinstance(example, Example) and isinstance(result, Encoded):
-            example, result = replace(example, edges=()), distinct_samples(result, samples)
+        if kind.distinct is not None and isinstance(example, Example) and isinstance(result, Encoded):
+            example, result = replace(example, edges=()), distinct_samples(result, kind.distinct)
         if isinstance(example, BadRow) or isinstance(result, BadRow):
             bad.append((f"{label}:{number}", cast(BadRow, result)))
         else:
@@ -111,13 +112,11 @@ def encode_chunk(
     )
 
 
-def _parsed(
-    where: str, row: dict[str, Any] | BadRow | Example, columns: Columns, require_edges: bool
-) -> Example | BadRow:
+def _parsed(where: str, row: dict[str, Any] | BadRow | Example, columns: Columns, kind: RowKind) -> Example | BadRow:
     if isinstance(row, Example):
         return row
     try:
-        return read_row(where, row, columns, require_edges=require_edges)
+        return read_row(where, row, columns, kind)
     except BadRow as bad:
         return bad
 

@@ -41,6 +41,7 @@ from rmfast.data.layouts import layouts_with_answers
 from rmfast.data.messages import asks, from_json, without_nulls
 from rmfast.data.notes import Note
 from rmfast.data.parts import joined_prompt, repeats, settle
+from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.errors import UserError
 
 RATED_OTHERWISE = "ratings beside the pair prefer the rejected answer; the pair is taken"
@@ -56,7 +57,7 @@ _RANKING = frozenset(("responses", "edges", "ranks", "scores"))
 _BESIDE_IDS = BY_NAME - _TEXTS - _RANKING - {"tools", "chat_template_kwargs"}
 
 
-def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAMED, **options: bool) -> Example:
+def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAMED, kind: RowKind = PAIRS) -> Example:
     """`parse_row` of a row of a source.
 
     Args:
@@ -69,21 +70,18 @@ def read_row(where: str, row: dict[str, Any] | BadRow, columns: Columns = AS_NAM
     if isinstance(row, BadRow):
         raise row
     try:
-        return parse_row(row, columns, **options)
+        return parse_row(row, columns, kind)
     except UnmappedColumn as error:
         raise UserError(f"{where}: {error.detail}") from None
 
 
-def parse_row(
-    row: dict[str, Any], columns: Columns = AS_NAMED, *, require_edges: bool = True, allow_empty: bool = False
-) -> Example:
+def parse_row(row: dict[str, Any], columns: Columns = AS_NAMED, kind: RowKind = PAIRS) -> Example:
     """Read one row of any of the module's formats.
 
     Args:
         row: columns; a column that holds None counts as absent.
         columns: what the row's columns are.
-        require_edges: refuse rows that prefer nothing. Scoring passes False.
-        allow_empty: accept responses without text, and read no strengths. Scoring, which makes them, passes True.
+        kind: what is asked of the row.
 
     Raises:
         BadRow: the row cannot be used.
@@ -91,14 +89,14 @@ def parse_row(
     if None in row.values():
         row = {name: value for name, value in row.items() if value is not None}
     try:
-        return _parse(row, columns, require_edges, allow_empty)
+        return _parse(row, columns, kind)
     except RecursionError:
         raise BadRow(WRONG_TYPE, "lists or objects nested too deep") from None
 
 
-def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_empty: bool) -> Example:
+def _parse(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
     names = tuple(row)
-    if columns.is_plain_pair(names) and (example := _plain_pair(row, columns, names, allow_empty)):
+    if columns.is_plain_pair(names) and (example := _plain_pair(row, columns, names, kind)):
         return example
     ours = columns.read(row)
     notes: list[Note] = []
@@ -115,11 +113,11 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
         prompt, responses, pairs, used = _pair(ours, row, notes)
     if ("chosen" in ours or has_ids(ours)) and (rated := columns.rated(names)):
         notes += _rated_otherwise(row, rated)
-    if require_edges and not pairs:
+    if kind.prefers and not pairs:
         bad(NO_EDGE, "no response is preferred to another")
-    edges, per_edge_weight = read_edges(ours, pairs, strengths=not allow_empty)
+    edges, per_edge_weight = read_edges(ours, pairs, strengths=not kind.empty)
     tools, template_kwargs = _template_arguments(ours)
-    _check_contents(prompt, responses, allow_empty)
+    _check_contents(prompt, responses, kind)
     if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
         used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
     if has_ids(ours):
@@ -144,7 +142,7 @@ def _parse(row: dict[str, Any], columns: Columns, require_edges: bool, allow_emp
     )
 
 
-def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], allow_empty: bool) -> Example | None:
+def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], kind: RowKind) -> Example | None:
     """What `_parse` makes of a row of a pair alone, as nearly all are; None where a side may be several answers."""
     answers = [row["chosen"], row["rejected"]]
     if not all(
@@ -153,7 +151,7 @@ def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], a
         return None
     notes: list[Note] = []
     prompt, responses = settle(row.get("prompt"), answers, notes)
-    _check_contents(prompt, responses, allow_empty)
+    _check_contents(prompt, responses, kind)
     if not prompt:
         _check_turns(responses)
     repeated = _PROMPT if prompt is None and "prompt" in row else _NONE
@@ -307,12 +305,12 @@ def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[st
     return without_nulls(tools) or None, template_kwargs
 
 
-def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> None:
+def _check_contents(prompt: Any, responses: list[Any], kind: RowKind) -> None:
     """Types that fit together, turns in order, text in every response."""
     if prompt is not None and not isinstance(prompt, str) and not is_messages(prompt):
         bad(WRONG_TYPE, f"the prompt is neither text nor a list of messages but {type(prompt).__name__}")
     if set(map(type, responses)) == {str}:
-        if not allow_empty and not all(map(str.strip, responses)):
+        if not kind.empty and not all(map(str.strip, responses)):
             bad(EMPTY, "a response has no text")
         if prompt == []:
             bad(WRONG_ROLES, "no turn before the answer")
@@ -326,7 +324,7 @@ def _check_contents(prompt: Any, responses: list[Any], allow_empty: bool) -> Non
     for response in responses:
         if not response or asks(response[-1]):
             bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
-        if not allow_empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
+        if not kind.empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
             bad(EMPTY, "the last assistant turn has no text")
 
 

@@ -28,6 +28,7 @@ from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.example import Example
 from rmfast.data.files import sync, sync_tree
+from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.sources import Row, content_key, read_rows, source_root, split_note
 from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
@@ -126,7 +127,7 @@ def build_store(
     default_split: str = "train",
     workers: int | None = None,
     bad_rows: Literal["drop", "error"] = "drop",
-    samples: int | None = None,
+    kind: RowKind = PAIRS,
     columns: Columns = AS_NAMED,
 ) -> TokenStore:
     """Tokenise a source into `cache_dir`, or open what an earlier call left there.
@@ -138,8 +139,7 @@ def build_store(
         default_split: the split to take where the source has several and names none.
         workers: processes that tokenise (default: one per core); short sources are done in this one.
         bad_rows: drop and count rows that cannot be used, or stop at the first.
-        samples: groups without edges: of each row the first so many different responses. Rows with fewer responses, or
-            with none that differs from the others, cannot be used; responses that repeat one are counted as merged.
+        kind: what is asked of the rows.
         columns: what the rows' columns are.
 
     Raises:
@@ -147,8 +147,7 @@ def build_store(
             nothing of, or a bad row with `bad_rows="error"`.
     """
     content = f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}"
-    content += "" if samples is None else f" {samples} samples"
-    content += f" {columns.words}" if columns.words else ""
+    content += kind.key + (f" {columns.words}" if columns.words else "")
     key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
     if not folder.is_dir():
@@ -159,7 +158,7 @@ def build_store(
         except OSError as error:
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
-            _build(source, tokenizer, temporary, default_split, workers, bad_rows, samples, columns)
+            _build(source, tokenizer, temporary, default_split, workers, bad_rows, kind, columns)
             _publish(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -177,7 +176,7 @@ def _build(
     default_split: str,
     workers: int | None,
     bad_rows: Literal["drop", "error"],
-    samples: int | None,
+    kind: RowKind,
     columns: Columns,
 ) -> None:
     """Stream the source into `folder`, in the rows' order whatever the number of processes."""
@@ -190,7 +189,7 @@ def _build(
     for name in STARTS:
         files[name].append(np.zeros(1, np.int64))
     summary = Summary()
-    for chunk in chunks(itertools.chain(head, rows), tokenizer, count, samples, columns):
+    for chunk in chunks(itertools.chain(head, rows), tokenizer, count, kind, columns):
         summary.add(chunk, bad_rows)
         for name, array in chunk.arrays.items():
             if name in STARTS and len(array):
@@ -209,14 +208,14 @@ def _cores() -> int:
 
 
 def _serial(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None, columns: Columns
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, kind: RowKind, columns: Columns
 ) -> Iterator[Chunk]:
     while batch := list(itertools.islice(rows, _BATCH)):
-        yield encode_chunk(batch, tokenizer, samples, columns)
+        yield encode_chunk(batch, tokenizer, kind, columns)
 
 
 def _parallel(
-    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, samples: int | None, columns: Columns
+    rows: Iterator[Row], tokenizer: PreTrainedTokenizerBase, workers: int, kind: RowKind, columns: Columns
 ) -> Iterator[Chunk]:
     """The same chunks from `workers` processes, a few batches ahead of the reader."""
     pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker, initargs=(tokenizer,))
@@ -224,14 +223,14 @@ def _parallel(
     try:
         while True:
             while len(pending) < 3 * workers and (batch := list(itertools.islice(rows, _BATCH))):
-                pending.append((batch, pool.submit(_work, batch, samples, columns)))
+                pending.append((batch, pool.submit(_work, batch, kind, columns)))
             if not pending:
                 return
             batch, future = pending.popleft()
             try:
                 yield future.result()
             except RecursionError:  # a row that is nested too deep to be sent
-                yield encode_chunk(batch, tokenizer, samples, columns)
+                yield encode_chunk(batch, tokenizer, kind, columns)
     except BrokenProcessPool:
         raise UserError("a tokenising process died (out of memory?): ask for fewer workers") from None
     finally:
@@ -247,9 +246,9 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     _worker_tokenizer = tokenizer
 
 
-def _work(rows: list[Row], samples: int | None, columns: Columns) -> Chunk:
+def _work(rows: list[Row], kind: RowKind, columns: Columns) -> Chunk:
     assert _worker_tokenizer is not None
-    return encode_chunk(rows, _worker_tokenizer, samples, columns)
+    return encode_chunk(rows, _worker_tokenizer, kind, columns)
 
 
 class _ArrayFile:

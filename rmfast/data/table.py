@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rmfast.data.edge_columns import Edges, StoreEdges, join_edges, take_edges
+from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.store import TokenStore
 from rmfast.errors import UserError
 
@@ -190,7 +191,7 @@ def build_table(
     tokens_per_pack: int | None = None,
     views: Literal["pass", "response"] | None = None,
     over_long: OverLong = "drop",
-    need_edges: bool = True,
+    kind: RowKind = PAIRS,
 ) -> tuple[GroupTable, dict[str, int]]:
     """The usable groups of some stores, and how many were left out for which cause.
 
@@ -199,7 +200,7 @@ def build_table(
         tokens_per_pack: a group that takes more of a pack is over-long too; None for any number.
         views: how a pack holds two dropout views of each response (see `rmfast.data.views`); None for one.
         over_long: "drop" the group, "truncate" its prompt from the left where that is enough, or "error".
-        need_edges: leave out groups without an edge between responses that differ, as training must.
+        kind: where it prefers, groups without an edge between responses that differ are left out.
 
     Raises:
         UserError: an over-long group under "error".
@@ -218,8 +219,8 @@ def build_table(
             if views is not None and not too_long[row]:
                 limit += f" (with the two views of objective.contrastive it takes {tokens[row]} tokens)"
             raise UserError(f"{store.label(row)}: over-long for {limit}; raise it or set data.over_long to drop")
-        no_edge = columns["edges"] == 0 if need_edges else np.zeros(len(store), dtype=bool)
-        same = ~no_edge & (per_group(~store.identical, store.edge_start) == 0) if need_edges else no_edge
+        no_edge = columns["edges"] == 0 if kind.prefers else np.zeros(len(store), dtype=bool)
+        same = ~no_edge & (per_group(~store.identical, store.edge_start) == 0) if kind.prefers else no_edge
         for cause, mask in (("no edge", no_edge), ("identical", same)):
             dropped[cause] += int(mask.sum())
         usable = ~no_edge & ~same

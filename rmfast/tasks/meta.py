@@ -4,6 +4,7 @@ import hashlib
 
 from rmfast.config import Config
 from rmfast.data.plan import StepPlan
+from rmfast.data.row_kinds import samples
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.parallel.world import World
 from rmfast.tasks.build.engine import open_engine
@@ -23,8 +24,9 @@ def run(config: Config) -> None:
 def open_meta(config: Config, world: World, inputs: Inputs) -> Training:
     """A MetaRM run, ready to begin."""
     meta, data, seed = config.meta, config.data, config.run.seed
-    stores = open_stores(meta.data, inputs.tokenizer, data, world, split="train", samples=meta.k)
-    prompts = make_table(stores, data, inputs.decoder.vocabulary, "meta", world, need_edges=False)
+    kind = samples(meta.k)
+    stores = open_stores(meta.data, inputs.tokenizer, data, world, split="train", kind=kind)
+    prompts = make_table(stores, data, inputs.decoder.vocabulary, "meta", world, kind=kind)
     plan = StepPlan(
         group_counts(prompts),
         [1.0] * len(stores),

@@ -10,6 +10,7 @@ import numpy as np
 from rmfast.data.columns import Columns
 from rmfast.data.files import write_text
 from rmfast.data.notes import note_lines
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import UserError
@@ -42,7 +43,7 @@ class SuiteRun:
         store = store_examples(self.shared.examples, reader.tokenizer)
         if store.meta["max_id"] >= vocabulary:
             raise UserError(f"eval.suites: {name}: token id {store.meta['max_id']} is beyond the model's vocabulary")
-        self.table: GroupTable = build_table([store], need_edges=False)[0]
+        self.table: GroupTable = build_table([store], kind=RESPONSES)[0]
 
     def run(self, score: ScorePacks, world: World, budget: int, about: dict[str, Any]) -> SuiteResult:
         """The result at this moment, on every rank."""

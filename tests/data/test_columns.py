@@ -17,6 +17,8 @@ from rmfast.data.example import BadRow, Example, UnmappedColumn
 from rmfast.data.layouts import LAYOUTS
 from rmfast.data.prompt import prompt_key
 from rmfast.data.report import data_report
+from rmfast.data.row_kinds import JUDGED, RESPONSES, samples
+from rmfast.data.row_kinds import PAIRS as PAIR_ROWS
 from rmfast.data.rows import RATED_OTHERWISE, parse_row
 from rmfast.data.store import build_store
 from rmfast.errors import UserError
@@ -377,7 +379,7 @@ def test_no_row_raises_anything_but_a_bad_row() -> None:
         row = {name: usual_value(rng, name) for name in rng.choice(bases).split()}
         row |= {name: any_value(rng) for name in rng.sample(names, rng.randrange(3))}
         try:
-            example = parse_row(row, rng.choice(hows), require_edges=rng.random() < 0.5, allow_empty=rng.random() < 0.5)
+            example = parse_row(row, rng.choice(hows), rng.choice([PAIR_ROWS, JUDGED, RESPONSES, samples(2)]))
         except BadRow as bad:
             str(bad).encode()
         else:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rmfast.data.denoise import PRESETS, Denoise, Treatment, quantile_slice, resolve, treat
 from rmfast.data.loader import totals_of
 from rmfast.data.pack import build_pack
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.store import TokenStore
 from rmfast.data.table import GroupTable, build_table, table_edges
 from rmfast.data.treat import apply_treatment, treat_table
@@ -345,7 +346,7 @@ def test_baseline_is_the_table_itself() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.lists(groups(), min_size=1, max_size=4), st.lists(groups(), max_size=3))
 def test_any_flip_undone_is_the_table_as_it_was(data: st.DataObject, first: list[Group], second: list[Group]) -> None:
-    table, _ = build_table([store_of(first), store_of(second)], need_edges=False)
+    table, _ = build_table([store_of(first), store_of(second)], kind=RESPONSES)
     count = int(table.edges.sum())
     flipped = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=bool)
     own = table_edges(table)

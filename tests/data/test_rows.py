@@ -10,6 +10,7 @@ import pytest
 
 from rmfast.data.columns import AS_NAMED, read_columns
 from rmfast.data.example import BadRow, Example
+from rmfast.data.row_kinds import JUDGED, PAIRS, RESPONSES
 from rmfast.data.rows import parse_row
 
 USER = {"role": "user", "content": "Hi"}
@@ -202,13 +203,11 @@ def test_bad_rows_have_their_cause(row: dict, cause: str) -> None:
 
 
 def test_scoring_takes_rows_without_edges_and_empty_or_equal_responses() -> None:
-    example = parse_row(
-        {"prompt": "p", "responses": ["", "a", "a"], "ranks": [0, 0, 0]}, require_edges=False, allow_empty=True
-    )
+    example = parse_row({"prompt": "p", "responses": ["", "a", "a"], "ranks": [0, 0, 0]}, kind=RESPONSES)
     assert example.responses == ("", "a", "a") and example.edges == ()
-    assert pairs({"prompt": [USER], "responses": [""]}, require_edges=False, allow_empty=True) == []
+    assert pairs({"prompt": [USER], "responses": [""]}, kind=RESPONSES) == []
     with pytest.raises(BadRow, match="no turn before the answer"):
-        parse_row({"prompt": [], "responses": ["a"]}, require_edges=False, allow_empty=True)
+        parse_row({"prompt": [], "responses": ["a"]}, kind=RESPONSES)
 
 
 def test_tool_calls_stand_for_content() -> None:
@@ -277,7 +276,7 @@ def test_rows_of_a_pair_alone_are_read_as_all_others() -> None:
         made: list[Any] = []
         for columns in (AS_NAMED, long_way):
             try:
-                example = parse_row(row, columns, allow_empty=empty)
+                example = parse_row(row, columns, JUDGED if empty else PAIRS)
                 made.append([repr(getattr(example, name)) for name in Example.__slots__])
                 read += 1
             except BadRow as bad:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.table import GroupTable, build_table, table_edges
 from rmfast.errors import UserError
 from tests.data.groups import BOS, groups
@@ -72,7 +73,7 @@ def test_columns(data: st.DataObject, bos: bool, truncate: bool, limit: int | No
 @settings(max_examples=60, deadline=None)
 @given(st.lists(groups(), min_size=1, max_size=4), st.lists(groups(), min_size=1, max_size=4))
 def test_edges_number_responses_through_several_stores(first: list[Group], second: list[Group]) -> None:
-    table, _ = build_table([store_of(first), store_of(second)], need_edges=False)
+    table, _ = build_table([store_of(first), store_of(second)], kind=RESPONSES)
     edges = table_edges(table)
     flat = [(g, s, a) for g in first + second for s, a in zip(g.sequences, g.answers, strict=True)]
     wanted = [
@@ -158,7 +159,7 @@ def test_groups_without_a_use() -> None:
     table, dropped = build_table([store_of([same, single, partly, SHORT])])
     assert table.index.tolist() == [2, 3]
     assert dropped == {"over-long": 0, "longer than a pack": 0, "identical": 1, "no edge": 1, "truncated": 0}
-    table, dropped = build_table([store_of([same, single, partly, SHORT])], need_edges=False)
+    table, dropped = build_table([store_of([same, single, partly, SHORT])], kind=RESPONSES)
     assert len(table) == 4 and not any(dropped.values())
 
 

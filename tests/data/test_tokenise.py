@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rmfast.data.example import BadRow, Example
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import parse_row
 from rmfast.data.tokenise import Encoded, common_prefix, encode
 from rmfast.errors import UserError
@@ -129,7 +130,7 @@ def test_answer_start_without_a_separate_prompt_is_the_common_prefix(tokenizer: 
 
 
 def test_prefix_of_one_of_identical_and_of_contained_responses(tokenizer: PreTrainedTokenizerFast) -> None:
-    scoring = {"require_edges": False, "allow_empty": True}
+    scoring = {"kind": RESPONSES}
     single = one(tokenizer, {"prompt": "the ", "responses": ["cat"]}, **scoring)
     assert single.prefix == len(single.ids[0])
     same = one(tokenizer, {"prompt": "the ", "responses": ["cat", "cat"]}, **scoring)

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from rmfast import cli
 from rmfast.data.edge_columns import Edges
 from rmfast.evaluation.combine import (
-    RULES,
     agreement,
     combine,
     combined_metrics,
@@ -55,10 +53,6 @@ def test_majority_counts_a_tie_as_an_abstention() -> None:
     assert majority(REWARDS, [0, 2, 0], [1, 0, 2]).tolist() == [0.0, 2.0, -2.0]
     with pytest.raises(ValueError, match="majority"):
         combine(rewards, "majority")
-
-
-def test_the_commands_rules_are_these() -> None:
-    assert cli.RULES == RULES
 
 
 def test_one_member_is_itself() -> None:

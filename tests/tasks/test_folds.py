@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import build_table
@@ -44,7 +45,7 @@ def answers(chosen: str, rejected: str) -> dict[str, Any]:
 def test_rows_of_one_prompt_share_a_fold(pair: list[dict[str, Any]]) -> None:
     tokenizer = load_tokenizer(DECODER, TEMPLATE)
     others = [{"prompt": f"{number} dogs", "chosen": "a", "rejected": "b"} for number in range(14)]
-    table, _ = build_table([store_examples([parse_row(row) for row in [*pair, *others]], tokenizer)], need_edges=False)
+    table, _ = build_table([store_examples([parse_row(row) for row in [*pair, *others]], tokenizer)], kind=RESPONSES)
     folds = np.array([fold_of_groups(table, 5, seed) for seed in range(8)])
     assert (folds[:, 0] == folds[:, 1]).all() and len(set(folds[:, 0])) > 1
     assert all(sorted(np.bincount(own[1:])) == [3] * 5 for own in folds)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rmfast.data.row_kinds import samples
 from rmfast.data.rows import parse_row
 from rmfast.data.store import build_store
 from rmfast.data.tokenise import distinct_samples, encode
@@ -115,7 +116,7 @@ def test_tokens_and_work_count_both_sets(folder: Path) -> None:
         read_lines(folder / name / "metrics.jsonl")[0] for name in ("counted", "counted-pairs", "counted-all")
     )
     store = build_store(
-        str(folder / "samples.jsonl"), load_tokenizer(str(folder / "model"), None), folder / "cache", samples=5
+        str(folder / "samples.jsonl"), load_tokenizer(str(folder / "model"), None), folder / "cache", kind=samples(5)
     )
     assert everything["num_computed_tokens"] - pairs["num_computed_tokens"] == len(store.tokens)
     assert everything["num_tokens"] - pairs["num_tokens"] == store.lengths().sum()

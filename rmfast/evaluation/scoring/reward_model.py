@@ -15,6 +15,7 @@ from rmfast.checkpoint.export import last_tokens
 from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
 from rmfast.data.example import BadRow, Example
 from rmfast.data.pack import Pack
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import read_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
@@ -213,7 +214,7 @@ class RewardModel:
             raise UserError(f"token id {store.meta['max_id']} is beyond the model's vocabulary")
         if beyond := first_too_long(store, self.window):
             raise UserError(f"example {beyond[0] + 1}: {beyond[1]}")
-        return build_table([store], need_edges=False)[0]
+        return build_table([store], kind=RESPONSES)[0]
 
     @torch.no_grad()
     def score_packs(self, packs: Sequence[Pack]) -> list[Tensor]:
@@ -238,6 +239,6 @@ def _parse(row: Mapping[str, Any], number: int) -> Example:
     if not isinstance(row, Mapping):
         raise UserError(f"row {number}: not a mapping but {type(row).__name__}")
     try:
-        return read_row(f"row {number}", dict(row), require_edges=False, allow_empty=True)
+        return read_row(f"row {number}", dict(row), kind=RESPONSES)
     except BadRow as error:
         raise UserError(f"row {number}: {error.cause}: {error.detail}") from None

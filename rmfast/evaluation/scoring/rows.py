@@ -9,6 +9,7 @@ import numpy as np
 from rmfast.data.columns import AS_NAMED, Columns, Uses, uses_of
 from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
@@ -27,7 +28,7 @@ class ReadRow:
     notes: tuple[Note, ...] = ()
 
 
-def read_file(source: str, columns: Columns = AS_NAMED, *, require_edges: bool) -> list[ReadRow]:
+def read_file(source: str, columns: Columns = AS_NAMED) -> list[ReadRow]:
     """All rows of a source, good and bad.
 
     Raises:
@@ -38,7 +39,7 @@ def read_file(source: str, columns: Columns = AS_NAMED, *, require_edges: bool) 
     for file, number, row in read_rows(source, "test"):
         label, found = f"{file}:{number}", None if isinstance(row, BadRow) else row
         try:
-            example = read_row(label, row, columns, require_edges=require_edges, allow_empty=True)
+            example = read_row(label, row, columns, RESPONSES)
             rows.append(ReadRow(label, found, example, None))
         except BadRow as error:
             rows.append(ReadRow(label, found, None, f"{error.cause}: {error.detail}"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from rmfast.data.columns import AS_NAMED, Columns, uses_line, uses_of
 from rmfast.data.example import BadRow, Example
+from rmfast.data.row_kinds import JUDGED
 from rmfast.data.rows import read_row
 from rmfast.data.sources import Row, read_rows, split_note
 from rmfast.data.unpack import SUFFIXES
@@ -73,7 +74,7 @@ def read_items(
             try:
                 part, path = place(row)
                 path = tuple(map(str, path))  # a group may be named by a number
-                example = judged(read_row(label, convert(row), columns, allow_empty=True))
+                example = judged(read_row(label, convert(row), columns, JUDGED))
                 name = uid(row)
                 items.append(
                     Item(

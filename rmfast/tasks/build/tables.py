@@ -14,6 +14,7 @@ from rmfast.config import DataConfig
 from rmfast.data.columns import read_columns, uses_line
 from rmfast.data.denoise import Denoise
 from rmfast.data.notes import note_lines
+from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.store import TokenStore, build_store
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.treat import treat_table
@@ -30,12 +31,12 @@ def open_stores(
     world: World,
     *,
     split: str,
-    samples: int | None = None,
+    kind: RowKind = PAIRS,
 ) -> list[TokenStore]:
     """Tokenise the sources on one rank of each machine; the others open what it left.
 
     Args:
-        samples: see `build_store`.
+        kind: what is asked of the rows.
 
     Raises:
         UserError: on all ranks, if on one: none may be left waiting for the others.
@@ -44,7 +45,7 @@ def open_stores(
     def build() -> list[TokenStore]:
         cache = Path(data.cache).expanduser()
         options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
-        options |= {"samples": samples, "columns": read_columns(data.columns)}
+        options |= {"kind": kind, "columns": read_columns(data.columns)}
         return [build_store(source, tokenizer, cache, **options) for source in sources]
 
     stores: list[TokenStore] = []
@@ -69,14 +70,14 @@ def make_table(
     what: str,
     world: World,
     denoise: Denoise | None = None,
-    need_edges: bool = True,
+    kind: RowKind = PAIRS,
     views: Views | None = None,
 ) -> GroupTable:
     """The usable groups, after saying on rank 0 what was left out and why.
 
     Args:
         denoise: how to treat the edges by their strength; for training data only.
-        need_edges: False for samples, among which nothing is preferred.
+        kind: what is asked of the groups.
         views: how packs hold two views of each response; None for one.
 
     Raises:
@@ -95,7 +96,7 @@ def make_table(
         tokens_per_pack=data.tokens_per_pack,
         views=views,
         over_long=data.over_long,
-        need_edges=need_edges,
+        kind=kind,
     )
     cut = dropped["over-long"] or dropped["longer than a pack"]
     too_big = _beside_views(stores, data, table, views) if cut and views is not None else ""
@@ -114,13 +115,15 @@ def make_table(
         raise UserError(f"{what} data: no usable row in {', '.join(s.meta['source'] for s in stores)}: {why}")
     if world.main:
         saved = 1 - table.stored.sum() / table.sequences.sum()
-        parts = f"{table.edges.sum():,} preference edges" if need_edges else f"{table.first_response[-1]:,} samples"
+        count = table.edges.sum() if kind.prefers else table.first_response[-1]
+        parts = "preference edges" if kind.prefers else kind.name
         say(
-            f"{what}: {len(table):,} prompt groups, {parts}, "
+            f"{what}: {len(table):,} prompt groups, {count:,} {parts}, "
             f"{table.stored.sum():,} tokens ({saved:.0%} saved by sharing prompts)"
         )
         if causes:
-            say(f"{what}: left out {causes} (details: rmfast data report{'' if need_edges else ' --samples K'})")
+            report = "report" if kind.distinct is None else f"report --samples {kind.distinct}"
+            say(f"{what}: left out {causes} (details: rmfast data {report})")
         if too_big:
             say(f"{what}: {too_big}")
         for store in stores:

@@ -15,6 +15,7 @@ import torch
 
 from rmfast.config import Config
 from rmfast.data.files import write_text, written_whole
+from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.table import GroupTable, build_table
 from rmfast.errors import Interrupted, PeerError, RunError, UserError, first_line
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
@@ -38,7 +39,7 @@ class Ensemble:
 
     @cached_property
     def whole(self) -> GroupTable:
-        return build_table(self.inputs.table.stores, need_edges=False)[0]
+        return build_table(self.inputs.table.stores, kind=RESPONSES)[0]
 
     @cached_property
     def place(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from rmfast.data.row_kinds import JUDGED
 from rmfast.data.rows import parse_row
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.resample import Figure
@@ -77,7 +78,7 @@ def rmb_items(rows=6):
 def item(part, path, prompt, texts, uid, writers=("alpha", "beta", "gamma", "alpha")):
     edges = [[0, loser] for loser in range(1, len(texts))]
     row = {"prompt": [{"role": "user", "content": prompt}], "responses": texts, "edges": edges}
-    example = parse_row(row, allow_empty=True)
+    example = parse_row(row, kind=JUDGED)
     return Item(
         uid=uid, label=f"data/{uid}.json:1", part=part, path=path, example=example, writers=writers[: len(texts)]
     )
