@@ -2,7 +2,7 @@
 
     python benchmarks/kernels/aot.py [--update] [--op NAME ...] [--arch 80,90] [--json OUT]
 
-The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
+The ops run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
 cannot do, and all of a kernel's products by HGMMA or none), a matrix product of fp32 in a kernel that is given bf16, or
@@ -14,8 +14,10 @@ kernels of these ops alone; commit it with the change that explains it.
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
+import pkgutil
 import re
 import sys
 import time
@@ -24,17 +26,21 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
+from triton.runtime import JITFunction
 
 if __name__ == "__main__":  # run as a file, the path begins with this folder instead of the repository
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.kernels.aot_cases import CASES, kernels_of_package
+import rmfast.kernels
+from benchmarks.kernels.cases import OPS, At, Problem
 from benchmarks.kernels.compiled import Built, build
-from rmfast.kernels.common import INTERPRETED
+from benchmarks.kernels.timing import leaves_of, outputs_of
+from rmfast.kernels import common
 from rmfast.kernels.launch import OPTIONS, Launch, recording
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "aot_golden.json"
@@ -126,17 +132,39 @@ def variant(op: str, arch: int, started: Launch) -> Variant:
     return Variant(label, op, arch, kernel, signature, constants, attributes, options)
 
 
+def kernels_of_package() -> Iterator[tuple[str, str]]:
+    """(kernel, module) of every Triton kernel that rmfast.kernels holds: jit functions named ..._kernel."""
+    for info in pkgutil.walk_packages(rmfast.kernels.__path__, "rmfast.kernels."):
+        for name, value in vars(importlib.import_module(info.name)).items():
+            if name.endswith("_kernel") and isinstance(value, JITFunction) and value.fn.__module__ == info.name:
+                yield name, info.name
+
+
+KERNELS = dict(kernels_of_package())  # all modules are imported before `starts` takes the CPU for the interpreter
+
+
+def starts(problem: Problem, arch: int, *, alone: bool = False) -> list[Launch]:
+    """What a problem on CPU tensors would start on a device of that architecture, forward and backward; `alone`: with a
+    gradient of the first output alone too."""
+    with recording((arch // 10, arch % 10)) as started, mock.patch.object(common, "INTERPRETED", True):
+        outputs = outputs_of(problem.call(*problem.inputs, impl="triton"))
+        for given in (outputs, outputs[:1])[: 1 + alone] if outputs else ():
+            heads = [torch.ones_like(output) for output in given]
+            torch.autograd.grad(given, leaves_of(problem.inputs), heads, allow_unused=True, retain_graph=True)
+    return started
+
+
 def collect(arch: int, ops: list[str]) -> Iterator[Variant]:
-    """Distinct variants that the cases of some ops start."""
+    """Distinct variants that the forms of some ops start."""
     seen: set[str] = set()
     for op in ops:
-        with recording((arch // 10, arch % 10)) as started:
-            CASES[op]()
-        for one in started:
-            found = variant(op, arch, one)
-            if found.name not in seen:
-                seen.add(found.name)
-                yield found
+        for dtype, size in OPS[op].forms:
+            problem = OPS[op].make(At(torch.device("cpu"), dtype), **size)
+            for one in starts(problem, arch, alone=OPS[op].alone):
+                found = variant(op, arch, one)
+                if found.name not in seen:
+                    seen.add(found.name)
+                    yield found
 
 
 def _cause(error: BaseException) -> str:
@@ -287,8 +315,8 @@ def print_built(variants: list[Variant], built: list[Built | str]) -> None:
 def uncovered(variants: list[Variant]) -> list[str]:
     """Kernels of the package that no case starts."""
     started = {v.kernel.__name__ for v in variants}
-    return [f"{name} ({module}): no case in benchmarks/kernels/aot_cases.py starts it"
-            for name, module in kernels_of_package() if name not in started]  # fmt: skip
+    return [f"{name} ({module}): no case in benchmarks/kernels/cases.py starts it"
+            for name, module in KERNELS.items() if name not in started]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -296,13 +324,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--update", action="store_true", help="write the golden file")
-    add("--op", nargs="+", choices=sorted(CASES), metavar="NAME", help=f"only these: {', '.join(sorted(CASES))}")
+    add("--op", nargs="+", choices=sorted(OPS), metavar="NAME", help=f"only these: {', '.join(sorted(OPS))}")
     add("--arch", default="80,90", help="compute capabilities (default: %(default)s)")
     add("--golden", type=Path, default=GOLDEN, help=argparse.SUPPRESS)
     add("--json", type=Path, help="write all figures to this file")
     add("--processes", type=int, default=PROCESSES, help="(default: %(default)s)")
     args = parser.parse_args(arguments)
-    if INTERPRETED:
+    if common.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: there is nothing to compile in the interpreter")
     try:
         archs = [int(a) for a in args.arch.split(",")]
@@ -314,7 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.update and archs != sorted(SHARED_LIMIT):
         parser.error("--update writes both architectures: leave out --arch")
     start = time.perf_counter()
-    ops = args.op or sorted(CASES)
+    ops = args.op or sorted(OPS)
     variants = [v for arch in archs for v in collect(arch, ops)]
     built = build_all(variants, args.processes)
     print_built(variants, built)

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 import triton
 
 from benchmarks.kernels import aot
-from benchmarks.kernels.aot_cases import CASES
+from benchmarks.kernels.cases import OPS
 from benchmarks.kernels.compiled import longest_loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +149,7 @@ def test_the_inner_loop_is_the_longest_with_a_product_and_none_inside() -> None:
 
 def test_refuses_the_interpreter() -> None:
     env = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "aot.py"), "--op", next(iter(CASES))]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "aot.py"), "--op", next(iter(OPS))]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stderr

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 
-from benchmarks.kernels.aot_cases import kernels_of_package
+from benchmarks.kernels.aot import kernels_of_package
 from rmfast.data.loader import totals_of
 from rmfast.kernels import common
 from rmfast.kernels.launch import Launch, recording
