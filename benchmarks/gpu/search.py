@@ -1,6 +1,6 @@
 """The search for tiles and warps: `python -m benchmarks.gpu.search --target NAME --arch 90 --json OUT`.
 
-Every candidate is compiled first, by the rules of benchmarks/kernels/aot.py: one that spills or wants more shared
+Every candidate is compiled first, by the rules of tests/kernels/aot.py: one that spills or wants more shared
 memory than the device has is not timed. The others are timed briefly, then the five fastest of those that compute
 what plain torch does take turns with the tile that the table holds, which is timed twice a round. A winner is one of
 the five and faster by 3 % and by as much as these two times differ. Without a GPU nothing is timed and there is no
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.targets import Target, targets
-from benchmarks.kernels.aot import Built, Variant, build_all, hard_faults, starts, variant
 from benchmarks.kernels.timing import limits, measure
 from benchmarks.origin import origin, write_json
 from rmfast.kernels.tables import ANY
+from tests.kernels.aot import Built, build_all, hard_faults
+from tests.kernels.variants import Variant, starts, variant
 
 WORTH = 1.03  # times as fast as the tile that holds, or the table stays as it is
 FINAL = 5  # candidates that are timed at length
