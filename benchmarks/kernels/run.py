@@ -284,9 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         write_json(args.json, result)
     if args.plots:
-        from benchmarks.kernels.plots import draw
+        from benchmarks import figures_plots
 
-        draw(result, args.plots)
+        figures_plots.kernels(result, args.plots)
     ran = args.tests and args.suite is None
     return int(ran and any(said != verify.PASSED for said in result["tests"].values()))
 
