@@ -154,7 +154,7 @@ def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> 
     lines += [f"  {name:<14}{number}" for name, number in versions().items()]
     free = shutil.disk_usage(settings.scratch.parent if settings.scratch.parent.is_dir() else ROOT).free / 2**30
     lines.append(f"  scratch       {settings.scratch}, {free:.0f} GiB free")
-    if wanted := wheels.lacking():
+    if wanted := wheels.pinned(lacking=True):
         lines.append(f"wheels to carry (--wheels FOLDER downloads them): {' '.join(wanted)}")
     if without := [part.label for part in plan if blocked(part, settings.lacking)]:
         lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")

@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import gzip
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,6 @@ from typing import Any
 HH = "hh-rlhf/harmless_base_test.jsonl.gz"
 ALPACA = "alpaca_eval/v1_gpt4_vs_davinci003_balanced_{}.jsonl.gz"
 RMB = "rmb_sample.tar.gz"
-CURVE = 200  # points of a loss curve that are kept
-BASELINES = {"hh": 0.615, "alpaca": 0.67}
-"""Test accuracy of tf-idf bigrams of the difference of the answers with a logistic regression on the same rows."""
 SHARED = {"run.tensorboard": "false", "checkpoint.every": 200, "checkpoint.keep": 1, "eval.every": 1000,
           "eval.at_start": "false"}  # fmt: skip
 RECIPE = {"model.dtype": "bfloat16", "optim.lr": 2e-5, "data.tokens_per_pack": 16384, "data.max_length": 1024}
@@ -119,22 +115,7 @@ def evaluate(model: Path, suite: str, data: Path) -> dict[str, Any]:
     program("rmfast.cli", "eval", model, "--suite", suite, "--data", data, "--out", out)
     result = json.loads(out.read_text(encoding="utf-8"))
     figures = {key: value for key, value in result.items() if isinstance(value, int | float) or key == "baseline"}
-    cells = [cell for cell in result["cells"] if len(cell["path"]) <= 1]
-    kept = ("headline", "not_scored_by_cause")
-    return {key: result[key] for key in kept} | {"figures": figures, "cells": cells}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def metrics_of(run: Path) -> dict[str, Any]:
-    """The run's loss curve and speed."""
-    steps = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line and "step_seconds" in line]
-    every = math.ceil(len(steps) / CURVE)
-    names = ("tokens_per_second", "pairs_per_second", "mfu", "padding_share", "prefix_saved_share", "memory_gib")
-    return {"steps": len(steps), "loss": [line["loss"] for line in steps[::every]], "every": every,
-            "last": {name: steps[-1][name] for name in names if name in steps[-1]}}  # fmt: skip
+    return {"headline": result["headline"], "not_scored": result["not_scored_by_cause"], "figures": figures}
 
 
 def reward(args: argparse.Namespace, data: Ready) -> dict[str, Any]:
@@ -147,21 +128,17 @@ def reward(args: argparse.Namespace, data: Ready) -> dict[str, Any]:
         tests = {which: tests[which]}
     if data.rmb is not None:
         tests["rmb"] = ("rmb", data.rmb)
-    return {"trained_on": which, "seed": args.seed, "baseline": BASELINES[which]} | metrics_of(run) | {
-        "tests": {name: evaluate(run, *where) for name, where in tests.items()}
-    }  # fmt: skip
+    return {"trained_on": which, "seed": args.seed, "tests": {name: evaluate(run, *w) for name, w in tests.items()}}
 
 
 def ensemble(args: argparse.Namespace, data: Ready) -> dict[str, Any]:
-    """Ten members, out of sample: the strengths of HH's pairs, and what the members are worth together."""
+    """Ten members, out of sample: the strengths of HH's pairs."""
     keys = {"task": "ensemble", "ensemble.members": 10, "ensemble.folds": 5, "run.epochs": 2,
             "data.pairs_per_step": 32}  # fmt: skip
     run = train(args, "ensemble", data, data.hh, **keys)
-    means = (row.get("strength_mean") for row in read_lines(run / "data.jsonl"))
-    mean = sorted(float(value) for value in means if isinstance(value, int | float))
-    return {"summary": json.loads((run / "summary.json").read_text(encoding="utf-8")), "pairs": len(mean),
-            "negative": sum(x < 0 for x in mean) / len(mean),
-            "deciles": [mean[min(i * len(mean) // 10, len(mean) - 1)] for i in range(11)]}  # fmt: skip
+    rows = map(json.loads, (run / "data.jsonl").read_text(encoding="utf-8").splitlines())
+    mean = [value for row in rows if isinstance(value := row.get("strength_mean"), int | float)]
+    return {"pairs": len(mean), "negative": sum(x < 0 for x in mean) / len(mean)}
 
 
 def moving(args: argparse.Namespace, data: Ready) -> dict[str, Any]:

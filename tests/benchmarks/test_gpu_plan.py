@@ -98,7 +98,7 @@ def test_what_is_missing_is_said_before_time_is_spent(
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(check, "probe", lambda: CARD)
     monkeypatch.setattr(check, "IMPORTS", dict.fromkeys(check.IMPORTS, "") | {"trl": "import no_such_trl"})
-    monkeypatch.setattr(wheels, "CARRIED", ("torch", "no-such-package"))
+    monkeypatch.setattr(wheels, "CARRIED", {"torch": "torch", "no-such-package": "no_such"})
     monkeypatch.setattr(wheels, "PINS", {"no-such-package": "0.8.5"})
     assert main(["--check", "--data", str(tmp_path / "data"), "--model", str(tmp_path)]) == 1
     printed = capsys.readouterr().out

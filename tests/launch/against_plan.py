@@ -1,6 +1,6 @@
 """Steps of real runs beside what rmfast plan says of them, for the rates that were measured in between.
 
-    torchrun --standalone --nproc_per_node 2 benchmarks/scaling/against_plan.py --out FILE.json \\
+    torchrun --standalone --nproc_per_node 2 tests/launch/against_plan.py --out FILE.json \\
         [--rounds 5] [--width 512 --layers 6 ...] [--dtype bfloat16]
 
 In every round: the ceilings (ceilings.py), then a step of each case: native on one process, DDP, and the megatron
