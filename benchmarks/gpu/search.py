@@ -1,16 +1,14 @@
 """The search for tiles and warps: `python -m benchmarks.gpu.search --target NAME --arch 90 --json OUT`.
 
-Every candidate is compiled first, by the rules of tests/kernels/aot.py: one that spills or wants more shared
-memory than the device has is not timed. The others are timed briefly, then the five fastest of those that compute
-what plain torch does take turns with the tile that the table holds, which is timed twice a round. A winner is one of
-the five and faster by 3 % and by as much as these two times differ. Without a GPU nothing is timed and there is no
-winner.
+Every candidate is compiled first, by the rules of tests/kernels/aot.py: one that spills or wants more shared memory
+than the device has is not timed. Those of the others that compute what plain torch does take turns with the tile that
+the table holds, which is timed twice a round. A winner is faster by 3 % and by as much as these two times differ.
+Without a GPU nothing is timed and there is no winner.
 """
 
 import argparse
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,16 +17,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.targets import Target, targets
-from benchmarks.kernels.timing import limits, measure
+from benchmarks.kernels.timing import apart, limits, measure
 from benchmarks.origin import origin, write_json
 from rmfast.kernels.tables import ANY
 from tests.kernels.aot import Built, build_all, hard_faults
 from tests.kernels.variants import Variant, starts, variant
 
 WORTH = 1.03  # times as fast as the tile that holds, or the table stays as it is
-FINAL = 5  # candidates that are timed at length
-FIRST_CALLS, FINAL_CALLS, ROUNDS = 5, 20, 5
-FINAL_MILLISECONDS = 100.0  # of a finalist's calls in a round: fewer calls of what takes long, but three
+CALLS, ROUNDS = 20, 5
+MILLISECONDS = 100.0  # of a tile's calls in a round: fewer calls of what takes long, but three
 
 
 def variants(target: Target, tile: Any, arch: int) -> list[Variant]:
@@ -61,28 +58,6 @@ def compiled(target: Target, tiles: list[Any], arch: int, processes: int) -> lis
     return rows
 
 
-@dataclass
-class Times:
-    """Of one tile: milliseconds of its first calls, of its rounds if it is a finalist, and why it is out of the race.
-    The tile that holds has two times a round, before and after the others."""
-
-    first: float | None = None
-    rounds: list[float] = field(default_factory=list)
-    fault: str | None = None
-
-
-def differs(found: Any, true: Any) -> str | None:
-    """How far a call's outputs are from plain torch's, where that is too far."""
-    outputs = (found,) if isinstance(found, Tensor) else tuple(found)
-    truths = (true,) if isinstance(true, Tensor) else tuple(true)
-    for place, (output, right) in enumerate(zip(outputs, truths, strict=True)):
-        loose = 1e-3 if right.dtype == torch.float32 == output.dtype else 3e-2
-        error, size = (output.double() - right.double()).abs().max().item(), right.double().abs().max().item()
-        if not error <= loose * max(size, 1e-3):
-            return f"wrong: output {place} differs by {error:.1e} at values up to {size:.1e}"
-    return None
-
-
 def usable(device: torch.device, error: Exception) -> None:
     """End the search where an error has cost the process its device: nothing after it would be true.
 
@@ -97,41 +72,42 @@ def usable(device: torch.device, error: Exception) -> None:
             raise RuntimeError(f"the device is lost to this process: {error}") from error
 
 
-def timed(target: Target, tiles: list[Any], arch: int, device: torch.device, *, small: bool = False) -> list[Times]:
-    """Times of tiles, the one that holds first: all briefly, then the fastest that compute what plain torch does."""
+def timed(
+    target: Target, tiles: list[Any], arch: int, device: torch.device, *, small: bool = False
+) -> list[list[float] | str]:
+    """Of each tile, the one that holds first: milliseconds of its rounds, or why it has none. Those that compute what
+    plain torch does take turns; the tile that holds twice a round, before and after the others."""
     torch.manual_seed(0)
     calls = target.calls(device, small)
-    found = [Times() for _ in tiles]
+    truths: list[Any] = []
+    found: list[list[float] | str] = []
 
     def once(place: int, count: int) -> float:
         with replaced(target, tiles[place], arch):
             return sum(median(measure(call, device, calls=count).milliseconds) for call, _ in calls)
 
-    def wrong(place: int) -> str | None:
-        with replaced(target, tiles[place], arch):
-            return next((why for (call, _), true in zip(calls, truths, strict=True) if (why := differs(call(), true))),
-                        None)  # fmt: skip
-
-    for place, one in enumerate(found):
+    longest = 0.0
+    for place, tile in enumerate(tiles):
         try:
-            once(place, 1)
-            one.first = once(place, FIRST_CALLS)
+            with replaced(target, tile, arch):
+                results = [tensors(call()) for call, _ in calls]
+            truths = truths or [tensors(truth()) for _, truth in calls]
+            wrong = next((why for pair in zip(results, truths, strict=True) if (why := apart(*pair, bf16=True))), None)
+            found.append([] if wrong is None else f"wrong: {wrong}")
+            longest = longest if wrong else max(longest, once(place, 2))
         except Exception as error:  # what the device refuses has no time; it is kept
-            one.fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            found.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
             usable(device, error)
-    truths = [truth() for _, truth in calls]
-    final: list[int] = []
-    for place in sorted((i for i, one in enumerate(found) if one.first), key=lambda i: found[i].first or 0.0):
-        if place == 0 or len([other for other in final if other]) < FINAL:
-            found[place].fault = wrong(place)
-            final += [place] if found[place].fault is None else []
-    final.sort()  # the tile that holds first
-    longest = max((found[place].first or 0.0 for place in final), default=0.0)
-    count = min(FINAL_CALLS, max(3, int(FINAL_MILLISECONDS / max(longest, 1e-3))))
+    count = min(CALLS, max(3, int(MILLISECONDS / max(longest, 1e-3))))
     for _ in range(ROUNDS):
-        for place in final + ([0] if 0 in final else []):
-            found[place].rounds.append(once(place, count))
+        for place in (*range(len(tiles)), 0):
+            if isinstance(rounds := found[place], list):
+                rounds.append(once(place, count))
     return found
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
@@ -157,11 +133,9 @@ def search(
     fit = [place for place, row in enumerate(rows) if not row["faults"]]
     if device.type == "cuda":
         for place, times in zip(fit, timed(target, [tiles[place] for place in fit], arch, device), strict=True):
-            if times.fault is not None:
-                rows[place]["faults"] = [times.fault]
-            elif times.rounds:
-                rows[place] |= {"milliseconds": median(times.rounds), "rounds": times.rounds}
-            rows[place]["first_milliseconds"] = times.first
+            rows[place] |= {"faults": [times]} if isinstance(times, str) else {
+                "milliseconds": median(times), "rounds": times,
+            }  # fmt: skip
     held = rows[0].get("rounds")
     spread = abs(median(held[::2]) / median(held[1::2]) - 1) if held else 0.0
     now = rows[0].get("milliseconds")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import rmfast.kernels
 from benchmarks.kernels import baselines
 from benchmarks.lengths import draw_groups
+from rmfast import kernels
 
 Call = Callable[..., Any]
 Size = dict[str, Any]
@@ -59,12 +59,6 @@ class Op:
     alone: bool = False
 
 
-def public(name: str) -> Call:
-    """The public function, looked up when it is needed: an older revision may lack it."""
-    found: Call = getattr(rmfast.kernels, name)
-    return found
-
-
 @dataclass(frozen=True)
 class At:
     """Where and in which dtype an op's problem is made."""
@@ -90,20 +84,20 @@ def rms_norm(at: At, rows: int, width: int, heads: int = 0) -> Problem:
     """`heads`: queries within rows of queries, keys and values."""
     x = at.normal(rows, heads + heads // 2, width)[:, :heads] if heads else at.normal(rows, width)
     weight, traffic = at.ones(width), x.numel() * at.dtype.itemsize
-    call = partial(public("rms_norm"), eps=1e-5)
+    call = partial(kernels.rms_norm, eps=1e-5)
     return Problem([x, weight], call, (2 * traffic, 5 * traffic), rivals=baselines.rms_norm(at.device))
 
 
 def add_rms_norm(at: At, rows: int, width: int) -> Problem:
     x, residual = at.normal(rows, width), at.normal(rows, width)
     weight, traffic = at.ones(width), rows * width * at.dtype.itemsize
-    call = partial(public("add_rms_norm"), eps=1e-5)
+    call = partial(kernels.add_rms_norm, eps=1e-5)
     return Problem([x, residual, weight], call, (4 * traffic, 8 * traffic), rivals=baselines.add_rms_norm(at.device))
 
 
 def swiglu(at: At, rows: int, width: int) -> Problem:
     gate_up, traffic = at.normal(rows, 2 * width), rows * width * at.dtype.itemsize
-    return Problem([gate_up], public("swiglu"), (3 * traffic, 8 * traffic), rivals=baselines.swiglu(at.device))
+    return Problem([gate_up], kernels.swiglu, (3 * traffic, 8 * traffic), rivals=baselines.swiglu(at.device))
 
 
 def turned(at: At, rows: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +110,7 @@ def rope(at: At, rows: int, heads: int, kv_heads: int, dim: int) -> Problem:
     positions, inv_freq = turned(at, rows, dim)
 
     def call(q: Tensor, k: Tensor, positions: Tensor, impl: str) -> Any:
-        return public("rope")(q, k, positions, inv_freq=inv_freq, impl=impl)
+        return kernels.rope(q, k, positions, inv_freq=inv_freq, impl=impl)
 
     traffic = rows * (heads + kv_heads) * dim * at.dtype.itemsize
     rivals = baselines.rope(at.device, positions, inv_freq)
@@ -125,8 +119,8 @@ def rope(at: At, rows: int, heads: int, kv_heads: int, dim: int) -> Problem:
 
 def split_rope(at: At, rows: int, heads: int, kv_heads: int, dim: int) -> Problem:
     width = (heads + 2 * kv_heads) * dim
-    qkv, tables = at.normal(rows, width), public("rope_tables")(*turned(at, rows, dim), dtype=at.dtype)
-    call = partial(public("split_rope"), heads=heads, kv_heads=kv_heads, head_dim=dim)
+    qkv, tables = at.normal(rows, width), kernels.rope_tables(*turned(at, rows, dim), dtype=at.dtype)
+    call = partial(kernels.split_rope, heads=heads, kv_heads=kv_heads, head_dim=dim)
     traffic = rows * width * at.dtype.itemsize
     return Problem([qkv, tables], call, (2 * traffic, 4 * traffic))
 
@@ -134,7 +128,7 @@ def split_rope(at: At, rows: int, heads: int, kv_heads: int, dim: int) -> Proble
 def score_head(at: At, rows: int, width: int, heads: int) -> Problem:
     hidden, head = at.normal(rows, width), at.wide(heads, width)
     weight, traffic = at.ones(width), rows * width * at.dtype.itemsize
-    return Problem([hidden, weight, head], partial(public("score_head"), eps=1e-5), (traffic, 3 * traffic))
+    return Problem([hidden, weight, head], partial(kernels.score_head, eps=1e-5), (traffic, 3 * traffic))
 
 
 def ranking_loss(at: At, pairs: int, heads: int, given: tuple[str, ...] = ("margin",), **more: float) -> Problem:
@@ -144,7 +138,7 @@ def ranking_loss(at: At, pairs: int, heads: int, given: tuple[str, ...] = ("marg
     edges = [torch.rand(pairs, device=at.device) for _ in given]
 
     def call(scores: Tensor, better: Tensor, worse: Tensor, *edges: Tensor, impl: str) -> Any:
-        return public("ranking_loss")(scores, better, worse, impl=impl, **dict(zip(given, edges, strict=True)), **more)
+        return kernels.ranking_loss(scores, better, worse, impl=impl, **dict(zip(given, edges, strict=True)), **more)
 
     edge = 4 * heads * pairs  # bytes of one fp32 an edge
     return Problem([scores, better, worse, *edges], call, (2 * edge + 20 * pairs, 4 * edge + 20 * pairs))
@@ -156,7 +150,7 @@ def linear_log_prob(at: At, rows: int, width: int, vocabulary: int) -> Problem:
     target = torch.randint(vocabulary, (rows,), device=at.device)
     product, traffic = 2.0 * rows * width * vocabulary, (rows + vocabulary) * width * at.dtype.itemsize
     rivals = baselines.linear_log_prob(at.device)
-    call = public("linear_log_prob")
+    call = kernels.linear_log_prob
     return Problem([hidden, weight, target], call, (traffic, 3 * traffic), (product, 3 * product), rivals)
 
 
@@ -166,7 +160,7 @@ def prefix_attention(
 ) -> Problem:  # fmt: skip
     """`every`: queries are every so many rows alone."""
     groups = draw_groups(lengths, tokens)
-    layout = rmfast.kernels.prefix_layout(groups).to(at.device)
+    layout = kernels.prefix_layout(groups).to(at.device)
     count = layout.shape[1]
     rows = at.count(0, count, every) if every else None
     q = at.normal(count if rows is None else len(rows), heads, dim)
@@ -175,7 +169,7 @@ def prefix_attention(
     visible = sum(p * (p + 1) // 2 + sum(r * (r + 1) // 2 + r * p for r in responses) for p, responses in groups)
     traffic, product = count * dim * at.dtype.itemsize * (heads + kv_heads), 2.0 * heads * dim * visible
     return Problem(
-        [q, k, v, layout], partial(public("prefix_attention"), rows=rows, **options), (2 * traffic, 6 * traffic),
+        [q, k, v, layout], partial(kernels.prefix_attention, rows=rows, **options), (2 * traffic, 6 * traffic),
         (2 * product, 7 * product),  # two products forward; backward S again, dP, dV, dQ, dK
         baselines.prefix_attention(at.device, layout),
     )  # fmt: skip
@@ -185,19 +179,19 @@ def difference_loss(at: At, groups: int, responses: int, **options: Any) -> Prob
     scores = at.wide(groups * responses)
     group = at.count(groups).repeat_interleave(responses)
     traffic = 4 * groups * responses
-    return Problem([scores, group], partial(public("difference_loss"), **options), (3 * traffic, 4 * traffic))
+    return Problem([scores, group], partial(kernels.difference_loss, **options), (3 * traffic, 4 * traffic))
 
 
 def info_nce(at: At, rows: int, keys: int, width: int) -> Problem:
     q, k = at.normal(rows, width), at.normal(keys, width)
     product, traffic = 2.0 * rows * keys * width, (rows + keys) * width * at.dtype.itemsize
-    call = partial(public("info_nce"), temperature=0.05)
+    call = partial(kernels.info_nce, temperature=0.05)
     return Problem([q, k], call, (traffic, 3 * traffic), (product, 4 * product))  # nothing is kept: S once more
 
 
 def sinkhorn(at: At, rows: int, prototypes: int) -> Problem:
     scores = at.wide(rows, prototypes, grad=False)
-    call, traffic = partial(public("sinkhorn"), epsilon=0.05, iterations=3), 2 * 4 * rows * prototypes
+    call, traffic = partial(kernels.sinkhorn, epsilon=0.05, iterations=3), 2 * 4 * rows * prototypes
     return Problem([scores], call, (traffic, traffic))
 
 
@@ -206,7 +200,7 @@ def swapped(at: At, rows: int, prototypes: int, width: int, coded: bool = False)
     s, t, c = (at.normal(n, width) for n in (rows, rows, prototypes))
     codes = (torch.ones(rows, prototypes, device=at.device),) * 2 if coded else None
     product, traffic = 4.0 * rows * prototypes * width, (2 * rows + prototypes) * width * at.dtype.itemsize
-    call = partial(public("swapped_prediction_loss"), temperature=0.1, epsilon=0.05, iterations=3, codes=codes)
+    call = partial(kernels.swapped_prediction_loss, temperature=0.1, epsilon=0.05, iterations=3, codes=codes)
     return Problem([s, t, c], call, (traffic, 3 * traffic), (product, 3 * product))
 
 
@@ -214,7 +208,7 @@ def gae(at: At, sequences: int, longest: int, gamma: float = 1.0, lam: float = 0
     lengths = torch.randint(longest // 2, longest + 1, (sequences,), device=at.device)
     tokens = int(lengths.sum())
     rewards, values = (at.wide(tokens, grad=False) for _ in range(2))
-    call = partial(public("gae"), gamma=gamma, lam=lam)
+    call = partial(kernels.gae, gamma=gamma, lam=lam)
     return Problem([rewards, values, lengths], call, (16 * tokens, 16 * tokens))
 
 
@@ -222,7 +216,7 @@ def clipped(name: str, at: At, tokens: int, **options: Any) -> Problem:
     first = at.wide(tokens)
     second, third = (first.detach() + 0.1 * torch.randn(tokens, device=at.device) for _ in range(2))
     mask = torch.rand(tokens, device=at.device) > 0.3
-    call = partial(public(name), **{"clip": 0.2} | options)
+    call = partial(getattr(kernels, name), **{"clip": 0.2} | options)
     return Problem([first, second, third, mask], call, (13 * tokens, 21 * tokens))
 
 

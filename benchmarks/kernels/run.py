@@ -1,19 +1,14 @@
-"""Times the ops of rmfast.kernels against plain torch, torch.compile, libraries, another revision, and the hardware.
+"""Times the ops of rmfast.kernels against plain torch, torch.compile, libraries, and the hardware.
 
-    python benchmarks/kernels/run.py [--op NAME ...] [--size tiny|real] [--device cpu|cuda] [--base GITREF]
-                                     [--json OUT] [--plots FOLDER] [--rounds N]
+    python benchmarks/kernels/run.py [--op NAME ...] [--size tiny|real] [--device cpu|cuda] [--rounds N]
+                                     [--json OUT] [--plots FOLDER]
 
 bf16 on a GPU; on a CPU fp32 and plain torch only, for Triton's interpreter says nothing about speed. README.md tells
 how to read the columns.
 """
 
 import argparse
-import contextlib
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
@@ -30,9 +25,20 @@ from torch import Tensor
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.stages.suite import verdicts
 from benchmarks.kernels import verify
-from benchmarks.kernels.cases import OPS, At, Op, Problem, public
-from benchmarks.kernels.timing import BOTH, FORWARD, Sample, against_limit, better, limits, measure, outputs_of, pass_of
-from benchmarks.origin import ROOT, origin, write_json
+from benchmarks.kernels.cases import OPS, At, Op, Problem
+from benchmarks.kernels.timing import (
+    BOTH,
+    FORWARD,
+    Sample,
+    against_limit,
+    apart,
+    better,
+    limits,
+    measure,
+    outputs_of,
+    pass_of,
+)
+from benchmarks.origin import origin, write_json
 
 AIM_MILLISECONDS = 60.0  # that a contender spends in a round on one pass
 SEED = 0
@@ -71,15 +77,7 @@ def disagreement(call: Call, truth: Call, inputs: list[Any], *, backward: bool) 
     (head, grad), (true, true_grad) = found
     if head.dim() == 0 and true.dim() > 0:
         true = true.sum()
-    pairs = [("output", head, true)] + ([("gradient", grad, true_grad)] if true_grad is not None else [])
-    for name, a, b in pairs:
-        if a is None or a.shape != b.shape:
-            return f"{name} has another shape"
-        loose = 3e-2 if torch.bfloat16 in (a.dtype, b.dtype, inputs[0].dtype) else 1e-3
-        error, size = (a.double() - b.double()).abs().max().item(), b.double().abs().max().item()
-        if not error <= loose * max(size, 1e-3):
-            return f"{name} differs by {error:.1e} at values up to {size:.1e}"
-    return None
+    return apart([head, grad], [true, true_grad], bf16=inputs[0].dtype == torch.bfloat16)
 
 
 def time_problem(
@@ -127,9 +125,6 @@ def rows_of(name: str, size: str, problem: Problem, results: dict[tuple[str, str
     for (which, label), result in sorted(results.items(), key=lambda item: item[0][0] != FORWARD):
         at = 0 if which == FORWARD else 1
         ratio = {"speed_of_torch": results[which, "torch"]["milliseconds"] / result["milliseconds"]}
-        if label == "base":
-            ours = results.get((which, "rmfast"), results[which, "torch"])
-            ratio["base_over_now"] = result["milliseconds"] / ours["milliseconds"]
         row = {"op": name, "size": size, "pass": which, "contender": label} | result | ratio
         row |= {"bytes": problem.bytes[at], "flops": problem.flops[at]}
         rows.append(row | against_limit(row, hardware))
@@ -139,54 +134,17 @@ def rows_of(name: str, size: str, problem: Problem, results: dict[tuple[str, str
 def print_rows(rows: list[Row]) -> None:
     for row in rows:
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
-        note = f"  base / now {row['base_over_now']:.3f}" if "base_over_now" in row else ""
         print(
             f"{row['op']:<26}{row['size']:<22}{row['pass']:<18}{row['contender']:<24}{row['milliseconds']:>10.4f}"
-            f"{row['speed_of_torch']:>9.2f}{row['share_of_limit']:>8.1%}{peak:>9}{note}"
+            f"{row['speed_of_torch']:>9.2f}{row['share_of_limit']:>8.1%}{peak:>9}"
         )
-
-
-@contextlib.contextmanager
-def revision(ref: str | None) -> Iterator[Path | None]:
-    """A folder with rmfast whose kernels are as of a git ref, from a work tree that goes away with it."""
-    if ref is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="rmfast-base-") as folder:
-        tree, path = Path(folder).resolve() / "tree", Path(folder).resolve() / "path"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), ref], check=True, capture_output=True, text=True)
-        try:
-            (path / "rmfast").mkdir(parents=True)
-            for each in (ROOT / "rmfast").iterdir():  # all is from here but the kernels
-                source = tree if each.name == "kernels" else ROOT
-                (path / "rmfast" / each.name).symlink_to(source / "rmfast" / each.name)
-            yield path
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True, capture_output=True)
-
-
-def times_of_base(path: Path, name: str, args: argparse.Namespace) -> dict[tuple[str, str], Row] | str:
-    """Another revision's times of an op by (size, pass): this program's, in a process with its kernels. Or why not."""
-    out = path / "out.json"
-    out.unlink(missing_ok=True)
-    flags = ["--op", name, "--size", args.size, "--device", args.device, "--rounds", str(args.rounds), "--no-tests",
-             *(["--only", *args.only] if args.only else []), "--against", "rmfast", "--json", str(out)]  # fmt: skip
-    given = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
-    command = [sys.executable, "-P", "-m", "benchmarks.kernels.run", *flags]
-    done = subprocess.run(command, cwd=path, env=given, capture_output=True, text=True)
-    if done.returncode or not out.is_file():
-        return (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1][:160]
-    ours = "rmfast" if args.device == "cuda" else "torch"
-    rows = [row for row in json.loads(out.read_text(encoding="utf-8"))["results"] if row["contender"] == ours]
-    return {(r["size"], r["pass"]): {key: r[key] for key in ("milliseconds", "rounds", "peak_bytes")} for r in rows}
 
 
 def bench(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for; prints as it goes."""
     device = torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    settings = {"size": args.size, "rounds": args.rounds, "base": args.base}
+    settings = {"size": args.size, "rounds": args.rounds}
     about = origin(device.type) | {"threads": torch.get_num_threads(), "settings": settings}
     if device.type != "cuda":
         print("CPU: plain torch and torch.compile only; Triton needs a GPU (its interpreter says nothing about speed)")
@@ -202,42 +160,28 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         skipped.append({"op": op, "what": what, "why": why})
         print(f"{op:<26}{what:<22}{why}", flush=True)
 
-    with revision(args.base) as path:
-        for name in args.op or OPS:
-            op = OPS[name]
-            try:
-                public(name)
-            except AttributeError:
-                skip(name, "", "not in rmfast.kernels")
+    for name in args.op or OPS:
+        op = OPS[name]
+        run_now = args.tests and args.suite is None
+        tests[name] = verify.verdict(op.test) if run_now else known.get(op.test, verify.NOT_RUN)
+        if run_now and tests[name] != verify.PASSED:
+            print(f"{name:<26}timed although its tests fail: {tests[name]}", flush=True)
+        for size, options in op.sizes.items():
+            if (size == "tiny") != (args.size == "tiny") or (args.only and size not in args.only):
                 continue
-            run_now = args.tests and args.suite is None
-            tests[name] = verify.verdict(op.test) if run_now else known.get(op.test, verify.NOT_RUN)
-            if run_now and tests[name] != verify.PASSED:
-                print(f"{name:<26}timed although its tests fail: {tests[name]}", flush=True)
-            base = {} if path is None else times_of_base(path, name, args)
-            if isinstance(base, str):
-                skip(name, "base", base)
-                base = {}
-            for size, options in op.sizes.items():
-                if (size == "tiny") != (args.size == "tiny") or (args.only and size not in args.only):
-                    continue
-                torch.manual_seed(SEED)
-                problem = op.make(At(device, dtype), **options)
-                results, failed = time_problem(op, problem, device, args.rounds, args.against)
-                results |= {(which, "base"): row for (at, which), row in base.items() if at == size}
-                for label, reason in failed.items():
-                    skip(name, f"{size} {label}", reason)
-                if "torch" not in failed:
-                    fresh = rows_of(name, size, problem, results, hardware)
-                    print_rows(fresh)
-                    rows += fresh
-                elif results:
-                    skip(name, size, "no plain torch to compare with")
+            torch.manual_seed(SEED)
+            problem = op.make(At(device, dtype), **options)
+            results, failed = time_problem(op, problem, device, args.rounds, args.against)
+            for label, reason in failed.items():
+                skip(name, f"{size} {label}", reason)
+            if "torch" not in failed:
+                fresh = rows_of(name, size, problem, results, hardware)
+                print_rows(fresh)
+                rows += fresh
+            elif results:
+                skip(name, size, "no plain torch to compare with")
     measured = [hardware, limits(device, small=args.size == "tiny")]
     best = better(measured)
-    if best != hardware:
-        print(f"limits again at the end: copy {measured[1]['bandwidth'] / 1e9:.1f} GB/s, matmul "
-              f"{measured[1]['matmul'] / 1e12:.2f} TFLOP/s; shares in the result are of the better")  # fmt: skip
     rows = [row | against_limit(row, best) for row in rows]
     found = {"limits": best, "limits_measured": measured, "results": rows, "skipped": skipped, "tests": tests}
     return about | found
@@ -253,7 +197,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--only", nargs="+", metavar="NAME", help="of the sizes only these: '16384x2048', 'hh D=64', ... (cases.py)")
     add("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu", help="(default here: %(default)s)")
     add("--against", nargs="*", help="only these beside plain torch: rmfast, compile, liger, flex, ... (default: all)")
-    add("--base", metavar="GITREF", help="also time rmfast as of this revision, op by op before this one")
     add("--rounds", type=int, default=7, help="medians are over these (default: %(default)s)")
     add("--no-tests", dest="tests", action="store_false", help="do not run the ops' own tests first")
     add("--suite", type=Path, metavar="FILE", help="what the tests said, as benchmarks.gpu keeps it, instead of that")
@@ -276,11 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; 1 if an op's tests were run and fail."""
     args = parse(arguments)
-    try:
-        result = bench(args)
-    except subprocess.CalledProcessError as error:
-        print(f"error: --base {args.base}: {(error.stderr or str(error)).strip()}", file=sys.stderr)
-        return 2
+    result = bench(args)
     if args.json:
         write_json(args.json, result)
     if args.plots:

@@ -1,7 +1,7 @@
 """Measuring: seconds of a call on the CPU or on a GPU with cold caches, peak memory, and what the device can do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -49,6 +49,20 @@ def gradients(call: Callable[..., Any], inputs: list[Any], *, again: bool) -> Ca
 def pass_of(which: str, call: Callable[..., Any], inputs: list[Any]) -> Callable[[], Any]:
     """FORWARD, BACKWARD or BOTH of a call."""
     return torch.no_grad()(lambda: call(*inputs)) if which == FORWARD else gradients(call, inputs, again=which == BOTH)
+
+
+def apart(found: Sequence[Tensor | None], true: Sequence[Tensor | None], *, bf16: bool = False) -> str | None:
+    """How far results are from plain torch's, where that is too far; None among the true ones is not compared."""
+    for place, (a, b) in enumerate(zip(found, true, strict=True)):
+        if b is None:
+            continue
+        if a is None or a.shape != b.shape:
+            return f"result {place} has another shape"
+        loose = 3e-2 if bf16 or torch.bfloat16 in (a.dtype, b.dtype) else 1e-3
+        error, size = (a.double() - b.double()).abs().max().item(), b.double().abs().max().item()
+        if not error <= loose * max(size, 1e-3):
+            return f"result {place} differs by {error:.1e} at values up to {size:.1e}"
+    return None
 
 
 def measure(call: Callable[[], Any], device: torch.device, *, calls: int) -> Sample:

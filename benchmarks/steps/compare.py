@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.lengths import DISTRIBUTIONS
 from benchmarks.origin import origin, write_json
-from benchmarks.steps.figures import FLOPS, WARM_UP, Runs, breakdowns, differences, show, summarise
+from benchmarks.steps.figures import FLOPS, WARM_UP, Runs, breakdowns, differences, lines, summarise
 from benchmarks.steps.inputs import SHAPES, SMOLLM2, prepare
 from benchmarks.steps.modes import ModeFailed, check_same_pairs, earlier, fingerprint, run_mode
 from benchmarks.steps.worker import PROFILED, Job, Mode
@@ -189,7 +189,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         report(complete=False)
     limits.append(limits_here(args.device))
     result = report(complete=True)
-    show(result)
+    print("\n".join(["", *lines(result), f"FLOPs: {FLOPS}"]))
     if not results[first]:
         raise RuntimeError(f"{first}: {failed[first]}")
     return result

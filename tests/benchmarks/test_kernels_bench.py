@@ -114,24 +114,9 @@ def test_shares_are_of_the_better_of_two_limits(
         assert row["limit_milliseconds"] == limit and row["share_of_limit"] == limit / row["milliseconds"]
 
 
-def test_compile_and_another_revision_are_timed_beside_it(bench: Run) -> None:
-    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True).returncode:
-        pytest.skip("needs git and a checkout by it")
-    before = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
-    result = bench("--op", "swiglu", "--against", "compile", "--base", "HEAD", "--rounds", "1")
-    rows = {(row["contender"], row["pass"]): row for row in result["results"]}
-    assert {label for label, _ in rows} == {"torch", "compile", "base"}, result["skipped"]
-    base, torch_row = rows["base", "forward"], rows["torch", "forward"]
-    assert base["base_over_now"] == pytest.approx(base["milliseconds"] / torch_row["milliseconds"])
-    after = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
-    assert after == before
-
-
-def test_an_unknown_revision_is_one_line(bench: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FileNotFoundError):  # nothing is written
-        bench("--op", "swiglu", "--base", "no-such-revision", code=2)
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: --base no-such-revision: ") and "\n" not in error
+def test_torch_compile_is_timed_beside_plain_torch(bench: Run) -> None:
+    result = bench("--op", "swiglu", "--against", "compile", "--rounds", "1")
+    assert {row["contender"] for row in result["results"]} == {"torch", "compile"}, result["skipped"]
 
 
 def test_an_op_whose_tests_fail_is_timed_and_marked(
@@ -173,8 +158,8 @@ def test_a_wrong_contender_is_named_and_not_timed(kernels: SimpleNamespace) -> N
 
     assert off(lambda t: t + t) is None
     assert off(lambda t: (2 * t).sum()) is None
-    assert "output differs" in (off(lambda t: 2.1 * t) or "")
-    assert "gradient differs" in (off(lambda t: t.detach() + t) or "")
+    assert "result 0 differs" in (off(lambda t: 2.1 * t) or "")
+    assert "result 1 differs" in (off(lambda t: t.detach() + t) or "")
     assert "another shape" in (off(lambda t: 2 * t[:4]) or "")
 
 

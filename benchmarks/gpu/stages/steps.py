@@ -1,10 +1,10 @@
 """Whole training steps beside TRL and packed transformers, by benchmarks/steps/compare.py."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.results import Records, Results
+from benchmarks.steps import figures
 
 NAMES = {
     "trl": "TRL, its defaults",
@@ -50,12 +50,6 @@ def left(name: str, settings: Settings) -> list[str]:
     return [mode for mode in RUNS[name][2] if mode not in rounds or mode.startswith("rmfast")]
 
 
-def without(result: dict[str, Any]) -> dict[str, str]:
-    """Modes that have no figures, and why."""
-    lacking = {mode: f"not installed or not working: {need}" for mode, need in result.get("absent", {}).items()}
-    return lacking | {mode: why.strip().splitlines()[-1][:160] for mode, why in result.get("failed", {}).items()}
-
-
 def parts(settings: Settings) -> list[Part]:
     """A part for each model and lengths; its seconds are those of the modes that are left. Modes that an earlier call
     has measured are not run again, those that cannot run here are left out and said."""
@@ -76,26 +70,8 @@ def parts(settings: Settings) -> list[Part]:
 
 
 def lines(records: Records) -> list[str]:
-    """Speed, memory and MFU of each mode, also of a part that did not come to its end."""
-    out = []
-    for name, record in records.items():
-        if "result" not in record:
-            continue
-        result = record["result"]
-        product = max(each["matmul"] for each in result["limits"]) / 1e12
-        out.append(f"  {name}: a product runs at {product:.1f} TFLOP/s; largest difference of a loss "
-                   f"{max(result['largest_loss_difference'].values(), default=0.0):.1e}")  # fmt: skip
-        ours = result["summary"].get("rmfast")
-        for mode, row in result["summary"].items():
-            mfu = "" if row["mfu"] is None else f"{row['mfu']:>7.1%} MFU"
-            ratio = "" if ours is None else f"{row['wall_seconds'] / ours['wall_seconds']:>7.2f} x"
-            reserved = "" if row["reserved_gib"] is None else f" of {row['reserved_gib']:.1f} reserved"
-            out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{ratio}"
-                       f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['share_of_product']:>7.1%} of a product"
-                       f"{row['peak_gib']:>7.1f}{reserved} GiB")  # fmt: skip
-        out += [f"    {mode:<22}{why}" for mode, why in without(result).items()]
-        for mode, profile in result["breakdown"].items():
-            if profile.get("host_gap") is not None:
-                groups = ", ".join(f"{group} {spent:.0f}" for group, spent in list(profile["groups"].items())[:5])
-                out.append(f"    {mode}: {profile['step_ms']:.0f} ms, host gap {profile['host_gap']:.1%}; {groups}")
-    return out
+    """What compare.py says of each part, also of one that did not come to its end."""
+    found = {name: record["result"] for name, record in records.items() if "result" in record}
+    return [
+        line for name, result in found.items() for line in (f"  {name}", *(f"    {x}" for x in figures.lines(result)))
+    ]
