@@ -21,7 +21,6 @@ if not __package__:  # run as a file: the repository's root instead of this fold
 from benchmarks.figures_raw import Result, load
 from benchmarks.figures_tables import KINDS, difference
 from benchmarks.gpu.plan import LINES
-from benchmarks.gpu.stages import real
 from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +30,7 @@ PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / 
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)
 NOTHING = "Nothing has run on a GPU yet."
-PLOTS_OF = {"kernels": ("kernels_*.png",), "steps": ("steps.png",), "real": ("real.png", "moving_*.png")}
+PLOTS_OF = {"kernels": ("kernels_*.png",), "steps": ("steps.png",)}
 UNFIT = (KeyError, TypeError, IndexError, ZeroDivisionError)  # what comes of a file that lacks something
 
 
@@ -93,22 +92,12 @@ def gpu_page(folder: Path) -> str:
         result = load(path)
         text += [f"## {stage}", f"[{stage}.json]({stage}.json): {origins(result['parts'].values(), path)}.", ""]
         try:
-            text += ["```", *lines(result["parts"]), *(paper(result) if stage == "real" else ()), "```", ""]
+            text += ["```", *lines(result["parts"]), "```", ""]
         except UNFIT as error:
             raise UserError(f"{path}: gives no page ({type(error).__name__}: {error})") from error
         found = [plot for form in PLOTS_OF.get(stage, ()) for plot in sorted((folder / "plots").glob(form))]
         text += [f"![{plot.stem}](plots/{plot.name})\n" for plot in found]
     return "\n".join(text).rstrip() + "\n"
-
-
-def paper(stage: Result) -> list[str]:
-    """The paper's experiments, means over seeds with 95 % intervals."""
-    if (found := real.paper(stage)) is None:
-        return []
-    from benchmarks.paper import moving
-    from benchmarks.paper.common import report
-
-    return ["", report(found, moving.SHOWN)]
 
 
 def origins(records: Iterable[Result], path: Path) -> str:

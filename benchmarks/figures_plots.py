@@ -1,4 +1,4 @@
-"""The plots of benchmarks/figures.py: bars of ratios and memory, loss curves, the roofline, accuracies."""
+"""The plots of benchmarks/figures.py: bars of ratios and memory, loss curves, the roofline."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -12,9 +12,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.figures_raw import Result, load
 from benchmarks.gpu.stages.kernels import joined
-from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
-from benchmarks.paper import moving_plots
 
 COLOURS = {
     "trl": "#8c8c8c", "trl-no-checkpointing": "#5b8db8", "trl-tuned": "#588157", "trl-liger": "#7b5ea7",
@@ -166,7 +164,7 @@ def kernels(result: Result, folder: Path, start: str = "") -> None:
 
 
 def gpu(folder: Path, plots: Path) -> None:
-    """What a folder of the harness's results gives: roofline and bars of kernels, steps, real runs."""
+    """What a folder of the harness's results gives: roofline and bars of kernels, and steps."""
     plots.mkdir(parents=True, exist_ok=True)
     found = {path.stem: load(path) for path in folder.glob("*.json")}
     if "kernels" in found and (whole := joined(found["kernels"]["parts"])) is not None:
@@ -177,25 +175,3 @@ def gpu(folder: Path, plots: Path) -> None:
         first = next(iter(parts.values()))
         title = f"{first['device']}, torch {first['versions']['torch']}"
         side_by_side(done, "wall_seconds", list(done), title, plots / "steps.png")
-    if "real" in found:
-        real(found["real"], plots / "real.png")
-        if (experiments := paper(found["real"])) is not None:
-            moving_plots.draw(experiments, plots)
-
-
-def real(stage: Result, path: Path) -> None:
-    """Accuracies with their intervals, beside the better of the two rules of length."""
-    found = {f"{name} on {test}": found["figures"] for name, record in stage["parts"].items()
-             for test, found in record.get("result", {}).get("tests", {}).items()}  # fmt: skip
-    if not found:
-        return
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(found)), constrained_layout=True)
-    for place, one in enumerate(found.values()):
-        sides = [[one["accuracy"] - one["accuracy_low"]], [one["accuracy_high"] - one["accuracy"]]]
-        axes.errorbar(one["accuracy"], place, xerr=sides, fmt="o", color=COLOURS["rmfast"], capsize=3)
-        axes.plot(one["baseline_accuracy"], place, "|", color="#222222", markersize=12)
-    axes.axvline(0.5, color="#8c8c8c", linewidth=0.8)
-    axes.set_yticks(range(len(found)), list(found), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy with its 95 % interval; bar: the better of longer wins and shorter wins")
-    save(figure, path)

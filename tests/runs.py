@@ -69,22 +69,6 @@ def write_rows(path: Path, count: int, *, seed: int = 0, extra: Sequence[dict[st
     return path
 
 
-def write_answers(path: Path, prompts: int, seed: int) -> Path:
-    """Seven models' answers to each instruction, each set against one baseline's."""
-    draw = random.Random(seed)
-    rows = []
-    for p in range(prompts):
-        base, prompt = text(draw, 3, 9), [{"role": "user", "content": f"{text(draw, 2, 6)} {p}"}]
-        for m in range(7):
-            answer, wins = f"{text(draw, 3, 9)} {m}", draw.random() < 0.5
-            sides = (answer, base) if wins else (base, answer)
-            names = (f"model {m}", "base") if wins else ("base", f"model {m}")
-            meta = dict(zip(("chosen_model", "rejected_model"), names, strict=True))
-            rows.append({"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "meta": meta})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def arguments(**keys: object) -> list[str]:
     """Command line of keys written with __ for the dot; a tuple gives several words."""
     out: list[str] = []

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in calls of some minutes: `python -m benchmarks.gpu --out FOLDER` until nothing is left.
 
     python -m benchmarks.gpu --wheels FOLDER                            packages for a machine without an index
-    python -m benchmarks.gpu --check [--model MODEL] [--data DATA]      what is missing, before time is spent
-    python -m benchmarks.gpu --out FOLDER --model MODEL --data DATA     do as much as fits into --budget seconds
+    python -m benchmarks.gpu --check                                    what is missing, before time is spent
+    python -m benchmarks.gpu --out FOLDER                               do as much as fits into --budget seconds
     python -m benchmarks.gpu --out FOLDER --show                        the tables of what is there
 
 Finished parts are in FOLDER and not done again; FOLDER may be carried to another machine of the same kind. README.md
@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.gpu import check, plan, wheels
 from benchmarks.gpu.parts import Part, Settings
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import STAGES, Results
 from benchmarks.gpu.runner import SETUP, WRAP_UP, Runner, calls_of
 from benchmarks.origin import commit, versions
 from rmfast.errors import UserError
@@ -36,31 +36,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, help="folder of results")
     add("--budget", type=float, default=480.0, help="seconds after which nothing runs any more (default: %(default)s)")
-    add("--stages", nargs="+", choices=plan.STAGES, default=plan.STAGES, help="only these")
     add("--only", nargs="+", metavar="PART", help="only parts whose STAGE/NAME holds one of these words")
     add("--first", nargs="+", metavar="PART", help="these parts before all others but those that may be mended")
     add("--again", nargs="+", metavar="PART", help="do these parts again, if they are done or failed")
     add("--size", choices=("real", "tiny"), default="real", help="tiny: on a CPU, to check the harness")
-    add("--model", type=Path, help="SmolLM2-135M-Instruct: Hugging Face folder or .gguf file")
-    add("--data", type=Path, help="folder of preference data")
     add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "rmfast-gpu", help="(default: %(default)s)")
     add("--commit", help="of this tree; must be given where it came without git")
     add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
-    add("--workers", type=int, help="parts side by side, where they may (default: by stage)")
     add("--wheels", type=Path, metavar="FOLDER", help="download what a machine without an index lacks, and no more")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
     add("--show", action="store_true", help="print the tables of what is there")
     args = parser.parse_args(arguments)
     if args.out is None and not args.check and args.wheels is None:
         parser.error("--out: name a folder for the results")
-    if args.budget <= 0 or (args.workers is not None and args.workers < 1):
-        parser.error("--budget and --workers must be positive")
+    if args.budget <= 0:
+        parser.error("--budget must be positive")
     return args
 
 
 def tables(results: Results, left: list[Part]) -> None:
     """All figures that are there, and what is left."""
-    for stage in plan.STAGES:
+    for stage in STAGES:
         if records := results.stage(stage):
             print(f"\n== {stage}", *plan.LINES[stage](records), sep="\n")
             for name, record in records.items():
@@ -137,9 +133,8 @@ def work(args: argparse.Namespace, start: float) -> int:
     settings = Settings(
         out=(args.out or Path()).resolve(), scratch=args.scratch.resolve(), tiny=tiny,
         device="cuda" if device["cuda"] else "cpu", arch=device["capability"] or 90,
-        model=args.model and args.model.resolve(), data=args.data and args.data.resolve(),
     )  # fmt: skip
-    parts = plan.parts(settings, tuple(args.stages))
+    parts = plan.parts(settings)
     again = chosen("--again", args.again, parts)
     parts = chosen("--only", args.only, parts) if args.only else parts
     first = chosen("--first", args.first, parts)
@@ -158,8 +153,9 @@ def work(args: argparse.Namespace, start: float) -> int:
         return 1
     lacking = check.missing(settings)
     settings = replace(settings, lacking=lacking)
-    parts = [part for part in plan.parts(settings, tuple(args.stages)) if part.label in {p.label for p in parts}]
-    parts.sort(key=lambda part: part.label not in {p.label for p in first})
+    labels, before = ({part.label for part in some} for some in (parts, first))
+    parts = [part for part in plan.parts(settings) if part.label in labels]  # now that it is known what is lacking
+    parts.sort(key=lambda part: part.label not in before)
     if args.check:
         return report(args, settings, device, parts)
     for name, why in lacking.items():
@@ -171,7 +167,7 @@ def work(args: argparse.Namespace, start: float) -> int:
         writable(*folder)
     for part in again:
         results.put(part.stage, part.name, None)
-    runner = Runner(settings, results, origin, start=start, budget=args.budget, workers=args.workers)
+    runner = Runner(settings, results, origin, start=start, budget=args.budget)
     long = runner.too_long(parts)
     for part in long:
         print(f"error: {too_long(part, args.budget)}", file=sys.stderr)

@@ -10,13 +10,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import wheels
 from benchmarks.gpu.parts import ROOT, Part, Settings, environment
-from benchmarks.gpu.real import ALPACA, HH, RMB
 from benchmarks.gpu.results import STAGES, Results
 from benchmarks.origin import versions
 from rmfast.environment import ALLOCATOR
@@ -93,46 +91,19 @@ def imports(name: str, settings: Settings) -> str | None:
     return next((line for line in written if re.match(r"[\w.]*Error: ", line)), written[-1])
 
 
-def no_model(path: Path | None) -> str | None:
-    if path is None:
-        return "give --model: SmolLM2-135M-Instruct, a Hugging Face folder or a .gguf file"
-    if path.suffix == ".gguf":
-        return None if path.is_file() and find_spec("gguf") else f"{path}: no such file, or gguf is not installed"
-    return None if (path / "config.json").is_file() else f"{path}: no Hugging Face folder"
-
-
-def no_data(folder: Path | None) -> str | None:
-    if folder is None:
-        return "give --data: the folder of preference data"
-    wanted = [HH, RMB, *(ALPACA.format(split) for split in ("train", "test"))]
-    absent = [name for name in wanted if not (folder / name).is_file()]
-    return f"not in {folder}: {', '.join(absent)}" if absent else None
-
-
-NEEDS = ("cuda", *IMPORTS, "model", "data")
+NEEDS = ("cuda", *IMPORTS)
 """What may be missing. Without "trl" or "liger" the modes of training steps that need them are left out; a part is left
 out for its own needs alone."""
 OF_TINY = ("packages", "tests", "triton", "training")
 
 
-def why_not(name: str, settings: Settings) -> str | None:
-    """Why something in `NEEDS` is missing, or None."""
-    match name:
-        case "cuda":
-            return None if settings.device == "cuda" else "torch finds no CUDA device"
-        case "model":
-            return no_model(settings.model)
-        case "data":
-            return no_data(settings.data)
-    return imports(name, settings)
-
-
 def missing(settings: Settings) -> dict[str, str]:
     """What is not there, by name; what takes imports is tried side by side."""
-    names = OF_TINY if settings.tiny else NEEDS
+    names = OF_TINY if settings.tiny else list(IMPORTS)
     with ThreadPoolExecutor(len(names)) as pool:
-        found = pool.map(lambda name: why_not(name, settings), names)
-    return {name: why for name, why in zip(names, found, strict=True) if why}
+        tried = dict(zip(names, pool.map(lambda name: imports(name, settings), names), strict=True))
+    device = None if settings.tiny or settings.device == "cuda" else "torch finds no CUDA device"
+    return {name: why for name, why in ({"cuda": device} | tried).items() if why}
 
 
 def blocked(part: Part, lacking: Mapping[str, str]) -> list[str]:
@@ -166,10 +137,9 @@ def other_origin(results: Results, origin: dict[str, Any]) -> str | None:
     that only one side has is no difference: what needs it is not in the other's results."""
     for stage in STAGES:
         for name, record in results.stage(stage).items():
-            for key in ("device", "size", "commit"):
-                if record.get(key, origin[key]) != origin[key]:
-                    return f"{stage}/{name} is of {key} {record[key]}, this is {origin[key]}"
-            for package, own in origin["versions"].items():
-                if record.get("versions", {}).get(package, own) != own:
-                    return f"{stage}/{name} is of {package} {record['versions'][package]}, this is {own}"
+            here = {key: origin[key] for key in ("device", "size", "commit")} | origin["versions"]
+            there = record | record.get("versions", {})
+            for key, value in here.items():
+                if there.get(key, value) != value:
+                    return f"{stage}/{name} is of {key} {there[key]}, this is {value}"
     return None

@@ -25,8 +25,6 @@ class Settings:
         tiny: sizes for a CPU, that check the harness and measure nothing.
         device: "cuda" or "cpu".
         arch: of the device, 80 or 90; of the code that the tile search compiles.
-        model: SmolLM2-135M-Instruct, a Hugging Face folder or a GGUF file.
-        data: folder of the preference data (README.md).
         lacking: what of `check.NEEDS` is not there, and why.
     """
 
@@ -35,8 +33,6 @@ class Settings:
     tiny: bool
     device: str
     arch: int
-    model: Path | None
-    data: Path | None
     lacking: Mapping[str, str] = field(default_factory=dict)
 
 

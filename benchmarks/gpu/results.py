@@ -13,7 +13,7 @@ from benchmarks.origin import write_json
 from rmfast.data.files import write_text
 from rmfast.errors import UserError
 
-STAGES = ("suite", "kernels", "tiles", "steps", "real")
+STAGES = ("suite", "kernels", "tiles", "steps")
 LOG_BYTES = 4 << 20
 
 Records = dict[str, dict[str, Any]]

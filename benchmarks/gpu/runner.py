@@ -19,7 +19,7 @@ from benchmarks.origin import write_json
 SETUP = 20.0  # seconds of a call before its first part, about: imports are tried
 WRAP_UP = 5.0  # seconds of a call after its last part, for the tables
 PATIENCE, LEAST = 3.0, 90.0  # times as guessed, and seconds, that a part may take: one that hangs must not cost all
-WORKERS = {"suite": 8, "real": 4}  # parts of a stage that run side by side
+WORKERS = {"suite": 8}  # parts of a stage that run side by side
 TAIL = 4000  # characters of a part's output that its error keeps, and five times as many the log
 
 
@@ -30,17 +30,14 @@ class Runner:
         origin: device, versions and commit, kept with every result.
         budget: seconds from `start` (time.monotonic) after which nothing runs any more. Parts are started where their
             guess fits.
-        workers: parts side by side; None for `WORKERS`.
     """
 
     def __init__(
-        self, settings: Settings, results: Results, origin: dict[str, Any], *, start: float, budget: float,
-        workers: int | None = None,
-    ) -> None:  # fmt: skip
+        self, settings: Settings, results: Results, origin: dict[str, Any], *, start: float, budget: float
+    ) -> None:
         self.settings, self.results, self.origin = settings, results, origin
         self.end = start + budget - WRAP_UP
         self.most = min(budget - SETUP - WRAP_UP, self.end - time.monotonic() - 1.0)
-        self.workers = workers
         self.stopped = False
         self.pipe, self._life = os.pipe()  # commands end when the second is closed: also by the end of this process
 
@@ -51,7 +48,7 @@ class Runner:
         while ready := [p for p in left if p.label not in tried and time.monotonic() + p.needed <= self.end]:
             first = ready[0]
             together = list(takewhile(lambda p: p.shared and p.stage == first.stage, ready)) or [first]  # noqa: B023
-            count = self.workers or WORKERS.get(first.stage, 1)
+            count = WORKERS.get(first.stage, 1)
             with ThreadPoolExecutor(max_workers=count if first.shared else 1) as pool:
                 list(pool.map(self.one, together))
             tried |= {part.label for part in together}

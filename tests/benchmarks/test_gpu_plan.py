@@ -39,10 +39,10 @@ def real_plan(folder: Path, **changes: Any) -> list[Part]:
 def test_the_plan_falls_into_calls_and_every_part_once(tmp_path: Path) -> None:
     parts = real_plan(tmp_path)
     labels = [p.label for p in parts]
-    assert len(labels) == len(set(labels)) and {p.stage for p in parts} == set(plan.STAGES)
+    assert len(labels) == len(set(labels)) and {p.stage for p in parts} == set(STAGES)
     calls = calls_of(parts, 480.0)
     assert sorted(p.label for call in calls for p in call) == sorted(labels)
-    assert {p.stage for call in calls[:4] for p in call} == set(plan.STAGES)  # four calls touch every stage
+    assert {p.stage for call in calls[:4] for p in call} == set(STAGES)  # four calls touch every stage
     assert max(p.seconds for p in parts) <= 455
     with pytest.raises(ValueError, match="more than the budget"):
         calls_of(parts, 100.0)
@@ -96,20 +96,17 @@ def test_the_second_call_of_150_seconds_has_what_failed_then_tiles_of_attention_
 def test_what_is_missing_is_said_before_time_is_spent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "data").mkdir()
     monkeypatch.setattr(check, "probe", lambda: CARD)
     monkeypatch.setattr(check, "IMPORTS", dict.fromkeys(check.IMPORTS, "") | {"trl": "import no_such_trl"})
     monkeypatch.setattr(wheels, "CARRIED", {"torch": "torch", "no-such-package": "no_such"})
     monkeypatch.setattr(wheels, "PINS", {"no-such-package": "0.8.5"})
-    assert main(["--check", "--data", str(tmp_path / "data"), "--model", str(tmp_path)]) == 1
+    assert main(["--check"]) == 1
     printed = capsys.readouterr().out
     assert re.search(r"  trl +ModuleNotFoundError: No module named 'no_such_trl'\n", printed)
     assert re.search(r"  packages +ok\n", printed) and re.search(r"  training +ok\n", printed)
     assert "wheels to carry (--wheels FOLDER downloads them): no-such-package==0.8.5\n" in printed
     assert "card, sm_90, 40 GiB" in printed and "warning" in printed
-    assert "harmless_base_test.jsonl.gz" in printed and "no Hugging Face folder" in printed
-    assert re.search(r"parts cannot run: .*real/hh seed 0", printed) and "call 1: suite/" in printed
-    assert not re.search(r"parts cannot run: .*steps/", printed)  # only TRL's modes are left out
+    assert "call 1: suite/" in printed and "parts cannot run" not in printed  # only TRL's modes are left out
     monkeypatch.setattr(check, "probe", lambda: NONE)
     assert main(["--out", str(tmp_path / "out")]) == 1
     assert "no CUDA device" in capsys.readouterr().err

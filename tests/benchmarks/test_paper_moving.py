@@ -1,6 +1,7 @@
 """benchmarks/paper/moving.py at a tiny size: from a decoder to plots, and what it measures is what it says."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from benchmarks.paper import moving
 from benchmarks.paper.common import auc
 from benchmarks.paper.moving_data import answer_groups, turned, with_strengths
 from rmfast.data.table import select, table_edges
-from tests.runs import write_answers, write_model, write_rows
+from tests.runs import text, write_model, write_rows
 from tests.tiny import group_of, table_of
 
 
@@ -27,6 +28,22 @@ def test_labels_turn_and_strengths_land_on_their_pairs() -> None:
     assert (after.worse == np.where(flipped, before.better, before.worse)).all()
     strong = with_strengths(table, np.arange(4.0)).store_edges[0].strength
     assert strong[[1, 2, 4, 5]].tolist() == [0, 1, 2, 3] and np.isnan(strong[[0, 3]]).all()
+
+
+def write_answers(path: Path, prompts: int, seed: int) -> Path:
+    """Seven models' answers to each instruction, each set against one baseline's."""
+    draw = random.Random(seed)
+    rows = []
+    for p in range(prompts):
+        base, prompt = text(draw, 3, 9), [{"role": "user", "content": f"{text(draw, 2, 6)} {p}"}]
+        for m in range(7):
+            answer, wins = f"{text(draw, 3, 9)} {m}", draw.random() < 0.5
+            sides = (answer, base) if wins else (base, answer)
+            names = (f"model {m}", "base") if wins else ("base", f"model {m}")
+            meta = dict(zip(("chosen_model", "rejected_model"), names, strict=True))
+            rows.append({"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "meta": meta})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def test_answers_of_many_models_become_groups_with_the_rows_own_labels(tmp_path: Path) -> None:
