@@ -3,7 +3,6 @@
     python -m benchmarks.gpu --wheels FOLDER                            packages for a machine without an index
     python -m benchmarks.gpu --check                                    what is missing, before time is spent
     python -m benchmarks.gpu --out FOLDER                               do as much as fits into --budget seconds
-    python -m benchmarks.gpu --out FOLDER --show                        the tables of what is there
 
 Finished parts are in FOLDER and not done again; FOLDER may be carried to another machine of the same kind. README.md
 beside this says what each stage measures.
@@ -45,7 +44,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
     add("--wheels", type=Path, metavar="FOLDER", help="download what a machine without an index lacks, and no more")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")
-    add("--show", action="store_true", help="print the tables of what is there")
     args = parser.parse_args(arguments)
     if args.out is None and not args.check and args.wheels is None:
         parser.error("--out: name a folder for the results")
@@ -129,7 +127,7 @@ def work(args: argparse.Namespace, start: float) -> int:
         print("\n".join(wheels.download(args.wheels)))
         return 0
     tiny = args.size == "tiny"
-    device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny or args.show else check.probe()
+    device = {"cuda": False, "capability": 0, "memory_gib": 0.0} if tiny else check.probe()
     settings = Settings(
         out=(args.out or Path()).resolve(), scratch=args.scratch.resolve(), tiny=tiny,
         device="cuda" if device["cuda"] else "cpu", arch=device["capability"] or 90,
@@ -139,12 +137,6 @@ def work(args: argparse.Namespace, start: float) -> int:
     parts = chosen("--only", args.only, parts) if args.only else parts
     first = chosen("--first", args.first, parts)
     results = Results(args.out or Path())
-    if args.show:
-        if not args.out.is_dir():
-            raise UserError(f"--out {args.out}: no such folder")
-        settings = replace(settings, lacking=dict.fromkeys(check.NEEDS, ""))  # what is there is not asked here
-        tables(results, Runner(settings, results, {}, start=start, budget=0.0).run(parts))
-        return 0
     name = "tiny" if tiny else device.get("name", "none")
     found = {"python": platform.python_version()} | versions()
     origin = {"device": name, "versions": found, "commit": args.commit or commit(), "size": args.size}
