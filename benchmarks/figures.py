@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py [--check]
 
-A table stands between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
+A table is between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
 a figure in a sentence likewise between `<!-- figure: KIND FILE MODE -->` and `<!-- end of figure -->`; each plot is
 made of the files that its title names. Results of `python -m benchmarks.gpu` belong into benchmarks/results/gpu, where
 they get a page of their own, README.md. `--check` writes nothing and ends with 1 where a page is not what its files

@@ -17,7 +17,7 @@ from benchmarks.gpu.stages.steps import NAMES
 COLOURS = {
     "trl": "#8c8c8c", "trl-no-checkpointing": "#5b8db8", "trl-tuned": "#588157", "trl-liger": "#7b5ea7",
     "hf-packed": "#e0a458", "rmfast-graphs": "#8d1c06", "rmfast": "#c8553d", "torch": "#8c8c8c", "compile": "#5b8db8",
-    "base": "#e0a458", "liger": "#588157", "flex": "#7b5ea7", "flash + merge": "#3d405b",
+    "liger": "#588157", "flex": "#7b5ea7", "flash + merge": "#3d405b",
 }  # fmt: skip
 FILES = {  # of the comparison on a CPU: what each file is of
     "vs_trl_cpu_shape.json": "SmolLM2's shape, 8 pairs",

@@ -135,9 +135,9 @@ def measured(name: str, one: Environment, keep: bool) -> dict[str, Any]:
 
 def commit() -> str:
     """HEAD, with "-dirty" where files differ from it; what this program writes does not count."""
-    own = [f":!{path.relative_to(ROOT)}" for path in (RECORDS, ROOT / "docs" / "versions.md")]
+    written = [f":!{path.relative_to(ROOT)}" for path in (RECORDS, ROOT / "docs" / "versions.md")]
     head = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    return head + ("-dirty" if run(["git", "status", "--porcelain", "--", ".", *own]).stdout.strip() else "")
+    return head + ("-dirty" if run(["git", "status", "--porcelain", "--", ".", *written]).stdout.strip() else "")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--again", nargs="+", metavar="PART", help="do these parts again, if they are done or failed")
     add("--size", choices=("real", "tiny"), default="real", help="tiny: on a CPU, to check the harness")
     add("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "rmfast-gpu", help="(default: %(default)s)")
-    add("--commit", help="of this tree; must be given where it came without git")
+    add("--commit", help="of this tree; must be given where there is no git")
     add("--mix", action="store_true", help="go on with results of another commit, other versions or another device")
     add("--wheels", type=Path, metavar="FOLDER", help="download what a machine without an index lacks, and no more")
     add("--check", action="store_true", help="say what is missing and how the plan falls into calls; 1 if anything is")

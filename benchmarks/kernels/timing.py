@@ -68,7 +68,7 @@ def apart(found: Sequence[Tensor | None], true: Sequence[Tensor | None], *, bf16
 def measure(call: Callable[[], Any], device: torch.device, *, calls: int) -> Sample:
     """Time some calls; the callers warm up before and take turns between rounds.
 
-    A GPU sleeps before each while the host queues all of the call: the events then stand next to its kernels in the
+    A GPU sleeps before each while the host queues all of the call: the events are then next to its kernels in the
     queue, and what Python, custom ops and autograd take (100 to 300 us) is not in the time of a short op.
     """
     if device.type != "cuda":

@@ -128,10 +128,9 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "settings": given | settings | {"warm_up": WARM_UP, "data": Path(args.data).name if args.data else None},
     }  # fmt: skip
     source = {"commit": about["commit"], "rmfast": fingerprint("rmfast")}
-    known = earlier(args.json, same, source)
-    measured = [*known.limits, limits_here(args.device)]
-    results: Runs = {mode: known.rounds.get(mode, []) for mode in args.modes}
-    failed = known.failed
+    known, failed, measured = earlier(args.json, same, source)
+    measured.append(limits_here(args.device))
+    results: Runs = {mode: known.get(mode, []) for mode in args.modes}
     peak = peak_flops(torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32)
 
     def report(*, complete: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Every op of rmfast.kernels against its limit, plain torch and libraries, by benchmarks/kernels/run.py.
 
 What torch.compile makes (of the reference, and FlexAttention) takes longer to compile than all others to run: it is
-timed by parts of its own.
+timed by parts of its ours.
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def mark(tests: dict[str, str], op: str) -> str:
 
 
 def joined(records: Records) -> dict[str, Any] | None:
-    """The parts' results as one of run.py's; each row is divided by its own part's limits, and holds them."""
+    """The parts' results as one of run.py's; each row is divided by its ours part's limits, and holds them."""
     done = [record["result"] for record in records.values() if record["status"] == "done"]
     if not done:
         return None
@@ -75,11 +75,11 @@ def lines(records: Records) -> list[str]:
     for row in whole["results"]:
         groups.setdefault((row["op"], row["size"], row["pass"]), {})[row["contender"]] = row
     for (op, size, which), found in groups.items():
-        own = found.get("rmfast") or found["torch"]
-        others = {name: row for name, row in found.items() if row is not own and name != "base"}
+        ours = found.get("rmfast") or found["torch"]
+        others = {name: row for name, row in found.items() if row is not ours}
         best = min(others.values(), key=lambda row: row["milliseconds"], default=None)
-        against = "" if best is None else f"  {best['milliseconds'] / own['milliseconds']:.2f} x {best['contender']}"
+        against = "" if best is None else f"  {best['milliseconds'] / ours['milliseconds']:.2f} x {best['contender']}"
         marked = f"  ({said})" if (said := mark(whole["tests"], op)) else ""
-        share = f"{own['share_of_limit']:>7.1%}"
-        out.append(f"  {op:<24}{size:<22}{which:<17}{own['milliseconds']:>9.4f} ms{share}{against}{marked}")
+        share = f"{ours['share_of_limit']:>7.1%}"
+        out.append(f"  {op:<24}{size:<22}{which:<17}{ours['milliseconds']:>9.4f} ms{share}{against}{marked}")
     return out + [f"  left out: {line['op']} {line['what']}: {line['why'][:100]}" for line in whole["skipped"]]
