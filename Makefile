@@ -46,6 +46,7 @@ test-versions: $(VENV)/.dev ## run what depends on each library with its oldest 
 	@code=0; $(BIN)/python benchmarks/versions.py $(ARGS) || code=$$?; $(BIN)/python benchmarks/figures.py && exit $$code
 
 bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes without a GPU); RESULTS=folder
+	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
 	$(BIN)/python -m benchmarks.steps.compare --breakdown --json $(RESULTS)/steps.json
 

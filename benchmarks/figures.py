@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py [--check]
 
-A table stands between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
+A table is between `<!-- table: KIND FILE -->` and `<!-- end of table -->` and is made of benchmarks/results/FILE,
 a figure in a sentence likewise between `<!-- figure: KIND FILE MODE -->` and `<!-- end of figure -->`; each plot is
 made of the files that its title names. Results of `python -m benchmarks.gpu` belong into benchmarks/results/gpu, where
 they get a page of their own, README.md. `--check` writes nothing and ends with 1 where a page is not what its files
@@ -20,7 +20,7 @@ if not __package__:  # run as a file: the repository's root instead of this fold
 
 from benchmarks.figures_raw import Result, load
 from benchmarks.figures_tables import KINDS, difference
-from benchmarks.gpu.stages import kernels, real, steps, suite, tiles
+from benchmarks.gpu.plan import LINES
 from rmfast.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,10 +30,8 @@ PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / 
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)
 NOTHING = "Nothing has run on a GPU yet."
-STAGES = {  # the lines that say what a stage found, and its plots
-    "suite": (suite.lines, ()), "kernels": (kernels.lines, ("kernels_*.png",)), "tiles": (tiles.lines, ()),
-    "steps": (steps.lines, ("steps.png",)), "real": (real.lines, ("real.png", "moving_*.png")),
-}  # fmt: skip
+PLOTS_OF = {"kernels": ("kernels_*.png",), "steps": ("steps.png",)}
+UNFIT = (KeyError, TypeError, IndexError, ZeroDivisionError)  # what comes of a file that lacks something
 
 
 def figure(result: Result, kind: str, mode: str) -> str:
@@ -71,7 +69,7 @@ def filled(text: str, results: Path, name: str = "page") -> str:
         result = load(path)
         try:
             return make(result)
-        except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+        except UNFIT as error:
             why = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}: gives no {match[2]} for {name} ({why})") from error
 
@@ -87,29 +85,19 @@ def filled(text: str, results: Path, name: str = "page") -> str:
 def gpu_page(folder: Path) -> str:
     """The page of a folder of the harness's results, with the plots that are beside them."""
     text = ["# Measured on a GPU", ""]
-    for stage, (lines, plots) in STAGES.items():
+    for stage, lines in LINES.items():
         path = folder / f"{stage}.json"
         if not path.is_file():
             continue
         result = load(path)
         text += [f"## {stage}", f"[{stage}.json]({stage}.json): {origins(result['parts'].values(), path)}.", ""]
         try:
-            text += ["```", *lines(result["parts"]), *(paper(result) if stage == "real" else ()), "```", ""]
-        except (KeyError, TypeError, IndexError, ZeroDivisionError) as error:
+            text += ["```", *lines(result["parts"]), "```", ""]
+        except UNFIT as error:
             raise UserError(f"{path}: gives no page ({type(error).__name__}: {error})") from error
-        found = [plot for form in plots for plot in sorted((folder / "plots").glob(form))]
+        found = [plot for form in PLOTS_OF.get(stage, ()) for plot in sorted((folder / "plots").glob(form))]
         text += [f"![{plot.stem}](plots/{plot.name})\n" for plot in found]
     return "\n".join(text).rstrip() + "\n"
-
-
-def paper(stage: Result) -> list[str]:
-    """The paper's experiments, means over seeds with 95 % intervals."""
-    if (found := real.paper(stage)) is None:
-        return []
-    from benchmarks.paper import moving
-    from benchmarks.paper.common import report
-
-    return ["", report(found, moving.SHOWN)]
 
 
 def origins(records: Iterable[Result], path: Path) -> str:
@@ -146,7 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         made = pages(args.gpu)  # before anything is written
         if not args.check:
-            draw(args.gpu)
+            from benchmarks import figures_plots
+
+            if PAGES:
+                figures_plots.beside_trl(RESULTS, PLOTS)
+            if any(args.gpu.glob("*.json")):
+                figures_plots.gpu(args.gpu, args.gpu / "plots")
             made = pages(args.gpu)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -158,16 +151,6 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             page.write_text(made[page], encoding="utf-8")
     return int(args.check and bool(old))
-
-
-def draw(gpu: Path) -> None:
-    """Make all plots."""
-    from benchmarks import figures_plots
-
-    if PAGES:
-        figures_plots.beside_trl(RESULTS, PLOTS)
-    if any(gpu.glob("*.json")):
-        figures_plots.gpu(gpu, gpu / "plots")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The plots of benchmarks/figures.py: bars of ratios and memory, loss curves, the roofline, accuracies."""
+"""The plots of benchmarks/figures.py: bars of ratios and memory, loss curves, the roofline."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,12 @@ from matplotlib import pyplot as plt
 
 from benchmarks.figures_raw import Result, load
 from benchmarks.gpu.stages.kernels import joined
-from benchmarks.gpu.stages.real import paper
 from benchmarks.gpu.stages.steps import NAMES
-from benchmarks.kernels import plots as kernel_plots
-from benchmarks.paper import moving_plots
 
 COLOURS = {
     "trl": "#8c8c8c", "trl-no-checkpointing": "#5b8db8", "trl-tuned": "#588157", "trl-liger": "#7b5ea7",
-    "hf-packed": "#e0a458", "rmfast-graphs": "#8d1c06", "rmfast": "#c8553d",
+    "hf-packed": "#e0a458", "rmfast-graphs": "#8d1c06", "rmfast": "#c8553d", "torch": "#8c8c8c", "compile": "#5b8db8",
+    "liger": "#588157", "flex": "#7b5ea7", "flash + merge": "#3d405b",
 }  # fmt: skip
 FILES = {  # of the comparison on a CPU: what each file is of
     "vs_trl_cpu_shape.json": "SmolLM2's shape, 8 pairs",
@@ -29,14 +28,15 @@ FILES = {  # of the comparison on a CPU: what each file is of
 
 
 def bars(axes: Any, groups: dict[str, dict[str, float]], form: str, label: str) -> None:
-    """A group of bars for each name, one for each mode that it has, the first mode on top."""
+    """A group of bars for each name, one for each mode or contender that it has, the first on top."""
     at, places, seen = 0.0, [], set()
     for values in groups.values():
         start = at
-        for mode, value in values.items():
-            axes.barh(at, value, 0.8, color=COLOURS[mode], label=None if mode in seen else NAMES[mode])
+        for name, value in values.items():
+            said = None if name in seen else NAMES.get(name, name)
+            axes.barh(at, value, 0.8, color=COLOURS.get(name, "#b56576"), label=said)
             axes.text(value, at, " " + form.format(value), va="center", size=8)
-            seen.add(mode)
+            seen.add(name)
             at += 1
         places.append((start + at - 1) / 2)
         at += 0.7
@@ -103,53 +103,75 @@ def beside_trl(results: Path, folder: Path) -> Path:
     return side_by_side(found, "cpu_seconds", list(found)[-1:], title, folder / "vs_trl_cpu.png")
 
 
-def under_one_roof(whole: Result) -> Result:
-    """With every time as it would be under the first part's limits at the same share of them, so that a plot with one
-    roof shows each op's share of what its own process measured."""
-    limits = whole["limits"]
-    rows = []
-    for row in whole["results"]:
-        least = 1e3 * max(row["bytes"] / limits["bandwidth"], row["flops"] / limits["matmul"])
-        rows.append(row | {"milliseconds": least / row["share_of_limit"]})
-    return whole | {"results": rows}
+def roofline(result: Result, path: Path) -> None:
+    """Bytes per second of each op over the ops' arithmetic intensity, under what the device did in the same run; shares
+    of each op's own limits where it has some. rmfast's kernels, or plain torch where there is no GPU."""
+    ours = "rmfast" if any(row["contender"] == "rmfast" for row in result["results"]) else "torch"
+    rows, limits = [row for row in result["results"] if row["contender"] == ours], result["limits"]
+    figure, axes = plt.subplots(figsize=(9, 5.5), constrained_layout=True)
+    ridge = limits["matmul"] / limits["bandwidth"]
+
+    def roof(x: float) -> float:
+        return min(limits["bandwidth"] * x, limits["matmul"]) / 1e12
+
+    # An op without matrix products is drawn at one operation a byte, where only the bandwidth counts.
+    points = [(max(row["flops"] / row["bytes"], 1.0), row) for row in rows]
+    xs = [0.5, ridge, 4 * max([ridge, *(x for x, _ in points)])]
+    axes.plot(xs, list(map(roof, xs)), color="#222222", linewidth=1.5)
+    names = enumerate(dict.fromkeys(row["op"] for row in rows))
+    for (at, name), (which, marker) in product(names, (("forward", "o"), ("forward+backward", "s"))):
+        found = [(x, row["share_of_limit"] * roof(x)) for x, row in points if (row["op"], row["pass"]) == (name, which)]
+        axes.scatter(
+            *zip(*found, strict=True) if found else ((), ()),
+            color=plt.get_cmap("tab20")(at % 20),
+            s=34,
+            marker=marker,
+            edgecolor="white",
+            linewidth=0.6,
+            label=name if marker == "o" else None,
+            zorder=3,
+        )
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte (no products: 1)", ylabel="TFLOP/s (no products: TB/s)")
+    copy, matmul = limits["bandwidth"] / 1e9, limits["matmul"] / 1e12
+    said = f"{ours} on {result['device']}: copy {copy:.0f} GB/s, {limits['dtype']} matmul {matmul:.1f} TFLOP/s"
+    axes.set_title(f"{said}\ncircle: forward; square: forward and backward", fontsize=9)
+    axes.grid(True, which="major", color="#e5e5e5", linewidth=0.6)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, path)
+
+
+def ratios(result: Result, path: Path) -> None:
+    """Speed of every contender as a multiple of plain torch's, a group of bars for each op, size and pass."""
+    groups: dict[str, dict[str, float]] = {}
+    for row in result["results"]:
+        groups.setdefault(f"{row['op']}  {row['size']}  {row['pass']}", {})[row["contender"]] = row["speed_of_torch"]
+    count = len(result["results"])
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.2 * count), constrained_layout=True)
+    bars(axes, groups, "{:.2f}", "speed as a multiple of plain torch (more is better)")
+    axes.axvline(1.0, color="#222222", linewidth=0.8)
+    axes.set_title(f"{result['device']}, torch {result['versions']['torch']}", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    save(figure, path)
+
+
+def kernels(result: Result, folder: Path, start: str = "") -> None:
+    """roofline.png and ratios.png of a result of kernels/run.py."""
+    if not result["results"]:
+        print("no results, no pictures")
+        return
+    roofline(result, folder / f"{start}roofline.png")
+    ratios(result, folder / f"{start}ratios.png")
 
 
 def gpu(folder: Path, plots: Path) -> None:
-    """What a folder of the harness's results gives: roofline and bars of kernels, steps, real runs."""
+    """What a folder of the harness's results gives: roofline and bars of kernels, and steps."""
     plots.mkdir(parents=True, exist_ok=True)
-    if (folder / "kernels.json").is_file():
-        whole = joined(load(folder / "kernels.json")["parts"])
-        if whole is not None and whole["results"]:
-            for name in ("roofline", "ratios"):
-                getattr(kernel_plots, name)(under_one_roof(whole), plots / f"kernels_{name}.png")
-    if (folder / "steps.json").is_file():
-        parts = load(folder / "steps.json")["parts"]
-        done = {name: record["result"] for name, record in parts.items() if record["status"] == "done"}
-        done = {name: result for name, result in done.items() if "rmfast" in result["summary"]}
-        if done:
-            first = next(iter(parts.values()))
-            title = f"{first['device']}, torch {first['versions']['torch']}"
-            side_by_side(done, "wall_seconds", list(done), title, plots / "steps.png")
-    if (folder / "real.json").is_file():
-        stage = load(folder / "real.json")
-        real(stage, plots / "real.png")
-        if (found := paper(stage)) is not None:
-            moving_plots.draw(found, plots)
-
-
-def real(stage: Result, path: Path) -> None:
-    """Accuracies with their intervals, beside the better of the two rules of length."""
-    found = {f"{name} on {test}": found["figures"] for name, record in stage["parts"].items()
-             for test, found in record.get("result", {}).get("tests", {}).items()}  # fmt: skip
-    if not found:
-        return
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.32 * len(found)), constrained_layout=True)
-    for place, one in enumerate(found.values()):
-        sides = [[one["accuracy"] - one["accuracy_low"]], [one["accuracy_high"] - one["accuracy"]]]
-        axes.errorbar(one["accuracy"], place, xerr=sides, fmt="o", color=COLOURS["rmfast"], capsize=3)
-        axes.plot(one["baseline_accuracy"], place, "|", color="#222222", markersize=12)
-    axes.axvline(0.5, color="#8c8c8c", linewidth=0.8)
-    axes.set_yticks(range(len(found)), list(found), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy with its 95 % interval; bar: the better of longer wins and shorter wins")
-    save(figure, path)
+    found = {path.stem: load(path) for path in folder.glob("*.json")}
+    if "kernels" in found and (whole := joined(found["kernels"]["parts"])) is not None:
+        kernels(whole, plots, "kernels_")
+    parts = found["steps"]["parts"] if "steps" in found else {}
+    done = {name: record["result"] for name, record in parts.items() if record["status"] == "done"}
+    if done := {name: result for name, result in done.items() if "rmfast" in result["summary"]}:
+        first = next(iter(parts.values()))
+        title = f"{first['device']}, torch {first['versions']['torch']}"
+        side_by_side(done, "wall_seconds", list(done), title, plots / "steps.png")

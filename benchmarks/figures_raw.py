@@ -67,8 +67,8 @@ def said(result: Result) -> Said:
         return
     for name, record in result["parts"].items():
         if "result" in record and result["stage"] in RAW:
-            for what, own, raw in RAW[result["stage"]](record["result"]):
-                yield f"{name}: {what}", own, raw
+            for what, value, raw in RAW[result["stage"]](record["result"]):
+                yield f"{name}: {what}", value, raw
 
 
 def load(path: Path) -> Result:
@@ -81,9 +81,9 @@ def load(path: Path) -> Result:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or result.get("parts", True) in ({}, None, []):
             raise UserError(f"{path}: holds no results; put the file back as it was measured")
-        for what, own, raw in said(result):
-            if abs(own - raw) > 1e-6 * abs(raw) + 1e-12:
-                raise UserError(f"{path}: {what}: the file says {own:.6g}, its raw figures give {raw:.6g}")
+        for what, value, raw in said(result):
+            if abs(value - raw) > 1e-6 * abs(raw) + 1e-12:
+                raise UserError(f"{path}: {what}: the file says {value:.6g}, its raw figures give {raw:.6g}")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; put the file back, or take its table out of the page") from error
     except UserError:

@@ -4,31 +4,40 @@ import contextlib
 import datetime
 import json
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rmfast.data.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "transformers", "trl", "liger_kernel", "accelerate", "rmfast")
+PACKAGES = ("torch", "triton", "transformers", "trl", "liger_kernel", "accelerate", "numpy", "rmfast")
 
 
 def commit(tree: Path = ROOT) -> str | None:
     """The commit of a checkout, with "-dirty" where files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    if shutil.which("git") is None or not (tree / ".git").exists():
         return None
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that figures depend on, as far as they are installed."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def device_name(device: str = "cpu") -> str:
     """The GPU's name, or the processor's."""
     if device == "cuda":
+        import torch
+
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
@@ -38,11 +47,7 @@ def device_name(device: str = "cpu") -> str:
 
 def origin(device: str = "cpu") -> dict[str, Any]:
     """Device, Python, versions of the packages that are installed, commit and day."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
-    found = {"device": device_name(device), "python": platform.python_version(), "versions": versions}
+    found = {"device": device_name(device), "python": platform.python_version(), "versions": versions()}
     return found | {"commit": commit(), "date": datetime.date.today().isoformat()}
 
 

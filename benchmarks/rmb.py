@@ -80,15 +80,13 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         end = time.process_time()
         rewards = [result.rewards for result in results if result.rewards is not None]
         right = [bool((reward[0] > reward[1:]).all()) for reward in wanted]
-        found.append(
-            {
-                "file": str(file.relative_to(args.data).with_suffix("")), "lists": len(rows),
-                "sequences": sum(map(len, wanted)), "tokens": {"real": real, "computed": padded, "rmfast": computed},
-                "transformers": middle - begin, "rmfast": end - middle,
-                "difference": max(float(np.abs(a - b).max()) for a, b in zip(rewards, wanted, strict=True)),
-                "verdicts_differ": sum(a != b.won for a, b in zip(right, results, strict=True)),
-            }
-        )  # fmt: skip
+        found.append({
+            "file": str(file.relative_to(args.data).with_suffix("")), "lists": len(rows),
+            "sequences": sum(map(len, wanted)), "tokens": {"real": real, "computed": padded, "rmfast": computed},
+            "transformers": middle - begin, "rmfast": end - middle,
+            "difference": max(float(np.abs(a - b).max()) for a, b in zip(rewards, wanted, strict=True)),
+            "verdicts_differ": sum(a != b.won for a, b in zip(right, results, strict=True)),
+        })  # fmt: skip
         print(found[-1], flush=True)
     del found[0]
     total = {side: sum(row[side] for row in found) for side in ("transformers", "rmfast")}

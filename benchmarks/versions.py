@@ -17,13 +17,17 @@ import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+if not __package__:  # run as a file: the repository's root instead of this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.gpu.testing import outcome
+from benchmarks.origin import ROOT, write_json
+
 CONSTRAINTS = ROOT / "constraints.txt"
 RECORDS = ROOT / "benchmarks" / "results" / "versions.json"
 FOLDER = ROOT / "runs" / "versions"
@@ -97,15 +101,6 @@ def last_error(done: subprocess.CompletedProcess[str]) -> str:
     return next((line.strip() for line in lines if not line.startswith("make")), f"exit code {done.returncode}")
 
 
-def outcome(report: Path) -> dict[str, Any]:
-    """What pytest's report says: numbers of tests, and the names of those that failed."""
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    bad = {id(case) for case in cases if case.find("failure") is not None or case.find("error") is not None}
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    names = [f"{case.get('classname')}::{case.get('name')}" for case in cases if id(case) in bad]
-    return {"passed": len(cases) - len(bad) - skipped, "skipped": skipped, "failed": sorted(names)}
-
-
 def measured(name: str, one: Environment, keep: bool) -> dict[str, Any]:
     """Builds an environment and runs its tests: versions and outcome, or why there is none."""
     if not starts(one.python):
@@ -130,7 +125,9 @@ def measured(name: str, one: Environment, keep: bool) -> dict[str, Any]:
         (FOLDER / f"{name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode not in (0, 1):
             return {"why": f"pytest: {last_error(done)}"}
-        return {"python": version, "versions": found, "tests": list(one.tests), **outcome(report)}
+        counts = outcome(report)
+        counts["failed"] = [failure["test"] for failure in counts.pop("failures")]
+        return {"python": version, "versions": found, "tests": list(one.tests)} | counts
     finally:
         if not keep:
             shutil.rmtree(venv, ignore_errors=True)
@@ -138,9 +135,9 @@ def measured(name: str, one: Environment, keep: bool) -> dict[str, Any]:
 
 def commit() -> str:
     """HEAD, with "-dirty" where files differ from it; what this program writes does not count."""
-    own = [f":!{path.relative_to(ROOT)}" for path in (RECORDS, ROOT / "docs" / "versions.md")]
+    written = [f":!{path.relative_to(ROOT)}" for path in (RECORDS, ROOT / "docs" / "versions.md")]
     head = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
-    return head + ("-dirty" if run(["git", "status", "--porcelain", "--", ".", *own]).stdout.strip() else "")
+    return head + ("-dirty" if run(["git", "status", "--porcelain", "--", ".", *written]).stdout.strip() else "")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
             "commit": now, "date": datetime.date.today().isoformat(), "platform": platform.platform(terse=True),
         }  # fmt: skip
         ordered = {each: records[each] for each in ENVIRONMENTS if each in records}
-        RECORDS.write_text(json.dumps({"environments": ordered}, indent=1) + "\n", encoding="utf-8")
+        write_json(RECORDS, {"environments": ordered})
         print(f"{name}: {said(records[name])}", *records[name].get("failed", ()), sep="\n  ", flush=True)
     made = [records[name] for name in args.only or ENVIRONMENTS]
     return int(any(one.get("failed") or not one.get("why", NOT_RUN).startswith(NOT_RUN) for one in made))

@@ -17,7 +17,7 @@ class Table(Generic[T]):
     one with the smallest "largest size" that holds it among generations that are not newer than the device, and of
     those the newest; a device older than all lines takes the oldest.
 
-    The lines are a plain dict literal, one line each: `benchmarks/gpu` writes the winners of its search into them.
+    The lines are a plain dict literal, one line each: `benchmarks/gpu` prints the winners of its search so.
     """
 
     def __init__(self, lines: dict[Key, T]) -> None:

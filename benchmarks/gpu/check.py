@@ -7,21 +7,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import wheels
-from benchmarks.gpu.data import ALPACA, HH, RMB
-from benchmarks.gpu.parts import ROOT, Call, Cut, Failed, Part, Settings
+from benchmarks.gpu.parts import ROOT, Part, Settings, environment
 from benchmarks.gpu.results import STAGES, Results
-from benchmarks.gpu.stages.suite import ALONE
+from benchmarks.origin import versions
 from rmfast.environment import ALLOCATOR
 
 EXPANDABLE = "expandable_segments:True"
@@ -83,72 +78,41 @@ def others(command: Sequence[str] = ("nvidia-smi",)) -> list[str]:
 def imports(name: str, settings: Settings) -> str | None:
     """Why what `IMPORTS` has under a name cannot be used in the commands' environment, or None."""
     with tempfile.TemporaryDirectory() as scratch:
-        call = Call(replace(settings, scratch=Path(scratch), out=Path(scratch)), time.monotonic() + IMPORT_SECONDS)
+        asked = [sys.executable, "-P", "-c", IMPORTS[name]]
+        inside = environment(replace(settings, scratch=Path(scratch)))
         try:
-            call.run(sys.executable, "-P", "-c", IMPORTS[name])
-        except Cut:
+            done = subprocess.run(asked, cwd=ROOT, env=inside, capture_output=True, text=True, timeout=IMPORT_SECONDS)
+        except subprocess.TimeoutExpired:
             return f"importing takes more than {IMPORT_SECONDS:.0f} s"
-        except Failed:  # of errors that led to one another the first says what is missing
-            written = "".join(call.written).strip().splitlines()
-            return next((line for line in written if re.match(r"[\w.]*Error: ", line)), written[-1])
-    return None
+    if done.returncode == 0:
+        return None
+    # Of errors that led to one another the first says what is missing.
+    written = (done.stdout + done.stderr).strip().splitlines() or ["it wrote nothing"]
+    return next((line for line in written if re.match(r"[\w.]*Error: ", line)), written[-1])
 
 
-def no_device(settings: Settings) -> str | None:
-    return None if settings.device == "cuda" else "torch finds no CUDA device"
-
-
-def no_model(settings: Settings) -> str | None:
-    path = settings.model
-    if path is None:
-        return "give --model: SmolLM2-135M-Instruct, a Hugging Face folder or a .gguf file"
-    if path.suffix == ".gguf":
-        return None if path.is_file() and find_spec("gguf") else f"{path}: no such file, or gguf is not installed"
-    return None if (path / "config.json").is_file() else f"{path}: no Hugging Face folder"
-
-
-def no_data(settings: Settings) -> str | None:
-    if settings.data is None:
-        return "give --data: the folder of preference data"
-    wanted = [HH, RMB, *(ALPACA.format(split) for split in ("train", "test"))]
-    absent = [name for name in wanted if not (settings.data / name).is_file()]
-    return f"not in {settings.data}: {', '.join(absent)}" if absent else None
-
-
-def no_long_prefixes(_: Settings) -> str | None:
-    return None if (ROOT / ALONE).is_file() else f"{ALONE}: not in this tree"
-
-
-NEEDS: dict[str, Callable[[Settings], str | None]] = {
-    "cuda": no_device,
-    **{name: partial(imports, name) for name in IMPORTS},
-    "long prefixes": no_long_prefixes,
-    "model": no_model,
-    "data": no_data,
-}
-"""Why something is missing, or None. Without "trl" or "liger" the modes of training steps that need them are left
-out; a part is left out for its own needs alone."""
-NOT_TINY = ("cuda", "long prefixes", "model", "data", "trl", "liger", "megatron")  # what the tiny size asks for none of
+NEEDS = ("cuda", *IMPORTS)
+"""What may be missing. Without "trl" or "liger" the modes of training steps that need them are left out; a part is left
+out for its own needs alone."""
+OF_TINY = ("packages", "tests", "triton", "training")
 
 
 def missing(settings: Settings) -> dict[str, str]:
     """What is not there, by name; what takes imports is tried side by side."""
-    names = [name for name in NEEDS if not (settings.tiny and name in NOT_TINY)]
+    names = OF_TINY if settings.tiny else list(IMPORTS)
     with ThreadPoolExecutor(len(names)) as pool:
-        found = pool.map(lambda name: NEEDS[name](settings), names)
-    return {name: why for name, why in zip(names, found, strict=True) if why}
+        tried = dict(zip(names, pool.map(lambda name: imports(name, settings), names), strict=True))
+    device = None if settings.tiny or settings.device == "cuda" else "torch finds no CUDA device"
+    return {name: why for name, why in ({"cuda": device} | tried).items() if why}
 
 
-def blocked(part: Part, lacking: dict[str, str]) -> list[str]:
+def blocked(part: Part, lacking: Mapping[str, str]) -> list[str]:
     """The needs of a part that are not there."""
     return [name for name in ("packages", *part.needs) if name in lacking]
 
 
-def report(
-    settings: Settings, device: dict[str, Any], plan: Sequence[Part], lacking: dict[str, str]
-) -> tuple[list[str], bool]:
-    """What is there, what is missing, which parts that costs and which wheels would mend it; whether nothing is
-    missing."""
+def report(settings: Settings, device: dict[str, Any], plan: Sequence[Part]) -> list[str]:
+    """What is there, what is missing, which parts that costs and which wheels would mend it."""
     if device["cuda"]:
         lines = [f"device: {device['name']}, sm_{device['capability']}, {device['memory_gib']:.0f} GiB"]
         if device["memory_gib"] < 70 and not settings.tiny:
@@ -157,42 +121,15 @@ def report(
             lines.append(f"warning: {ALLOCATOR[0]}={EXPANDABLE} has no effect, so rmfast's memory will be in gaps")
     else:
         lines = [f"device: none ({device.get('error', 'torch finds no CUDA device')})"]
-    lines += [f"  {name:<14}{lacking.get(name, 'ok')}" for name in NEEDS]
-    for name in ("torch", "triton", "transformers", "trl", "liger_kernel", "datasets", "pydantic", "numpy"):
-        try:
-            lines.append(f"  {name:<14}{version(name)}")
-        except PackageNotFoundError:
-            lines.append(f"  {name:<14}-")
+    lines += [f"  {name:<14}{settings.lacking.get(name, 'ok')}" for name in NEEDS]
+    lines += [f"  {name:<14}{number}" for name, number in versions().items()]
     free = shutil.disk_usage(settings.scratch.parent if settings.scratch.parent.is_dir() else ROOT).free / 2**30
     lines.append(f"  scratch       {settings.scratch}, {free:.0f} GiB free")
-    if wanted := wheels.lacking():
+    if wanted := wheels.pinned(lacking=True):
         lines.append(f"wheels to carry (--wheels FOLDER downloads them): {' '.join(wanted)}")
-    without = [part.label for part in plan if blocked(part, lacking)]
-    if without:
+    if without := [part.label for part in plan if blocked(part, settings.lacking)]:
         lines.append(f"{len(without)} of {len(plan)} parts cannot run: {', '.join(without)}")
-    return lines, not lacking
-
-
-def commit(given: str | None, root: Path = ROOT) -> str | None:
-    """The commit that is measured: as given, or the checkout's, with "-dirty" where files differ from it; None where
-    nobody knows."""
-    if given:
-        return given
-    if shutil.which("git") is None or not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return done.stdout.strip() or None
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("torch", "triton", "transformers", "trl", "liger_kernel"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return lines
 
 
 def other_origin(results: Results, origin: dict[str, Any]) -> str | None:
@@ -200,10 +137,9 @@ def other_origin(results: Results, origin: dict[str, Any]) -> str | None:
     that only one side has is no difference: what needs it is not in the other's results."""
     for stage in STAGES:
         for name, record in results.stage(stage).items():
-            for key in ("device", "size", "commit"):
-                if record.get(key, origin[key]) != origin[key]:
-                    return f"{stage}/{name} is of {key} {record[key]}, this is {origin[key]}"
-            for package, own in origin["versions"].items():
-                if record.get("versions", {}).get(package, own) != own:
-                    return f"{stage}/{name} is of {package} {record['versions'][package]}, this is {own}"
+            here = {key: origin[key] for key in ("device", "size", "commit")} | origin["versions"]
+            there = record | record.get("versions", {})
+            for key, value in here.items():
+                if there.get(key, value) != value:
+                    return f"{stage}/{name} is of {key} {there[key]}, this is {value}"
     return None

@@ -1,16 +1,14 @@
 """The search for tiles and warps: `python -m benchmarks.gpu.search --target NAME --arch 90 --json OUT`.
 
-Every candidate is compiled first, by the rules of benchmarks/kernels/aot.py: one that spills or wants more shared
-memory than the device has is not timed. The others are timed briefly, then the five fastest of those that compute
-what plain torch does take turns with the tile that the table holds, which is timed twice a round. A winner is one of
-the five and faster by 3 % and by as much as these two times differ. Without a GPU nothing is timed and there is no
-winner.
+Every candidate is compiled first, by the rules of tests/kernels/aot.py: one that spills or wants more shared memory
+than the device has is not timed. Those of the others that compute what plain torch does take turns with the tile that
+the table holds, which is timed twice a round. A winner is faster by 3 % and by as much as these two times differ.
+Without a GPU nothing is timed and there is no winner.
 """
 
 import argparse
-import json
 import sys
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,66 +17,45 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.targets import Target, targets
-from benchmarks.kernels.aot import Built, Variant, build_all, hard_faults, variant
-from benchmarks.kernels.contenders import SEED
-from benchmarks.kernels.run import about, limits
-from benchmarks.kernels.timing import measure
-from rmfast.kernels.launch import recording
+from benchmarks.kernels.timing import apart, limits, measure
+from benchmarks.origin import origin, write_json
+from rmfast.kernels.tables import ANY
+from tests.kernels.aot import Built, build_all, hard_faults
+from tests.kernels.variants import Variant, starts, variant
 
 WORTH = 1.03  # times as fast as the tile that holds, or the table stays as it is
-FINAL = 5  # candidates that are timed at length
-FIRST_CALLS, FINAL_CALLS, ROUNDS = 5, 20, 5
-FINAL_MILLISECONDS = 100.0  # of a finalist's calls in a round: fewer calls of what takes long, but three
+CALLS, ROUNDS = 20, 5
+MILLISECONDS = 100.0  # of a tile's calls in a round: fewer calls of what takes long, but three
 
 
 def variants(target: Target, tile: Any, arch: int) -> list[Variant]:
     """What the compiler would be given with a tile on the target's line."""
-    capability = (arch // 10, arch % 10)
-    table = target.table[2]
-    key = target.key(capability)
-    with recording(capability) as started, table.replaced((arch, *key[1:]), tile):
-        for call, _ in target.calls(torch.device("cpu"), True):
-            call()
+    with replaced(target, tile, arch):
+        started = [one for problem in target.problems(torch.device("cpu"), True) for one in starts(problem, arch)]
     return [variant(target.op, arch, one) for one in started if one.kernel.__name__ == target.kernel]
+
+
+def replaced(target: Target, tile: Any, arch: int) -> AbstractContextManager[None]:
+    """With a tile on the target's line of the table."""
+    return target.table[1].replaced((arch, *target.key((arch // 10, arch % 10))[1:]), tile)
 
 
 def compiled(target: Target, tiles: list[Any], arch: int, processes: int) -> list[dict[str, Any]]:
     """Of each tile what the compiler made of it, and its faults."""
     of_tiles = [variants(target, tile, arch) for tile in tiles]
-    built = iter(build_all([one for own in of_tiles for one in own], processes))
+    built = iter(build_all([one for each in of_tiles for one in each], processes))
     rows = []
-    for tile, own in zip(tiles, of_tiles, strict=True):
-        made = [(one, next(built)) for one in own]
+    for tile, started in zip(tiles, of_tiles, strict=True):
+        made = [(one, next(built)) for one in started]
         faults = [fault for one, result in made for fault in hard_faults(one, result)]
         good = [result for _, result in made if isinstance(result, Built)]
         rows.append({
             "tile": tile._asdict(),
-            "faults": faults or ([] if own else ["the kernel did not start"]),
+            "faults": faults or ([] if started else ["the kernel did not start"]),
             "registers": max((b.registers for b in good), default=None),
             "shared": max((b.shared for b in good), default=None),
         })  # fmt: skip
     return rows
-
-
-@dataclass
-class Times:
-    """Of one tile: milliseconds of its first calls, of its rounds if it is a finalist, and why it is out of the race.
-    The tile that holds has two times a round, before and after the others."""
-
-    first: float | None = None
-    rounds: list[float] = field(default_factory=list)
-    fault: str | None = None
-
-
-def differs(found: Any, true: tuple[Tensor, ...]) -> str | None:
-    """How far a call's outputs are from plain torch's, where that is too far."""
-    outputs = (found,) if isinstance(found, Tensor) else tuple(found)
-    for place, (own, right) in enumerate(zip(outputs, true, strict=False)):
-        loose = 1e-3 if right.dtype == torch.float32 == own.dtype else 3e-2
-        error, size = (own.double() - right.double()).abs().max().item(), right.double().abs().max().item()
-        if not error <= loose * max(size, 1e-3):
-            return f"wrong: output {place} differs by {error:.1e} at values up to {size:.1e}"
-    return None
 
 
 def usable(device: torch.device, error: Exception) -> None:
@@ -95,52 +72,57 @@ def usable(device: torch.device, error: Exception) -> None:
             raise RuntimeError(f"the device is lost to this process: {error}") from error
 
 
-def timed(target: Target, tiles: list[Any], arch: int, device: torch.device, *, small: bool = False) -> list[Times]:
-    """Times of tiles, the one that holds first: all briefly, then the fastest that compute what plain torch does."""
-    torch.manual_seed(SEED)
+def timed(
+    target: Target, tiles: list[Any], arch: int, device: torch.device, *, small: bool = False
+) -> list[list[float] | str]:
+    """Of each tile, the one that holds first: milliseconds of its rounds, or why it has none. Those that compute what
+    plain torch does take turns; the tile that holds twice a round, before and after the others."""
+    torch.manual_seed(0)
     calls = target.calls(device, small)
-    table, key = target.table[2], target.key((arch // 10, arch % 10))
-    found = [Times() for _ in tiles]
+    truths: list[Any] = []
+    found: list[list[float] | str] = []
 
     def once(place: int, count: int) -> float:
-        with table.replaced((arch, *key[1:]), tiles[place]):
+        with replaced(target, tiles[place], arch):
             return sum(median(measure(call, device, calls=count).milliseconds) for call, _ in calls)
 
-    def wrong(place: int) -> str | None:
-        with table.replaced((arch, *key[1:]), tiles[place]):
-            return next((why for (call, _), true in zip(calls, truths, strict=True) if (why := differs(call(), true))),
-                        None)  # fmt: skip
-
-    for place, own in enumerate(found):
+    longest = 0.0
+    for place, tile in enumerate(tiles):
         try:
-            once(place, 1)
-            own.first = once(place, FIRST_CALLS)
+            with replaced(target, tile, arch):
+                results = [tensors(call()) for call, _ in calls]
+            truths = truths or [tensors(truth()) for _, truth in calls]
+            wrong = next((why for pair in zip(results, truths, strict=True) if (why := apart(*pair, bf16=True))), None)
+            found.append([] if wrong is None else f"wrong: {wrong}")
+            longest = longest if wrong else max(longest, once(place, 2))
         except Exception as error:  # what the device refuses has no time; it is kept
-            own.fault = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            found.append(f"{type(error).__name__}: {error}".splitlines()[0][:200])
             usable(device, error)
-    truths = [truth() for _, truth in calls]
-    final: list[int] = []
-    for place in sorted(
-        (i for i, own in enumerate(found) if own.first is not None), key=lambda i: found[i].first or 0.0
-    ):
-        if place == 0 or len([other for other in final if other]) < FINAL:
-            found[place].fault = wrong(place)
-            final += [place] if found[place].fault is None else []
-    final.sort()  # the tile that holds first
-    longest = max((found[place].first or 0.0 for place in final), default=0.0)
-    count = min(FINAL_CALLS, max(3, int(FINAL_MILLISECONDS / max(longest, 1e-3))))
+    count = min(CALLS, max(3, int(MILLISECONDS / max(longest, 1e-3))))
     for _ in range(ROUNDS):
-        for place in final + ([0] if 0 in final else []):
-            found[place].rounds.append(once(place, count))
+        for place in (*range(len(tiles)), 0):
+            if isinstance(rounds := found[place], list):
+                rounds.append(once(place, count))
     return found
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
 
 
 def tiles_of(target: Target, arch: int, most: int | None) -> list[Any]:
     """The tile that holds, and at most so many others, those first that differ from it in the fewest fields."""
-    held = target.table[2].find((arch // 10, arch % 10), *target.kinds, size=target.size)
+    held = target.held(arch)
     others = [tile for tile in target.candidates if tile != held]
     others.sort(key=lambda tile: sum(a != b for a, b in zip(tile, held, strict=True)))
     return [held, *others][: None if most is None else most + 1]
+
+
+def line_of(target: Target, tile: Any, arch: int) -> str:
+    """A tile's line as the tables write it."""
+    key = (arch, *target.key((arch // 10, arch % 10))[1:])
+    words = ("ANY" if part == ANY else f'"{part}"' if isinstance(part, str) else str(part) for part in key)
+    return f"({', '.join(words)}): {type(tile).__name__}({', '.join(map(str, tile))}),"
 
 
 def search(
@@ -151,20 +133,18 @@ def search(
     fit = [place for place, row in enumerate(rows) if not row["faults"]]
     if device.type == "cuda":
         for place, times in zip(fit, timed(target, [tiles[place] for place in fit], arch, device), strict=True):
-            if times.fault is not None:
-                rows[place]["faults"] = [times.fault]
-            elif times.rounds:
-                rows[place] |= {"milliseconds": median(times.rounds), "rounds": times.rounds}
-            rows[place]["first_milliseconds"] = times.first
+            rows[place] |= {"faults": [times]} if isinstance(times, str) else {
+                "milliseconds": median(times), "rounds": times,
+            }  # fmt: skip
     held = rows[0].get("rounds")
     spread = abs(median(held[::2]) / median(held[1::2]) - 1) if held else 0.0
     now = rows[0].get("milliseconds")
     ranked = sorted((row for row in rows[1:] if "rounds" in row), key=lambda row: row["milliseconds"])
     better = [row for row in ranked if now is None or now / row["milliseconds"] >= WORTH + spread]
-    key = target.key((arch // 10, arch % 10))
+    line = None if not better else line_of(target, type(tiles[0])(**better[0]["tile"]), arch)
     return {
-        "name": target.name, "table": target.table[0], "file": target.table[1], "key": [arch, *key[1:]],
-        "held": rows[0]["tile"], "held_milliseconds": now, "held_spread": spread,
+        "name": target.name, "table": target.table[0], "file": target.file, "line": line, "held": rows[0]["tile"],
+        "held_milliseconds": now, "held_spread": spread,
         "winner": better[0]["tile"] if better else None,
         "winner_milliseconds": better[0]["milliseconds"] if better else None, "tried": rows,
     }  # fmt: skip
@@ -189,8 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         tiles = tiles_of(everything[name], args.arch, args.most)
         made.append((everything[name], tiles, compiled(everything[name], tiles, args.arch, args.processes)))
     found = [search(target, tiles, rows, args.arch, device) for target, tiles, rows in made]
-    result = about(device) | {"arch": args.arch, "limits": limits(device, small=device.type != "cuda"), "lines": found}
-    args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {"arch": args.arch, "limits": limits(device, small=device.type != "cuda"), "lines": found}
+    write_json(args.json, origin(device.type) | result)
     for line in found:
         tried = len(line["tried"])
         print(f"{line['name']}: {tried} tried, winner {line['winner'] or 'the tile that holds'}")

@@ -1,50 +1,40 @@
-"""A test file, or one test of it, in a process of its own: `python -m benchmarks.gpu.testing FILE[::TEST] OUT.json`."""
+"""A test file, or one test of it, in its own process: `python -m benchmarks.gpu.testing FILE[::TEST] --json OUT`."""
 
-import json
 import sys
 import time
-from collections import Counter
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
-import pytest
+from benchmarks.origin import write_json
 
 SHOWN = 20  # failures whose text is kept
 
 
-class Outcomes:
-    """Counts what pytest reports."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.failures: list[dict[str, str]] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed or report.when == "call" or (report.when == "setup" and report.skipped):
-            self.counts[report.outcome] += 1
-        if report.failed:
-            self.note(report.nodeid, report.longreprtext)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed:
-            self.counts["failed"] += 1
-            self.note(report.nodeid, report.longreprtext)
-
-    def note(self, test: str, text: str) -> None:
-        self.failures.append({"test": test, "why": (text.strip().splitlines() or [""])[-1][:300]})
+def outcome(report: Path) -> dict[str, Any]:
+    """What pytest's report in XML says: numbers of tests, and of those that failed the names and last words."""
+    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    failures, skipped = {}, 0
+    for case in cases:
+        skipped += case.find("skipped") is not None
+        for fault in (*case.iter("failure"), *case.iter("error")):
+            last = (fault.text or fault.get("message") or "").strip().splitlines()[-1:]
+            failures[f"{case.get('classname')}::{case.get('name')}"] = "".join(last)[:300]
+    counts = {"passed": len(cases) - len(failures) - skipped, "failed": len(failures), "skipped": skipped}
+    return counts | {"failures": [{"test": test, "why": failures[test]} for test in sorted(failures)]}
 
 
-def main(tests: str, out: str) -> int:
+def main(tests: str, _: str, out: str) -> int:
     """Run tests and write what came out; the code is 0 also where tests fail: that is a result."""
-    outcomes, start = Outcomes(), time.perf_counter()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", tests], plugins=[outcomes])
+    import pytest
+
+    start, report = time.perf_counter(), Path(out).with_suffix(".xml")
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", tests])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
         return int(code)
-    result = {
-        "passed": outcomes.counts["passed"], "failed": outcomes.counts["failed"],
-        "skipped": outcomes.counts["skipped"], "failures": outcomes.failures[:SHOWN],
-        "test_seconds": round(time.perf_counter() - start, 2),
-    }  # fmt: skip
-    Path(out).write_text(json.dumps(result), encoding="utf-8")
+    found = outcome(report)
+    found["failures"] = found["failures"][:SHOWN]
+    write_json(Path(out), found | {"test_seconds": round(time.perf_counter() - start, 2)})
     return 0
 
 

@@ -4,6 +4,7 @@ are installed."""
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,17 +16,18 @@ from rmfast import kernels
 Rivals = dict[str, Callable[..., Any]]
 
 
-def _liger(device: torch.device) -> bool:
-    return device.type == "cuda" and find_spec("liger_kernel") is not None
+def liger(device: torch.device, module: str, name: str, made: Callable[[Any], Callable[..., Any]]) -> Rivals:
+    """What is made of the `apply` of one of Liger's functions."""
+    if device.type != "cuda" or find_spec("liger_kernel") is None:
+        return {}
+    return {"liger": made(getattr(import_module(f"liger_kernel.ops.{module}"), name).apply)}
 
 
 def rms_norm(device: torch.device) -> Rivals:
-    rivals: Rivals = {}
-    if _liger(device):
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-
-        # Not in place: that would overwrite the gradient that is handed in again at the next call.
-        rivals["liger"] = lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-5, 0.0, "llama", False)
+    # Not in place: that would overwrite the gradient that is handed in again at the next call.
+    rivals = liger(
+        device, "rms_norm", "LigerRMSNormFunction", lambda f: lambda x, w: f(x, w, 1e-5, 0.0, "llama", False)
+    )
     # Another project has Apex's name on PyPI: that one has no such module.
     with contextlib.suppress(ImportError):
         if device.type == "cuda":
@@ -36,58 +38,49 @@ def rms_norm(device: torch.device) -> Rivals:
 
 
 def add_rms_norm(device: torch.device) -> Rivals:
-    if not _liger(device):
-        return {}
-    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
-
-    return {"liger": lambda x, residual, w: LigerFusedAddRMSNormFunction.apply(x, residual, w, 1e-5)}
+    return liger(device, "fused_add_rms_norm", "LigerFusedAddRMSNormFunction",
+                 lambda f: lambda x, residual, w: f(x, residual, w, 1e-5))  # fmt: skip
 
 
 def swiglu(device: torch.device) -> Rivals:
-    if not _liger(device):
-        return {}
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-
-    return {"liger": lambda gate_up: LigerSiLUMulFunction.apply(*gate_up.chunk(2, dim=-1))}
+    return liger(device, "swiglu", "LigerSiLUMulFunction", lambda f: lambda gate_up: f(*gate_up.chunk(2, dim=-1)))
 
 
 def rope(device: torch.device, positions: Tensor, inv_freq: Tensor) -> Rivals:
-    if not _liger(device):
-        return {}
-    from liger_kernel.ops.rope import LigerRopeFunction
-
     # Tables as transformers hands them over; making them is not measured, rotating in place is Liger's way.
     angles = (positions[:, None] * inv_freq).repeat(1, 2)[None]
     cos, sin = angles.cos(), angles.sin()
 
-    def call(q: Tensor, k: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = (x.transpose(0, 1)[None] for x in (q, k))
-        q, k = LigerRopeFunction.apply(q, k, cos.to(q.dtype), sin.to(q.dtype))
-        return q[0].transpose(0, 1), k[0].transpose(0, 1)
+    def made(rotate: Callable[..., Any]) -> Callable[..., Any]:
+        def call(q: Tensor, k: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+            q, k = (x.transpose(0, 1)[None] for x in (q, k))
+            q, k = rotate(q, k, cos.to(q.dtype), sin.to(q.dtype))
+            return q[0].transpose(0, 1), k[0].transpose(0, 1)
 
-    return {"liger": call}
+        return call
+
+    return liger(device, "rope", "LigerRopeFunction", made)
 
 
 def linear_log_prob(device: torch.device) -> Rivals:
-    if not _liger(device):
-        return {}
-    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+    """The sum of the log-probabilities; without entropy, and with the gradients made in the forward pass."""
 
-    def call(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-        """The sum of the log-probabilities; without entropy, and with the gradients made in the forward pass."""
-        out = LigerFusedLinearCrossEntropyFunction.apply(
-            hidden, weight, target, None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32
-        )
-        return -(out[0] if isinstance(out, tuple) else out)
+    def made(cross_entropy: Callable[..., Any]) -> Callable[..., Any]:
+        def call(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+            options = (None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32)
+            out = cross_entropy(hidden, weight, target, *options)
+            return -(out[0] if isinstance(out, tuple) else out)
 
-    return {"liger (cross-entropy)": call}
+        return call
+
+    found = liger(device, "fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction", made)
+    return {f"{name} (cross-entropy)": call for name, call in found.items()}
 
 
 def prefix_attention(device: torch.device, layout: Tensor) -> Rivals:
     if device.type != "cuda":
         return {}
-    flash = partial(kernels.prefix_attention, impl="flash")
-    return {"flex": flex_attention(layout), "flash + merge": flash}
+    return {"flex": flex_attention(layout), "flash + merge": partial(kernels.prefix_attention, impl="flash")}
 
 
 def flex_attention(layout: Tensor) -> Callable[..., Tensor]:

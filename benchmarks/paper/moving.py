@@ -10,6 +10,7 @@ and not done again. README.md beside it says what was found.
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -106,9 +107,9 @@ def right(run: MeasuredRun, of: GroupTable) -> float:
 
 def member_strengths(lab: Lab, noise: float, folds: bool, seed: int) -> np.ndarray:
     """Each member's strengths of the training pairs, [epochs read, members, pairs]; nan where it is no judge."""
-    file = lab.keep / f"strengths-{'folds' if folds else 'all'}-{noise}-{seed}.npy"
+    file = lab.keep / f"strengths-{'folds' if folds else 'all'}-{noise}-{seed}.json"
     if file.is_file():
-        return np.load(file)
+        return np.array(json.loads(file.read_text(encoding="utf-8")))
     noisy = turned(lab.data.train, planted(len(lab.data.train), noise, seed))
     out = np.full((len(READ), FOLDS if folds else max(lab.sizes), len(noisy)), np.nan)
     for m in range(out.shape[1]):
@@ -116,7 +117,7 @@ def member_strengths(lab: Lab, noise: float, folds: bool, seed: int) -> np.ndarr
         seen, judge = select(noisy, np.flatnonzero(lab.data.fold != m)) if folds else noisy, select(noisy, judged)
         rows, _ = lab.train(seen, 100 * seed + m, READ, lambda run, judge=judge: {"gaps": gaps(run, judge)})
         out[:, m, judged] = [row["gaps"] for row in rows]
-    np.save(file, out)
+    write_json(file, out.tolist(), None)
     return out
 
 
@@ -261,6 +262,36 @@ SHOWN: Shown = {
 }
 
 
+def measure(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+    """All experiments of all seeds, those that are kept included."""
+    sizes = {"limit": args.limit, "prompts": args.prompts, "tokens": args.tokens}
+    data = read_data(args.model, args.data, args.other, args.samples, folder=scratch, **sizes)
+    cuda = torch.cuda.is_available()
+    keys = {
+        "model.path": args.model, "model.top_layers": args.layers or "null", "data.train": args.data,
+        "model.dtype": "bfloat16" if cuda else "float32", "data.pairs_per_step": PAIRS, "optim.lr": args.lr,
+        "optim.schedule": "linear", "optim.warmup": 0.1, "optim.floor": 0.0, "run.dir": scratch / "run",
+        "data.cache": scratch / "cache",
+    }  # fmt: skip
+    lab = Lab(data, args.keep, tuple(args.noises), tuple(args.sizes), keys)
+    result: dict[str, Any] = {
+        **origin("cuda" if cuda else "cpu"),
+        **{name: Path(getattr(args, name)).name for name in ("model", "data", "other", "samples")},
+        "layers": args.layers, "lr": args.lr, "noise": NOISE, "seeds": args.seeds,
+        "pairs": len(data.train) + len(data.test), "test_pairs": len(data.test),
+        "other_pairs": int(data.other.edges.sum()),
+    }  # fmt: skip
+    for name in args.experiments:
+        result[name] = []
+        for seed in args.seeds:
+            file = args.keep / f"{name}-{seed}.json"
+            if not file.is_file():
+                write_json(file, [{"seed": seed} | row for row in EXPERIMENTS[name](lab, seed)], None)
+                print(f"{name}: seed {seed} done", flush=True)
+            result[name] += json.loads(file.read_text(encoding="utf-8"))
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is not done yet, print it, keep it, draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -284,31 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for folder in (args.keep, args.json.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"limit": args.limit, "prompts": args.prompts, "tokens": args.tokens}
-    data = read_data(args.model, args.data, args.other, args.samples, folder=args.keep, **sizes)
-    cuda = torch.cuda.is_available()
-    keys = {
-        "model.path": args.model, "model.top_layers": args.layers or "null", "data.train": args.data,
-        "model.dtype": "bfloat16" if cuda else "float32", "data.pairs_per_step": PAIRS, "optim.lr": args.lr,
-        "optim.schedule": "linear", "optim.warmup": 0.1, "optim.floor": 0.0, "run.dir": args.keep / "run",
-        "data.cache": args.keep / "cache",
-    }  # fmt: skip
-    lab = Lab(data, args.keep, tuple(args.noises), tuple(args.sizes), keys)
-    result: dict[str, Any] = {
-        **origin("cuda" if cuda else "cpu"),
-        **{name: Path(getattr(args, name)).name for name in ("model", "data", "other", "samples")},
-        "layers": args.layers, "lr": args.lr, "noise": NOISE, "seeds": args.seeds,
-        "pairs": len(data.train) + len(data.test), "test_pairs": len(data.test),
-        "other_pairs": int(data.other.edges.sum()),
-    }  # fmt: skip
-    for name in args.experiments:
-        result[name] = []
-        for seed in args.seeds:
-            file = args.keep / f"{name}-{seed}.json"
-            if not file.is_file():
-                write_json(file, [{"seed": seed} | row for row in EXPERIMENTS[name](lab, seed)], None)
-                print(f"{name}: seed {seed} done", flush=True)
-            result[name] += json.loads(file.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as scratch:
+        result = measure(args, Path(scratch))
     write_json(args.json, result, None)
     print(report(result, SHOWN))
     if args.plots:

@@ -115,8 +115,8 @@ def answer_groups(source: str, prompts: int, *, edges: bool) -> list[Example]:
             by_prompt.setdefault(json.dumps(row["prompt"]), []).append(row)
     drawn = np.random.default_rng(0)
     out = []
-    for text, own in sorted(by_prompt.items()):
-        order = [own[i] for i in drawn.permutation(len(own))]
+    for text, found in sorted(by_prompt.items()):
+        order = [found[i] for i in drawn.permutation(len(found))]
         group = _group(json.loads(text), order, baseline, edges)
         if group is not None:
             out.append(group)

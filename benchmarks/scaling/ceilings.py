@@ -78,20 +78,6 @@ def reduce_rate(world: World, group: Any, ranks: int, size: int) -> float:
     return 2 * (ranks - 1) / ranks * size / slowest_seconds(world, lambda: dist.all_reduce(buffer, group=group))
 
 
-def send_rate(world: World, size: int) -> float:
-    """Bytes a second from rank 0 to rank 1 and back."""
-    buffer = torch.zeros(size // 4, device=world.device)
-
-    def run() -> None:
-        for sender in (0, 1):
-            if world.rank == sender:
-                dist.send(buffer, 1 - sender)
-            elif world.rank == 1 - sender:
-                dist.recv(buffer, sender)
-
-    return 2 * size / slowest_seconds(world, run)
-
-
 def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> dict[str, Any]:
     """A file's values. All ranks call it, with the process group open.
 
@@ -113,7 +99,6 @@ def ceilings(world: World, *, width: int, ffn: int, tokens: int, size: int) -> d
         if local > 1:
             inside = reduce_rate(world, node, local, size)
         network = reduce_rate(world, None, world.size, size) if len(nodes) > 1 else inside
-        about["send_and_receive"] = send_rate(world, size)
     if cuda:
         memory = float(torch.cuda.get_device_properties(device).total_memory)
     else:

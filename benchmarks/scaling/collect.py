@@ -76,18 +76,19 @@ def plot(points: Points, path: Path) -> None:
 
     figure, (rate, share) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for (mode, found), colour in zip(points.items(), ("tab:blue", "tab:orange"), strict=False):
-        ranks = [p["ranks"] for p in found]
-        each = found[0]["tokens_per_second"] / ranks[0]
-        rate.plot(ranks, [p["tokens_per_second"] for p in found], "o-", color=colour, label=f"{mode} scaling")
-        rate.plot(ranks, [each * n for n in ranks], "--", color=colour, alpha=0.5, label=f"{mode}, ideal")
+        ranks, rates = [p["ranks"] for p in found], [p["tokens_per_second"] for p in found]
+        rate.plot(ranks, rates, "o-", color=colour, label=f"{mode} scaling")
+        rate.plot(
+            ranks, [rates[0] / ranks[0] * n for n in ranks], "--", color=colour, alpha=0.5, label=f"{mode}, ideal"
+        )
         share.plot(ranks, [100 * p["efficiency"] for p in found], "o-", color=colour, label=f"{mode} scaling")
+    rate.set_yscale("log", base=2)
+    share.set_ylim(bottom=0)
     for axes, label in ((rate, "tokens a second"), (share, "efficiency (%)")):
         axes.set_xscale("log", base=2)
         axes.set(xlabel="ranks", ylabel=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    rate.set_yscale("log", base=2)
-    share.set_ylim(bottom=0)
     figure.savefig(path, dpi=150)
 
 

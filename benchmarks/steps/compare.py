@@ -8,16 +8,7 @@ an interpreter of its own; the modes take turns, rmfast first and the slowest la
 medians over the others; --breakdown profiles one more step. A mode that fails is named ("does not fit" where memory
 runs out), and the others go on; --json is written after each, and the same call again goes on where it was killed.
 Pairs have random tokens and the lengths of a named distribution, or are drawn from FILE by seed. bf16 with fp32 weights
-on a GPU, fp32 on a CPU. The device's copy and matrix product are timed before and after.
-
-modes   trl         its defaults: padded micro-batches, gradient checkpointing
-        trl-no-checkpointing    the same without checkpointing
-        trl-tuned   no checkpointing, and each step's pairs sorted by length before they are cut into micro-batches
-        trl-liger   trl-tuned with Liger's kernels (GPU)
-        hf-packed   transformers' model over packs without padding, every sequence whole: no prefix is shared (what
-                    OpenRLHF and ms-swift do where packing is asked for)
-        rmfast-graphs   rmfast with parallel.cuda_graphs (GPU)
-        rmfast      the run of `task: reward` with its defaults, its choice of attention included
+on a GPU, fp32 on a CPU. The device's copy and matrix product are timed before and after. The modes are in README.md.
 """
 
 import argparse
@@ -31,9 +22,10 @@ from typing import Any, get_args
 
 import torch
 
+from benchmarks.kernels.timing import limits
 from benchmarks.lengths import DISTRIBUTIONS
 from benchmarks.origin import origin, write_json
-from benchmarks.steps.figures import FLOPS, WARM_UP, Runs, breakdowns, differences, show, summarise
+from benchmarks.steps.figures import FLOPS, WARM_UP, Runs, breakdowns, differences, lines, summarise
 from benchmarks.steps.inputs import SHAPES, SMOLLM2, prepare
 from benchmarks.steps.modes import ModeFailed, check_same_pairs, earlier, fingerprint, run_mode
 from benchmarks.steps.worker import PROFILED, Job, Mode
@@ -111,8 +103,6 @@ def unavailable(mode: str, device: str) -> str | None:
 
 def limits_here(device: str) -> dict[str, Any]:
     """What the device does now: bytes/s of a copy, FLOP/s of a matrix product (small ones on a CPU)."""
-    from benchmarks.kernels.run import limits
-
     found = limits(torch.device(device), small=device == "cpu")
     if device == "cuda":
         torch.cuda.empty_cache()  # the modes' processes need the memory
@@ -138,15 +128,14 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "settings": given | settings | {"warm_up": WARM_UP, "data": Path(args.data).name if args.data else None},
     }  # fmt: skip
     source = {"commit": about["commit"], "rmfast": fingerprint("rmfast")}
-    known = earlier(args.json, same, source)
-    limits = [*known.limits, limits_here(args.device)]
-    results: Runs = {mode: known.rounds.get(mode, []) for mode in args.modes}
-    failed = known.failed
+    known, failed, measured = earlier(args.json, same, source)
+    measured.append(limits_here(args.device))
+    results: Runs = {mode: known.get(mode, []) for mode in args.modes}
     peak = peak_flops(torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32)
 
     def report(*, complete: bool) -> dict[str, Any]:
         done = {mode: runs for mode, runs in results.items() if runs}
-        product = max(each["matmul"] for each in limits)
+        product = max(each["matmul"] for each in measured)
         result = about | same | {
             "complete": complete,
             "source": source,
@@ -156,7 +145,7 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             "failed": failed,
             "attention": {mode: runs[0]["attention"] for mode, runs in done.items() if "attention" in runs[0]},
             "flops_counted": FLOPS,
-            "limits": limits,
+            "limits": measured,
             "largest_loss_difference": differences(done),
             "breakdown": breakdowns(done),
             "rounds": done,
@@ -187,9 +176,9 @@ def compare(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             failed[mode] = str(error)
             print(f"{where} {error}", flush=True)
         report(complete=False)
-    limits.append(limits_here(args.device))
+    measured.append(limits_here(args.device))
     result = report(complete=True)
-    show(result)
+    print("\n".join(["", *lines(result), f"FLOPs: {FLOPS}"]))
     if not results[first]:
         raise RuntimeError(f"{first}: {failed[first]}")
     return result

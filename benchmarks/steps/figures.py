@@ -9,20 +9,17 @@ FLOPS = (
     "one count of the useful work for all modes: each prefix once, the last layer at the scored tokens only, no "
     "padding, nothing recomputed. A mode that does more work than that uses the hardware more than its MFU says"
 )
-SPEED = {  # label: key of a mode's row, format
-    "pairs/s": ("pairs_per_second", "{:.2f}"),
+COLUMNS = {  # label: key of a mode's row, format
     "CPU s/step": ("cpu_seconds", "{:.3f}"),
+    "CPU ratio": ("cpu_seconds", "{:.2f} x"),
     "wall s/step": ("wall_seconds", "{:.3f}"),
+    "wall ratio": ("wall_seconds", "{:.2f} x"),
     "tokens/step": ("computed_tokens", "{:,.0f}"),
     "padding": ("padding_share", "{:.1%}"),
     "prefix saved": ("prefix_share", "{:.1%}"),
     "peak GiB": ("peak_gib", "{:.2f}"),
-    "CPU ratio": ("cpu_seconds", "{:.2f} x"),
-    "wall ratio": ("wall_seconds", "{:.2f} x"),
-}
-RATES = {
+    "reserved": ("reserved_gib", "{:.2f}"),
     "tokens/s": ("tokens_per_second", "{:,.0f}"),
-    "TFLOP/s": ("tflops", "{:.3f}"),
     "MFU": ("mfu", "{:.1%}"),
     "of a product": ("share_of_product", "{:.1%}"),
 }
@@ -90,47 +87,26 @@ def cell(one: dict[str, Any], base: dict[str, Any], key: str, form: str) -> str:
     return form.format(one[key] / base[key] if form.endswith(" x") else one[key])
 
 
-def row(name: object, cells: list[str]) -> str:
-    return f"{name:<22}" + "".join(f"{cell:>13}" for cell in cells)
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print losses, speed and breakdowns of all modes; ratios are to the last mode."""
-    table, settings = result["summary"], result["settings"]
-    if table:
-        print(f"\nTRL's modes take micro-batches of {settings['micro_batch']} pairs; packs hold "
-              f"{settings['tokens_per_pack']:,} tokens\n{row('step, loss', list(table))}")  # fmt: skip
-        losses = [runs[0]["loss"] for runs in result["rounds"].values()]
-        for number, values in enumerate(zip(*losses, strict=True), start=1):
-            print(row(number, [f"{value:.6f}" for value in values]))
-        for mode, difference in result["largest_loss_difference"].items():
-            print(f"largest difference of a loss, {mode} and {list(table)[-1]}: {difference:.1e}")
-        for columns in (SPEED, RATES):
-            print("\n" + row("", list(columns)))
-            for mode, one in table.items():
-                print(row(mode, [cell(one, list(table.values())[-1], *column) for column in columns.values()]))
-        print(f"FLOPs: {FLOPS}")
-    for mode, why in result["failed"].items():
-        print(f"{mode:<22} {why}")
-    for mode, engine in result["attention"].items():
-        print(f"{mode}'s attention: {engine}")
+def lines(result: dict[str, Any]) -> list[str]:
+    """Speed and memory of all modes, ratios to the last one, what failed, and where a step's time went."""
+    table = result["summary"]
+    product = max(each["matmul"] for each in result["limits"]) / 1e12
+    out = [f"a product runs at {product:.2f} TFLOP/s", f"{'':<22}" + "".join(f"{label:>13}" for label in COLUMNS)]
+    for mode, one in table.items():
+        cells = (cell(one, list(table.values())[-1], *column) for column in COLUMNS.values())
+        out.append(f"{mode:<22}" + "".join(f"{text:>13}" for text in cells))
+    for mode, difference in result["largest_loss_difference"].items():
+        out.append(f"largest difference of a loss, {mode} and {list(table)[-1]}: {difference:.1e}")
+    out += [f"{mode}: not installed or not working: {need}" for mode, need in result.get("absent", {}).items()]
+    out += [f"{mode}: {why.strip().splitlines()[-1][:160]}" for mode, why in result["failed"].items()]
+    out += [f"{mode}'s attention: {engine}" for mode, engine in result.get("attention", {}).items()]
     for mode, profile in result["breakdown"].items():
-        show_breakdown(mode, profile)
-
-
-def show_breakdown(mode: str, profile: dict[str, Any]) -> None:
-    """Print where a step's time went."""
-    if "fault" in profile:
-        print(f"\n{mode}, one step: no breakdown: {profile['fault']}")
-        return
-    gap = ""
-    if profile["gap_ms"] is not None:
-        gap = (f", {profile['span_ms']:.1f} ms from its first kernel's start to its last one's end, the device idle "
-               f"for {profile['gap_ms']:.1f} ms of them in {profile['gaps']} gaps and {profile['host_gap']:.1%} of the "
-               "step")  # fmt: skip
-    plain = f" ({profile['unprofiled_ms']:.1f} ms without the profiler)"
-    print(f"\n{mode}, one step: {profile['step_ms']:.1f} ms{plain}{gap}; by {profile['kind']}:")
-    for name, spent in profile["groups"].items():
-        print(f"  {spent:>10.2f} ms  {name}")
-    for kernel in profile["top"]:
-        print(f"  {kernel['ms']:>10.2f} ms {kernel['count']:>7} x  {kernel['name'][:90]}")
+        if "fault" in profile:
+            out.append(f"{mode}, one step: no breakdown: {profile['fault']}")
+            continue
+        spent = profile["groups"] or {row["name"]: row["ms"] for row in profile["top"]}
+        gap = "" if profile["host_gap"] is None else f", host gap {profile['host_gap']:.1%} in {profile['gaps']} gaps"
+        most = ", ".join(f"{name} {ms:.0f}" for name, ms in list(spent.items())[:6])
+        took = f"{profile['step_ms']:.0f} ms ({profile['unprofiled_ms']:.0f} without the profiler){gap}"
+        out.append(f"{mode}, one step: {took}; by {profile['kind']}: {most}")
+    return out

@@ -107,10 +107,8 @@ def read_pairs(source: str) -> list[dict[str, Any]]:
     return [row for row, kind in zip(pairs, kinds, strict=True) if kind == kinds[0]]
 
 
-def prepare_rows(
-    source: str, model: Path, out: Path, *, count: int, limits: dict[str, int], seed: int
-) -> dict[str, Any]:
-    """Draw `count` usable pairs and write them to `out`; statistics of their tokens.
+def draw_rows(source: str, model: Path, out: Path, *, count: int, limits: dict[str, int], seed: int) -> int:
+    """Draw `count` usable pairs and write them to `out`; how many the source has.
 
     Args:
         limits: `max_length` and `tokens_per_pack` of `build_table`.
@@ -120,30 +118,18 @@ def prepare_rows(
     """
     pairs = read_pairs(source)
     random.Random(seed).shuffle(pairs)
-    lines = [json.dumps(row) for row in pairs[: 4 * count + 64]]
+    lines = [json.dumps(row) + "\n" for row in pairs[: 4 * count + 64]]
     if not lines:
         raise UserError(f"{source}: no preference pair in it; rows need chosen and rejected (see benchmarks/README.md)")
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out.write_text("".join(lines), encoding="utf-8")
     store, table = open_table(out, model, limits)
     if len(table) < count:
         raise UserError(
             f"{source}: {len(table)} usable pairs of at most {limits['max_length']} tokens, but {count} are asked for; "
             "lower --steps or --pairs-per-step, or raise --max-length"
         )
-    rows = store.row[table.index[:count]]
-    out.write_text("".join(f"{lines[row - 1]}\n" for row in rows), encoding="utf-8")
-    store, table = open_table(out, model, limits)
-    lengths = store.lengths()
-    return {
-        "pairs_in_source": len(pairs),
-        "rows": len(table),
-        "mean_prefix": float(store.prefix_length.mean()),
-        "mean_chosen": float(lengths[0::2].mean()),
-        "mean_rejected": float(lengths[1::2].mean()),
-        "longest": int(lengths.max()),
-        "sequence_tokens": int(table.sequences.sum()),
-        "stored_tokens": int(table.stored.sum()),
-    }
+    out.write_text("".join(lines[row - 1] for row in store.row[table.index[:count]]), encoding="utf-8")
+    return len(pairs)
 
 
 def open_table(rows: Path, model: Path, limits: dict[str, int]) -> tuple[TokenStore, GroupTable]:
@@ -190,11 +176,17 @@ def prepare(args: Any, scratch: Path, *, warm_up: int, extra: int) -> tuple[str,
     count, source = (args.steps + extra) * args.pairs_per_step, args.data
     if source is None:
         source = str(scratch / "drawn.jsonl")
-        lengths = draw_lengths(args.lengths, count + 64, args.seed)
-        write_rows(Path(source), lengths, config["vocab_size"], args.seed, config["pad_token_id"])
+        drawn = draw_lengths(args.lengths, count + 64, args.seed)
+        write_rows(Path(source), drawn, config["vocab_size"], args.seed, config["pad_token_id"])
     limits = {"max_length": args.max_length, "tokens_per_pack": args.tokens_per_pack}
-    data = prepare_rows(source, model, rows, count=count, limits=limits, seed=args.seed)
-    _, table = open_table(rows, model, limits)
+    found = draw_rows(source, model, rows, count=count, limits=limits, seed=args.seed)
+    store, table = open_table(rows, model, limits)
+    lengths = store.lengths()
+    data = {
+        "pairs_in_source": found, "rows": len(table), "mean_prefix": float(store.prefix_length.mean()),
+        "mean_chosen": float(lengths[0::2].mean()), "mean_rejected": float(lengths[1::2].mean()),
+        "longest": int(lengths.max()),
+    }  # fmt: skip
     longest = np.array([max(map(len, table.sequences_of(group))) for group in range(len(table))])
     sort_within_steps(rows, scratch / "sorted.jsonl", longest, args.pairs_per_step)
     shape = decoder_config(read_config(model))

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,8 @@ def fingerprint(folder: str, *files: Path) -> str:
     return found.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Known:
-    """What an earlier call measured: rounds by mode, why modes failed, and what the device did."""
-
-    rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    limits: list[dict[str, Any]] = field(default_factory=list)
+Known = tuple[dict[str, list[dict[str, Any]]], dict[str, str], list[dict[str, Any]]]
+"""What an earlier call measured: rounds by mode, why modes failed, and what the device did."""
 
 
 def earlier(path: Path | None, same: dict[str, Any], source: dict[str, Any]) -> Known:
@@ -101,7 +96,7 @@ def earlier(path: Path | None, same: dict[str, Any], source: dict[str, Any]) -> 
     except ValueError:
         found = {}
     if found.get("complete", True) or any(found.get(name) != value for name, value in same.items()):
-        return Known()
+        return {}, {}, []
 
     def counts(mode: str, origin: dict[str, Any]) -> bool:
         return not mode.startswith("rmfast") or origin.get("rmfast") == source["rmfast"]
@@ -109,4 +104,4 @@ def earlier(path: Path | None, same: dict[str, Any], source: dict[str, Any]) -> 
     rounds = {mode: [run for run in runs if counts(mode, run["source"])] for mode, runs in found["rounds"].items()}
     failed = {mode: why for mode, why in found["failed"].items()
               if "does not fit" in why and counts(mode, found["source"])}  # fmt: skip
-    return Known(rounds, failed, found["limits"])
+    return rounds, failed, found["limits"]

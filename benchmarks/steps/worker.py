@@ -5,7 +5,6 @@ Usage: `python -m benchmarks.steps.worker JOB.json OUT.json`; compare.py writes 
 
 import hashlib
 import json
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -81,15 +80,12 @@ class Clock:
 
 def memory(cuda: bool) -> dict[str, int | None]:
     """Most bytes that torch allocated on the GPU and those that it reserved for that, or most that this process held of
-    the machine's memory."""
+    the machine's memory (Linux: ru_maxrss may be that of the process that started this one)."""
     if cuda:
         return {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
-    status = Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss may be that of the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return {"peak_bytes": int(line.split()[1]) << 10, "reserved_bytes": None}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "reserved_bytes": None}
+    status = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in status if line.startswith("VmHWM"))
+    return {"peak_bytes": int(line.split()[1]) << 10, "reserved_bytes": None}
 
 
 def run_trl(job: Job, clock: Clock) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_steps_beside_the_plan_for_measured_rates(tmp_path: Path) -> None:
     sizes = {"rounds": 1, "width": 64, "ffn": 64, "layers": 2, "heads": 4, "group": 16, "tokens": 64, "packs": 2,
              "size": 2**12}  # fmt: skip
     words = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
-    command = [*torchrun(2), str(ROOT / "benchmarks/scaling/against_plan.py"), "--out", str(out), *words]
+    command = [*torchrun(2), str(ROOT / "tests/launch/against_plan.py"), "--out", str(out), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())

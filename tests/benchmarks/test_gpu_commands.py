@@ -1,10 +1,9 @@
 """What the GPU harness starts: it ends with the harness, leaves its progress, and counts only what was tested."""
 
-import contextlib
 import json
+import os
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,44 +13,51 @@ import torch
 
 from benchmarks.gpu import check
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.parts import Call, Cut, Failed
-from benchmarks.gpu.stages import real
+from benchmarks.gpu.parts import run
 from tests.benchmarks.test_gpu import ROOT, settings
+
+
+def wait_for_end(pidfile: Path) -> None:
+    """A process's children may outlive it by a moment."""
+    status = Path(f"/proc/{pidfile.read_text().strip()}/status")
+    end = time.monotonic() + 5
+    while status.is_file() and "zombie" not in status.read_text():
+        assert time.monotonic() < end, "the command's child still runs"
+        time.sleep(0.02)
 
 
 def test_commands_leave_nothing_running_and_know_no_interpreter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    call = Call(settings(tmp_path), time.monotonic() + 2.0)
+    own, (pipe, life) = settings(tmp_path), os.pipe()
     show = "import os; print(os.environ.get('TRITON_INTERPRET'))"
-    assert call.run(sys.executable, "-c", show) == "None\n"
-    pidfile = tmp_path / "pid"
-    child = (
-        f"import subprocess as s; p = s.Popen(['sleep', '60']); open({str(pidfile)!r}, 'w').write(str(p.pid)); p.wait()"
-    )
-    with pytest.raises(Cut):
-        call.run(sys.executable, "-c", child)
-    time.sleep(0.2)
-    status = Path(f"/proc/{pidfile.read_text()}/status")
-    assert not status.is_file() or "zombie" in status.read_text()
-    with pytest.raises(Cut):
-        call.run(sys.executable, "-c", "")
-    both = Call(settings(tmp_path), time.monotonic() + 9.0)
+    assert run([sys.executable, "-c", show], own, seconds=9.0, pipe=pipe) == (0, "None\n")
+    child = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    assert run(["sh", "-c", child], own, seconds=1.0, pipe=pipe) == (None, "")
+    wait_for_end(tmp_path / "pid")
+    assert run(["sh", "-c", "sleep 5"], own, seconds=-1.0, pipe=pipe)[0] is None
     with ThreadPoolExecutor(2) as pool:  # a command that ends leaves the others alone
-        slow = pool.submit(both.run, "sh", "-c", "sleep 1; echo end")
-        both.run("sh", "-c", "true")
-        assert slow.result() == "end\n"
-    with pytest.raises(Failed, match="code 3"):
-        Call(settings(tmp_path), time.monotonic() + 9.0).run(sys.executable, "-c", "raise SystemExit(3)")
+        slow = pool.submit(run, ["sh", "-c", "sleep 1; echo end"], own, seconds=9.0, pipe=pipe)
+        run(["true"], own, seconds=9.0, pipe=pipe)
+        assert slow.result() == (0, "end\n")
+    assert run([sys.executable, "-c", "raise SystemExit(3)"], own, seconds=9.0, pipe=pipe)[0] == 3
+    assert run(["sh", "-c", "kill -9 $$"], own, seconds=9.0, pipe=pipe)[0] == 137  # not by us: memory of the machine
+    with ThreadPoolExecutor(1) as pool:  # stopped from outside: what runs ends, and nothing starts any more
+        running = pool.submit(run, ["sleep", "20"], own, seconds=30.0, pipe=pipe)
+        time.sleep(0.3)
+        os.close(life)
+        assert running.result() == (None, "")
+    assert run(["sleep", "20"], own, seconds=30.0, pipe=pipe) == (None, "")
+    os.close(pipe)
 
 
 HARNESS = """
-import time
+import os
 from pathlib import Path
-from benchmarks.gpu.parts import Call, Settings
-settings = Settings(Path("{0}"), Path("{0}"), True, "cpu", 90, None, None)
-Call(settings, time.monotonic() + 60).run("sh", "-c", "sleep 50 & echo $! > {0}/pid; wait")
+from benchmarks.gpu.parts import Settings, run
+settings = Settings(Path("{0}"), Path("{0}"), True, "cpu", 90)
+run(["sh", "-c", "sleep 50 & echo $! > {0}/pid; wait"], settings, seconds=60.0, pipe=os.pipe()[0])
 """
 
 
@@ -63,29 +69,7 @@ def test_a_harness_that_is_killed_leaves_nothing_running(tmp_path: Path) -> None
         time.sleep(0.02)
     own.kill()
     own.wait()
-    status = Path(f"/proc/{pidfile.read_text().strip()}/status")
-    end = time.monotonic() + 5
-    while status.is_file() and "zombie" not in status.read_text():
-        assert time.monotonic() < end, "the command's child still runs"
-        time.sleep(0.02)
-
-
-def test_a_call_that_is_stopped_starts_no_further_command(tmp_path: Path) -> None:
-    call = Call(settings(tmp_path), time.monotonic() + 30.0)
-    started = tmp_path / "second"
-
-    def warm() -> None:
-        with contextlib.suppress(Failed, Cut):
-            call.run("sleep", "20")
-        call.run("touch", started)
-
-    with ThreadPoolExecutor(1) as pool:
-        both = pool.submit(warm)
-        time.sleep(0.3)
-        call.stop()
-        with pytest.raises(Cut):
-            both.result()
-    assert not started.exists()
+    wait_for_end(pidfile)
 
 
 def test_nothing_is_timed_beside_other_processes(
@@ -102,37 +86,17 @@ def test_nothing_is_timed_beside_other_processes(
     assert "4711, python" in capsys.readouterr().err
 
 
-def test_what_experiments_have_done_is_packed_while_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real, "PACK_EVERY", 0.02)
-    own = settings(tmp_path)
-    own.out.mkdir()
-    call, over = Call(own, time.monotonic() + 9.0), threading.Event()
-    folder = call.folder("moving") / "seed-0"
-    folder.mkdir()
-    (folder / "deciles-0.json").write_text("[1]")
-    (folder / "presets-0.json").write_text("[1, ")  # is being written
-    thread = threading.Thread(target=real.pack_often, args=(call, over))
-    thread.start()
-    while not (own.out / real.KEPT).is_file():
-        time.sleep(0.02)
-    over.set()
-    thread.join()
-    other = Call(settings(tmp_path, scratch=tmp_path / "other"), call.deadline)
-    real.unpack(other)
-    assert [path.name for path in other.folder("moving").rglob("*.json")] == ["deciles-0.json"]
-
-
 def test_what_a_failed_file_leaves(tmp_path: Path) -> None:
     file = tmp_path / "test_bad.py"
     file.write_text("def test_good(): pass\n\ndef test_bad(): assert 1 == 2\n")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu.testing", str(file), str(tmp_path / "out.json")], cwd=ROOT,
+        [sys.executable, "-m", "benchmarks.gpu.testing", str(file), "--json", str(tmp_path / "out.json")], cwd=ROOT,
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["passed"], found["failed"]) == (1, 1) and "test_bad" in found["failures"][0]["test"]
-    one = [sys.executable, "-m", "benchmarks.gpu.testing", f"{file}::test_good", str(tmp_path / "out.json")]
+    one = [sys.executable, "-m", "benchmarks.gpu.testing", f"{file}::test_good", "--json", str(tmp_path / "out.json")]
     assert subprocess.run(one, cwd=ROOT, capture_output=True).returncode == 0
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["passed"], found["failed"]) == (1, 0)
@@ -144,32 +108,25 @@ def test_the_programs_understand_what_the_real_plan_asks_of_them(
     """Each part's command as it is on a card, up to where the program would begin its work."""
     pytest.importorskip("triton")
     from benchmarks.gpu import plan, search
-    from benchmarks.kernels import registry, run
+    from benchmarks.kernels import cases, run
     from benchmarks.steps import compare
 
-    asked: list[tuple[str, list[str]]] = []
-
-    def python(_: Call, program: str, *words: object, **_more: str) -> str:
-        asked.append((program, [str(word) for word in words]))
-        raise Cut
-
-    monkeypatch.setattr(Call, "python", python)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(compare, "unavailable", lambda *_: None)
-    own = settings(tmp_path, tiny=False, device="cuda")
-    for part in plan.parts(own, ("kernels", "tiles", "steps")):
-        with contextlib.suppress(Cut):
-            part.run(Call(own, time.monotonic() + 60.0))
+    parts = plan.parts(settings(tmp_path, tiny=False, device="cuda"))
+    parts = [part for part in parts if part.stage in ("kernels", "tiles", "steps")]
+    asked = [(part.command[0], [str(word) for word in part.command[1:]]) for part in parts]
     read = {"benchmarks.kernels.run": run.parse, "benchmarks.steps.compare": compare.parse}
     parsed = [read[program](words) for program, words in asked if program in read]
     targets = {target.name for target in search.targets()}
     for program, words in asked:
         if program == "benchmarks.gpu.search":
             assert set(words[1 : words.index("--arch")]) <= targets
-    assert len(asked) == len(plan.parts(own, ("kernels", "tiles", "steps"))) and len(parsed) > 30
+    assert len(parsed) > 30
     for args in parsed:
         if hasattr(args, "only"):
-            assert not args.tests and set(args.only or ()) <= set(registry.OPS[args.op[0]].sizes)
+            assert args.suite == tmp_path / "out" / "suite.json"
+            assert set(args.only or ()) <= set(cases.OPS[args.op[0]].sizes)
         else:
             assert args.breakdown and args.device == "cuda" and args.steps > 4 and 75 <= args.limit <= 180
     (first,) = (args for args in parsed if getattr(args, "model", "") == "llama-1b" and "trl" in args.modes

@@ -5,14 +5,11 @@ import os
 import runpy
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from benchmarks.gpu.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,7 +19,7 @@ from benchmarks.gpu.search import variants
 from benchmarks.gpu.targets import targets
 found = {}
 for target in targets():
-    held = target.table[2].find((9, 0), *target.kinds, size=target.size)
+    held = target.held(90)
     tile = next(tile for tile in reversed(target.candidates) if tile != held)
     names = [[one.name for one in variants(target, each, 90)] for each in (held, tile)]
     found[target.name] = [*names, len(target.candidates), len(set(target.candidates))]
@@ -45,9 +42,9 @@ def test_every_line_that_is_searched_is_read_by_its_kernel() -> None:
         assert count == distinct > 10, name
 
 
-def test_a_winner_must_be_clearly_faster_and_free_of_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_winner_must_be_clearly_faster_and_free_of_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from benchmarks.gpu import search, targets, write_tiles
+    from benchmarks.gpu import search, targets
     from benchmarks.gpu.stages import tiles as tiles_stage
 
     target = next(t for t in targets.targets() if t.name == "sinkhorn rows")
@@ -56,54 +53,52 @@ def test_a_winner_must_be_clearly_faster_and_free_of_faults(tmp_path: Path, monk
     card = torch.device("cuda")
 
     def line(*times: Any, refused: int = 1) -> dict[str, Any]:
-        given = [one if isinstance(one, search.Times) else search.Times(one, [one, one]) for one in times]
+        given = [[one, one] if isinstance(one, float) else one for one in times]
         monkeypatch.setattr(search, "timed", lambda *_: given)
         rows = [{"tile": t._asdict(), "faults": ["spills"] if i == refused else []} for i, t in enumerate(tiles)]
         return search.search(target, tiles, rows, 90, card)
 
     assert line(1.0, 0.99, 1.2)["winner"] is None  # within the noise
     assert line(1.0, 0.9, 0.8)["winner"] == found[3]  # place 1 is refused: the third that is timed is the fourth tile
-    assert line(1.0, 0.9, search.Times(0.5))["winner"] == found[2]  # the faster one was no finalist
-    assert line(1.0, 0.9, search.Times(0.5, [], "wrong: x"))["winner"] == found[2]
-    noisy = line(search.Times(1.0, [1.0, 1.1] * 5), 0.95, 1.0)  # the tile that holds differs from itself by 10 %
+    assert line(1.0, 0.9, "wrong: x")["winner"] == found[2]
+    noisy = line([1.0, 1.1] * 5, 0.95, 1.0)  # the tile that holds differs from itself by 10 %
     assert noisy["winner"] is None and noisy["held_spread"] == pytest.approx(0.0909, abs=1e-3)
     alone = line(0.9, 1.0, 1.0, refused=0)  # the tile that holds spills
     assert alone["winner"] == found[1] and alone["held_milliseconds"] is None
     record = {"one": {"status": "done", "result": {"lines": [alone]}}}
     assert "the only one that runs" in tiles_stage.lines(record)[0]
-    Results(tmp_path).record("tiles", "one", status="done", result={"lines": [alone]})
-    assert write_tiles.main(str(tmp_path), "--dry-run") == 0
+    assert tiles_stage.lines(record)[1].endswith(f"kernels/sinkhorn/tiles.py, ROWS: {alone['line']}")
 
 
-def test_finalists_must_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_timed_must_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     from benchmarks.gpu import search, targets
 
-    monkeypatch.setattr(search, "FIRST_CALLS", 1)
-    monkeypatch.setattr(search, "FINAL_CALLS", 1)
+    monkeypatch.setattr(search, "CALLS", 1)
     monkeypatch.setattr(search, "ROUNDS", 1)
-    monkeypatch.setattr(search, "FINAL", 1)
     cpu = torch.device("cpu")
     for target in targets.targets():
         if target.name in CHECKED:
             tiles = search.tiles_of(target, 90, 1)
             held, other = search.timed(target, tiles, 90, cpu, small=True)
-            assert held.fault is None and other.fault is None, (target.name, held.fault, other.fault)
-            assert len(held.rounds) == 2 and len(other.rounds) == 1
+            assert len(held) == 2 and len(other) == 1, (target.name, held, other)
 
     run, truth = target.calls(cpu, True)[0]
     seen = iter(range(100))
-    broken = [(lambda: run() * (1.1 if next(seen) >= 4 else 1.0), truth)]  # what is checked second is the other tile
+    broken = [(lambda: run() * (1.1 if next(seen) >= 2 else 1.0), truth)]  # what is checked second is the other tile
 
-    found = search.timed(replace(target, calls=lambda *_: broken), tiles, 90, cpu, small=True)
-    assert sum(one.fault is not None and one.fault.startswith("wrong: output 0") for one in found) >= 1
-    assert all(not one.rounds for one in found if one.fault)
+    def with_calls(pairs: Any) -> list[Any]:
+        monkeypatch.setattr(targets.Target, "calls", lambda *_: pairs)
+        return search.timed(target, tiles, 90, cpu, small=True)
+
+    found = with_calls(broken)
+    assert isinstance(found[0], list) and found[1].startswith("wrong: result 0 differs")
 
     def refuses() -> Any:
         raise ValueError("out of shared memory")
 
-    refused = search.timed(replace(target, calls=lambda *_: [(refuses, truth)]), tiles, 90, cpu, small=True)
-    assert [one.fault for one in refused] == ["ValueError: out of shared memory"] * 2
+    refused = with_calls([(refuses, truth)])
+    assert refused == ["ValueError: out of shared memory"] * 2
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: refuses())
     with pytest.raises(RuntimeError, match="device is lost to this process: illegal address"):
         search.usable(torch.device("cuda"), RuntimeError("illegal address"))
@@ -112,36 +107,17 @@ def test_finalists_must_agree_with_plain_torch(monkeypatch: pytest.MonkeyPatch) 
 CHECKED = ("linear_log_prob fwd", "linear_log_prob bwd", "sinkhorn rows")  # the others take minutes in the interpreter
 
 
-def test_winners_become_lines_of_the_tables(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_winners_are_shown_as_lines_of_their_tables() -> None:
     pytest.importorskip("triton")
-    from benchmarks.gpu import write_tiles
+    from benchmarks.gpu import search
     from benchmarks.gpu.targets import targets
 
-    lines = []
     for target in targets():
-        tile = target.candidates[0]
-        name, file, table = target.table
-        key = [90, *table.key((9, 0), *target.kinds, size=target.size)[1:]]
-        times = {"held_milliseconds": 2.0, "winner_milliseconds": 1.0}
-        lines.append({"file": file, "table": name, "key": key, "held": {}, "winner": tile._asdict()} | times)
-        copy = tmp_path / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text((ROOT / file).read_text())
-    monkeypatch.setattr(write_tiles, "ROOT", tmp_path)
-    Results(tmp_path / "out").record("tiles", "all", status="done", result={"lines": lines})
-    assert write_tiles.main(str(tmp_path / "out")) == 0
-    assert "13 lines; now: python benchmarks/kernels/aot.py --update" in capsys.readouterr().out
-    once = {line["file"]: (tmp_path / line["file"]).read_text() for line in lines}
-    assert write_tiles.main(str(tmp_path / "out")) == 0  # a second time it replaces them
-    for line, target in zip(lines, targets(), strict=True):
-        text = (tmp_path / line["file"]).read_text()
-        assert text == once[line["file"]]
-        module = runpy.run_path(str(tmp_path / line["file"]))
-        table = module[line["table"]]
-        assert tuple(table.find((9, 0), *target.kinds, size=target.size)) == tuple(line["winner"].values())
-        old = target.table[2].find((8, 0), *target.kinds, size=target.size)
-        assert table.find((8, 0), *target.kinds, size=target.size) == old
-    with pytest.raises(ValueError, match="no line"):
-        write_tiles.with_line(once["kernels/prefix_attention/tiles.py"], "TILES", [90, "half", "up", 64], {"m": 1})
+        tile, (name, table) = target.candidates[0], target.table
+        module = runpy.run_path(str(ROOT / target.file))
+        assert module[name].lines == table.lines
+        (line,) = eval("{" + search.line_of(target, tile, 90) + "}", module).items()
+        key, made = line
+        with table.replaced(key, made):
+            assert table.find((9, 0), *target.kinds, size=target.line) == made == tuple(tile)
+        assert target.held(80) == table.find((8, 0), *target.kinds, size=target.line)

@@ -31,7 +31,7 @@ def test_labels_turn_and_strengths_land_on_their_pairs() -> None:
 
 
 def write_answers(path: Path, prompts: int, seed: int) -> Path:
-    """Seven models' answers to each instruction, each set against the baseline's."""
+    """Seven models' answers to each instruction, each set against one baseline's."""
     draw = random.Random(seed)
     rows = []
     for p in range(prompts):

@@ -237,7 +237,7 @@ def test_a_mode_that_fails_is_named_and_the_others_count(
     assert (row["peak_gib"], row["reserved_gib"]) == (1.0, 2.0)
     assert result["breakdown"]["trl-liger"] == {"fault": "RuntimeError: no kernel", "unprofiled_ms": 2000}
     printed = capsys.readouterr().out
-    assert "does not fit" in printed.split("TFLOP/s")[1]
+    assert "trl: does not fit" in printed.split("TFLOP/s")[1]
     assert "hf-packed, one step: no breakdown: RuntimeError: no kernel" in printed
 
 

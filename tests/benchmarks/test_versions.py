@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from benchmarks import figures_tables, versions
+from benchmarks.gpu import testing
 from benchmarks.versions import ENVIRONMENTS, Environment
 from tests.test_ground import setup_arguments
 
@@ -45,8 +46,10 @@ def test_outcomes_are_read_from_pytest_s_report(tmp_path: Path) -> None:
         '<failure message="x"/></testcase><testcase classname="tests.b" name="three"><skipped/></testcase>'
         '<testcase classname="" name="tests.c"><error message="import"/></testcase></testsuite></testsuites>'
     )
-    found = versions.outcome(tmp_path / "report.xml")
-    assert found == {"passed": 1, "skipped": 1, "failed": ["::tests.c", "tests.a::two"]}
+    found = testing.outcome(tmp_path / "report.xml")
+    failures = found.pop("failures")
+    assert found == {"passed": 1, "failed": 2, "skipped": 1}
+    assert failures == [{"test": "::tests.c", "why": "import"}, {"test": "tests.a::two", "why": "x"}]
 
 
 @pytest.fixture

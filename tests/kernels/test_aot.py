@@ -15,9 +15,9 @@ pytest.importorskip("triton")
 
 import triton
 
-from benchmarks.kernels import aot
-from benchmarks.kernels.aot_cases import CASES
-from benchmarks.kernels.compiled import longest_loop
+from benchmarks.kernels.cases import OPS
+from tests.kernels import aot
+from tests.kernels.compiled import longest_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 SOUND = {
@@ -26,7 +26,7 @@ SOUND = {
 }  # fmt: skip
 
 
-def run(*arguments: str, program: Path = ROOT / "benchmarks/kernels/aot.py") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, program: Path = ROOT / "tests/kernels/aot.py") -> subprocess.CompletedProcess[str]:
     """In a process of its own: Triton reads TRITON_INTERPRET when kernels are defined."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -149,7 +149,7 @@ def test_the_inner_loop_is_the_longest_with_a_product_and_none_inside() -> None:
 
 def test_refuses_the_interpreter() -> None:
     env = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks" / "kernels" / "aot.py"), "--op", next(iter(CASES))]
+    command = [sys.executable, str(ROOT / "tests" / "kernels" / "aot.py"), "--op", next(iter(OPS))]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stderr

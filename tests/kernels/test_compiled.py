@@ -18,13 +18,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.kernels import aot
 from rmfast.kernels import prefix_layout
 from rmfast.kernels.info_nce import triton as info_nce
 from rmfast.kernels.launch import launch, recording
 from rmfast.kernels.prefix_attention.triton import prefix_attention_bwd, prefix_attention_fwd
+from tests.kernels import aot
 from tests.kernels.harness import far_apart
 from tests.kernels.test_aot import run
+from tests.kernels.variants import variant
 
 FAR = tl.constexpr(2**31 - 1)
 
@@ -141,7 +142,7 @@ def build_faulty() -> dict[str, list[str]]:
     for name, (arch, start, _) in BUILT.items():
         with recording((arch // 10, arch % 10)) as started:
             start()
-        one = aot.variant("", arch, started[0])
+        one = variant("", arch, started[0])
         found[name] = aot.hard_faults(one, aot.build_all([one], 1)[0])
     return found
 
@@ -154,7 +155,7 @@ def attention() -> dict[str, Any]:
     with recording((9, 0)) as started:
         out, lse = prefix_attention_fwd(q, k, k, *options)
         prefix_attention_bwd(q, q, k, k, out, lse, *options)
-    variants = [aot.variant("", 90, one) for one in started]
+    variants = [variant("", 90, one) for one in started]
     made = aot.build_all(variants, 1)
     return {v.kernel.__name__: aot.hard_faults(v, one) for v, one in zip(variants, made, strict=True)}
 
@@ -171,7 +172,7 @@ def forms() -> list[list[str]]:
                 options = (layout, rows, 0.125, None, None)
                 prefix_attention_fwd(q, q, q, *options)
                 prefix_attention_bwd(q, q, q, q, q, lse, *options)
-        names.append([aot.variant("", 90, one).name for one in started])
+        names.append([variant("", 90, one).name for one in started])
     return names
 
 
@@ -183,7 +184,7 @@ def layouts(width: int) -> list[list[str]]:
         with recording((9, 0)) as started:
             loss, *kept = info_nce.info_nce_fwd(q, near, torch.arange(3), 0.2)
             info_nce.info_nce_bwd(loss, q, near, torch.arange(3), *kept, 0.2)
-        variants = [aot.variant("", 90, one) for one in started]
+        variants = [variant("", 90, one) for one in started]
         listings = [
             triton.compile(
                 ASTSource(v.kernel, v.signature, constexprs=v.constants, attrs=v.attributes),

@@ -20,7 +20,6 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import jit
 
-from benchmarks.kernels.aot_cases import kernels_of_package
 from rmfast.data.loader import totals_of
 from rmfast.kernels import common
 from rmfast.kernels.launch import Launch, recording
@@ -29,6 +28,7 @@ from rmfast.models.decoder import Decoder
 from rmfast.models.network import Network
 from rmfast.objectives.reward import RewardObjective
 from tests.kernels.test_aot import run
+from tests.kernels.variants import kernels_of_package
 from tests.tiny import VOCABULARY, group_of, pack_of, table_of
 
 # Arguments that are another number in every batch.

@@ -128,9 +128,9 @@ def test_the_peak_of_a_step(recompute: Recompute) -> None:
 
 @pytest.mark.slow
 def test_ranks_hold_what_the_plan_says(tmp_path: Path) -> None:
-    """The megatron engine on two ranks, by the benchmark that measures every layout; the first stage is the fullest."""
+    """The megatron engine on two ranks, by the program that measures every layout; the first stage is the fullest."""
     cases = ["table tp2 sp selective", "matrix tp2 sp full", "table pp2 none", "matrix pp2 full", "table dp2 none"]
-    words = [sys.executable, str(ROOT / "benchmarks" / "scaling" / "memory.py"), "--out", str(tmp_path / "out.json")]
+    words = [sys.executable, str(ROOT / "tests" / "launch" / "memory.py"), "--out", str(tmp_path / "out.json")]
     done = subprocess.run([*words, "--case", *cases], capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["cases"]
@@ -346,7 +346,7 @@ def test_no_layout_fits_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table_of_layouts_is_the_plan_s() -> None:
     table = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "scaling" / "layout_table.py")],
+        [sys.executable, str(ROOT / "tests" / "launch" / "layout_table.py")],
         capture_output=True, text=True, env=environment(),
     ).stdout  # fmt: skip
     assert table.count("\n") == 5 and table in (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")

@@ -1,13 +1,10 @@
 """Whole training steps beside TRL and packed transformers, by benchmarks/steps/compare.py."""
 
-import json
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu.parts import Call, Cut, Failed, Part, Settings
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.parts import Part, Settings
+from benchmarks.gpu.results import Records, Results
+from benchmarks.steps import figures
 
 NAMES = {
     "trl": "TRL, its defaults",
@@ -38,37 +35,6 @@ TINY = ["--model", "tiny", "--lengths", "tiny", "--threads", 1, "--steps", 3, "-
         "--tokens-per-pack", 128, "--modes", "hf-packed", "rmfast"]  # fmt: skip
 
 
-def run(name: str, call: Call) -> dict[str, Any]:
-    """All modes that can run here; those that an earlier call has measured are not run again."""
-    settings = call.settings
-    model, lengths, modes, steps, slow = RUNS.get(name, ("tiny", "tiny", (), 0, 1.0))
-    out = call.folder("steps") / f"{name}.json"
-    begin(out, name, settings)
-    if settings.tiny:
-        flags: list[Any] = TINY
-    else:
-        ready = [mode for mode in modes if mode not in absent(modes, settings)]
-        flags = ["--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready,
-                 "--limit", LIMIT * slow * max(SECONDS[mode] for mode in ready)]  # fmt: skip
-    try:
-        call.python("benchmarks.steps.compare", *flags, "--breakdown", "--device", settings.device, "--json", out)
-    except (Cut, Failed) as error:
-        found = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-        call.reached = found if found.get("rounds") else None
-        if isinstance(error, Cut) or not found.get("complete"):
-            raise
-    result = json.loads(out.read_text(encoding="utf-8"))
-    return result | {"absent": absent(modes, settings)}
-
-
-def begin(out: Path, name: str, settings: Settings) -> None:
-    """Hand compare.py what the results hold of the part, whole or not: it keeps the modes that it need not run
-    again. What is in scratch already is of this machine, and newer."""
-    before = Results(settings.out).stage("steps").get(name, {}).get("result")
-    if before is not None and not (out.is_file() and not json.loads(out.read_text(encoding="utf-8"))["complete"]):
-        out.write_text(json.dumps(before | {"complete": False}), encoding="utf-8")
-
-
 def absent(modes: Sequence[str], settings: Settings) -> dict[str, str]:
     """Modes that cannot run here, and the need that is not there."""
     wanted = {mode: ("liger", "trl") if mode == "trl-liger" else ("trl",) for mode in modes if mode.startswith("trl")}
@@ -84,54 +50,28 @@ def left(name: str, settings: Settings) -> list[str]:
     return [mode for mode in RUNS[name][2] if mode not in rounds or mode.startswith("rmfast")]
 
 
-def without(result: dict[str, Any]) -> dict[str, str]:
-    """Modes that have no figures, and why."""
-    lacking = {mode: f"not installed or not working: {need}" for mode, need in result.get("absent", {}).items()}
-    return lacking | {mode: why.strip().splitlines()[-1][:160] for mode, why in result.get("failed", {}).items()}
-
-
 def parts(settings: Settings) -> list[Part]:
-    """A part for each model and lengths; its seconds are those of the modes that are left."""
+    """A part for each model and lengths; its seconds are those of the modes that are left. Modes that an earlier call
+    has measured are not run again, those that cannot run here are left out and said."""
+    command = ("benchmarks.steps.compare", "--breakdown", "--device", settings.device)
     if settings.tiny:
-        return [Part("steps", "tiny", 60.0, partial(run, "tiny"), needs=("training",))]
+        return [Part("steps", "tiny", 60.0, (*command, *TINY), needs=("training",), keeps=True)]
     made = []
-    for name, (_, _, _, _, slow) in RUNS.items():
+    for name, (model, lengths, modes, steps, slow) in RUNS.items():
+        missing = absent(modes, settings)
+        ready = [mode for mode in modes if mode not in missing]
+        limit = LIMIT * slow * max(SECONDS[mode] for mode in ready)
+        words = ("--model", model, "--lengths", lengths, "--steps", steps, "--modes", *ready, "--limit", limit)
         seconds = [slow * SECONDS[mode] for mode in left(name, settings)]
-        made.append(
-            Part(
-                "steps",
-                name,
-                PREPARE + sum(seconds),
-                partial(run, name),
-                needs=("cuda", "training"),
-                keeps=True,
-                first=PREPARE + sum(seconds[:1]),
-            )
-        )
+        whole, first = PREPARE + sum(seconds), PREPARE + sum(seconds[:1])
+        made.append(Part("steps", name, whole, (*command, *words), needs=("cuda", "training"), keeps=True, first=first,
+                         adds={"absent": missing}))  # fmt: skip
     return made
 
 
-def lines(records: dict[str, dict[str, Any]]) -> list[str]:
-    """Speed, memory and MFU of each mode, also of a part that did not come to its end."""
-    out = []
-    for name, record in records.items():
-        if "result" not in record:
-            continue
-        result = record["result"]
-        product = max(each["matmul"] for each in result["limits"]) / 1e12
-        out.append(f"  {name}: a product runs at {product:.1f} TFLOP/s; largest difference of a loss "
-                   f"{max(result['largest_loss_difference'].values(), default=0.0):.1e}")  # fmt: skip
-        ours = result["summary"].get("rmfast")
-        for mode, row in result["summary"].items():
-            mfu = "" if row["mfu"] is None else f"{row['mfu']:>7.1%} MFU"
-            ratio = "" if ours is None else f"{row['wall_seconds'] / ours['wall_seconds']:>7.2f} x"
-            reserved = "" if row["reserved_gib"] is None else f" of {row['reserved_gib']:.1f} reserved"
-            out.append(f"    {mode:<22}{row['wall_seconds']:>9.3f} s/step{ratio}"
-                       f"{row['tokens_per_second']:>11,.0f} tokens/s{mfu}{row['share_of_product']:>7.1%} of a product"
-                       f"{row['peak_gib']:>7.1f}{reserved} GiB")  # fmt: skip
-        out += [f"    {mode:<22}{why}" for mode, why in without(result).items()]
-        for mode, profile in result["breakdown"].items():
-            if profile.get("host_gap") is not None:
-                groups = ", ".join(f"{group} {spent:.0f}" for group, spent in list(profile["groups"].items())[:5])
-                out.append(f"    {mode}: {profile['step_ms']:.0f} ms, host gap {profile['host_gap']:.1%}; {groups}")
-    return out
+def lines(records: Records) -> list[str]:
+    """What compare.py says of each part, also of one that did not come to its end."""
+    found = {name: record["result"] for name, record in records.items() if "result" in record}
+    return [
+        line for name, result in found.items() for line in (f"  {name}", *(f"    {x}" for x in figures.lines(result)))
+    ]

@@ -1,11 +1,9 @@
 """The tests that a GPU runs without Triton's interpreter: attention alone, one test of each op, then every file."""
 
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import ROOT, Call, Part, Settings
+from benchmarks.gpu.parts import ROOT, Part, Settings
 
 ALONE = "tests/kernels/test_long_prefixes.py"
 """Attention in bf16 on prompts of hundreds of tokens, where a wrong address ends the process: before anything else."""
@@ -42,30 +40,21 @@ def files() -> list[str]:
     return sorted(chosen, key=lambda name: -LONG.get(Path(name).name, 0.0))
 
 
-def run(name: str, tests: str, call: Call) -> dict[str, Any]:
-    out = call.folder("suite") / f"{name}.json"
-    out.unlink(missing_ok=True)
-    call.python("benchmarks.gpu.testing", tests, out)
-    return json.loads(out.read_text(encoding="utf-8"))
+def part(name: str, test: str, seconds: float, *needs: str, shared: bool = True) -> Part:
+    return Part("suite", name, seconds, ("benchmarks.gpu.testing", test), shared=shared, needs=("tests", *needs))
 
 
 def parts(settings: Settings) -> list[Part]:
     """Attention alone, a part for one test of each op and for each file; two small files at the tiny size."""
     if settings.tiny:
-        chosen = ["tests/kernels/test_tables.py", "tests/kernels/test_common.py"]
-        return [Part("suite", Path(f).stem, 15.0, partial(run, Path(f).stem, f), needs=("tests",)) for f in chosen]
-    alone = Path(ALONE).stem
-    ones = [
-        Part("suite", f"{ONE}{op}", 25.0, partial(run, op, f"tests/kernels/{test}"), shared=True, needs=("tests",))
-        for op, test in ONE_OF_EACH.items()
-    ]
-    needs = {"tests/kernels": ("tests",), "tests/megatron": ("tests", "training", "megatron")}  # others train
+        return [part(name, f"tests/kernels/{name}.py", 15.0, shared=False) for name in ("test_tables", "test_common")]
+    ones = [part(f"{ONE}{op}", f"tests/kernels/{test}", 25.0) for op, test in ONE_OF_EACH.items()]
+    needs = {"tests/kernels": (), "tests/megatron": ("training", "megatron")}
     every = [
-        Part("suite", Path(f).stem, LONG.get(Path(f).name, 40.0), partial(run, Path(f).stem, f), shared=True,
-             needs=needs.get(str(Path(f).parent), ("tests", "training")))
+        part(Path(f).stem, f, LONG.get(Path(f).name, 40.0), *needs.get(str(Path(f).parent), ("training",)))
         for f in files()
-    ]  # fmt: skip
-    return [Part("suite", alone, 45.0, partial(run, alone, ALONE), needs=("tests", "long prefixes")), *ones, *every]
+    ]
+    return [part(Path(ALONE).stem, ALONE, 45.0, shared=False), *ones, *every]
 
 
 def verdicts(records: dict[str, dict[str, Any]]) -> dict[str, str]:

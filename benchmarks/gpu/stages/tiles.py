@@ -1,11 +1,10 @@
 """The search for tiles and warps, a line or two of a kernel's table a part."""
 
-import json
 import os
-from functools import partial
 from typing import Any
 
-from benchmarks.gpu.parts import Call, Part, Settings
+from benchmarks.gpu.parts import Part, Settings
+from benchmarks.gpu.results import Records
 
 # Seconds: the compiler's check is done side by side, but what is timed compiles once more, one tile after another.
 MOST = 8  # candidates of a line, those nearest to the tile that holds
@@ -21,24 +20,18 @@ PARTS = {
 TINY = ["sinkhorn columns"]
 
 
-def run(names: list[str], call: Call) -> dict[str, Any]:
-    settings = call.settings
-    out = call.folder("tiles") / "result.json"
-    out.unlink(missing_ok=True)
-    most, processes = (1, 1) if settings.tiny else (MOST, max(1, (os.cpu_count() or 1) - 2))
-    call.python("benchmarks.gpu.search", "--target", *names, "--arch", settings.arch, "--device", settings.device,
-                "--most", most, "--processes", processes, "--json", out)  # fmt: skip
-    return json.loads(out.read_text(encoding="utf-8"))
-
-
 def parts(settings: Settings) -> list[Part]:
     """A part for each kernel; one small line at the tiny size."""
+    most, processes = (1, 1) if settings.tiny else (MOST, max(1, (os.cpu_count() or 1) - 2))
+    here = ("--arch", settings.arch, "--device", settings.device, "--most", most, "--processes", processes)
+
+    def part(name: str, seconds: float, names: list[str], *needs: str) -> Part:
+        words = ("benchmarks.gpu.search", "--target", *names, *here)
+        return Part("tiles", name, seconds, words, needs=(*needs, "triton"))
+
     if settings.tiny:
-        return [Part("tiles", "sinkhorn", 30.0, partial(run, TINY), needs=("triton",))]
-    return [
-        Part("tiles", name, seconds, partial(run, names), needs=("cuda", "triton"))
-        for name, (seconds, names) in PARTS.items()
-    ]
+        return [part("sinkhorn", 30.0, TINY)]
+    return [part(name, seconds, names, "cuda") for name, (seconds, names) in PARTS.items()]
 
 
 def gain(line: dict[str, Any]) -> str:
@@ -48,15 +41,16 @@ def gain(line: dict[str, Any]) -> str:
     return f"{line['held_milliseconds'] / line['winner_milliseconds']:.2f} x"
 
 
-def lines(records: dict[str, dict[str, Any]]) -> list[str]:
-    """The winner of each line and how much faster it is than the tile that holds."""
+def lines(records: Records) -> list[str]:
+    """The winner of each line, how much faster it is than the tile that holds, and its line of the table."""
     out = []
     for record in records.values():
         for line in record["result"]["lines"] if record["status"] == "done" else ():
             tried = f"{len(line['tried'])} tried, {sum(bool(row['faults']) for row in line['tried'])} refused"
+            held = tuple(line["held"].values())
             if line["winner"] is None:
-                out.append(f"  {line['name']:<34}{tried}; stays {tuple(line['held'].values())}")
+                out.append(f"  {line['name']:<34}{tried}; stays {held}")
             else:
-                winner = tuple(line["winner"].values())
-                out.append(f"  {line['name']:<34}{tried}; {winner} is {gain(line)} {tuple(line['held'].values())}")
+                out.append(f"  {line['name']:<34}{tried}; {tuple(line['winner'].values())} is {gain(line)} {held}")
+                out.append(f"  {'':<34}{line['file']}, {line['table']}: {line['line']}")
     return out

@@ -1,6 +1,6 @@
 """Steps of real runs beside what rmfast plan says of them, for the rates that were measured in between.
 
-    torchrun --standalone --nproc_per_node 2 benchmarks/scaling/against_plan.py --out FILE.json \\
+    torchrun --standalone --nproc_per_node 2 tests/launch/against_plan.py --out FILE.json \\
         [--rounds 5] [--width 512 --layers 6 ...] [--dtype bfloat16]
 
 In every round: the ceilings (ceilings.py), then a step of each case: native on one process, DDP, and the megatron
@@ -27,7 +27,6 @@ if not __package__:  # run as a file: the repository's root instead of this fold
 from benchmarks.origin import commit, write_json
 from benchmarks.runs import open_random
 from benchmarks.scaling.ceilings import ceilings, clock
-from benchmarks.scaling.memory import layout_keys, write_model
 from rmfast.config import load_config
 from rmfast.launch.cost import Layout, Workload, seconds
 from rmfast.launch.hardware import Gpu
@@ -35,6 +34,7 @@ from rmfast.models.config import decoder_config
 from rmfast.models.hf import read_config
 from rmfast.parallel.world import World
 from rmfast.tasks.build.inputs import open_world
+from tests.launch.memory import layout_keys, write_model
 from tests.megatron.standin import install
 
 # On a CPU and on GPUs. group: tokens of a pair, half of them its prompt; packs: of a data rank in a step; size: bytes

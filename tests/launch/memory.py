@@ -1,6 +1,6 @@
 """What rmfast plan says of a rank's memory, beside what torch holds: one training step of every case, on every rank.
 
-    python benchmarks/scaling/memory.py [--case NAME ...] [--out FILE.json]
+    python tests/launch/memory.py [--case NAME ...] [--out FILE.json]
 
 Starts torchrun by itself. Without a GPU, kernels run in Triton's interpreter, megatron-core on the tests' stand-in for
 torch.cuda, and every tensor that an operation makes is counted until it is freed. On GPUs torch's allocator counts.

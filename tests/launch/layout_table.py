@@ -1,6 +1,6 @@
 """The table of docs/slurm.md: the plan's first choice of layout by model and number of GPUs.
 
-python benchmarks/scaling/layout_table.py
+python tests/launch/layout_table.py
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Compile every Triton kernel for sm_80 and sm_90 without a GPU, and hold what the compiler made against a golden file.
 
-    python benchmarks/kernels/aot.py [--update] [--op NAME ...] [--arch 80,90] [--json OUT]
+    python tests/kernels/aot.py [--update] [--op NAME ...] [--arch 80,90] [--json OUT]
 
-The launchers run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
+The ops run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
 matrix product without tensor cores (on sm_90: without HGMMA, unless its tile has fewer than 64 rows, which HGMMA
 cannot do, and all of a kernel's products by HGMMA or none), a matrix product of fp32 in a kernel that is given bf16, or
@@ -19,26 +19,22 @@ import multiprocessing
 import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from torch import Tensor
 
 if __name__ == "__main__":  # run as a file, the path begins with this folder instead of the repository
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from benchmarks.kernels.aot_cases import CASES, kernels_of_package
-from benchmarks.kernels.compiled import Built, build
-from rmfast.kernels.common import INTERPRETED
-from rmfast.kernels.launch import OPTIONS, Launch, recording
+from benchmarks.kernels.cases import OPS
+from rmfast.kernels import common
+from tests.kernels.compiled import Built, build
+from tests.kernels.variants import KERNELS, Variant, collect
 
-GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "kernels" / "aot_golden.json"
-UPDATE = "python benchmarks/kernels/aot.py --update"
+GOLDEN = Path(__file__).with_name("aot_golden.json")
+UPDATE = "python tests/kernels/aot.py --update"
 SHARED_LIMIT = {80: 166912, 90: 232448}  # bytes that one block may use
 MORE_REGISTERS, MORE_SHARED = 8, 1024  # than the golden file before it counts as a change for the worse
 MORE_INSTRUCTIONS = 1.05  # times as many
@@ -48,95 +44,6 @@ HGMMA_ROWS = 64  # of its smallest tile
 LOOPS = {"prefix_attention_fwd_kernel": 575, "prefix_attention_dq_kernel": 250, "prefix_attention_dkv_kernel": 440}
 LOOPS_OF = {"DIM": 64, "ROWS": False, "WINDOW": 0, "SOFTCAP": 0.0}
 PROCESSES = 2
-DTYPES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.bool: "i1",
-    torch.uint8: "u8",
-    torch.int8: "i8",
-    torch.int16: "i16",
-    torch.int32: "i32",
-    torch.int64: "i64",
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A kernel with everything that the compiler needs; `name` tells it from all others of its architecture."""
-
-    name: str
-    op: str
-    arch: int
-    kernel: Any
-    signature: dict[str, Any]
-    constants: dict[str, Any]
-    attributes: dict[tuple[int, ...], Any]
-    options: dict[str, Any]
-
-
-def specialise(value: Any, by_value: bool) -> tuple[str, bool]:
-    """Triton's type of a run-time argument and whether it is known to be divisible by 16, as the JIT decides it.
-
-    Pointers are taken as aligned: those of whole tensors are. None becomes a constant, and so does 1 where a kernel
-    specialises `by_value`; sizes that it lists as `do_not_specialize` tell it nothing.
-    """
-    if isinstance(value, Tensor):
-        return f"*{DTYPES[value.dtype]}", True
-    if value is None or (by_value and type(value) is int and value == 1):
-        return "constexpr", False
-    if isinstance(value, bool):
-        return "u1", False
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", by_value and value % 16 == 0
-    if isinstance(value, float):
-        return "fp32", False
-    raise TypeError(f"an argument of type {type(value).__name__} cannot be compiled ahead of time")
-
-
-def variant(op: str, arch: int, started: Launch) -> Variant:
-    """What the JIT would compile for a start on a device of that architecture."""
-    kernel = started.kernel
-    given = dict(zip(kernel.arg_names, started.arguments, strict=False)) | started.options
-    options = {name: value for name, value in started.options.items() if name not in kernel.arg_names}
-    signature: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-    shown: list[str] = []
-    for i, parameter in enumerate(kernel.params):
-        name = parameter.name
-        value = given.get(name, parameter.default)
-        if parameter.is_constexpr:
-            signature[name], constants[name] = "constexpr", value
-            continue
-        signature[name], divisible = specialise(value, not parameter.do_not_specialize)
-        if signature[name] == "constexpr":
-            constants[name] = value
-        elif divisible:
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        integer = "/16" if divisible and not isinstance(value, Tensor) else ""
-        shown.append(str(value) if name in constants else signature[name] + integer)
-    runs = [(token, len(list(same))) for token, same in groupby(shown)]
-    types = " ".join(token if count == 1 else f"{count}{token}" for token, count in runs)
-    constexprs = [p.name for p in kernel.params if p.is_constexpr]
-    chosen = sorted((name, value) for name, value in options.items() if name not in OPTIONS)
-    parts = [f"{name}={constants[name]}" for name in constexprs] + [f"{name}={value}" for name, value in chosen]
-    label = f"{kernel.__name__}({types}) {' '.join(parts)}"
-    return Variant(label, op, arch, kernel, signature, constants, attributes, options)
-
-
-def collect(arch: int, ops: list[str]) -> Iterator[Variant]:
-    """Distinct variants that the cases of some ops start."""
-    seen: set[str] = set()
-    for op in ops:
-        with recording((arch // 10, arch % 10)) as started:
-            CASES[op]()
-        for one in started:
-            found = variant(op, arch, one)
-            if found.name not in seen:
-                seen.add(found.name)
-                yield found
 
 
 def _cause(error: BaseException) -> str:
@@ -287,8 +194,8 @@ def print_built(variants: list[Variant], built: list[Built | str]) -> None:
 def uncovered(variants: list[Variant]) -> list[str]:
     """Kernels of the package that no case starts."""
     started = {v.kernel.__name__ for v in variants}
-    return [f"{name} ({module}): no case in benchmarks/kernels/aot_cases.py starts it"
-            for name, module in kernels_of_package() if name not in started]  # fmt: skip
+    return [f"{name} ({module}): no case in benchmarks/kernels/cases.py starts it"
+            for name, module in KERNELS.items() if name not in started]  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -296,13 +203,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--update", action="store_true", help="write the golden file")
-    add("--op", nargs="+", choices=sorted(CASES), metavar="NAME", help=f"only these: {', '.join(sorted(CASES))}")
+    add("--op", nargs="+", choices=sorted(OPS), metavar="NAME", help=f"only these: {', '.join(sorted(OPS))}")
     add("--arch", default="80,90", help="compute capabilities (default: %(default)s)")
     add("--golden", type=Path, default=GOLDEN, help=argparse.SUPPRESS)
     add("--json", type=Path, help="write all figures to this file")
     add("--processes", type=int, default=PROCESSES, help="(default: %(default)s)")
     args = parser.parse_args(arguments)
-    if INTERPRETED:
+    if common.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: there is nothing to compile in the interpreter")
     try:
         archs = [int(a) for a in args.arch.split(",")]
@@ -314,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.update and archs != sorted(SHARED_LIMIT):
         parser.error("--update writes both architectures: leave out --arch")
     start = time.perf_counter()
-    ops = args.op or sorted(CASES)
+    ops = args.op or sorted(OPS)
     variants = [v for arch in archs for v in collect(arch, ops)]
     built = build_all(variants, args.processes)
     print_built(variants, built)
