@@ -92,7 +92,7 @@ def _denoise(command: ArgumentParser) -> None:
         values: Any = {"drop": 2, "smooth_slice": "+"}.get(name, 1)
         add(*flags, dest=f"denoise.{name}", nargs=values, metavar="VALUE", help=field.description)
     add("--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of a kind (2)")
-    add("--out", metavar="FILE.jsonl", help="write the treated data: a row for each edge")
+    add("--out", metavar="FILE.jsonl", help="write the denoised data: a row for each edge")
     add("--plot", metavar="FILE.png", help="write the histogram of strengths")
 
 

@@ -26,9 +26,9 @@ from benchmarks.paper.moving_data import FOLDS, Data, K, read_data, turned, with
 from benchmarks.runs import MeasuredRun, open_run
 from rmfast.config import load_config
 from rmfast.data.denoise import PRESETS, Denoise
+from rmfast.data.denoise_table import denoise_table
 from rmfast.data.loader import rank_packs
 from rmfast.data.table import GroupTable, select, table_edges
-from rmfast.data.treat import treat_table
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.scoring.score import score_table
 from rmfast.kernels import difference_loss
@@ -157,7 +157,7 @@ def presets(lab: Lab, seed: int) -> Rows:
     return [
         {"preset": name} | row
         for name, options in PRESETS.items()
-        for row in lab.train(treat_table(labelled, options)[0], seed, PRESET_READ, read)[0]
+        for row in lab.train(denoise_table(labelled, options)[0], seed, PRESET_READ, read)[0]
     ]
 
 
@@ -189,7 +189,7 @@ def strongest(lab: Lab, seed: int) -> Rows:
     return [
         {"treatment": name} | row
         for name, options in STRONGEST.items()
-        for row in lab.train(select(treat_table(labelled, options)[0], top), seed, STRONGEST_READ, read)[0]
+        for row in lab.train(select(denoise_table(labelled, options)[0], top), seed, STRONGEST_READ, read)[0]
     ]
 
 

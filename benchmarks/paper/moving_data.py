@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from rmfast.data.denoise import Denoise
+from rmfast.data.denoise_table import denoise_table
 from rmfast.data.example import Edge, Example
 from rmfast.data.store import build_store, store_examples
 from rmfast.data.table import GroupTable, build_table, select
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.data.treat import treat_table
 from rmfast.tasks.ensemble.folds import fold_of_groups
 
 TEST_SHARE = 0.3
@@ -82,7 +82,7 @@ def with_strengths(table: GroupTable, strength: np.ndarray) -> GroupTable:
 
 def turned(table: GroupTable, flipped: np.ndarray) -> GroupTable:
     """A table of pairs with better and worse swapped where `flipped` (bool [G])."""
-    return treat_table(with_strengths(table, np.where(flipped, -1.0, 1.0)), Denoise(flip=1.0))[0]
+    return denoise_table(with_strengths(table, np.where(flipped, -1.0, 1.0)), Denoise(flip=1.0))[0]
 
 
 def held_out(table: GroupTable, groups: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""rmfast data denoise: what a treatment by strength does to the data, before anything is trained on it."""
+"""rmfast data denoise: what denoising by strength does to the data, before anything is trained on it."""
 
 import math
 import os
@@ -16,14 +16,14 @@ import numpy as np
 from rmfast.commands.flags import columns_of, out_files, write_file
 from rmfast.config import read_denoise
 from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of
-from rmfast.data.denoise import MAKE_STRENGTHS, Treatment, quantile_slice, spread, treat
+from rmfast.data.denoise import MAKE_STRENGTHS, Denoised, denoise_edges, quantile_slice, spread
 from rmfast.data.example import BadRow, Example, Response
 from rmfast.data.notes import Notes, add_notes, note_lines
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows, source_root, split_note
 from rmfast.errors import UserError
 from rmfast.jsonio import json_line
-from rmfast.outputs.kinds import PICTURE, TREATED
+from rmfast.outputs.kinds import DENOISED, PICTURE
 from rmfast.outputs.overlap import Input
 from rmfast.report.ensemble.plots import strength_plot
 from rmfast.report.plots import render
@@ -42,28 +42,28 @@ def preview(options: Namespace) -> None:
     given = {name: words for name, words in vars(options).items() if name.startswith("denoise.") and words is not None}
     wanted = read_denoise(options.preset, {name.removeprefix("denoise."): words for name, words in given.items()})
     inputs = [Input("PATH", Path(source_root(source))) for source in options.sources]
-    out, plot = out_files(inputs, ("--out", options.out, TREATED), ("--plot", options.plot, PICTURE))
+    out, plot = out_files(inputs, ("--out", options.out, DENOISED), ("--plot", options.plot, PICTURE))
     data, seen = _Data(options.sources, columns_of(options)), _Seen()
     rows_read, arrays = _edges_of(data.examples(seen))
-    treatment = treat(wanted, **arrays)
-    if plot is not None and not treatment.known.any():
+    denoised = denoise_edges(wanted, **arrays)
+    if plot is not None and not denoised.known.any():
         raise UserError(f"--plot: no edge has a strength; {MAKE_STRENGTHS}")
-    say(f"{', '.join(options.sources)}: {rows_read:,} rows; denoise ({wanted}): {treatment.summary()}")
+    say(f"{', '.join(options.sources)}: {rows_read:,} rows; denoise ({wanted}): {denoised.summary()}")
     for source in dict.fromkeys(options.sources):
         found = [split_note(source), f"columns: {uses_line(uses_of(seen.uses[source]))}"]
         say("\n".join(f"{source}: {line}" for line in (*filter(None, found), *note_lines(seen.notes[source]))))
     if seen.bad:
         say(f"left out: {', '.join(f'{n:,} {cause}' for cause, n in seen.bad.items())} (rmfast data report)")
-    say("\n".join(["", *_by_tenth(arrays, treatment)]))
-    shown = _shown(arrays["strength"], treatment, options.examples)
-    examples = _examples_of(data, arrays, treatment, shown)
+    say("\n".join(["", *_by_tenth(arrays, denoised)]))
+    shown = _shown(arrays["strength"], denoised, options.examples)
+    examples = _examples_of(data, arrays, denoised, shown)
     for number in shown:
         say("\n".join(["", *examples[number]]))
     if out is not None:
-        rows = (f"{json_line(row)}\n".encode() for row in _treated_rows(data, treatment))
+        rows = (f"{json_line(row)}\n".encode() for row in _denoised_rows(data, denoised))
         say(f"\n{write_file(out, rows):,} rows written, one for each edge: {out}")
     if plot is not None:
-        write_file(plot, [render(strength_plot(arrays["strength"], treatment))])
+        write_file(plot, [render(strength_plot(arrays["strength"], denoised))])
         say(f"\nHistogram: {plot}")
 
 
@@ -100,7 +100,7 @@ class _Data:
 
 
 def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]:
-    """Number of rows, and the columns of all edges that `treat` takes, weights as training has them."""
+    """Number of rows, and the columns of all edges that `denoise_edges` takes, weights as training has them."""
     columns = {name: array("f") for name in COLUMNS}
     identical = array("b")
     rows = 0
@@ -121,23 +121,23 @@ def _edges_of(examples: Iterator[Labelled]) -> tuple[int, dict[str, np.ndarray]]
     return rows, arrays | {"identical": np.frombuffer(identical, dtype=np.bool_)}
 
 
-def _by_tenth(arrays: dict[str, np.ndarray], treatment: Treatment) -> list[str]:
+def _by_tenth(arrays: dict[str, np.ndarray], denoised: Denoised) -> list[str]:
     """A line for each tenth of the edges by their strength in the data, one for those without."""
     strength, weight = arrays["strength"], arrays["weight"]
     head = f"{'tenth':>5} {'strength':>20} {'edges':>9} {'flipped':>9} {'dropped':>9} {'smoothed':>9}"
     lines = [f"{head}  {'margin min / median / max':>27} {'target':>7} {'weight':>7}"]
-    tenths = [quantile_slice(strength, treatment.known, (i / 10, (i + 1) / 10)) for i in range(10)]
+    tenths = [quantile_slice(strength, denoised.known, (i / 10, (i + 1) / 10)) for i in range(10)]
     named = [(str(i), mask) for i, mask in enumerate(tenths, start=1)] + [("none", np.isnan(strength))]
     for name, mask in named:
         if not mask.any():
             continue
         low_high = "" if name == "none" else f"{strength[mask].min():.4g} to {strength[mask].max():.4g}"
-        counts = (mask, *(mask & part for part in (treatment.flipped, treatment.dropped, treatment.smoothed)))
-        kept = mask & ~treatment.dropped
-        factor = treatment.weight[kept & (weight > 0)] / weight[kept & (weight > 0)]
-        ends = f"{_mean(treatment.target[kept])} {_mean(factor)}"
+        counts = (mask, *(mask & part for part in (denoised.flipped, denoised.dropped, denoised.smoothed)))
+        kept = mask & ~denoised.dropped
+        factor = denoised.weight[kept & (weight > 0)] / weight[kept & (weight > 0)]
+        ends = f"{_mean(denoised.target[kept])} {_mean(factor)}"
         numbers = " ".join(f"{part.sum():>9,}" for part in counts)
-        lines.append(f"{name:>5} {low_high:>20} {numbers}  {spread(treatment.margin[kept]):>27} {ends}")
+        lines.append(f"{name:>5} {low_high:>20} {numbers}  {spread(denoised.margin[kept]):>27} {ends}")
     return [
         *lines,
         "Margins and mean targets of the edges that are kept; weight: mean factor on the data's weight.",
@@ -148,15 +148,15 @@ def _mean(values: np.ndarray) -> str:
     return f"{values.mean():>7.3f}" if len(values) else f"{'-':>7}"
 
 
-def _shown(strength: np.ndarray, treatment: Treatment, most: int) -> dict[int, str]:
+def _shown(strength: np.ndarray, denoised: Denoised, most: int) -> dict[int, str]:
     """Edges to show with what happened to them: of each kind those at both ends of strength."""
-    rest = treatment.kept & ~treatment.flipped & ~treatment.smoothed
+    rest = denoised.kept & ~denoised.flipped & ~denoised.smoothed
     kinds = {
-        "flipped": treatment.flipped,
-        "dropped": treatment.dropped,
-        "smoothed": treatment.smoothed & treatment.known,
-        "margin": rest & (treatment.options.margin != "none"),
-        "weight": rest & (treatment.options.weight_temperature is not None),
+        "flipped": denoised.flipped,
+        "dropped": denoised.dropped,
+        "smoothed": denoised.smoothed & denoised.known,
+        "margin": rest & (denoised.options.margin != "none"),
+        "weight": rest & (denoised.options.weight_temperature is not None),
     }
     shown: dict[int, str] = {}
     for kind, mask in kinds.items():
@@ -178,31 +178,31 @@ def _each_edge(data: _Data) -> Iterator[tuple[int, str, dict[str, Any], Example,
 
 
 def _examples_of(
-    data: _Data, arrays: dict[str, np.ndarray], treatment: Treatment, shown: dict[int, str]
+    data: _Data, arrays: dict[str, np.ndarray], denoised: Denoised, shown: dict[int, str]
 ) -> dict[int, list[str]]:
     """The lines that show some edges, by number; the data is read up to the last of them."""
     return {
-        number: _before_and_after(f"{shown[number]}: {label}", example, position, number, arrays, treatment)
+        number: _before_and_after(f"{shown[number]}: {label}", example, position, number, arrays, denoised)
         for number, label, _, example, position in islice(_each_edge(data), max(shown, default=-1) + 1)
         if number in shown
     }
 
 
-def _treated_rows(data: _Data, treatment: Treatment) -> Iterator[dict[str, Any]]:
+def _denoised_rows(data: _Data, denoised: Denoised) -> Iterator[dict[str, Any]]:
     for number, _, row, example, position in _each_edge(data):
-        if not treatment.dropped[number]:
-            yield _treated_row(row, example, position, number, treatment)
+        if not denoised.dropped[number]:
+            yield _denoised_row(row, example, position, number, denoised)
 
 
 def _before_and_after(
-    title: str, example: Example, position: int, number: int, arrays: dict[str, np.ndarray], treatment: Treatment
+    title: str, example: Example, position: int, number: int, arrays: dict[str, np.ndarray], denoised: Denoised
 ) -> list[str]:
     edge = example.edges[position]
     changes = [
-        f"{name} {_change(float(arrays[name][number]), float(getattr(treatment, name)[number]))}" for name in COLUMNS
+        f"{name} {_change(float(arrays[name][number]), float(getattr(denoised, name)[number]))}" for name in COLUMNS
     ]
     prompt, better, worse = _texts(example, edge.better, edge.worse)
-    flipped = treatment.flipped[number]
+    flipped = denoised.flipped[number]
     return [
         f"{title}: {', '.join(changes)}",
         f"  prompt                    {_clip(prompt, end=True)}",
@@ -238,15 +238,15 @@ def _clip(text: str, end: bool = False) -> str:
     return f"...{line[-_TEXT:]}" if end else f"{line[:_TEXT]}..."
 
 
-def _treated_row(
-    row: dict[str, Any], example: Example, position: int, number: int, treatment: Treatment
+def _denoised_row(
+    row: dict[str, Any], example: Example, position: int, number: int, denoised: Denoised
 ) -> dict[str, Any]:
-    """A pair with the treated columns, as rmfast read the row; columns that mean nothing to it stay.
+    """A pair with the denoised columns, as rmfast read the row; columns that mean nothing to it stay.
 
     Lists (rankings, one chosen over many) become a pair for each edge, which every trainer reads; it has the edge's
     weight, so that the pairs of a list weigh together what the list did.
     """
-    edge, flipped = example.edges[position], treatment.flipped[number]
+    edge, flipped = example.edges[position], denoised.flipped[number]
     ends = (edge.worse, edge.better) if flipped else (edge.better, edge.worse)
     row = {
         use if use in _KEPT else name: row[name]
@@ -261,7 +261,7 @@ def _treated_row(
     values: dict[str, Any] = {f"prompt{suffix}": prompt} if prompt is not None else {}
     values |= {f"{name}{suffix}": responses[r] for name, r in zip(("chosen", "rejected"), ends, strict=True)}
     # Through text: the fewest digits that give the same float32.
-    values |= {name: float(str(getattr(treatment, name)[number])) for name in ("margin", "target", "weight")}
+    values |= {name: float(str(getattr(denoised, name)[number])) for name in ("margin", "target", "weight")}
     # What `rmfast score` wrote in the row goes by sides and edges, too.
     sign = -1 if flipped else 1
     scored = {"strength_mean": sign * edge.strength_mean, "strength_std": edge.strength_std}

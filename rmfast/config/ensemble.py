@@ -74,7 +74,7 @@ class EnsembleConfig(Section):
         one_model = "belongs to one model; evaluate an ensemble with rmfast eval CKPT... --suite"
         refuse(config.eval.suites, "eval.suites", one_model)
         refuse(
-            config.treatment().needs_strength,
+            config.denoise_options().needs_strength,
             "data.denoise",
             "and denoise.* go by strengths, which task ensemble is there to make: leave them out, and "
             "set them for task reward on the ensemble's data.jsonl (denoise.smooth of all edges may stay)",

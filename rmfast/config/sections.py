@@ -127,7 +127,7 @@ class DenoiseConfig(Section):
     weight_temperature: float | None = Field(None, description="T of a factor sigmoid(strength / T) on the weight")
 
     def check(self, config: "Shared") -> None:
-        config.treatment()
+        config.denoise_options()
 
 
 class OptimConfig(Section):
@@ -241,7 +241,7 @@ class Shared(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
 
-    def treatment(self) -> Denoise:
+    def denoise_options(self) -> Denoise:
         """What is done to the training edges: the preset, with the values of the denoise section in its place."""
         return resolve(self.data.denoise, self.denoise.model_dump())
 

@@ -79,7 +79,7 @@ class Denoise:
 
     @property
     def needs_strength(self) -> bool:
-        """Whether an edge without a strength cannot be treated. Smoothing all edges needs none."""
+        """Whether an edge without a strength cannot be denoised. Smoothing all edges needs none."""
         options = (self.drop, self.drop_below, self.soft_temperature, self.weight_temperature)
         by_slice = bool(self.smooth) and self.smooth_slice != "all"
         return bool(self.flip) or self.margin != "none" or by_slice or any(o is not None for o in options)
@@ -124,7 +124,7 @@ def resolve(preset: str | None, given: Mapping[str, Any]) -> Denoise:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Treatment:
+class Denoised:
     """What became of E edges; all arrays [E], in the order in which the edges came.
 
     Dropped edges are in no other mask. `strength` is that after the flip, nan where there is none; `known` are the
@@ -142,9 +142,9 @@ class Treatment:
     smoothed: np.ndarray  # bool, a new target
     unknown: int
     """Edges without strength that would have needed one."""
-    own_margins: int
+    replaced_margins: int
     """Margins of the data that were replaced."""
-    own_targets: int
+    replaced_targets: int
     """Targets of the data that soft labels replaced."""
 
     @property
@@ -166,9 +166,9 @@ class Treatment:
         if options.weight_temperature is not None:
             counts.append(f"{self.kept.sum():,} weighted")
         for count, what in (
-            (self.unknown, "without a strength, not treated by it"),
-            (self.own_margins, "margins of the data replaced"),
-            (self.own_targets, "targets of the data replaced"),
+            (self.unknown, "without a strength, left as they are"),
+            (self.replaced_margins, "margins of the data replaced"),
+            (self.replaced_targets, "targets of the data replaced"),
         ):
             if count:
                 counts.append(f"{count:,} {what}")
@@ -195,7 +195,7 @@ def quantile_slice(strength: np.ndarray, known: np.ndarray, part: Slice) -> np.n
     return mask
 
 
-def treat(
+def denoise_edges(
     options: Denoise,
     *,
     strength: np.ndarray,
@@ -203,7 +203,7 @@ def treat(
     target: np.ndarray,
     weight: np.ndarray,
     identical: np.ndarray,
-) -> Treatment:
+) -> Denoised:
     """Treat E edges; all arrays [E].
 
     Args:
@@ -212,7 +212,7 @@ def treat(
         identical: bool, whether both sides are the same.
 
     Raises:
-        UserError: a treatment that needs strengths, and no edge has one; or no edge would be left.
+        UserError: options that need strengths, and no edge has one; or no edge would be left.
     """
     known = np.isfinite(strength) & ~identical
     unknown = int((~known & ~identical).sum()) if options.needs_strength else 0
@@ -231,10 +231,10 @@ def treat(
     if (dropped | identical).all():
         raise UserError(f"denoise ({options}): no edge is left; drop fewer")
     flipped, kept = flipped & ~dropped, known & ~dropped
-    own_margins = own_targets = 0
+    replaced_margins = replaced_targets = 0
     if options.margin != "none":
         wanted = np.clip(options.margin_scale * strength, options.margin_min, options.margin_max)
-        own_margins = int((kept & (margin != 0)).sum())
+        replaced_margins = int((kept & (margin != 0)).sum())
         margin = np.where(kept, wanted, margin).astype(np.float32)
     if options.smooth or options.soft_temperature is not None:
         if options.smooth_slice == "all":
@@ -245,7 +245,7 @@ def treat(
             smoothed = quantile_slice(given, known, options.smooth_slice) & ~dropped
     if options.soft_temperature is not None:
         smoothed &= known
-        own_targets = int((smoothed & (target != 1)).sum())
+        replaced_targets = int((smoothed & (target != 1)).sum())
         target = np.where(smoothed, _sigmoid(strength, options.soft_temperature), target).astype(np.float32)
     if options.smooth:
         flat = (1 - options.smooth) * target.astype(np.float64) + options.smooth * (1 - target.astype(np.float64))
@@ -253,7 +253,7 @@ def treat(
     if options.weight_temperature is not None:
         factor = np.where(kept, _sigmoid(strength, options.weight_temperature), 1.0)
         weight = (weight * factor).astype(np.float32)
-    return Treatment(
+    return Denoised(
         options=options,
         strength=strength,
         margin=margin,
@@ -264,8 +264,8 @@ def treat(
         dropped=dropped,
         smoothed=smoothed,
         unknown=unknown,
-        own_margins=own_margins,
-        own_targets=own_targets,
+        replaced_margins=replaced_margins,
+        replaced_targets=replaced_targets,
     )
 
 

@@ -73,7 +73,7 @@ RESULT = Kind("result of rmfast eval", _json("format", "suite", "items"))
 DIAGNOSTICS = Kind("result of rmfast compare", _json("suite", "models", "draws"))
 PLANS = Kind("result of rmfast plan", _json("workload", "plans"))
 SCORED = Kind("file of rmfast score (rows with `rewards`)", _rows(_is_scored))
-TREATED = Kind(
+DENOISED = Kind(
     "file of rmfast data denoise (rows with margin, target and weight)",
     _rows(lambda row: row.keys() >= {"margin", "target", "weight"}),
 )

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from rmfast.errors import UserError
-from rmfast.outputs.kinds import DIAGNOSTICS, PAGE, PICTURE, PLANS, RESULT, SCORED, SCRIPT, TREATED, Kind, check_kind
+from rmfast.outputs.kinds import DENOISED, DIAGNOSTICS, PAGE, PICTURE, PLANS, RESULT, SCORED, SCRIPT, Kind, check_kind
 
 RIGHT = {
     "result": (RESULT, b'{"format": 1, "suite": "x", "items": []}'),
     "diagnostics": (DIAGNOSTICS, b'{"suite": "x", "models": [], "draws": 1}'),
     "plans": (PLANS, b'{"workload": {}, "plans": []}'),
     "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{"rewards": [1]}\n'),
-    "treated": (TREATED, b'{"margin": 0, "target": 1, "weight": 1}\n'),
+    "treated": (DENOISED, b'{"margin": 0, "target": 1, "weight": 1}\n'),
     "page": (PAGE, b"<!doctype html><title>rmfast: a</title>"),
     "picture": (PICTURE, b"\x89PNG\r\n Software\0rmfast"),
     "script": (SCRIPT, b"#!/bin/bash\n# x\n# Made by: rmfast launch\n"),

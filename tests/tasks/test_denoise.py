@@ -94,7 +94,7 @@ def test_the_data_key_changes_with_the_treatment_alone(folder: Path) -> None:
     assert keys.pop("baseline") == untreated and untreated not in keys.values()
     assert len(set(keys.values())) == len(keys)
     again = table_of(folder / "pairs.jsonl", folder, resolve_flip())
-    assert data_key(again, data, 0) == keys["flip"]  # the same treatment in other words
+    assert data_key(again, data, 0) == keys["flip"]  # the same denoised in other words
 
 
 def resolve_flip() -> Denoise:
@@ -210,7 +210,7 @@ def test_keys_reach_the_treatment() -> None:
     words += "--denoise.margin_scale 0.5 --denoise.margin_min 0 --denoise.margin_max 3 --denoise.smooth 0.2 "
     words += "--denoise.smooth_slice 0 0.5 --denoise.weight_temperature 4"
     config = load_config(["--model.path", "m", "--data.train", "x", *words.split()])
-    assert config.treatment() == Denoise(
+    assert config.denoise_options() == Denoise(
         flip=0.2,
         drop=(0.3, 0.4),
         drop_below=-1.0,
@@ -223,7 +223,7 @@ def test_keys_reach_the_treatment() -> None:
         weight_temperature=4.0,
     )
     given = {key.removeprefix("denoise."): value for key, value in options_of(words).items()}
-    assert read_denoise("soft_margin", given) == config.treatment()
+    assert read_denoise("soft_margin", given) == config.denoise_options()
 
 
 def options_of(words: str) -> dict[str, list[str]]:
@@ -260,12 +260,12 @@ def test_preview_counts_by_tenth_and_shows_rows(folder: Path, capsys: pytest.Cap
 
 
 def test_written_rows_train_as_the_treatment_does(folder: Path, tmp_path: Path) -> None:
-    """The file, read as it stands, gives the edges of the treated table."""
+    """The file, read as it stands, gives the edges of the denoised table."""
     ranked = {"prompt": "A dog", "responses": [" one", " two", " three three"], "weight": 3.0, "note": "Grüße"}
     many = {"prompt": "A cat", "chosen": " one", "rejected": [" two", " three"], "strength_mean": [-9.0, 4.0]}
     rows = [*pairs([-2.0, 1.5, 0.1]), ranked | {"strength_mean": [-3.0, 0.5, None], "strength_std": [0.1, 0.2, None]}]
     data = write(tmp_path / "data.jsonl", [*rows, many, {"prompt": "bad"}])
-    out = tmp_path / "treated.jsonl"
+    out = tmp_path / "denoised.jsonl"
     options = [
         "--flip",
         "0.4",

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rmfast.data.denoise import Treatment
+from rmfast.data.denoise import Denoised
 from rmfast.data.edge_columns import Edges
 from rmfast.evaluation.combine import agreement, mean_agreement
 from rmfast.evaluation.metrics import Floats, wilson
@@ -185,17 +185,17 @@ def decile_plot(gaps: Floats, prefix: str = "", suffix: str = "") -> Plot | None
     return Plot(f"{prefix}deciles", title, "It rises where strength tells how sure one may be.", draw)
 
 
-def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
-    """The strengths of E edges before the treatment, and what it does to each. At least one must have a strength.
+def strength_plot(strength: np.ndarray, denoised: Denoised) -> Plot:
+    """The strengths of E edges before denoising, and what that does to each. At least one must have a strength.
 
     Args:
         strength: [E], nan where there is none.
     """
-    known, dropped, flipped = treatment.known, treatment.dropped, treatment.flipped
-    smoothed = treatment.smoothed & known & ~flipped
+    known, dropped, flipped = denoised.known, denoised.dropped, denoised.flipped
+    smoothed = denoised.smoothed & known & ~flipped
     parts = {
         "flipped": flipped,
-        "smoothed" if treatment.options.smooth else "soft label": smoothed,
+        "smoothed" if denoised.options.smooth else "soft label": smoothed,
         "dropped": dropped,
         "the rest": known & ~dropped & ~flipped & ~smoothed,
     }
@@ -221,4 +221,4 @@ def strength_plot(strength: np.ndarray, treatment: Treatment) -> Plot:
         axes.legend(loc="upper right")
 
     title = f"{percent(float((values < 0).mean()))} of {len(values):,} strengths are below zero"
-    return Plot("strength", title, "Strengths before the treatment; colours say what it does.", draw)
+    return Plot("strength", title, "Strengths before denoising; colours say what it does.", draw)

@@ -81,7 +81,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
     stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
     held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
     table = make_table(
-        stores, config.data, vocabulary, "train", world, config.treatment(), views=training_views(config)
+        stores, config.data, vocabulary, "train", world, config.denoise_options(), views=training_views(config)
     )
     evals = {
         name: make_table([store], config.data, vocabulary, name, world)

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from rmfast.config import DataConfig
 from rmfast.data.columns import read_columns, uses_line
 from rmfast.data.denoise import Denoise
+from rmfast.data.denoise_table import denoise_table
 from rmfast.data.notes import note_lines
 from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.store import TokenStore, build_store
 from rmfast.data.table import GroupTable, build_table
-from rmfast.data.treat import treat_table
 from rmfast.data.views import Views, view_tokens
 from rmfast.errors import UserError
 from rmfast.parallel.world import World
@@ -138,7 +138,7 @@ def make_table(
             say(f"{what}: merged {merged:,} samples that were the same as another of their prompt")
         if dropped["truncated"]:
             say(f"{what}: cut the prompts of {dropped['truncated']:,} groups from the left")
-    return _treated(table, denoise, what, world) if denoise is not None else table
+    return _denoised(table, denoise, what, world) if denoise is not None else table
 
 
 def _beside_views(stores: Sequence[TokenStore], data: DataConfig, table: GroupTable, views: Views) -> str:
@@ -158,13 +158,13 @@ def _beside_views(stores: Sequence[TokenStore], data: DataConfig, table: GroupTa
     )
 
 
-def _treated(table: GroupTable, denoise: Denoise, what: str, world: World) -> GroupTable:
-    treated, treatment = treat_table(table, denoise)
-    if world.main and treatment is not None:
-        say(f"{what}: denoise ({denoise}): {treatment.summary()}")
-        if len(treated) < len(table):
-            say(f"{what}: left out {len(table) - len(treated):,} groups whose edges were all dropped")
-    return treated
+def _denoised(table: GroupTable, denoise: Denoise, what: str, world: World) -> GroupTable:
+    after, denoised = denoise_table(table, denoise)
+    if world.main and denoised is not None:
+        say(f"{what}: denoise ({denoise}): {denoised.summary()}")
+        if len(after) < len(table):
+            say(f"{what}: left out {len(table) - len(after):,} groups whose edges were all dropped")
+    return after
 
 
 def group_counts(table: GroupTable) -> list[int]:
@@ -180,7 +180,7 @@ def data_key(table: GroupTable, data: DataConfig, seed: int) -> str:
     for column in (table.index, table.stored, table.sequences, table.weight):
         digest.update(np.ascontiguousarray(column).tobytes())
     for store, edges in zip(table.stores, table.store_edges, strict=True):
-        if edges.better is not store.better:  # treated: what the store's key does not tell
+        if edges.better is not store.better:  # denoised: what the store's key does not tell
             for column in (edges.start, edges.better, edges.worse, edges.margin, edges.target, edges.weight):
                 digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
