@@ -245,11 +245,11 @@ ATTENTION = [  # 80 stands for 96 and 112, which are padded to 128 too; 100 and 
 ]
 OPS = {
     "rms_norm": Op(
-        "test_norm.py", rms_norm, NORMS | sizes("rows width", **{"heads 524288x128": (524288, 128)}),
+        "test_rms_norm.py", rms_norm, NORMS | sizes("rows width", **{"heads 524288x128": (524288, 128)}),
         [*forms("rows width", (BF16, ROWS, 64)), *forms("rows width heads", (BF16, ROWS, 128, 32))],
     ),
     "add_rms_norm": Op(  # tiles of 8, 2 and 1 rows, in 4 and 8 warps; 64 is a head's norm
-        "test_norm.py", add_rms_norm, NORMS,
+        "test_rms_norm.py", add_rms_norm, NORMS,
         forms("width", (BF16, 64), (BF16, 2048), (BF16, 4095), (BF16, 8192), (FP32, 8192), rows=ROWS),
     ),
     "swiglu": Op(
@@ -270,14 +270,14 @@ OPS = {
               (FP32, 3, 2048), rows=ROWS),
     ),
     "ranking_loss": Op(
-        "test_ranking_kernel.py", ranking_loss,
+        "test_ranking_loss_kernel.py", ranking_loss,
         sizes("pairs heads", tiny=(8, 2), **{"128": (128, 1), "1024 M=8": (1024, 8)}),
         [*forms("heads given", (FP32, 1, ()), pairs=ROWS),
          *forms("heads given", (FP32, 4, ("margin", "target", "weight")), pairs=ROWS, center=0.01,
                 total_weight=torch.ones(()))],
     ),
     "linear_log_prob": Op(
-        "test_log_prob.py", linear_log_prob,
+        "test_linear_log_prob.py", linear_log_prob,
         sizes("rows width vocabulary", tiny=(16, 32, 128), **{
             "8192x576 V=49152": (8192, 576, 49152), "8192x2048 V=128256": (8192, 2048, 128256),
             "8192x4096 V=128256": (8192, 4096, 128256),
@@ -285,7 +285,7 @@ OPS = {
         forms("rows width vocabulary", (BF16, 4, 16, 32000), (FP32, 4, 16, 32000)), alone=True,
     ),
     "prefix_attention": Op(
-        "test_prefix_attention.py", prefix_attention,
+        "test_prefix_attention_kernel.py", prefix_attention,
         sizes("lengths tokens heads kv_heads dim", tiny=("tiny", 96, 4, 2, 16), **{
             f"{name} D={dim}": (name, 16384, 32, 8, dim)
             for name in ("hh", "ultrafeedback", "long") for dim in (64, 128)
@@ -312,7 +312,7 @@ OPS = {
         forms("prototypes", (FP32, 48), (FP32, 3000), rows=16 * ROWS), differentiable=False,
     ),
     "swapped_prediction_loss": Op(
-        "test_swapped.py", swapped,
+        "test_swapped_prediction_loss.py", swapped,
         sizes("rows prototypes width", tiny=(16, 8, 32), **{
             "256x512 d=4096": (256, 512, 4096), "4096x3000 d=128": (4096, 3000, 128),
         }),
@@ -323,11 +323,11 @@ OPS = {
         forms("gamma lam", (FP32, 0.99, 0.95), sequences=2, longest=32), differentiable=False,
     ),
     "policy_loss": Op(
-        "test_policy_losses.py", partial(clipped, "policy_loss"), sizes("tokens", tiny=(64,), **{"524288": (524288,)}),
+        "test_clipped_losses.py", partial(clipped, "policy_loss"), sizes("tokens", tiny=(64,), **{"524288": (524288,)}),
         forms("tokens", (FP32, ROWS)),
     ),
     "value_loss": Op(
-        "test_policy_losses.py", partial(clipped, "value_loss"), sizes("tokens", tiny=(64,), **{"524288": (524288,)}),
+        "test_clipped_losses.py", partial(clipped, "value_loss"), sizes("tokens", tiny=(64,), **{"524288": (524288,)}),
         [*forms("tokens", (FP32, ROWS)), *forms("clip total", (FP32, None, 3.0), tokens=ROWS)],
     ),
 }  # fmt: skip

@@ -38,7 +38,7 @@ def test_a_part_is_left_out_for_its_own_needs_alone(tmp_path: Path, monkeypatch:
     runs = {p.label.split("/")[0] for p in parts if not check.blocked(p, lacking)}
     assert runs == {"suite", "kernels", "tiles"}
     assert {p.stage for p in parts if check.blocked(p, lacking)} == {"suite", "steps"}
-    (one,) = (p for p in parts if p.label == "suite/test_norm")
+    (one,) = (p for p in parts if p.label == "suite/test_rms_norm")
     assert not check.blocked(one, lacking)
     (megatron,) = (p for p in parts if p.label == "suite/test_one_process")
     assert check.blocked(megatron, {"megatron": lacking["megatron"]}) == ["megatron"]  # said, with its reason

@@ -219,14 +219,20 @@ def test_a_part_that_hangs_costs_three_times_its_guess_and_no_more(tmp_path: Pat
 def test_figures_of_an_op_stand_beside_what_its_tests_say(tmp_path: Path) -> None:
     done = {"status": "done", "result": TESTED}
     bad = {"status": "done", "result": TESTED | {"failed": 1, "failures": [{"test": "t.py::x", "why": "y"}]}}
-    records = {"one test of swiglu": done, "one test of gae": bad, "test_norm": done, "test_rope": {"status": "cut"}}
+    cut = {"status": "cut"}
+    records = {"one test of swiglu": done, "one test of gae": bad, "test_rms_norm": done, "test_rope": cut}
+        "one test of swiglu": done,
+        "one test of gae": bad,
+        "test_rms_norm": done,
+        "test_rope": {"status": "cut"},
+    }
     assert suite.verdicts(records) == {
         "test_swiglu.py": "passed: test_values_and_gradient", "test_gae.py": "FAILED t.py::x",
-        "test_norm.py": "passed", "test_rope.py": "FAILED test_rope.py: cut",
+        "test_rms_norm.py": "passed", "test_rope.py": "FAILED test_rope.py: cut",
     }  # fmt: skip
     assert suite.verdicts(records | {"test_swiglu": done})["test_swiglu.py"] == "passed"
     crashed = {"test_long_prefixes": bad, "one test of prefix_attention": done}
-    assert suite.verdicts(crashed)["test_prefix_attention.py"] == "FAILED t.py::x"
+    assert suite.verdicts(crashed)["test_prefix_attention_kernel.py"] == "FAILED t.py::x"
     row = {
         "op": "gae",
         "size": "s",

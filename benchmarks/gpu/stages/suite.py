@@ -9,27 +9,27 @@ ALONE = "tests/kernels/test_long_prefixes.py"
 """Attention in bf16 on prompts of hundreds of tokens, where a wrong address ends the process: before anything else."""
 # A test of each op that says most in least time. Each has a process, for one that loses the device loses it alone.
 ONE_OF_EACH = {
-    "prefix_attention": "test_prefix_attention.py::test_strided_views_of_one_product",
+    "prefix_attention": "test_prefix_attention_kernel.py::test_strided_views_of_one_product",
     "flash": "test_flash_attention.py::test_on_the_gpu[64]",
-    "linear_log_prob": "test_log_prob.py::test_bf16_maths_is_fp32",
+    "linear_log_prob": "test_linear_log_prob.py::test_bf16_maths_is_fp32",
     "info_nce": "test_info_nce.py::test_strided_inputs",
-    "rms_norm": "test_norm.py::test_values_and_gradients",
+    "rms_norm": "test_rms_norm.py::test_values_and_gradients",
     "swiglu": "test_swiglu.py::test_values_and_gradient",
     "rope": "test_rope.py::test_bf16_values_pass_as_they_are",
     "score_head": "test_score_head.py::test_scores_of_bf16_are_fp32",
-    "ranking_loss": "test_ranking_kernel.py::test_sums_of_many_blocks",
+    "ranking_loss": "test_ranking_loss_kernel.py::test_sums_of_many_blocks",
     "difference_loss": "test_difference_loss.py::test_strided",
     "sinkhorn": "test_sinkhorn.py::test_no_gradient_and_strides",
-    "swapped_prediction_loss": "test_swapped.py::test_strided_inputs",
+    "swapped_prediction_loss": "test_swapped_prediction_loss.py::test_strided_inputs",
     "gae": "test_gae.py::test_strided_and_int32",
-    "policy_loss": "test_policy_losses.py::test_ties_share_the_gradient",
+    "policy_loss": "test_clipped_losses.py::test_ties_share_the_gradient",
     "multi_tensor": "test_multi_tensor.py::test_gradient_norm",
 }
 ONE = "one test of "
 LEFT_OUT = ("tests/kernels/test_aot.py", "tests/kernels/test_compiled.py")  # compile without a GPU, in CI
 MEGATRON = "tests/megatron/test_one_process.py"
 MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py", MEGATRON)
-LONG = {"test_prefix_attention.py": 120.0, "test_flash_attention.py": 80.0}
+LONG = {"test_prefix_attention_kernel.py": 120.0, "test_flash_attention.py": 80.0}
 
 
 def files() -> list[str]:
@@ -69,7 +69,7 @@ def verdicts(records: dict[str, dict[str, Any]]) -> dict[str, str]:
             _judge(found, f"{name}.py", record, "passed")
     alone = records.get(Path(ALONE).stem, {}).get("result", {})
     for failure in alone.get("failures", ())[:1]:
-        found["test_prefix_attention.py"] = f"FAILED {failure['test']}"
+        found["test_prefix_attention_kernel.py"] = f"FAILED {failure['test']}"
     return found
 
 
