@@ -114,15 +114,15 @@ def _last_tokens(store: TokenStore) -> np.ndarray:
 
 def _duplicates(store: TokenStore, seen: set[bytes]) -> list[tuple[str, str]]:
     """Groups whose responses are an earlier group's, token for token and in the same order."""
-    own: set[bytes] = set()
+    known: set[bytes] = set()
     elsewhere = 0
     for g in range(len(store)):
         shape = store.suffix_length[store.response_start[g] : store.response_start[g + 1]]
         digest = hashlib.blake2b(shape.tobytes(), digest_size=16)
         digest.update(store.tokens[store.token_start[g] : store.token_start[g + 1]].tobytes())
-        own.add(digest.digest())
+        known.add(digest.digest())
         elsewhere += digest.digest() in seen
-    lines = [("duplicates", f"{len(store) - len(own):,} groups")]
+    lines = [("duplicates", f"{len(store) - len(known):,} groups")]
     if seen:
         lines.append(("in a source above", f"{elsewhere:,} groups"))
     seen |= own

@@ -221,11 +221,6 @@ def test_figures_of_an_op_stand_beside_what_its_tests_say(tmp_path: Path) -> Non
     bad = {"status": "done", "result": TESTED | {"failed": 1, "failures": [{"test": "t.py::x", "why": "y"}]}}
     cut = {"status": "cut"}
     records = {"one test of swiglu": done, "one test of gae": bad, "test_rms_norm": done, "test_rope": cut}
-        "one test of swiglu": done,
-        "one test of gae": bad,
-        "test_rms_norm": done,
-        "test_rope": {"status": "cut"},
-    }
     assert suite.verdicts(records) == {
         "test_swiglu.py": "passed: test_values_and_gradient", "test_gae.py": "FAILED t.py::x",
         "test_rms_norm.py": "passed", "test_rope.py": "FAILED test_rope.py: cut",
