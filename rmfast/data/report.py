@@ -125,7 +125,7 @@ def _duplicates(store: TokenStore, seen: set[bytes]) -> list[tuple[str, str]]:
     lines = [("duplicates", f"{len(store) - len(known):,} groups")]
     if seen:
         lines.append(("in a source above", f"{elsewhere:,} groups"))
-    seen |= own
+    seen |= known
     return lines
 
 
