@@ -23,7 +23,7 @@ class RunError(RuntimeError):
 
 
 class PeerError(RunError):
-    """A rank that cannot go on because another one cannot, whose own line says why."""
+    """A rank that cannot go on because another one cannot; that one's line says why."""
 
 
 class KeyClash(ValueError):

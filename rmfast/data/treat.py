@@ -27,7 +27,7 @@ def treat_table(table: GroupTable, options: Denoise) -> tuple[GroupTable, Treatm
 
 
 def apply_treatment(table: GroupTable, treatment: Treatment) -> GroupTable:
-    """The table with what `treat` made of its edges, which came in the table's order."""
+    """The table with the treatment of its edges, which is in the table's order."""
     store_edges: list[StoreEdges] = []
     columns: dict[str, list[np.ndarray]] = {"edges": [], "lm": [], "weight": []}
     useful: list[np.ndarray] = []

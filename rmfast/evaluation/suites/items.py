@@ -36,7 +36,7 @@ def surviving_rows(file: Path) -> Iterator[Row]:
         for row in read_rows(str(file)):
             number = row[1]
             yield row
-    except UserError as error:  # a damaged file costs its own rows, not the benchmark
+    except UserError as error:  # a damaged file loses its rows, not the benchmark
         yield str(file), number + 1, BadRow("damaged file", str(error))
 
 

@@ -1,4 +1,4 @@
-"""What an ensemble leaves: the data with strengths, held-out figures of members and of rules, plots and last words."""
+"""What an ensemble writes: the data with strengths, held-out figures of members and of rules, plots, summary."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ def finish(ensemble: Ensemble) -> None:
     """Write data.jsonl, report/ and summary.json from what the members scored; on rank 0.
 
     Raises:
-        UserError: members are missing, which jobs of their own were to train.
+        UserError: members are missing, which other jobs were to train.
     """
     members = range(ensemble.config.ensemble.members)
     kept = [read_scores(ensemble, member) for member in members]
@@ -154,7 +154,7 @@ def remarks(figures: dict[str, Any]) -> list[str]:
 
 
 def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int]) -> str:
-    """The console's last words on an ensemble."""
+    """The console's final summary of an ensemble."""
     folds = figures["folds"]
     how = "in-sample" if folds is None else f"out of sample, {folds} folds"
     lines = [
