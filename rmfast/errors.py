@@ -30,7 +30,7 @@ class KeyClash(ValueError):
     """Keys of a config that do not fit together, or one whose value is out of its range.
 
     Attributes:
-        keys: dotted, those whose values the message goes by; the file that sets the first of them is to blame.
+        keys: dotted names of the keys that clash; the error names the file that sets the first of them.
     """
 
     def __init__(self, message: str, *keys: str) -> None:

@@ -81,7 +81,7 @@ class DataConfig(Section):
     denoise: Preset | None = Field(None, description="treatment of training edges by their strength (denoise.*)")
 
     def fitted(self, copies: int) -> "DataConfig":
-        """The same; a `max_length` that nobody asked for is lowered until a pack holds a sequence so many times."""
+        """The same; a `max_length` that is not set is lowered until a pack holds a sequence so many times."""
         longest = max(2, self.tokens_per_pack // copies)
         if "max_length" in self.model_fields_set or longest >= self.max_length:
             return self

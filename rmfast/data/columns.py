@@ -157,7 +157,7 @@ class Columns:
         return ours
 
     def prompts(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of a row's columns that look like a prompt and that nobody has said a word about."""
+        """Those of a row's columns that look like a prompt and that `data.columns` does not name."""
         if (found := self._prompts.get(names)) is None:
             known = BY_NAME.union(self.targets)
             found = () if self.ignore_prompts else tuple(n for n in names if n not in known and _simple(n) in _PROMPTS)

@@ -38,7 +38,7 @@ class BadRow(ValueError):
 
 
 class UnmappedColumn(BadRow):
-    """A column that looks like a prompt and that nobody has said a word about: no row is used before they have."""
+    """A column that looks like a prompt and that `data.columns` does not name: no row is used until it does."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(UNMAPPED, detail)

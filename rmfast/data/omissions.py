@@ -131,7 +131,7 @@ def _common(prompt: str, text: str) -> int:
 
 
 def _missing(piece: str, text: str) -> str:
-    """A piece without its first or its last words, whichever of them that the text holds are more."""
+    """A piece without the longest beginning or end of it that the text holds, whichever is longer."""
     places = sorted({0, len(piece), *(place for gap in _GAPS.finditer(piece) for place in gap.span())})
     head = places[bisect_left(places, True, key=lambda end: piece[:end] not in text) - 1]
     tail = places[bisect_left(places, True, key=lambda begin: piece[begin:] in text)]

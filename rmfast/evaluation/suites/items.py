@@ -127,7 +127,7 @@ def as_turns(prompt: Any) -> Any:
 
 
 def source_notes(source: str, items: Sequence[Item]) -> tuple[str, ...]:
-    """Lines that say which split was read, where nobody named it, and what the columns were used as."""
+    """Lines that say which split was read, where none was named, and what the columns were used as."""
     split = split_note(source, "test")
     columns = uses_line(uses_of(item.example.columns for item in items))
     return (*[split] * bool(split), *[f"columns: {columns}"] * bool(items))

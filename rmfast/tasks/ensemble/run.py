@@ -116,7 +116,7 @@ def _part(ensemble: Ensemble, size: int) -> Iterator[World]:
 
 
 def _say_guessed(ensemble: Ensemble) -> None:
-    """How many rows' prompts folds go by without having been told them."""
+    """Print how many rows have prompts that were guessed for the folds."""
     count = sum(store.meta["guessed_prompts"] for store in ensemble.whole.stores)
     if count:
         say(
