@@ -1,4 +1,4 @@
-"""The members of an ensemble: what they share, what each sees and judges, and what the run folder keeps of them."""
+"""The members of an ensemble: what they share, what each sees and scores, and what the run folder keeps of them."""
 
 import hashlib
 import json

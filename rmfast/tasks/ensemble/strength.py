@@ -73,7 +73,7 @@ def finish(ensemble: Ensemble) -> None:
 def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.ndarray) -> dict[str, int]:
     """The rows of the training sources as they were read, with the columns of `rmfast score`.
 
-    With folds a row also says which members judged it (`members`) and its `fold`. Lines that are no rows are left out.
+    With folds a row also says which members scored it (`members`) and its `fold`. Lines that are no rows are left out.
 
     Args:
         rewards: [M, R]. judges: bool [M, G].
@@ -147,9 +147,9 @@ def remarks(figures: dict[str, Any]) -> list[str]:
     if figures["nonfinite"]:
         lines.append(f"{figures['nonfinite']:,} strengths are not finite: a member is broken; see its summary.json")
     if folds is not None and folds == figures["members"]:
-        lines.append("As many folds as members: one member judges each edge, and strength_std is 0 everywhere")
+        lines.append("As many folds as members: one member scores each edge, and strength_std is 0 everywhere")
     if folds is None:
-        lines.append("In-sample strengths lean to the given labels (members learnt them): ensemble.folds judges unseen")
+        lines.append("In-sample strengths lean to the labels, which members learnt; ensemble.folds scores unseen rows")
     return lines
 
 
