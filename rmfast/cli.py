@@ -1,6 +1,6 @@
-"""The command `rmfast`: data report, denoise; eval, compare, score, export; plan, launch.
+"""Look at preference data, evaluate and export reward models, plan and launch runs.
 
-Training: `torchrun rmfast/train.py CONFIG.yaml`.
+Training is another command: torchrun rmfast/train.py CONFIG.yaml
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rmfast.environment import prepare
 from rmfast.errors import RunError, UserError
 from rmfast.evaluation.combine import RULES
 
-CONFIG = "as torchrun rmfast/train.py takes it, keys included"
+CONFIG = "YAML files and --section.key value, as for training"
 SOURCE = "file, folder or datasets name"
 MODEL = "Hugging Face folder, run folder or checkpoint"
 
@@ -54,31 +54,37 @@ def parser() -> ArgumentParser:
     """The commands and their options. `run` of what is parsed is the function that does it, in rmfast.commands."""
     root = ArgumentParser(prog="rmfast", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    data = commands.add_parser("data", help="look at preference data")
-    looks = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    looks = _named(commands, "data", "look at preference data").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
     holds = "what a source holds: rows, bad rows by cause, lengths, shared prompts, identical pairs"
-    _report(looks.add_parser("report", help=holds))
-    _denoise(looks.add_parser("denoise", help="what treating edges by their strength does to the data"))
-    _evaluate(commands.add_parser("eval", help="evaluate a reward model, several as one, or a judge, on a suite"))
-    rewards = "write the reward of every response; with several models, strengths too"
-    _score(commands.add_parser("score", help=rewards))
-    _compare(commands.add_parser("compare", help="what results of eval say beside accuracies; several side by side"))
-    _export(commands.add_parser("export", help="write a checkpoint as a Hugging Face folder, and check its scores"))
-    _plan(commands.add_parser("plan", help="which layouts of N GPUs fit a run, and what a step would take"))
-    launch = commands.add_parser("launch", help="write the scripts that a scheduler takes")
-    _slurm(launch.add_subparsers(dest="what", required=True, metavar="WHAT").add_parser("slurm", help="sbatch files"))
+    _report(_named(looks, "report", holds))
+    _denoise(_named(looks, "denoise", "what treating edges by their strength does to the data"))
+    _evaluate(_named(commands, "eval", "evaluate a reward model, several as one, or a judge, on a suite"))
+    _score(_named(commands, "score", "write the reward of every response; with several models, strengths too"))
+    _compare(_named(commands, "compare", "diagnostics of results of eval, several side by side"))
+    _export(_named(commands, "export", "write a checkpoint as a Hugging Face folder, and check its scores"))
+    _plan(_named(commands, "plan", "which layouts of N GPUs fit a run, and what a step would take"))
+    launch = _named(commands, "launch", "write the scripts that a scheduler takes")
+    _slurm(_named(launch.add_subparsers(dest="what", required=True, metavar="WHAT"), "slurm", "write sbatch files"))
     return root
+
+
+def _named(commands: Any, name: str, text: str) -> ArgumentParser:
+    """A command that its list and its page describe with one text."""
+    added: ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    return added
 
 
 def _report(command: ArgumentParser) -> None:
     command.set_defaults(run="data.report")
     add = command.add_argument
     add("sources", nargs="+", metavar="PATH", help=SOURCE)
-    add("--model", metavar="PATH", help="whose tokenizer counts tokens (default: bytes)")
+    add("--model", metavar="PATH", help="model whose tokenizer counts tokens (default: bytes are counted)")
     _template(command)
     _columns(command)
-    add("--max-length", type=positive, default=1024, help="what counts as over-long (default 1024)")
-    add("--samples", type=positive, metavar="K", help="the sources are MetaRM's: K responses of a prompt")
+    add("--max-length", type=positive, default=1024, help="tokens above which a row is over-long (1024)")
+    add("--samples", type=positive, metavar="K", help="read the sources as MetaRM does: K responses of each prompt")
 
 
 def _denoise(command: ArgumentParser) -> None:
@@ -86,12 +92,12 @@ def _denoise(command: ArgumentParser) -> None:
     add = command.add_argument
     add("sources", nargs="+", metavar="PATH", help=f"{SOURCE}, with strengths")
     _columns(command)
-    add("--preset", "--data.denoise", choices=list(PRESETS), help="of Part II; default: baseline")
+    add("--preset", "--data.denoise", choices=list(PRESETS), help="treatment of the paper (default: baseline)")
     for name, field in DenoiseConfig.model_fields.items():
         flags = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}", f"--denoise.{name}"))
         values: Any = {"drop": 2, "smooth_slice": "+"}.get(name, 1)
         add(*flags, dest=f"denoise.{name}", nargs=values, metavar="VALUE", help=field.description)
-    add("--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of a kind (2)")
+    add("--examples", type=int, default=2, choices=range(100), metavar="N", help="rows shown of each kind (2)")
     add("--out", metavar="FILE.jsonl", help="write the denoised data: a row for each edge")
     add("--plot", metavar="FILE.png", help="write the histogram of strengths")
 
@@ -104,11 +110,11 @@ def _evaluate(command: ArgumentParser) -> None:
     suite = f"{known}, or a .py file that defines SUITE (docs/evaluation.md)"
     add("--suite", default="pairwise", metavar="NAME", help=suite)
     add("--data", required=True, metavar="PATH", help="the suite's file or folder, or datasets name")
-    add("--out", metavar="FILE.json", help="where all figures and rows go")
-    add("--name", help="what the result calls the model (default: its folder)")
+    add("--out", metavar="FILE.json", help="write all figures and rows")
+    add("--name", help="name of the model in the result (default: its folder)")
     add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
-    add("--k", type=amount, help="of mean-k-std (default 1)")
-    add("--standardise", action="store_true", help="each member to mean 0 and std 1 on the data first")
+    add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
+    add("--standardise", action="store_true", help="bring each member to mean 0 and std 1 on the data first")
     _scoring(command)
     judge_flags(command)
 
@@ -118,23 +124,23 @@ def judge_flags(command: ArgumentParser) -> None:
     about = "a language model that says which answer is better"
     add = command.add_argument_group("generative judges", about).add_argument
     add("--judge", metavar="DIR", help="a causal language model: Hugging Face folder or GGUF")
-    add("--endpoint", metavar="URL", help="an OpenAI-compatible server, as http://localhost:8000/v1")
-    add("--judge-model", metavar="NAME", help="the model's name at --endpoint")
-    add("--criteria", default="none", metavar="none|builtin|FILE", help="what makes an answer better")
+    add("--endpoint", metavar="URL", help="an OpenAI-compatible server, such as http://localhost:8000/v1")
+    add("--judge-model", metavar="NAME", help="name of the model at --endpoint")
+    add("--criteria", default="none", metavar="none|builtin|FILE", help="what makes an answer better (none)")
     add("--reasoning", action="store_true", default=True, help="compare in words first (default)")
     add("--no-reasoning", action="store_false", dest="reasoning", help="a verdict and nothing else")
-    add("--orders", choices=["both", "one"], default="both", help="each vote in both orders of answers")
-    add("--votes", type=positive, default=1, metavar="K", help="samples; the majority decides (1)")
-    add("--temperature", type=amount, help="default: 0 for one vote, 1 for more")
-    add("--max-tokens", type=positive, help="of an answer (default: 1024, 64 without reasoning)")
+    add("--orders", choices=["both", "one"], default="both", help="orders of the answers in each vote (both)")
+    add("--votes", type=positive, default=1, metavar="K", help="votes for each comparison; the majority decides (1)")
+    add("--temperature", type=amount, help="sampling temperature (default: 0 for one vote, 1 for more)")
+    add("--max-tokens", type=positive, help="longest answer of the judge (default: 1024, 64 without reasoning)")
     add("--allow-ties", action="store_true", help="the judge may say that neither is better; ties lose")
     add("--concurrency", type=positive, default=8, metavar="N", help="requests at once (8)")
-    add("--timeout", type=positive_amount, default=120.0, metavar="SECONDS", help="of a request (120)")
-    add("--retries", type=count, default=5, metavar="N", help="of a request that failed (5)")
-    add("--requests-per-minute", type=positive_amount, metavar="N", help="default: no limit")
-    log = "keeps every answer, and a run goes on from it (default: beside --out)"
+    add("--timeout", type=positive_amount, default=120.0, metavar="SECONDS", help="time-out of a request (120)")
+    add("--retries", type=count, default=5, metavar="N", help="further tries of a failed request (5)")
+    add("--requests-per-minute", type=positive_amount, metavar="N", help="requests a minute, at most (no limit)")
+    log = "every answer is kept there, and the same command resumes from it (default: a file beside --out)"
     add("--judge-log", metavar="FILE.jsonl", help=log)
-    add("--seed", type=count, default=0, help="of orders and of a local judge's samples")
+    add("--seed", type=count, default=0, help="decides orders and a local judge's samples (0)")
 
 
 def _score(command: ArgumentParser) -> None:
@@ -150,11 +156,11 @@ def _compare(command: ArgumentParser) -> None:
     command.set_defaults(run="compare.compare")
     add = command.add_argument
     add("results", nargs="+", metavar="RESULT.json", help="files of eval --out, on the same rows")
-    add("--suite", metavar="FILE.py", help="their suite, where it is not one that rmfast has")
+    add("--suite", metavar="FILE.py", help="the results' suite, where it is not a built-in one")
     candidates = "files of rmfast score on the same rows, one for each result"
     add("--candidates", nargs="+", metavar="A.jsonl", help=candidates)
     add("--gold", metavar="GOLD.jsonl", help="the gold scorer's rewards of those rows")
-    add("--out", metavar="FILE.json", help="where all figures go")
+    add("--out", metavar="FILE.json", help="write all figures")
     add("--html", metavar="PAGE.html", help="write one self-contained page")
 
 
@@ -163,7 +169,7 @@ def _export(command: ArgumentParser) -> None:
     add = command.add_argument
     add("model", metavar="CKPT", help="checkpoint, run folder or Hugging Face folder")
     add("--out", required=True, metavar="DIR", help="a folder that does not exist yet")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the weights (float32)")
     _template(command)
     _label(command)
 
@@ -172,67 +178,67 @@ def _plan(command: ArgumentParser) -> None:
     command.set_defaults(run="plan.plan")
     add = command.add_argument
     add("config", nargs="+", metavar="CONFIG", help=CONFIG)
-    add("--gpus", type=positive, required=True, help="how many")
+    add("--gpus", type=positive, required=True, metavar="N", help="number of GPUs")
     gpu = "h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured"
     add("--gpu", default="h100", metavar="KIND", help=gpu)
-    add("--tokens-per-group", type=positive, help="of a prompt group (default: measured on data.train)")
-    add("--show", type=positive, default=8, help="layouts shown (default 8)")
-    add("--out", metavar="FILE.json", help="all layouts with all terms")
+    add("--tokens-per-group", type=positive, metavar="N", help="tokens of a prompt group (those of data.train)")
+    add("--show", type=positive, default=8, metavar="N", help="layouts shown (8)")
+    add("--out", metavar="FILE.json", help="write all layouts with all terms")
 
 
 def _slurm(command: ArgumentParser) -> None:
     command.set_defaults(run="launch.slurm")
     add = command.add_argument
     add("config", nargs="+", metavar="CONFIG", help=CONFIG)
-    add("--nodes", type=positive, default=1, help="(default 1)")
-    add("--gpus-per-node", type=int, default=8, choices=range(65), metavar="N", help="(default 8); 0: the CPU")
+    add("--nodes", type=positive, default=1, metavar="N", help="nodes of the job (1)")
+    add("--gpus-per-node", type=int, default=8, choices=range(65), metavar="N", help="GPUs of a node (8); 0: the CPU")
     add("--time", required=True, metavar="12:00:00", help="limit of one start")
-    add("--partition", metavar="NAME")
-    add("--account", metavar="NAME")
-    add("--mem", metavar="SIZE", help="of a node")
-    add("--cpus-per-task", type=positive, metavar="N", help="of a node")
-    add("--sbatch", action="append", default=[], metavar="=--OPTION", help="a further option of sbatch; repeatable")
-    add("--setup", action="append", default=[], metavar="LINE", help='shell line, as "source env.sh"; repeatable')
-    add("--job-name", metavar="NAME", help="(default: the run folder's)")
+    add("--partition", metavar="NAME", help="Slurm's partition")
+    add("--account", metavar="NAME", help="Slurm's account")
+    add("--mem", metavar="SIZE", help="memory of each node")
+    add("--cpus-per-task", type=positive, metavar="N", help="cores of each node")
+    add("--sbatch", action="append", default=[], metavar="=--OPTION", help="another option of sbatch; repeatable")
+    add("--setup", action="append", default=[], metavar="LINE", help="shell line before the training; repeatable")
+    add("--job-name", metavar="NAME", help="name of the job (default: the run folder's)")
     add("--logs", default=".", metavar="DIR", help="folder of the jobs' logs (default: where they are submitted)")
     add("--lead", type=positive, default=300, metavar="S", help="seconds to save and end before the limit (300)")
     add("--restarts", type=positive, default=100, metavar="N", help="starts after the first, at most (100)")
-    add("--idle-restarts", type=positive, default=3, metavar="N", help="those in a row that make no checkpoint (3)")
+    add("--idle-restarts", type=positive, default=3, metavar="N", help="starts in a row without a checkpoint (3)")
     add = command.add_mutually_exclusive_group().add_argument
     array, sizes = "a job for each member of an ensemble, K at once", "a weak and a strong measurement at each size"
     add("--array", nargs="?", type=positive, const=0, metavar="K", help=array)
     add("--scaling", nargs="+", type=positive, metavar="NODES", help=sizes)
-    command.add_argument("--out", metavar="FILE.sbatch", help="(default: print)")
-    command.add_argument("--submit", action="store_true", help="hand it to sbatch")
+    command.add_argument("--out", metavar="FILE.sbatch", help="write the script there (default: print it)")
+    command.add_argument("--submit", action="store_true", help="hand the script to sbatch")
 
 
 def _columns(command: ArgumentParser) -> None:
-    words = "what columns of other names are: THEIRS=OURS, a layout (orca, alpaca, ...) or ignore (docs/data.md)"
+    words = "meaning of other columns: THEIRS=OURS, a layout (orca, alpaca, ...) or ignore (docs/data.md)"
     command.add_argument("--columns", "--data.columns", nargs="+", default=(), metavar="WORD", help=words)
 
 
 def _scoring(command: ArgumentParser) -> None:
     add = command.add_argument
     _columns(command)
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of weights and arithmetic")
-    tokens = "tokens of a forward pass; of a local judge's batch (default %(default)s)"
-    add("--tokens-per-pack", type=positive, default=16384, help=tokens)
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of weights and arithmetic (float32)")
+    tokens = "token budget of a forward pass, or of a local judge's batch (16384)"
+    add("--tokens-per-pack", type=positive, default=16384, metavar="N", help=tokens)
     _template(command)
     _label(command)
-    token = "of a response: its last (default), or as transformers the last that is no pad token"
+    token = "token that is scored: a response's last (default), or as transformers the last that is no pad token"
     add("--scored-token", choices=["last", "transformers"], help=token)
 
 
 def _label(command: ArgumentParser) -> None:
-    text = 'of a classifier of several labels, the one that is the reward, by name or number; "ensemble": all, as heads'
+    text = 'label of a classifier that is the reward, by name or number; "ensemble": all labels, as heads'
     command.add_argument("--label", metavar="NAME", help=text)
 
 
 def _template(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("--chat-template", metavar="PATH", help="jinja file in place of the tokenizer's template")
-    clock = f"given to a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})"
+    add("--chat-template", metavar="PATH", help="jinja file that replaces the tokenizer's template")
+    clock = f"date for a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})"
     add("--template-date", type=date, metavar="YYYY-MM-DD", help=clock)
 
 

@@ -7,7 +7,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is t
 
 def prepare() -> None:
     """Set what torch is to find; call it before torch is imported."""
-    # Every pack has its own size. Blocks that cannot grow leave gaps between them, and near the end of the memory the
+    # Packs differ in size. Blocks that cannot grow leave gaps between them, and near the end of the memory the
     # allocator then frees all that it keeps, for which the device must be idle.
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"

@@ -23,14 +23,14 @@ class RunError(RuntimeError):
 
 
 class PeerError(RunError):
-    """A rank that cannot go on because another one cannot, whose own line says why."""
+    """A rank that cannot go on because another one cannot; that one's line says why."""
 
 
 class KeyClash(ValueError):
     """Keys of a config that do not fit together, or one whose value is out of its range.
 
     Attributes:
-        keys: dotted, those whose values the message goes by; the file that sets the first of them is to blame.
+        keys: dotted names of the keys that clash; the error names the file that sets the first of them.
     """
 
     def __init__(self, message: str, *keys: str) -> None:

@@ -41,7 +41,7 @@ def from_json(kind: type[T], value: Any) -> T:
 
 
 def spliced(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """A mapping in which those keys give way to what is under them, in their place; null leaves nothing."""
+    """A mapping in which the mappings under those keys replace them, in their place; null leaves nothing."""
     out: dict[str, Any] = {}
     for key, inner in value.items():
         out |= (inner or {}) if key in keys else {key: inner}

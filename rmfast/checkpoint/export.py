@@ -147,7 +147,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, pad: int) 
     tokenizer.pad_token = before
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
-    # tokenizer.json has all rules. The classes of other families add some of their own, which differ between versions
+    # tokenizer.json has all rules. The classes of other families add rules, which differ between versions
     # of transformers, and version 4 does not know version 5's class without any, nor a list of extra tokens.
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):

@@ -154,7 +154,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Piece:
-    """A saved part of a tensor, and where in the whole it lies; a tensor of one dimension has one column."""
+    """A saved part of a tensor, and its place in the whole; a tensor of one dimension has one column."""
 
     part: Any
     start: int

@@ -262,7 +262,7 @@ def _denoised_row(
     values |= {f"{name}{suffix}": responses[r] for name, r in zip(("chosen", "rejected"), ends, strict=True)}
     # Through text: the fewest digits that give the same float32.
     values |= {name: float(str(getattr(denoised, name)[number])) for name in ("margin", "target", "weight")}
-    # What `rmfast score` wrote in the row goes by sides and edges, too.
+    # What `rmfast score` wrote in the row is by side and edge, too.
     sign = -1 if flipped else 1
     scored = {"strength_mean": sign * edge.strength_mean, "strength_std": edge.strength_std}
     values |= {name: value for name, value in scored.items() if name in row}

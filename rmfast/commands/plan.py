@@ -47,7 +47,7 @@ def plan(options: Namespace) -> None:
     load = workload(config, options.tokens_per_group)
     fit, rest = plans(shape, options.gpus, gpu, load)
     say(
-        f"{config.model.path}: {parameters(shape) / 1e9:.2f} B weights; a step of {config.data.pairs_per_step} groups, "
+        f"{config.model.path}: {parameters(shape) / 1e6:,.1f} M weights; steps of {config.data.pairs_per_step} groups, "
         f"{load.tokens:,} tokens in packs of {load.pack:,}; {config.model.dtype}, {options.gpus} x {options.gpu} of "
         f"{gpu.memory / 1e9:.0f} GB"
     )

@@ -66,6 +66,6 @@ class Section(BaseModel):
 
 
 def refuse(clash: object, key: str, text: str, *others: str) -> None:
-    """Raise a `KeyClash` that begins with `key` where there is a clash; it also goes by the values of `others`."""
+    """Raise a `KeyClash` that begins with `key` where there is a clash; `others` are the other keys of the clash."""
     if clash:
         raise KeyClash(f"{key} {text}", key, *others)

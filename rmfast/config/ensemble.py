@@ -27,7 +27,7 @@ class EnsembleConfig(Section):
     def check(self, config: Shared) -> None:
         model, objective, parallel = config.model, config.objective, config.parallel
         folds, members = self.folds or 0, self.members
-        above = f"({folds}) is above ensemble.members ({members}): no member would judge some folds"
+        above = f"({folds}) is above ensemble.members ({members}): no member would score some folds"
         refuse(folds > members, "ensemble.folds", above)
         refuse(not config.data.shuffle, "data.shuffle", "false gives all members of an ensemble one data order")
         if self.part is not None:

@@ -24,37 +24,37 @@ from rmfast.errors import KeyClash
 
 class RunConfig(Section):
     dir: str = Field("runs/reward", min_length=1, description="folder of the run: metrics, checkpoints, model, report")
-    seed: int = Field(0, ge=0, lt=2**31, description="of data order, new heads and dropout")
+    seed: int = Field(0, ge=0, lt=2**31, description="decides data order, new heads and dropout")
     epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training data, where max_steps is not given")
-    max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null for `epochs` passes")
+    max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` passes")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: from the newest checkpoint in dir; never: rename dir"
     )
     log_every: int = Field(1, ge=1, description="steps between console lines; metrics.jsonl has every step")
     tensorboard: bool = Field(True, description="write TensorBoard events to dir/tensorboard")
     wandb: bool = Field(False, description="log to wandb in offline mode (package wandb)")
-    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of each process; null for torch's choice")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads of each process; null: torch's choice")
 
 
 class ModelConfig(Section):
     path: str = Field(..., min_length=1, description="Hugging Face folder or .gguf file: base, chat or reward model")
-    dtype: Dtype = Field("float32", description="of activations; weights are fp32 masters")
+    dtype: Dtype = Field("float32", description="dtype of activations; weights are fp32 masters")
     from_scratch: bool = Field(
         False, description="take config and tokenizer from `path`; weights are randomly initialised"
     )
     heads: int | None = Field(None, ge=1, le=1024, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="on residual branches, in training; null: 0, with a contrastive term 0.05"
+        None, ge=0, lt=1, description="dropout on residual branches in training; null: 0, with a contrastive term 0.05"
     )
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="activations computed again, for memory"
+        "none", description="activations computed again to save memory: norms, RoPE and SwiGLU, or whole layers"
     )
     kernels: Literal["auto", "triton", "reference"] = Field(
         "auto", description="auto: Triton on CUDA, plain torch (reference) elsewhere"
     )
     attention: Literal["kernel", "flash"] = Field(
-        "kernel", description="over whole packs; kernel: as model.kernels; flash: torch's flash attention (CUDA, bf16)"
+        "kernel", description="attention over packs; kernel: as model.kernels; flash: torch's (CUDA, bf16)"
     )
 
 
@@ -63,25 +63,25 @@ class DataConfig(Section):
     eval: Paths = Field((), description="held-out data, in the same forms")
     train_weights: Numbers | None = Field(None, description="passes over each training source in an epoch; null: 1")
     max_length: int = Field(1024, ge=2, lt=2**31, description="tokens of prompt + response")
-    over_long: Literal["drop", "truncate", "error"] = Field("drop", description="truncate: left of the prompt")
+    over_long: Literal["drop", "truncate", "error"] = Field("drop", description="truncate: the left of the prompt")
     bad_rows: Literal["drop", "error"] = Field("drop", description="rows that cannot be used: counted, or fatal")
     pairs_per_step: int = Field(8, ge=1, description="global batch in prompt groups (a pair or a ranked list is one)")
     tokens_per_pack: int = Field(16384, ge=2, lt=2**31, description="token budget of one forward pass")
     shuffle: bool = Field(True, description="new order each epoch; false: as in the files")
     columns: Columns = Field(
         (),
-        description="what other columns are: THEIRS=OURS, a layout (orca, alpaca, ...), ignore (docs/data.md)",
+        description="meaning of other columns: THEIRS=OURS, a layout (orca, alpaca, ...), ignore (docs/data.md)",
     )
     chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
     template_date: Annotated[str, BeforeValidator(iso_date)] = Field(
-        DEFAULT_DATE, description="YYYY-MM-DD, given to a chat template that reads the clock"
+        DEFAULT_DATE, description="YYYY-MM-DD, the date for a chat template that reads the clock"
     )
     cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
-    workers: int | None = Field(None, ge=1, description="tokenising processes; null for the number of cores")
-    denoise: Preset | None = Field(None, description="what is done to training edges by their strength (denoise.*)")
+    workers: int | None = Field(None, ge=1, description="tokenising processes; null: the number of cores")
+    denoise: Preset | None = Field(None, description="treatment of training edges by their strength (denoise.*)")
 
     def fitted(self, copies: int) -> "DataConfig":
-        """The same; a `max_length` that nobody asked for is lowered until a pack holds a sequence so many times."""
+        """The same; a `max_length` that is not set is lowered until a pack holds a sequence so many times."""
         longest = max(2, self.tokens_per_pack // copies)
         if "max_length" in self.model_fields_set or longest >= self.max_length:
             return self
@@ -132,12 +132,12 @@ class DenoiseConfig(Section):
 
 class OptimConfig(Section):
     lr: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
-    schedule: ScheduleName = Field("linear", description="after the warm-up")
-    warmup: float = Field(0.0, ge=0, description="steps; below 1: share of all steps")
+    schedule: ScheduleName = Field("linear", description="of the learning rate after the warm-up")
+    warmup: float = Field(0.0, ge=0, description="warm-up steps; below 1: share of all steps")
     floor: float = Field(0.0, ge=0, le=1, description="share of lr at which linear and cosine end")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW")
-    eps: float = Field(1e-8, gt=0, description="of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on matrices")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's betas")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or Inf loss or gradient: stop, or skip it")
 
@@ -196,13 +196,13 @@ class CheckpointConfig(Section):
 
 
 class ParallelConfig(Section):
-    engine: Literal["native", "megatron"] = Field("native", description="what runs a step: torch, or megatron-core")
+    engine: Literal["native", "megatron"] = Field("native", description="runs a step: torch (native) or megatron-core")
     data: Literal["ddp", "fsdp"] = Field("ddp", description="how ranks share the work: whole model, or FSDP2 shards")
     tensor: int = Field(1, ge=1, description="megatron: ranks that share each layer's matmuls")
     pipeline: int = Field(1, ge=1, description="megatron: ranks that share the layers")
     virtual: int = Field(1, ge=1, description="megatron: runs of layers on each pipeline rank (interleaved schedule)")
     sequence: bool = Field(False, description="megatron: tensor ranks share the residual stream (sequence parallelism)")
-    cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, repeated without launch overhead")
+    cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, run as recorded CUDA graphs")
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
 
     def check(self, config: "Shared") -> None:

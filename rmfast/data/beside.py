@@ -18,7 +18,7 @@ from rmfast.data.notes import Note
 IDS_ALONE = "token ids taken, texts beside them cannot be compared with them"
 PART = "token ids taken, which hold a part of the texts beside them"
 _SURE = 8
-"""Characters of a text that was cut by which it is told from others; fewer are counted as none."""
+"""Characters of a cut text that are enough to recognise it; fewer are counted as none."""
 
 
 def text_of(value: Any) -> str | None:

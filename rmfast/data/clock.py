@@ -77,7 +77,7 @@ def _macro(template: str, date: str) -> str:
     replaced = "".join(f'|replace("{name}", "{_written(moment, name)}")' for name in names)
     return (
         f"{{# template_date {date}: the same on any day #}}"
-        f'{{%- macro {_CLOCK}(format) -%}}{{%- for part in format.split("%%") -%}}'  # %% stands for one %
+        f'{{%- macro {_CLOCK}(format) -%}}{{%- for part in format.split("%%") -%}}'  # %% is an escaped %
         f'{{%- if not loop.first -%}}{{{{- "%" -}}}}{{%- endif -%}}{{{{- part{replaced} -}}}}'
         "{%- endfor -%}{%- endmacro %}\n"
     )

@@ -14,7 +14,7 @@ UsedAs = tuple[tuple[str, str], ...]
 
 EDGE_COLUMNS = ("margin", "target", "weight", "strength_mean", "strength_std")
 TURNS = ("system", "history", "user", "input")
-"""Parts of a conversation in columns of their own: read only where `data.columns` says so (see `rmfast.data.parts`)."""
+"""Parts of a conversation in separate columns: read only where `data.columns` says so (see `rmfast.data.parts`)."""
 _IDS = tuple(
     spelling.format(side)
     for side in ("chosen", "rejected", "prompt")
@@ -130,7 +130,7 @@ class Columns:
 
     @cached_property
     def has_turns(self) -> bool:
-        """Whether parts of conversations are in columns of their own, so that prompts are conversations."""
+        """Whether parts of conversations are in separate columns, so that prompts are conversations."""
         return any(target in TURNS for target in self.targets.values())
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Columns:
         return ours
 
     def prompts(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of a row's columns that look like a prompt and that nobody has said a word about."""
+        """Those of a row's columns that look like a prompt and that `data.columns` does not name."""
         if (found := self._prompts.get(names)) is None:
             known = BY_NAME.union(self.targets)
             found = () if self.ignore_prompts else tuple(n for n in names if n not in known and _simple(n) in _PROMPTS)

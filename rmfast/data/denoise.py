@@ -24,7 +24,7 @@ MAKE_STRENGTHS = (
 class Denoise:
     """What to do with edges, in this order; the defaults change nothing.
 
-    Quantiles go by the strengths as they came, over all edges that have one; equal ones in the data's order. Values
+    Quantiles go by the strengths before the flip, over all edges that have one; equal ones in the data's order. Values
     (below, negative, margins, soft labels, weights) go by the strengths after the flip, which negates them.
 
     Args:
@@ -32,7 +32,7 @@ class Denoise:
         drop: quantiles of the edges to leave out.
         drop_below: strength below which edges are left out.
         margin: "mean" sets the margin to clip(margin_scale * strength, margin_min, margin_max), in place of the
-            data's own (equation 6); "none" leaves that.
+            data's (equation 6); "none" leaves that.
         smooth: a of label smoothing (equation 5): the target t becomes (1 - a) t + a (1 - t).
         smooth_slice: edges that `smooth` and `soft_temperature` are for: those of negative strength, all, or quantiles.
         soft_temperature: T of soft labels (ours; not in the paper): the target becomes sigmoid(strength / T).
@@ -125,7 +125,7 @@ def resolve(preset: str | None, given: Mapping[str, Any]) -> Denoise:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Denoised:
-    """What became of E edges; all arrays [E], in the order in which the edges came.
+    """What became of E edges; all arrays [E], in the order in which the edges were given.
 
     Dropped edges are in no other mask. `strength` is that after the flip, nan where there is none; `known` are the
     edges that have one. Edges between identical responses weigh nothing: they are left alone and in no mask.
@@ -208,7 +208,7 @@ def denoise_edges(
 
     Args:
         strength: mean over models of r(better) - r(worse), nan where there is none.
-        margin, target, weight: the data's own.
+        margin, target, weight: the data's.
         identical: bool, whether both sides are the same.
 
     Raises:

@@ -28,7 +28,7 @@ def denoise_table(table: GroupTable, options: Denoise) -> tuple[GroupTable, Deno
 
 
 def apply_denoised(table: GroupTable, denoised: Denoised) -> GroupTable:
-    """The table with what `denoise_edges` made of its edges, which came in the table's order."""
+    """The table with its edges denoised; `denoised` is in the table's order."""
     store_edges: list[StoreEdges] = []
     columns: dict[str, list[np.ndarray]] = {"edges": [], "lm": [], "weight": []}
     useful: list[np.ndarray] = []

@@ -38,7 +38,7 @@ class BadRow(ValueError):
 
 
 class UnmappedColumn(BadRow):
-    """A column that looks like a prompt and that nobody has said a word about: no row is used before they have."""
+    """A column that looks like a prompt and that `data.columns` does not name: no row is used until it does."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(UNMAPPED, detail)
@@ -87,11 +87,11 @@ class Example:
     responses: tuple[Response, ...]
     edges: tuple[Edge, ...] = ()
     per_edge_weight: bool = False
-    """Whether `weight` came as a list. If not, the edges of the group share its one number."""
+    """Whether `weight` is a list in the row. If not, the edges of the group share its one number."""
     tools: list[Any] | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     prompt_ids: int = 0
-    """How many of the ready ids with which every response begins came as the prompt's."""
+    """How many of the ready ids with which every response begins were given as the prompt's."""
     texts: tuple[str | None, ...] = ()
     """Beside ready ids: what the prompt and then each response is as text (see `rmfast.data.beside`)."""
     notes: tuple[Note, ...] = ()

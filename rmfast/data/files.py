@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written under a temporary name, on the disk, then given their own."""
+"""Files and folders that are whole or not there: written under a temporary name, flushed, then renamed."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ def publish(temporary: Path, final: Path) -> None:
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path`, with its ending, to write a file to; it becomes `path` when the block ends well.
 
-    It is this process's own: jobs of several machines may write the same file at once.
+    No other process uses it: jobs of several machines may write the same file at once.
     """
     temporary = path.with_name(f".{path.stem}.{socket.gethostname()}-{os.getpid()}.partial{path.suffix}")
     try:

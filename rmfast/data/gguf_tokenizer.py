@@ -1,7 +1,7 @@
 """How a byte-level tokenizer of a GGUF file splits texts before it merges bytes.
 
-The file says so by a name (`tokenizer.ggml.pre`). transformers takes GPT-2's way for every name that it does not know,
-older versions for more of them, and tokens would differ without a word. What each name means is llama.cpp's to say:
+The file says so by a name (`tokenizer.ggml.pre`). transformers splits as GPT-2 does for every name that it does not
+know, older versions for more of them, and tokens would differ silently. llama.cpp defines what each name means:
 src/llama-vocab.cpp (names, `ignore_merges`) and its `regex_exprs`.
 """
 
@@ -62,7 +62,7 @@ def set_splits(backend: Tokenizer, path: Path) -> None:
     """Let the tokenizer of a GGUF file split texts as the file says; one that is not of bytes stays as it is.
 
     Raises:
-        UserError: it names no way, or one that rmfast does not know.
+        UserError: the file names no way of splitting, or one that rmfast does not know.
     """
     keys = open_gguf(path).keys
     if keys.get("tokenizer.ggml.model") != "gpt2":

@@ -70,7 +70,7 @@ def _several(ours: dict[str, Any], side: str, optional: bool = False) -> list[Id
         bad(MISSING_COLUMN, f"no `{side}_ids` beside other token ids; the row has {', '.join(map(repr, ours))}")
     found = []
     for name in names:
-        # TRL's chosen_ids are cut already; what stands beside them under the older name is what the mask is of.
+        # TRL's chosen_ids are cut already; the ids beside them under the older name are what the mask is of.
         masked = masks and (name == names[-1] or "input_ids" in name)
         found.append(_lists(ours[name], name, masks[0] if masked else None))
     if any(lists != found[0] for lists in found):

@@ -10,7 +10,7 @@ from rmfast.data.messages import objects
 
 @dataclass(frozen=True)
 class Choice:
-    """Two answers in columns of their own, and a column that says which one is better."""
+    """Two answers in two columns, and a column that says which one is better."""
 
     answers: tuple[str, str]
     verdict: str

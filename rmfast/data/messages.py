@@ -28,7 +28,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def read_messages(value: Any) -> Any:
-    """A list of messages from any of the module's shapes; what is none of them (text, ids) as it is.
+    """A list of messages from any of the module's shapes; other values (text, ids) unchanged.
 
     Raises:
         BadRow: a turn without role or content, content that is no text.

@@ -2,8 +2,8 @@
 
 Templates may drop what is scored: reasoning before `</think>`, fields and roles that they do not know, tool calls. A
 row is used as its template writes it, with a note; a turn of an unknown role that is dropped makes the row a bad one.
-White space and the marks `<think>` themselves never count, as templates set their own. In turns before the answer
-reasoning does not count either: templates of reasoning models leave it out there by design.
+White space and the marks `<think>` themselves never count, as each template sets them in another way. In turns before
+the answer reasoning does not count either: templates of reasoning models leave it out there by design.
 """
 
 import json
@@ -86,7 +86,7 @@ def check_unknown_roles(messages: Sequence[Message], write: Callable[[Sequence[M
     if not unknown:
         return
     marked = list(messages)
-    for i in unknown:  # a text of its own may be in another turn too
+    for i in unknown:  # a text that is no part of the turn may be in another one too
         marked[i] = messages[i] | {"content": _PROBE.format(i)}
     text = write(marked)
     for i in unknown:
@@ -131,7 +131,7 @@ def _common(prompt: str, text: str) -> int:
 
 
 def _missing(piece: str, text: str) -> str:
-    """A piece without its first or its last words, whichever of them that the text holds are more."""
+    """A piece without the longest beginning or end of it that the text holds, whichever is longer."""
     places = sorted({0, len(piece), *(place for gap in _GAPS.finditer(piece) for place in gap.span())})
     head = places[bisect_left(places, True, key=lambda end: piece[:end] not in text) - 1]
     tail = places[bisect_left(places, True, key=lambda begin: piece[begin:] in text)]

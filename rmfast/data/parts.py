@@ -199,7 +199,7 @@ def _without_answer(prompt: list[Message], answers: list[Message], notes: list[N
     """The prompt without an answer at its end, which one of those beside it must be.
 
     Raises:
-        BadRow: it is none of them.
+        BadRow: the prompt's last answer is not among `answers`.
     """
     if len(prompt) < 2 or prompt[-1]["role"].lower() not in ("assistant", "model"):
         return prompt
@@ -248,7 +248,7 @@ def _as_turn(prompt: str, responses: list[list[Message]], notes: list[Note]) -> 
     """A prompt of text beside messages: the turns that it is, or None where the responses hold it.
 
     Raises:
-        BadRow: it is none of theirs.
+        BadRow: it is neither the first nor the last user's turn of the responses.
     """
     text = prompt.strip()
     if not text:

@@ -43,7 +43,7 @@ class StepPlan:
         self._epoch = lru_cache(maxsize=2)(self._build_epoch)
 
     def _range(self, source: int, epoch: int) -> tuple[int, int]:
-        """Where an epoch lies in the endless stream of passes over a source."""
+        """Where an epoch is in the endless stream of passes over a source."""
         share = self.weights[source] * self.sizes[source]
         return math.floor(epoch * share + 1e-9), math.floor((epoch + 1) * share + 1e-9)
 
@@ -115,7 +115,7 @@ def plan_packs(tokens: np.ndarray, *, ranks: int, budget: int) -> list[list[np.n
     load = [sum(size[i] for i in pack) for pack in packs]
     by_load = sorted(range(len(packs)), key=lambda p: (-load[p], p))
     out: list[list[np.ndarray]] = [[] for _ in range(ranks)]
-    for place, p in enumerate(by_load):  # there and back again, so that ranks come out even
+    for place, p in enumerate(by_load):  # snake order, so that ranks get equal loads
         turn, seat = divmod(place, ranks)
         out[seat if turn % 2 == 0 else ranks - 1 - seat].append(np.sort(np.asarray(packs[p], dtype=np.int64)))
     return out

@@ -1,4 +1,4 @@
-"""Conversations of rmfast's own, for what is to be known of a chat template before or without any data."""
+"""Built-in conversations, for what is to be known of a chat template before or without any data."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,5 +46,5 @@ def taken_for_granted(tokenizer: PreTrainedTokenizerBase) -> str | None:
     if not isinstance(plain, BadRow):
         return None
     taken = (name for name, made in zip(PROBES, others, strict=True) if isinstance(made, Encoded))
-    what = next(taken, "something that rmfast's own conversations do not have")
+    what = next(taken, "something that rmfast's built-in conversations do not have")
     return f"the chat template takes {what} for granted: {plain.detail}"

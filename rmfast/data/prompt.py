@@ -2,7 +2,7 @@
 
 Tokens do not tell: the last one of a prompt may merge with the reply, and where the responses hold the prompt, their
 common tokens reach into the replies as far as these begin alike. Whoever keeps rows of one prompt together (folds)
-goes by the keys. The rules for prompts that are no column of their own are ours.
+goes by the keys. The rules for prompts that have no column are ours.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ def prompt_key(example: Example) -> tuple[int, bool]:
 
     The prompt is the prompt column's text or messages, or the ready ids in front. Without one, all turns but the last
     that the responses' messages share; the responses' common text up to and including the last turn marker in it (such
-    as "Assistant:" at a line's beginning), or all of it; or their common ids. Responses that share nothing are a prompt
-    of their own, in any order. White space at the ends of a text counts for nothing, and neither do tools.
+    as "Assistant:" at a line's beginning), or all of it; or their common ids. Responses that share nothing
+    are one prompt by themselves, in any order. White space at the ends of a text counts for nothing; nor do tools.
     """
     if example.is_messages:
         prompt, guessed = _of_messages(example)

@@ -104,7 +104,7 @@ def _text(store: TokenStore) -> list[tuple[str, str]]:
 
 
 def _last_tokens(store: TokenStore) -> np.ndarray:
-    """Where the last token of each response stands in `tokens`, int64 [R]; it may be inside the shared prefix."""
+    """Where the last token of each response is in `tokens`, int64 [R]; it may be inside the shared prefix."""
     groups = np.diff(store.response_start)
     prefix_end = np.repeat(store.token_start[:-1] + store.prefix_length, groups)
     before = np.concatenate([[0], np.cumsum(store.suffix_length, dtype=np.int64)])

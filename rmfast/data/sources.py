@@ -64,7 +64,7 @@ def content_key(source: str, default_split: str = "train") -> str:
     if found.kind == "hub":
         digest.update(_hub_split(found, default_split)[1]._fingerprint.encode())
     for path in found.files:
-        # In a folder the name says where a row came from; a lone file may be renamed, but not change its kind.
+        # In a folder the name says where a row is from; a lone file may be renamed, but not change its kind.
         name = suffix_of(path) if path == Path(found.root) else path.relative_to(found.root).as_posix()
         digest.update(f"\0{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
@@ -187,7 +187,7 @@ def _hub_split(found: _Found, default_split: str) -> tuple[str, "datasets.Datase
     import datasets  # takes a second to import, and files never need it
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries are many lines; what matters stands in our one
+    logging.set_verbosity_error()  # its retries are many lines; what matters is in our one
     where = found.root if found.config is None else f"{found.root}:{found.config}"
     try:
         splits = datasets.load_dataset(found.root, found.config)

@@ -59,6 +59,6 @@ def render(
         raise UserError(f"the chat template (data.chat_template) is not valid, line {line}: {error.message}") from None
     except Exception as error:  # expressions of a template raise whatever Python does
         text = (str(error).splitlines() or [""])[0]
-        if type(error) is jinja2.TemplateError:  # its own refusal, by raise_exception
+        if type(error) is jinja2.TemplateError:  # the template's refusal, by raise_exception
             raise BadRow(WRONG_ROLES, text) from None
         raise BadRow(TEMPLATE_ERROR, f"{type(error).__name__}: {text}") from None

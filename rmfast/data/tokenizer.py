@@ -20,7 +20,7 @@ def load_tokenizer(
 
     Args:
         path: a folder, a .gguf file, or a name on the hub.
-        chat_template: a template file or the template's text; it replaces the tokenizer's own.
+        chat_template: a template file or the template's text; it replaces the tokenizer's.
         template_date: YYYY-MM-DD, what a template that reads the clock is given; None for the date that it was given
             before, or else `rmfast.data.clock.DEFAULT_DATE`.
 

@@ -31,7 +31,7 @@ def begins_dialogue(text: str) -> bool:
 
 
 def has_turn(text: str) -> bool:
-    """Whether a turn marker stands in a text."""
+    """Whether a text holds a turn marker."""
     return any(turn.search(text) for turn in TURNS)
 
 

@@ -46,7 +46,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def _unpack_zst(file: BinaryIO) -> Iterator[bytes]:
-    """All frames of a .zst file. The library's own reader takes a truncated frame for a short one."""
+    """All frames of a .zst file. The library's reader takes a truncated frame for a short one."""
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = None
     while block := file.read(CHUNK >> 8):  # small, because all that a block unpacks to comes at once

@@ -95,7 +95,7 @@ def combined_metrics(
 def agreement(gaps: ArrayLike) -> Floats:
     """Share of edges on which two members prefer the same side [M, M], of gaps r(better) - r(worse) [M, E].
 
-    An edge that either member did not judge (nan) does not count; nan where none is left. A tie is a third
+    An edge that either member did not score (nan) does not count; nan where none is left. A tie is a third
     preference.
     """
     g = np.asarray(gaps, dtype=np.float64)
@@ -110,7 +110,7 @@ def agreement(gaps: ArrayLike) -> Floats:
 
 
 def mean_agreement(gaps: ArrayLike) -> float:
-    """Mean of `agreement` over pairs of different members; nan where no two of them judged an edge."""
+    """Mean of `agreement` over pairs of different members; nan where no two of them scored an edge."""
     shares = agreement(gaps)
     off = shares[~np.eye(len(shares), dtype=bool)]
     return float(np.nanmean(off)) if np.isfinite(off).any() else float("nan")

@@ -59,7 +59,7 @@ def seconds(time: str) -> int | None:
     """Of a time limit in Slurm's forms (M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit.
 
     Raises:
-        UserError: it is none of them.
+        UserError: `time` has none of these forms.
     """
     if time.lower() in ("infinite", "unlimited"):
         return None
@@ -139,7 +139,7 @@ def once(job: Job, notes: Notes, command: str) -> str:
 
 
 def point(job: Job, notes: Notes, command: str) -> str:
-    """A job that measures one size; --nodes and the command's last words are given when it is submitted."""
+    """A job that measures one size; --nodes and the command's last arguments are given when it is submitted."""
     return _fill("point.sbatch", job, notes, command, header(job, survives=False))
 
 

@@ -47,7 +47,7 @@ def _json(*keys: str) -> Callable[[Path], bool]:
 
 
 def _rows(is_ours: Callable[[dict[str, Any]], bool]) -> Callable[[Path], bool]:
-    """Whether all rows of a file are: people's own may begin with one that is like them."""
+    """Whether all rows of a file are: a person's file may begin with one that is like them."""
 
     def matches(path: Path) -> bool:
         with path.open("rb") as file:

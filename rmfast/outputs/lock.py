@@ -16,7 +16,7 @@ BYTES = 500  # that are shown of who holds a lock
 class FolderLock:
     """Holds a folder, which it makes, from now to `release` or the process's end, SIGKILL included.
 
-    What the file says is for people; the lock is the kernel's, so what a process that died left in it bars nobody. The
+    The file's text is for people; the lock is the kernel's, so the text of a process that died blocks no other. The
     file stays, empty, and marks the folder as a run's.
 
     Attributes:

@@ -12,7 +12,7 @@ import yaml
 from rmfast.outputs.kinds import json_object
 
 LOCK = "rmfast.lock"  # in a run folder from its first moment on
-MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that came with it
+MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that were exported with it
 CONFIG = "config.yaml"
 CONFIG_MARK = "# Written by rmfast: the resolved config of the run in this folder.\n"
 # What shells, Slurm and the scripts of `rmfast launch` put into a run folder, before or beside the run.

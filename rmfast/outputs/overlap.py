@@ -37,7 +37,7 @@ class Output:
 
 
 def identity(path: Path) -> Identity | None:
-    """What a file or folder is told by; None of what is neither, or not there."""
+    """What identifies a file or folder; None where there is neither."""
     try:
         found = path.stat()
     except (OSError, ValueError):  # a ValueError: a name that no file can have

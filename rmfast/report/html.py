@@ -80,7 +80,7 @@ def report_page(run: Run, pictures: Sequence[Mapping[str, str]]) -> str:
 
 
 def _metrics(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a table: last values of each held-out set and of training; rows that nobody knows are left
+    """Head and lines of a table: last values of each held-out set and of training; rows without any value are left
     out."""
     columns = {f"held out: {name}": rows[-1] for name, rows in run.evals.items()}
     columns |= {"train, last step": run.train[-1]} if run.train else {}

@@ -1,4 +1,4 @@
-"""What a config can ask for, each task in a file of its own."""
+"""What a config can ask for, each task in one file or folder."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ from rmfast.config import Config
 
 
 def run_task(config: Config, files: Sequence[str] = ()) -> None:
-    """Run the task that a config names, unless it would write over what is not its own.
+    """Run the task that a config names, unless it would overwrite what is no run's.
 
     Args:
         files: of the config.

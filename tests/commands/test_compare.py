@@ -46,7 +46,7 @@ def test_two_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str
     words = ["compare", "a.json", "b.json", "--candidates", "a.jsonl", "b.jsonl", "--gold", "b.jsonl"]
     run(folder, *words, "--out", "found.json", "--html", "page.html")
     said = capsys.readouterr().out
-    for line in ("Headline", "Length", "Calibration", "Cohen's kappa", "model-a - model-b: pairwise", "gold's own"):
+    for line in ("Headline", "Length", "Calibration", "Cohen's kappa", "model-a - model-b: pairwise", "gold's pick"):
         assert line in said, line
     assert "2 models: a correlation over so few means nothing" in said
     found = json.loads((folder / "found.json").read_text())

@@ -164,7 +164,11 @@ def test_ids_that_no_tokenizer_has_are_a_bad_row(make_tokenizer: Make, number: i
         (NEEDS_TOOLS, "tools", "TypeError: object of type 'NoneType' has no len()"),
         (NEEDS_A_SYSTEM_TURN, "a system turn", "no system"),
         (NEEDS_REASONING, "reasoning", "UndefinedError: 'dict object' has no attribute 'reasoning_content'"),
-        (NEEDS_MORE, "something that rmfast's own conversations do not have", "UndefinedError: 'topic' is undefined"),
+        (
+            NEEDS_MORE,
+            "something that rmfast's built-in conversations do not have",
+            "UndefinedError: 'topic' is undefined",
+        ),
     ],
 )
 def test_what_a_template_takes_for_granted_is_one_line(

@@ -10,7 +10,7 @@ from rmfast.evaluation.metrics import Floats, calibration_error, reliability
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Comparisons of like probability: the mean prediction, the share that came true and its 95 % interval."""
+    """Comparisons of like probability: the mean prediction, the observed share and its 95 % interval."""
 
     predicted: float
     observed: float

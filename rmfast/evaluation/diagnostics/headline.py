@@ -1,4 +1,4 @@
-"""A suite's own figures, in every resample: accuracies of all cells from sums, headline figures from the cells."""
+"""A suite's figures, in every resample: accuracies of all cells from sums, headline figures from the cells."""
 
 import math
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def resample_suite(result: SuiteResult, suite: Suite | None = None) -> Resamples
     try:
         suite = find_suite(result.suite) if suite is None else suite
     except UserError:
-        note = f"{result.suite} is no suite of rmfast's own: no intervals of its headline; give --suite FILE.py"
+        note = f"{result.suite} is no built-in suite: no intervals of its headline; give --suite FILE.py"
         return _without_headline(rows, prompt, told, cell, note)
     try:
         number, verdicts = verdicts_of(suite, rows)

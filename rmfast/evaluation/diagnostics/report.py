@@ -140,5 +140,5 @@ def _of_lengths(results: Sequence[SuiteResult], names: Sequence[str]) -> list[st
         return [f"Lengths differ between models: they are counted {counts}."]
     pairs = (zip(results[0].items, result.items, strict=True) for result in results[1:])
     if any(a.lengths != b.lengths for both in pairs for a, b in both):
-        return ["Lengths are counted by each model's own tokenizer, and differ between models."]
+        return ["Lengths are counted by each model's tokenizer, and differ between models."]
     return []

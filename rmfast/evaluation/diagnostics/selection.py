@@ -1,6 +1,6 @@
 """Does a suite predict best-of-N selection? Each model picks among candidates; a gold scorer says how good its pick is.
 
-The quality of a model's picks is (mean gold of its picks - that of random picks) / (that of gold's own picks - random).
+The quality of a model's picks is (mean gold of its picks - that of random picks) / (that of gold's picks - random).
 Best of n < N is no simulation: over all C(N, n) subsets of a row's N candidates, the one of rank r (0 the model's
 favourite) is picked from C(N - 1 - r, n - 1) of them. Candidates that a model scores alike are picked at random: each
 has the mean gold of them. Scorers are compared with gold as RMB does with its downstream alignment, by correlation over

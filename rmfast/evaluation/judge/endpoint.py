@@ -1,7 +1,7 @@
 """A judge behind an OpenAI-compatible endpoint (POST {url}/chat/completions).
 
 The client is the `openai` package: over plain httpx it brings the error types, the reading of answers and the handling
-of headers that every server of the kind is tested against. Retries are ours, so that each try has its own time-out
+of headers that every server of the kind is tested against. Retries are ours, so that each try has a time-out
 (also against a server that trickles), waits for its turn under the rate limit, and is counted.
 """
 
@@ -76,7 +76,7 @@ class Endpoint:
 
     async def _drive(self, requests: Sequence[Request], done: asyncio.Queue) -> None:
         try:
-            # The package's own retries and time-outs stay out of the way of ours.
+            # The package's retries and time-outs are turned off: ours do that.
             async with openai.AsyncOpenAI(
                 base_url=self.url, api_key=self.key, max_retries=0, timeout=self.timeout
             ) as client:
@@ -172,7 +172,7 @@ class _Asking:
         if not self.answered and self.lost >= START_MISSES:
             raise UserError(
                 f"{name}: the first {self.lost} questions got no answer ({problem.cause}: {problem.detail}); "
-                "is the model's name right, and is --timeout long enough? The server's own log may say more"
+                "is the model's name right, and is --timeout long enough? The server's log may say more"
             )
         if self.answered and self.lost >= max(START_MISSES, self.endpoint.concurrency):
             raise RunError(

@@ -2,7 +2,7 @@
 
 One sequence at a time, without padding: so that no batch, no padding side and no pad token that is also an eos can
 change a score. Texts become tokens as everywhere in rmfast (`rmfast.data.tokenise`): prompt and response are one text,
-never a pair of segments. A model's own code is never run.
+never a pair of segments. Code in a model folder is never run.
 """
 
 import copy
@@ -54,7 +54,7 @@ def load_any(
     tokens_per_pack: int = 16384,
     progress: Progress | None = None,
 ) -> "RewardModel | ForeignModel":
-    """Load a reward model of any architecture: rmfast's own decoder where it can, transformers' model elsewhere.
+    """Load a reward model of any architecture: rmfast's decoder where it can, transformers' model elsewhere.
 
     The arguments are those of `rmfast.load`; tokens_per_pack is of no use to transformers' models.
 
@@ -272,5 +272,5 @@ def _config(folder: Path) -> PreTrainedConfig:
         kind = raw.get("model_type")
         if kind is None or kind in CONFIG_MAPPING:
             raise
-        code = "; its own code (auto_map) is never run" if raw.get("auto_map") else ""
+        code = "; code in a model folder (auto_map) is never run" if raw.get("auto_map") else ""
         raise UserError(f"{folder}: neither rmfast nor transformers has the architecture {kind!r}{code}") from None

@@ -1,1 +1,1 @@
-"""Suites: what a benchmark asks, how answers are judged, and one file for each of rmfast's own benchmarks."""
+"""Suites: what a benchmark asks, how answers are judged, and one file for each benchmark that rmfast knows."""

@@ -37,7 +37,7 @@ class Item:
     writers: tuple[str, ...] = ()
     """Who wrote each response, where the benchmark says so."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What the suite's own verdicts need beside."""
+    """What the suite's verdicts need beside."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Suite:
     Attributes:
         about: a line for people.
         read: its items from a file or folder; raises UserError where nothing there can be used.
-        takes_columns: whether `read` takes `Columns` too: data of any format, where a benchmark has its own.
+        takes_columns: whether `read` takes `Columns` too: data of any format, where a benchmark has one format.
         verdicts: of a result.
         headline: the figures that the benchmark is quoted by, the most important first.
     """

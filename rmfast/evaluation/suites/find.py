@@ -1,4 +1,4 @@
-"""Suites by name: rmfast's own, or a user's file. docs/evaluation.md says how to add one."""
+"""Suites by name: built-in ones, or a user's file. docs/evaluation.md says how to add one."""
 
 import runpy
 from pathlib import Path
@@ -12,7 +12,7 @@ SUITES: dict[str, Suite] = {module.SUITE.name: module.SUITE for module in _MODUL
 
 
 def find_suite(name: str) -> Suite:
-    """A suite of rmfast's own by its name, or a user's: a Python file that defines SUITE.
+    """A built-in suite by its name, or a user's: a Python file that defines SUITE.
 
     Raises:
         UserError: no suite of that name, no such file, or a file that defines none.

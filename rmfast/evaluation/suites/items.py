@@ -37,7 +37,7 @@ def surviving_rows(file: Path) -> Iterator[Row]:
         for row in read_rows(str(file)):
             number = row[1]
             yield row
-    except UserError as error:  # a damaged file costs its own rows, not the benchmark
+    except UserError as error:  # a damaged file loses its rows, not the benchmark
         yield str(file), number + 1, BadRow("damaged file", str(error))
 
 
@@ -128,7 +128,7 @@ def as_turns(prompt: Any) -> Any:
 
 
 def source_notes(source: str, items: Sequence[Item]) -> tuple[str, ...]:
-    """Lines that say which split was read, where nobody named it, and what the columns were used as."""
+    """Lines that say which split was read, where none was named, and what the columns were used as."""
     split = split_note(source, "test")
     columns = uses_line(uses_of(item.example.columns for item in items))
     return (*[split] * bool(split), *[f"columns: {columns}"] * bool(items))

@@ -1,4 +1,4 @@
-"""RMB (Zhou et al., 2024): 49 scenarios, pairs and best-of-n lists, from the benchmark's own folders.
+"""RMB (Zhou et al., 2024): 49 scenarios, pairs and best-of-n lists, from the folders as published.
 
 A list is right where the best answer is above every loser; ties lose. The overall score is the mean of the four
 accuracies {Helpfulness, Harmlessness} x {pairwise, best-of-n}, each over its rows.

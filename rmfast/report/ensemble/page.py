@@ -67,11 +67,11 @@ def _rules(rules: Figures) -> list[list[str]]:
     return [*lines, [f"to beat: {label}", write(share, "share"), *"–––––"]]
 
 
-COLUMNS = ("Preferences judged", "Labels it agrees with", "Mean of r(better) - r(worse)", "Std of it")
+COLUMNS = ("Preferences scored", "Labels it agrees with", "Mean of r(better) - r(worse)", "Std of it")
 
 
 def _members(strengths: Strengths, figures: Figures) -> list[list[str]]:
-    """Each member alone: held-out accuracy, and what it says of the preferences that it judged."""
+    """Each member alone: held-out accuracy, and what it says of the preferences that it scored."""
     lines = []
     for member, gaps in enumerate(strengths.gaps):
         known = gaps[np.isfinite(gaps)]

@@ -21,7 +21,7 @@ SHOWN = 0.995  # share of strengths that a histogram shows: a few far ones would
 @dataclass(frozen=True, kw_only=True)
 class Strengths:
     """Strengths of E edges over M members: `mean` and `std` [E] of the finite ones, which `gaps` [M, E] are of (nan
-    where a member did not judge), and the number of edges whose strength is not finite."""
+    where a member did not score), and the number of edges whose strength is not finite."""
 
     mean: Floats
     std: Floats
@@ -30,7 +30,7 @@ class Strengths:
 
     @classmethod
     def of(cls, gaps: Floats, judged: np.ndarray) -> "Strengths":
-        """From gaps r(better) - r(worse) [M, E] and who judged what, bool [M, E]; equation 4 of Part II."""
+        """From gaps r(better) - r(worse) [M, E] and who scored what, bool [M, E]; equation 4 of Part II."""
         count = judged.sum(0)
         values = np.where(judged, gaps, 0.0)
         mean = values.sum(0) / count

@@ -144,7 +144,7 @@ def selection_chart(found: Selection) -> Chart:
     steps = [(k + 1.0, gold[k], k + 2.0, gold[k + 1]) for k in range(len(gold) - 1)]
     return Chart(
         "Gold score of the answer that each model picks",
-        "Rising dashes: the gold scorer's own pick. Level dashes: a random pick.",
+        "Rising dashes: the gold scorer's pick. Level dashes: a random pick.",
         [Line(i, range(1, len(model.curve) + 1), model.curve) for i, model in enumerate(found.models)],
         labels=("Candidates to choose from, n", "Gold score of the pick"),
         ranges=((0.5, most + 0.5), (low, high)),

@@ -202,13 +202,13 @@ def _selection(names: Sequence[str], found: Selection, whole: Container[str]) ->
     rows = [[name, _number(model.picked), _share(model.quality)] for name, model in models]
     rows += [
         ["random pick", f"{found.random:.3f}", _percent(0.0)],
-        ["gold's own", f"{found.best:.3f}", _percent(1.0)],
+        ["gold's pick", f"{found.best:.3f}", _percent(1.0)],
     ]
     left = f", {found.rows_left_out:,} left out" if found.rows_left_out else ""
     title = f"Best of up to {found.most} on {counted(found.rows, 'row')}{left}"
     shown = [n for n in (1, 2, 4, 8, 16, 32, 64, found.most) if n <= found.most]
     shown = sorted(set(shown))
-    curves = [*((name, model.curve) for name, model in models), ("gold's own", found.gold_curve)]
+    curves = [*((name, model.curve) for name, model in models), ("gold's pick", found.gold_curve)]
     steps = [[name, *(f"{curve[n - 1]:.3f}" for n in shown)] for name, curve in curves]
     blocks = [_table(title, ["mean gold", "quality"], rows), _table("Mean gold by n", [str(n) for n in shown], steps)]
     columns = ["Pearson", "Spearman", "Kendall", "p"]

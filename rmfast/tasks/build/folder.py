@@ -65,7 +65,7 @@ def _inputs(config: Config) -> Iterator[Input]:
 
 
 def check_run(config: Config, files: Sequence[str]) -> None:
-    """Refuse a run that would overwrite or move what is not a run's own, before it writes anything.
+    """Refuse a run that would overwrite or move what is not a run's, before it writes anything.
 
     Every process of a job looks before it joins the others, so that none has begun to write.
 

@@ -38,7 +38,7 @@ def open_world(config: Config, timeout_minutes: float | None = None) -> World:
     if config.run.wandb and find_spec("wandb") is None:
         raise UserError("run.wandb: the package wandb is not installed: pip install wandb")
     if config.parallel.engine == "megatron":
-        # Collectives then begin before the products that they are to overlap with; read when CUDA starts.
+        # Collectives then begin before the matmuls that they are to overlap with; read when CUDA starts.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     world = World(timeout_minutes or config.parallel.timeout_minutes)
     try:

@@ -55,11 +55,11 @@ def open_stores(
             stores = build()
         except UserError as raised:
             error = raised
-            if not world.main:  # rank 0 prints its own; of another machine nobody else knows
+            if not world.main:  # rank 0 prints its line; of another machine nobody else knows
                 print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
     failed = world.sum_(torch.tensor(float(error is not None)))
     if error or failed:
-        raise error or UserError(f"another machine cannot read {', '.join(sources)}; its own log says why")
+        raise error or UserError(f"another machine cannot read {', '.join(sources)}; its log says why")
     return stores if world.local_rank == 0 else build()
 
 

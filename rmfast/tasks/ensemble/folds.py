@@ -1,4 +1,4 @@
-"""Folds of prompts, so that each preference edge can be judged by models that never saw it."""
+"""Folds of prompts, so that each preference edge can be scored by models that never saw it."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def fold_of_groups(table: GroupTable, folds: int, seed: int) -> np.ndarray:
     """Fold of every group, int64 [G], in 0 .. folds - 1.
 
     Prompts are dealt out by a seeded permutation, and groups of one prompt (`rmfast.data.prompt`) share their fold: a
-    row that stands twice, also with its sides swapped, cannot lie on both sides. It depends on neither the order of
+    row that occurs twice, also with its sides swapped, cannot be on both sides. It depends on neither the order of
     rows nor on `max_length`.
 
     Raises:

@@ -112,7 +112,7 @@ class HeadLearner:
         )
 
     def _adamw(self, grad: Tensor, norm: Tensor, rates: Tensor, good: Tensor) -> None:
-        """AdamW with every scalar of its own for each member; where `good` is false nothing changes."""
+        """AdamW with separate scalars for each member; where `good` is false nothing changes."""
         o = self.options.adamw
         beta1, beta2 = o.betas
         if o.clip:
@@ -150,7 +150,7 @@ def _line(known: dict[str, Any], figures: dict[str, list[float]]) -> Line:
 def head_gradients(
     weight: Tensor, batch: HeadBatch, *, center: float, impl: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranking loss of each head on its own edges.
+    """Ranking loss of each head on its edges.
 
     Args:
         weight: fp32 [M, d].
@@ -160,7 +160,7 @@ def head_gradients(
     """
     with torch.enable_grad():
         weight = weight.detach().requires_grad_()
-        scores = weight @ batch.features.T  # [M, U]: also those of other members' responses, cheaper than M products
+        scores = weight @ batch.features.T  # [M, U]: also those of other members' responses, cheaper than M matmuls
         better, worse = _pick(scores, batch.better), _pick(scores, batch.worse)
         place = torch.arange(better.shape[1], device=weight.device)
         losses = ranking_loss(

@@ -117,7 +117,7 @@ def _forget(ensemble: Ensemble, count: int | None) -> None:
 
 
 def _first_head(network: Network, ensemble: Ensemble, member: int, new: bool) -> Tensor:
-    """fp32 [1, d]: the head that the member's own reward run would begin with."""
+    """fp32 [1, d]: the head that the member's reward run would begin with."""
     if new:
         initialise(network, member_config(ensemble.config, member, ensemble.folder).run.seed, {HEAD})
     return network.head.weight.detach().clone()

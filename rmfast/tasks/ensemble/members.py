@@ -1,4 +1,4 @@
-"""The members of an ensemble: what they share, what each sees and judges, and what the run folder keeps of them."""
+"""The members of an ensemble: what they share, what each sees and scores, and what the run folder keeps of them."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ from rmfast.trainer.log import say
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ensemble:
     """What the members share. `inputs.table` is what is trained on; `whole` holds every group of the training sources,
-    at full length and with its own edges: it is what members score."""
+    at full length and with all its edges: it is what members score."""
 
     config: Config
     world: World
@@ -94,7 +94,7 @@ def member_seed(seed: int, member: int) -> int:
 
 
 def member_config(config: Config, member: int, folder: Path) -> Config:
-    """The config of a member's own reward run."""
+    """The config of a member's reward run."""
     run = config.run.model_copy(
         update={"dir": str(folder), "seed": member_seed(config.run.seed, member), "resume": "auto"}
     )
@@ -136,7 +136,7 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
             work()
         except (UserError, RunError, Interrupted) as raised:
             error = raised
-            if not world.main:  # rank 0 prints its own
+            if not world.main:  # rank 0 prints its line
                 say_error(world.rank, str(error))
             if part is not None and part.size > 1 and not isinstance(error, Interrupted):
                 raise
@@ -147,12 +147,12 @@ def all_or_none(world: World, work: Callable[[], None], part: World | None = Non
             raise
         why = first_line(end)
         raise PeerError(
-            f"another rank has ended, or does not answer ({why}); its own line says why, if it had any"
+            f"another rank has ended, or does not answer ({why}); its line says why, if it had any"
         ) from end
     if failed and error is not None:
         raise error
     if failures:
-        raise PeerError("another rank could not go on; its own line says why")
+        raise PeerError("another rank could not go on; its line says why")
     if stops:
         raise error or Interrupted("another rank was asked to stop; the same command on the same run.dir goes on")
 

@@ -36,7 +36,7 @@ from rmfast.trainer.log import say
 from rmfast.trainer.stop import StopRequest, listening
 
 WEEK = 7 * 24 * 60.0
-"""Minutes that ranks wait where each has work of its own; one that dies is seen at once all the same."""
+"""Minutes that ranks wait where each has other work; one that dies is seen at once all the same."""
 
 
 def run(config: Config) -> None:
@@ -106,7 +106,7 @@ def _train(ensemble: Ensemble, stop: StopRequest) -> None:
 
 @contextlib.contextmanager
 def _part(ensemble: Ensemble, size: int) -> Iterator[World]:
-    """This rank's group, a world of its own."""
+    """This rank's group, as a world."""
     world, parallel = ensemble.world, ensemble.config.parallel
     if size == 1 and parallel.engine == "native":  # which then needs no process group, of which there would be many
         yield World.alone(world)
@@ -116,7 +116,7 @@ def _part(ensemble: Ensemble, size: int) -> Iterator[World]:
 
 
 def _say_guessed(ensemble: Ensemble) -> None:
-    """How many rows' prompts folds go by without having been told them."""
+    """Print how many rows have prompts that were guessed for the folds."""
     count = sum(store.meta["guessed_prompts"] for store in ensemble.whole.stores)
     if count:
         say(
@@ -176,7 +176,7 @@ def _final_scores(folder: Path, name: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _console(ensemble: Ensemble, member: int, world: World) -> Iterator[None]:
-    """Lines of a member that ranks without rank 0 train go to a file of its own."""
+    """Lines of a member that ranks without rank 0 train go to the member's file."""
     if ensemble.world.rank < world.size:
         yield
         return

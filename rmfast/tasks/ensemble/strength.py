@@ -1,4 +1,4 @@
-"""What an ensemble leaves: the data with strengths, held-out figures of members and of rules, plots and last words."""
+"""What an ensemble writes: the data with strengths, held-out figures of members and of rules, plots, summary."""
 
 import json
 import shlex
@@ -32,7 +32,7 @@ def finish(ensemble: Ensemble) -> None:
     """Write data.jsonl, report/ and summary.json from what the members scored; on rank 0.
 
     Raises:
-        UserError: members are missing, which jobs of their own were to train.
+        UserError: members are missing, which other jobs were to train.
     """
     members = range(ensemble.config.ensemble.members)
     kept = [read_scores(ensemble, member) for member in members]
@@ -74,7 +74,7 @@ def finish(ensemble: Ensemble) -> None:
 def write_data(path: Path, ensemble: Ensemble, rewards: np.ndarray, judges: np.ndarray) -> dict[str, int]:
     """The rows of the training sources as they were read, with the columns of `rmfast score`.
 
-    With folds a row also says which members judged it (`members`) and its `fold`. Lines that are no rows are left out.
+    With folds a row also says which members scored it (`members`) and its `fold`. Lines that are no rows are left out.
 
     Args:
         rewards: [M, R]. judges: bool [M, G].
@@ -148,14 +148,14 @@ def remarks(figures: dict[str, Any]) -> list[str]:
     if figures["nonfinite"]:
         lines.append(f"{figures['nonfinite']:,} strengths are not finite: a member is broken; see its summary.json")
     if folds is not None and folds == figures["members"]:
-        lines.append("As many folds as members: one member judges each edge, and strength_std is 0 everywhere")
+        lines.append("As many folds as members: one member scores each edge, and strength_std is 0 everywhere")
     if folds is None:
-        lines.append("In-sample strengths lean to the given labels (members learnt them): ensemble.folds judges unseen")
+        lines.append("In-sample strengths lean to the labels, which members learnt; ensemble.folds scores unseen rows")
     return lines
 
 
 def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int]) -> str:
-    """The console's last words on an ensemble."""
+    """The console's final summary of an ensemble."""
     folds = figures["folds"]
     how = "in-sample" if folds is None else f"out of sample, {folds} folds"
     lines = [

@@ -72,9 +72,7 @@ def test_lengths_in_the_models_own_units():
     one, other, judge = (made([[1.0, 0.0]] * 4, [[3, 2]] * 4, name=name) for name in ("one", "other", "judge"))
     assert diagnose([one, other]).notes == []
     other = changed(other, 0, lengths=[4.0, 2.0])
-    assert diagnose([one, other]).notes == [
-        "Lengths are counted by each model's own tokenizer, and differ between models."
-    ]
+    assert diagnose([one, other]).notes == ["Lengths are counted by each model's tokenizer, and differ between models."]
     judge = replace(judge, length_unit="characters")
     found = diagnose([one, judge, other])
     assert [model.length_unit for model in found.models] == ["tokens", "characters", "tokens"]

@@ -257,6 +257,6 @@ def test_a_models_own_code_is_never_run(tmp_path: Path) -> None:
     (folder / "own.py").write_text(f"open({str(trap)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
     raw |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match=r"neither rmfast nor transformers has .*'own'; its own code"):
+    with pytest.raises(UserError, match=r"neither rmfast nor transformers has .*'own'; code in a model folder"):
         load_any(folder)
     assert not trap.exists()
