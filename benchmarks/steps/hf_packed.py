@@ -116,7 +116,7 @@ def scores_of(model: Any, pack: Pack, engine: str) -> Tensor:
 
 def run_packed(job: Job, clock: Clock) -> dict[str, Any]:
     """Train on the job's rows with TRL's optimizer settings."""
-    from rmfast.parallel.schedule import learning_rate
+    from rmfast.trainer.schedule import learning_rate
 
     device, engine = torch.device(job.device), engine_for(job.device)
     steps, ids = build_steps(job)

@@ -1,4 +1,5 @@
-"""Which keys a query sees and which queries a key, as intervals; functions of the kernels in triton.py."""
+"""The mask of attention, sliding window included: which keys a query sees and which queries a key, as intervals.
+Functions of the kernels in triton.py, whose dkv kernel repeats the window's rule for its loop."""
 
 import triton
 import triton.language as tl

@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 
 from rmfast.data.columns import read_columns
 from rmfast.errors import KeyClash
+from rmfast.trainer.schedule import Schedule
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
@@ -37,7 +38,7 @@ def _spelling(value: Any) -> Any:
 Suites = Annotated[tuple[str, ...], BeforeValidator(_suites)]
 EdgeSlice = Annotated[Literal["negative", "all"] | tuple[float, float] | None, BeforeValidator(_slice)]
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_spelling)]
-ScheduleName = Annotated[Literal["linear", "cosine", "inverse_sqrt", "constant"], BeforeValidator(_spelling)]
+ScheduleName = Annotated[Schedule, BeforeValidator(_spelling)]
 Preset = Annotated[
     Literal["baseline", "margin", "flip", "flip_margin", "soft_margin"],
     BeforeValidator(lambda v: "baseline" if v == "none" else v),

@@ -1,4 +1,8 @@
-"""Columns of preference edges: one record from a store's files to a pack on a device. A new column is a field here."""
+"""Columns of preference edges: one record from a store's files to a pack on a device.
+
+A new column is a field here, its value in `NO_EDGE` and, for objectives, in `EdgeTensors`. One that data hold is also
+read (`columns.EDGE_COLUMNS`, `edges`, `example.Edge`) and stored (`chunk`, `TokenStore`, and a new `store.FORMAT`).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -44,7 +48,7 @@ def join_edges(parts: Sequence[EdgeColumns[A]], join: Callable[[list[A]], A]) ->
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoreEdges(EdgeColumns[np.ndarray]):
-    """The edges of a store's G groups as a run uses them: the store's own arrays, or treated ones in memory.
+    """The edges of a store's G groups as a run uses them: the store's own arrays, or denoised ones in memory.
 
     Group g's are those from `start[g]` to `start[g + 1]` (int64 [G + 1]), their responses numbered within the group.
     """

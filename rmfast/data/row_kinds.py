@@ -1,4 +1,5 @@
-"""What rows are: what is asked of a row, and of the prompt group that it becomes. A new kind is a constant here."""
+"""What rows are: what is asked of a row, and of the prompt group that it becomes. A new kind is a constant here, if its
+rows have responses."""
 
 from dataclasses import dataclass
 

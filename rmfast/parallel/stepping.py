@@ -1,4 +1,5 @@
-"""What engines do alike: scores, MetaRM's ascent and the way back, and the optimizer's step."""
+"""What engines do alike: scores, MetaRM's ascent and the way back, and the optimizer's step, which is left out where its
+loss or gradient is not finite."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

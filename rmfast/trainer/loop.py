@@ -9,7 +9,7 @@ import torch
 
 from rmfast.errors import RunError
 from rmfast.trainer.learner import Learner
-from rmfast.trainer.metrics import MetricQueue
+from rmfast.trainer.metric_queue import MetricQueue
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest
 

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rmfast.data.loader import Step, StepLoader
 from rmfast.data.pack import Pack
 from rmfast.objectives.base import Objective, Statistics
 from rmfast.parallel.engine import Engine, ReadRows, Shard
+from rmfast.trainer.dropout import seed_dropout
 from rmfast.trainer.flops import Work
 from rmfast.trainer.held_out import HeldOut
 from rmfast.trainer.learner import Evaluation, Figures, Line
@@ -137,16 +136,6 @@ class PairLearner:
         term, writer = self.objective.batch_term, self.engine.leads
         kept = {} if term is None else term.state()
         return {f"contrast/{name}": Shard(t, 0, tuple(t.shape), writer=writer) for name, t in kept.items()}
-
-
-def seed_dropout(seed: int, step: int, rank: int, stream: int = 0) -> None:
-    """Dropout of a step depends on these alone, so that a resumed run draws the same; streams do not meet.
-
-    Args:
-        stream: 0 for preference pairs, 1 for MetaRM's prompts.
-    """
-    # torch's generator on the CPU takes the lowest 32 bits: streams must differ there.
-    torch.manual_seed((seed * 1_000_003 + step) * 4096 + 2048 * stream + rank)
 
 
 def _finite(value: Any) -> bool:

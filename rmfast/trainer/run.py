@@ -1,4 +1,4 @@
-"""A run: its folder, what a resumed one must not change, its log, evaluations and checkpoints."""
+"""A run: its folder, how it is resumed (tasks say what must not change), its log, evaluations and checkpoints."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping

@@ -25,7 +25,7 @@ from rmfast.parallel.graphs import WARM_UP, CudaRecorder, Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.trainer.pair_learner import seed_dropout
+from rmfast.trainer.dropout import seed_dropout
 from tests.figures import maxima, sums
 from tests.tiny import Group, assert_close_by_norm, gradients, group_of, save_hf_model, table_of
 

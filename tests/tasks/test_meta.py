@@ -15,7 +15,7 @@ from rmfast.data.store import build_store
 from rmfast.data.tokenise import distinct_samples, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.train import main
-from rmfast.trainer.pair_learner import seed_dropout
+from rmfast.trainer.dropout import seed_dropout
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
 STEPS = 7

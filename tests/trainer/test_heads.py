@@ -19,11 +19,11 @@ from rmfast.data.plan import StepPlan
 from rmfast.data.table import table_edges
 from rmfast.errors import RunError
 from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.parallel.schedule import learning_rate
 from rmfast.tasks.ensemble import head_learner as head_learner
 from rmfast.tasks.ensemble.head_batch import HeadBatch, HeadData, HeadMember
 from rmfast.tasks.ensemble.head_learner import HeadLearner, HeadOptions, head_scores
 from rmfast.trainer.loop import take_steps
+from rmfast.trainer.schedule import learning_rate
 from tests.runs import read_lines
 from tests.tiny import group_of, table_of
 from tests.trainer.runs import run_in

@@ -25,12 +25,12 @@ from rmfast.objectives.base import Statistics
 from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
-from rmfast.parallel.schedule import Schedule, learning_rate
 from rmfast.parallel.world import World
 from rmfast.trainer.flops import Work
 from rmfast.trainer.held_out import HeldOut
 from rmfast.trainer.loop import _memory, fit, take_steps
 from rmfast.trainer.pair_learner import PairLearner
+from rmfast.trainer.schedule import Schedule, learning_rate
 from tests.data.test_plan import steps_of
 from tests.runs import read_lines, write_model, write_rows
 from tests.tiny import hf_config

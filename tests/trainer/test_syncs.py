@@ -26,7 +26,7 @@ from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.trainer.learner import Learner
 from rmfast.trainer.loop import take_steps
 from rmfast.trainer.meta_learner import MetaLearner
-from rmfast.trainer.metrics import MetricQueue
+from rmfast.trainer.metric_queue import MetricQueue
 from rmfast.trainer.pair_learner import PairLearner
 from tests.tiny import Group, group_of, save_hf_model, table_of
 from tests.trainer.runs import run_in

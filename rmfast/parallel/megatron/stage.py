@@ -142,8 +142,8 @@ def build_stages(
             network = Network(decoder, heads=heads, lm=lm) if last else Trunk(decoder)
         tags = [vars(parameter) for parameter in network.parameters()]
         network.to_empty(device=device)
-        for parameter, own_tags in zip(network.parameters(), tags, strict=True):  # these are new ones
-            vars(parameter).update(own_tags)
+        for parameter, old_tags in zip(network.parameters(), tags, strict=True):  # these are new ones
+            vars(parameter).update(old_tags)
         decoder.inv_freq = torch.tensor(config.rope, device=device)
         if top_layers is not None:
             network.freeze(top_layers)

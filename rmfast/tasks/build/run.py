@@ -13,13 +13,13 @@ from rmfast.data.table import GroupTable
 from rmfast.evaluation.suites.answers import Reader
 from rmfast.models.config import DTYPES, context_window
 from rmfast.parallel.engine import Engine
-from rmfast.parallel.schedule import learning_rate
 from rmfast.parallel.world import World
 from rmfast.tasks.build.folder import run_folder
 from rmfast.tasks.build.inputs import Inputs
 from rmfast.trainer.flops import Work, peak_flops
 from rmfast.trainer.held_out import HeldOut
 from rmfast.trainer.run import Run, RunOptions
+from rmfast.trainer.schedule import learning_rate
 from rmfast.trainer.suites import open_suites
 
 

@@ -12,9 +12,8 @@ from torch import Tensor
 from rmfast.data.files import publish, sync, write_text
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, select
-from rmfast.errors import RunError
+from rmfast.errors import RunError, first_line
 from rmfast.evaluation.scoring.score import CHUNK, score_table
-from rmfast.models.folder import first_line
 from rmfast.models.network import Reads
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.world import World

@@ -1,4 +1,5 @@
-"""A step's figures, kept on the device until the step after it: reading them makes nothing wait."""
+"""A step's figures, kept on the device until the step after it: reading them makes nothing wait. Which figures there
+are, the objective (`metrics`), the learner (`update`) and the loop (time, memory) say."""
 
 from collections import deque
 from typing import Any

@@ -9,7 +9,7 @@ from rmfast.data.loader import Step, Totals
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.reward import RewardObjective
 from rmfast.trainer.learner import Figures, Line
-from rmfast.trainer.metrics import MetricQueue
+from rmfast.trainer.metric_queue import MetricQueue
 from rmfast.trainer.pair_learner import Share
 from tests.trainer.test_loop import learner_of
 

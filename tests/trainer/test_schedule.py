@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from rmfast.parallel.schedule import Schedule, learning_rate
+from rmfast.trainer.schedule import Schedule, learning_rate
 
 PEAK, TOTAL = 3e-4, 40
 
