@@ -16,8 +16,8 @@ from rmfast.objectives.base import BatchCounts, BatchTerm, BatchTotals, EdgePack
 class RewardObjective:
     """Ranking loss (Part II, equation 2) plus `lm` times the NLL of the chosen response (Part I, equation 2).
 
-    The formula is that of `rmfast.kernels.ranking_loss`; the loss of held-out data (`evaluation.metrics`) and heads of an
-    ensemble (`HeadLearner`) use it too.
+    The formula is that of `rmfast.kernels.ranking_loss`; the loss of held-out data (`evaluation.metrics`) and heads of
+    an ensemble (`HeadLearner`) use it too.
 
     Args:
         center: coefficient of (s_better + s_worse)^2.

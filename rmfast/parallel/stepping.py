@@ -1,5 +1,5 @@
-"""What engines do alike: scores, MetaRM's ascent and the way back, and the optimizer's step, which is left out where its
-loss or gradient is not finite."""
+"""What engines do alike: scores, MetaRM's ascent and the way back, and the optimizer's step, which is left out where
+its loss or gradient is not finite."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

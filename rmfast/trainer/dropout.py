@@ -1,5 +1,5 @@
-"""What dropout draws from: it is drawn in the decoder's layers and seeded here, for each step. The megatron engine seeds
-it again for each pack and stage; the native one repeats it where a step computes a pack twice."""
+"""What dropout draws from: it is drawn in the decoder's layers and seeded here, for each step. The megatron engine
+seeds it again for each pack and stage; the native one repeats it where a step computes a pack twice."""
 
 import torch
 
