@@ -4,8 +4,6 @@ Training is another command: torchrun rmfast/train.py CONFIG.yaml
 """
 
 import argparse
-import os
-import select
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from typing import Any
 from rmfast.config import DenoiseConfig
 from rmfast.data.clock import DEFAULT_DATE, iso_date
 from rmfast.data.denoise import PRESETS
-from rmfast.environment import prepare
+from rmfast.environment import nobody_reads, prepare
 from rmfast.errors import RunError, UserError
 from rmfast.evaluation.combine import RULES
 
@@ -260,24 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rmfast: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not nobody_reads():
             raise
         return 128 + 13  # as a shell says of a program that SIGPIPE has ended
     return 0
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output's reader has closed it, as `head` does after its lines. What is not yet printed is then
-    dropped, or Python would report an error as it exits."""
-    if sys.stdout is None:
-        return False
-    out = sys.stdout.fileno()
-    look = select.poll()
-    look.register(out, 0)
-    if not look.poll(0):  # an error or a hang-up
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
-    return True
 
 
 if __name__ == "__main__":

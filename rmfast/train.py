@@ -10,7 +10,7 @@ if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
     del sys.path[0]
 
 from rmfast.config import config_help, load_config, split_arguments  # noqa: E402
-from rmfast.environment import prepare  # noqa: E402
+from rmfast.environment import nobody_reads, prepare  # noqa: E402
 from rmfast.errors import Interrupted, RunError, UserError  # noqa: E402
 
 prepare()
@@ -20,7 +20,11 @@ def main(arguments: list[str]) -> int:
     """Run a config; the exit code: 0, also where it was asked to stop; 2 for the user's errors, 1 for a run that cannot
     go on."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n\nLater files and keys win. Keys:\n{config_help()}")
+        try:
+            print(f"{__doc__}\n\nLater files and keys win. Keys:\n{config_help()}", flush=True)
+        except BrokenPipeError:
+            if not nobody_reads():
+                raise
         return 0 if arguments else 2
     rank = int(os.environ.get("RANK", 0))
     try:

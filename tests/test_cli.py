@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rmfast import train
 from rmfast.cli import main, parser
 from tests.commands.rows import strict_json, write_models
 
@@ -42,6 +43,13 @@ def test_what_is_printed_without_a_flush_counts_too(closed: TextIOWrapper, monke
     monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("short"))
     monkeypatch.setattr("sys.stdout", closed)
     assert main(["plan", "x.yaml", "--gpus", "1"]) == 141
+
+
+def test_the_help_of_training_ends_quietly_too(closed: TextIOWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", closed)
+    assert train.main(["--help"]) == 0
+    print("more", file=closed)
+    closed.flush()
 
 
 def test_a_closed_output_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
