@@ -69,21 +69,19 @@ bool on_cpu(const Tensors& tensors) { return tensors.empty() || tensors[0].is_cp
 #endif
 
 void adamw(
-    Tensors weights, Tensors grads, Tensors exp_avg, Tensors exp_avg_sq, Tensors copies, std::vector<double> weight_decay,
-    Tensor scalars, std::optional<Tensor> grad_scale, std::optional<Tensor> skip, double beta1, double beta2, double eps,
+    Tensors weights, Tensors grads, Tensors exp_avg, Tensors exp_avg_sq, std::vector<double> weight_decay, Tensor scalars,
+    std::optional<Tensor> grad_scale, std::optional<Tensor> skip, double beta1, double beta2, double eps,
     int64_t stream) {
   check(weights, weights, true);
   check(grads, weights, false);
   check(exp_avg, weights, true);
   check(exp_avg_sq, weights, true);
-  if (!copies.empty()) check(copies, weights, false);
   STD_TORCH_CHECK(weight_decay.size() == weights.size(), "a weight decay for each tensor");
   std::vector<Slot> slots;
   for (size_t i = 0; i < weights.size(); ++i) {
     slots.push_back({static_cast<float*>(weights[i].data_ptr()), static_cast<float*>(exp_avg[i].data_ptr()),
-                     static_cast<float*>(exp_avg_sq[i].data_ptr()), grads[i].data_ptr(),
-                     copies.empty() ? nullptr : copies[i].data_ptr(), weights[i].numel(), weight_decay[i],
-                     type_of(grads[i]), copies.empty() ? rmfast::F32 : type_of(copies[i])});
+                     static_cast<float*>(exp_avg_sq[i].data_ptr()), grads[i].data_ptr(), nullptr, weights[i].numel(),
+                     weight_decay[i], type_of(grads[i]), rmfast::F32});
   }
   const rmfast::AdamWOptions options{
       static_cast<const double*>(scalar(scalars, weights, ScalarType::Double, 3)),
@@ -161,7 +159,7 @@ bool has_cuda() {
 
 STABLE_TORCH_LIBRARY(rmfast_C, m) {
   m.def(
-      "adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, Tensor(d!)[] copies, "
+      "adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, "
       "float[] weight_decay, Tensor scalars, Tensor? grad_scale, Tensor? skip, float beta1, float beta2, float eps, "
       "int stream) -> ()");
   m.def("perturb_(Tensor(a!)[] targets, Tensor[] masters, Tensor[] grads, Tensor? eta, int stream) -> ()");

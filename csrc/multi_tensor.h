@@ -28,10 +28,10 @@ struct Slot {
   float* exp_avg;
   float* exp_avg_sq;
   const void* grad;  // null in restore
-  void* copy;        // AdamW's compute weight, or null; the target of perturb and restore
+  void* target;      // of perturb and restore
   int64_t size;
   double weight_decay;
-  Type grad_type, copy_type;
+  Type grad_type, target_type;
 };
 
 // Scalars that live on the device, so that nobody waits for them.

@@ -57,7 +57,6 @@ void adamw_cpu(const Slot& slot, const AdamWOptions& options, int64_t begin, int
     const int64_t size = std::min(BLOCK, end - at);
     const float* grad = read(slot.grad, slot.grad_type, at, size, buffer);
     adamw_block(slot.weight + at, slot.exp_avg + at, slot.exp_avg_sq + at, grad, size, scalars);
-    if (slot.copy) write(slot.copy, slot.copy_type, at, size, slot.weight + at);
   }
 }
 
@@ -70,7 +69,7 @@ void perturb_cpu(const Slot& slot, const float* eta, int64_t begin, int64_t end)
       ahead_block(moved, from, read(slot.grad, slot.grad_type, at, size, buffer), *eta, size);
       from = moved;
     }
-    write(slot.copy, slot.copy_type, at, size, from);
+    write(slot.target, slot.target_type, at, size, from);
   }
 }
 

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(THREADS) adamw_kernel(const __grid_constant__ 
   const AdamWScalars scalars = adamw_scalars(options, slot.weight_decay);
   int64_t body = w.begin;  // up to here four elements at once
   if (aligned(slot.weight, F32) && aligned(slot.exp_avg, F32) && aligned(slot.exp_avg_sq, F32) &&
-      aligned(slot.grad, slot.grad_type) && aligned(slot.copy, slot.copy_type)) {
+      aligned(slot.grad, slot.grad_type)) {
     body += (w.end - w.begin) / WIDTH * WIDTH;
   }
   for (int64_t at = w.begin + threadIdx.x * WIDTH; at < body; at += THREADS * WIDTH) {
@@ -91,13 +91,11 @@ __global__ void __launch_bounds__(THREADS) adamw_kernel(const __grid_constant__ 
     write4(slot.weight, F32, at, weight);
     write4(slot.exp_avg, F32, at, exp_avg);
     write4(slot.exp_avg_sq, F32, at, exp_avg_sq);
-    if (slot.copy) write4(slot.copy, slot.copy_type, at, weight);
   }
   for (int64_t at = body + threadIdx.x; at < w.end; at += THREADS) {
     float weight = slot.weight[at], exp_avg = slot.exp_avg[at], exp_avg_sq = slot.exp_avg_sq[at];
     adamw_element(weight, exp_avg, exp_avg_sq, read1(slot.grad, slot.grad_type, at), scalars);
     slot.weight[at] = weight, slot.exp_avg[at] = exp_avg, slot.exp_avg_sq[at] = exp_avg_sq;
-    if (slot.copy) write1(slot.copy, slot.copy_type, at, weight);
   }
 }
 
@@ -106,7 +104,7 @@ __global__ void __launch_bounds__(THREADS) perturb_kernel(const __grid_constant_
   const Slot& slot = table.slot[w.slot];
   const float step = slot.grad ? *eta : 0.0f;
   int64_t body = w.begin;
-  if (aligned(slot.weight, F32) && aligned(slot.grad, slot.grad_type) && aligned(slot.copy, slot.copy_type)) {
+  if (aligned(slot.weight, F32) && aligned(slot.grad, slot.grad_type) && aligned(slot.target, slot.target_type)) {
     body += (w.end - w.begin) / WIDTH * WIDTH;
   }
   for (int64_t at = w.begin + threadIdx.x * WIDTH; at < body; at += THREADS * WIDTH) {
@@ -117,12 +115,12 @@ __global__ void __launch_bounds__(THREADS) perturb_kernel(const __grid_constant_
 #pragma unroll
       for (int i = 0; i < WIDTH; ++i) master[i] = master[i] + step * grad[i];
     }
-    write4(slot.copy, slot.copy_type, at, master);
+    write4(slot.target, slot.target_type, at, master);
   }
   for (int64_t at = body + threadIdx.x; at < w.end; at += THREADS) {
     float master = slot.weight[at];
     if (slot.grad) master = master + step * read1(slot.grad, slot.grad_type, at);
-    write1(slot.copy, slot.copy_type, at, master);
+    write1(slot.target, slot.target_type, at, master);
   }
 }
 

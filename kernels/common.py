@@ -85,7 +85,9 @@ def without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def describe(device: torch.device, impl: str = "auto") -> str:
     """What `impl` means on a device, in words, for a run's log; `use_triton` logs the ops that differ."""
     if impl == "triton" or (impl == "auto" and device.type == "cuda" and HAS_TRITON):
-        return "Triton kernels"
+        import triton
+
+        return f"Triton {triton.__version__}"
     return "plain torch" + (" (Triton is not installed)" if device.type == "cuda" and not HAS_TRITON else "")
 
 

@@ -16,7 +16,7 @@ data: train eval train_weights max_length over_long bad_rows pairs_per_step toke
     chat_template template_date cache workers denoise
 denoise: flip drop drop_below margin margin_scale margin_min margin_max smooth smooth_slice soft_temperature
     weight_temperature
-optim: lr schedule warmup floor betas eps weight_decay clip on_nonfinite
+optim: lr schedule warmup floor betas eps weight_decay clip backend on_nonfinite
 objective: center lm contrastive on beta views temperature prototypes epsilon iterations queue freeze_prototypes
 eval: every at_start suites suites_every
 checkpoint: every keep

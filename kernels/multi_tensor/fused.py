@@ -1,9 +1,18 @@
 """AdamW by torch's own fused kernel: one pass over memory, and clipping and skipping on the device."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def refusal(device: torch.device, masters: Sequence[Tensor] = (), others: Sequence[Tensor] = ()) -> str | None:
+    """Why the kernel cannot take such tensors, or None."""
+    tensors = [*masters, *others]
+    if any(t.dtype != tensors[0].dtype or t.device != device for t in tensors):
+        return "it takes tensors of one dtype on one device"
+    return None if all(t.is_contiguous() for t in tensors) else "it takes contiguous tensors"
 
 
 def adamw_(

@@ -1,7 +1,13 @@
 """The multi-tensor ops in plain torch, of _foreach ops."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+
+def refusal(device: torch.device, masters: Sequence[Tensor] = (), others: Sequence[Tensor] = ()) -> None:
+    """It takes all tensors."""
 
 
 def adamw_scalars(step: Tensor, lr: Tensor | float, beta1: float, beta2: float) -> Tensor:
@@ -16,9 +22,9 @@ def adamw_(
     grads: list[Tensor],
     exp_avg: list[Tensor],
     exp_avg_sq: list[Tensor],
-    copies: list[Tensor],
     weight_decay: list[float],
-    scalars: Tensor,
+    step: Tensor,
+    lr: Tensor | float,
     grad_scale: Tensor | None,
     skip: Tensor | None,
     beta1: float,
@@ -29,13 +35,13 @@ def adamw_(
     changed = [*weights, *exp_avg, *exp_avg_sq]
     before = [t.clone() for t in changed] if skip is not None else []
     dtype = weights[0].dtype
-    lr, step_size, root = scalars.unbind()
+    rate, step_size, root = adamw_scalars(step, lr, beta1, beta2).unbind()
     grads = [g.to(dtype) for g in grads]
     if grad_scale is not None:
         grads = list(torch._foreach_div(grads, grad_scale.to(dtype)))
     for decay in sorted(set(weight_decay) - {0.0}):
         some = [w for w, d in zip(weights, weight_decay, strict=True) if d == decay]
-        torch._foreach_mul_(some, (1 - lr * decay).to(dtype))
+        torch._foreach_mul_(some, (1 - rate * decay).to(dtype))
     torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sq, beta2)
     torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
@@ -48,11 +54,6 @@ def adamw_(
     if skip is not None:
         # Chosen, so that a NaN in the gradients leaves no trace.
         torch._foreach_copy_(changed, [torch.where(skip, b, t) for b, t in zip(before, changed, strict=True)])
-    if copies:
-        new = weights
-        if skip is not None:
-            new = [torch.where(skip, c, w.to(c.dtype)) for c, w in zip(copies, weights, strict=True)]
-        torch._foreach_copy_(copies, new)
 
 
 def gradient_norm(grads: list[Tensor]) -> Tensor:

@@ -1,19 +1,22 @@
-"""The second engine: two calls of torch's own varlen flash attention, merged by log-sum-exp. Maths in README.md."""
+"""The second engine: two calls of varlen flash attention, merged by log-sum-exp. Maths in README.md.
 
-import contextlib
-from collections.abc import Iterator, MutableMapping
+The calls are those of the package flash_attn where it is installed, else torch's own.
+"""
+
+from collections.abc import MutableMapping
 from itertools import accumulate
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rmfast.kernels.common import maths_dtype
+from rmfast.kernels.prefix_attention import flash_package, flash_torch
 from rmfast.kernels.prefix_attention.layout import Segments, parse_layout
 
 MAX_HEAD_DIM = 256
-aten = torch.ops.aten
 
 
 class FlashLengths(NamedTuple):
@@ -90,6 +93,18 @@ def flash_lengths(layout: Tensor, host: Tensor | None = None) -> FlashLengths:
     return known[1]
 
 
+def provider() -> ModuleType:
+    """Whose calls are taken."""
+    return flash_torch if flash_package.missing() is not None else flash_package
+
+
+def describe() -> str:
+    """Whose calls are taken, with the version, for a run's log; why not flash_attn's, where it is installed."""
+    missing = flash_package.missing()
+    words: str = provider().describe()
+    return words if missing in (None, flash_package.ABSENT) else f"{words}: {missing}"
+
+
 def refusal(
     device: torch.device,
     dtype: torch.dtype,
@@ -111,46 +126,11 @@ def refusal(
         return f"head_dim must be a multiple of 8 and at most {MAX_HEAD_DIM}, got {head_dim}"
     if device.type != "cuda":
         return f"it needs CUDA tensors, got {device.type}"
-    if not torch.backends.cuda.is_flash_attention_available():
-        return "this build of torch has no flash attention"
+    if provider() is flash_torch and not torch.backends.cuda.is_flash_attention_available():
+        return f"this build of torch has no flash attention, and {flash_package.missing()}"
     if torch.cuda.get_device_properties(device).major < 8:
         return "it needs an Ampere GPU or a newer one"
     return None
-
-
-def forward_op(
-    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, max_q: int, max_k: int, causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Output [T, Hq, D] and log-sum-exp of the logits [Hq, T], natural; 0 and +inf for a query without keys."""
-    options = (max_q, max_k, 0.0, causal, False)  # no dropout, no mask of it
-    out, lse, *_ = aten._flash_attention_forward(q, k, v, starts_q, starts_k, *options, scale=scale)
-    return out, lse
-
-
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Flash attention adds up dq with atomics unless torch's switch for the whole process forbids it."""
-    memory: Any = torch.utils.deterministic
-    before, filled = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("error")
-    memory.fill_uninitialized_memory = False  # else every buffer of the call is written once more
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
-        memory.fill_uninitialized_memory = filled
-
-
-def backward_op(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, starts_q: Tensor, starts_k: Tensor,
-    max_q: int, max_k: int, causal: bool, scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk and dv. dq of a query without keys, dk and dv of a key without queries are not relied upon."""
-    unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # state of the dropout
-    options = (max_q, max_k, 0.0, causal, unused, unused)
-    with deterministic():
-        return aten._flash_attention_backward(grad, q, k, v, out, lse, starts_q, starts_k, *options, scale=scale)
 
 
 def _ready(x: Tensor) -> Tensor:
@@ -166,9 +146,10 @@ def flash_attention_fwd(q: Tensor, k: Tensor, v: Tensor, layout: Tensor, scale: 
         return q.new_empty(q.shape), q.new_empty((q.shape[1], len(q)), dtype=maths_dtype(q))
     n = flash_lengths(layout)
     q, k, v = _ready(q), _ready(k), _ready(v)
-    out, lse = forward_op(q, k, v, n.segments, n.segments, n.longest, n.longest, True, scale)
+    forward = provider().forward
+    out, lse = forward(q, k, v, n.segments, n.segments, n.longest, n.longest, True, scale)
     if n.shares:
-        above, above_lse = forward_op(q, k, v, n.cross_q, n.cross_k, n.longest_q, n.longest_k, False, scale)
+        above, above_lse = forward(q, k, v, n.cross_q, n.cross_k, n.longest_q, n.longest_k, False, scale)
         above_lse = above_lse.masked_fill(~n.responds, -torch.inf)
         total = torch.logaddexp(lse, above_lse)
         share, above_share = ((part - total).exp().T.unsqueeze(-1) for part in (lse, above_lse))
@@ -186,9 +167,10 @@ def flash_attention_bwd(
         return q.new_empty(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
     n = flash_lengths(layout)
     inputs = (grad.contiguous(), _ready(q), _ready(k), _ready(v), out, lse)
-    sums = backward_op(*inputs, n.segments, n.segments, n.longest, n.longest, True, scale)
+    backward = provider().backward
+    sums = backward(*inputs, n.segments, n.segments, n.longest, n.longest, True, scale)
     if n.shares:
-        parts = backward_op(*inputs, n.cross_q, n.cross_k, n.longest_q, n.longest_k, False, scale)
+        parts = backward(*inputs, n.cross_q, n.cross_k, n.longest_q, n.longest_k, False, scale)
         for total, part, real in zip(sums, parts, (n.responds, n.answered, n.answered), strict=True):
             total.add_(part.masked_fill_(~real[:, None, None], 0))
     dq, dk, dv = (x.contiguous() for x in sums)

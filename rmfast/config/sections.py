@@ -54,7 +54,7 @@ class ModelConfig(Section):
         "auto", description="auto: Triton on CUDA, plain torch (reference) elsewhere"
     )
     attention: Literal["kernel", "flash"] = Field(
-        "kernel", description="attention over packs; kernel: as model.kernels; flash: torch's (CUDA, bf16)"
+        "kernel", description="over packs; kernel: as model.kernels; flash: flash_attn's or torch's (CUDA, bf16)"
     )
 
 
@@ -139,6 +139,9 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay, on matrices")
     clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 for none")
+    backend: Literal["auto", "torch", "csrc", "apex"] = Field(
+        "auto", description="what computes AdamW; auto: the compiled ops of csrc where they were built, else torch's"
+    )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or Inf loss or gradient: stop, or skip it")
 
 

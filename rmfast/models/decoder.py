@@ -16,11 +16,14 @@ from rmfast.models.recompute import Recompute, recomputed
 class DecoderLayer(nn.Module):
     """Attention and MLP with their norms. The residual sum travels beside the branch that is not yet added to it."""
 
-    def __init__(self, config: DecoderConfig, index: int, factory: LayerFactory, dropout: float, impl: str) -> None:
+    def __init__(
+        self, config: DecoderConfig, index: int, factory: LayerFactory, dropout: float, impl: str, attention: str
+    ) -> None:
         super().__init__()
         c = self.config = config
         self.window = c.windows[index]
-        self.dropout, self.impl, self.attention_impl = dropout, impl, impl
+        self.dropout, self.impl = dropout, impl
+        self.attention_impl = attention if self.window is None else impl
         self.factory = factory
         self.heads, self.kv_heads = c.heads // factory.ranks, c.kv_heads // factory.ranks
         self.sizes = (self.heads * c.head_dim, 2 * self.kv_heads * c.head_dim)  # queries; keys and values
@@ -81,8 +84,7 @@ class DecoderLayer(nn.Module):
         return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
-        impl = self.attention_impl if self.window is None else self.impl
-        return prefix_attention(q, k, v, layout, window=self.window, impl=impl).flatten(1)
+        return prefix_attention(q, k, v, layout, window=self.window, impl=self.attention_impl).flatten(1)
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
@@ -97,6 +99,7 @@ class Decoder(nn.Module):
         dropout: probability on each residual branch, in training.
         recompute: "none", "selective" (norms, RoPE and SwiGLU again in the backward) or "full" (whole layers again).
         impl: of the kernels: "auto", "triton" or "reference".
+        attention: of attention over whole packs, in layers without a window: also "flash". Default `impl`.
         factory: where linear layers and embedding come from.
         held: the layers that this decoder holds, by their number in the model; they keep it in their names. Default
             all. One that holds the first layer has the embedding.
@@ -110,6 +113,7 @@ class Decoder(nn.Module):
         dropout: float = 0.0,
         recompute: Recompute = "none",
         impl: str = "auto",
+        attention: str | None = None,
         factory: LayerFactory | None = None,
         held: range | None = None,
     ) -> None:
@@ -117,14 +121,14 @@ class Decoder(nn.Module):
         self.factory = factory or NativeLayers()
         self.held = range(config.layers) if held is None else held
         self.config, self.dtype, self.dropout, self.recompute = config, dtype, dropout, recompute
-        self.impl = self.attention_impl = impl
+        self.impl, self.attention_impl = impl, attention or impl
         self.first_trained = 0
         self.register_buffer("inv_freq", torch.tensor(config.rope), persistent=False)
         self.inv_freq: Tensor
         self.embed = self.factory.embedding(config.vocabulary, config.width) if 0 in self.held else None
         self.layers = nn.ModuleList()
         for i in self.held:
-            self.layers.add_module(str(i), DecoderLayer(config, i, self.factory, dropout, impl))
+            self.layers.add_module(str(i), DecoderLayer(config, i, self.factory, dropout, impl, self.attention_impl))
 
     def freeze(self, top_layers: int) -> None:
         """Train only the model's top layers, as far as they are held.
@@ -139,13 +143,6 @@ class Decoder(nn.Module):
         self.requires_grad_(False)
         for i, layer in zip(self.held, self.layers, strict=True):
             layer.requires_grad_(i >= self.first_trained)
-
-    def attend_with(self, impl: str) -> None:
-        """Another `impl` of attention over whole packs, in layers without a window: also "flash"."""
-        self.attention_impl = impl
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.attention_impl = impl
 
     def forward(
         self, tokens: Tensor, positions: Tensor, layout: Tensor, rows: Tensor, before: Tensor | None = None

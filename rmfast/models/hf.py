@@ -123,11 +123,12 @@ def build_network(
     dropout: float = 0.0,
     recompute: Recompute = "none",
     impl: str = "auto",
+    attention: str | None = None,
 ) -> Network:
     """A reward network without weights (on torch's meta device)."""
     config = decoder_config(hf, where)
     with torch.device("meta"):
-        decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl)
+        decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl, attention=attention)
         network = Network(decoder, heads=heads, lm=lm)
     decoder.inv_freq = torch.tensor(config.rope)  # a buffer, which is not in a state dict
     return network
@@ -147,6 +148,7 @@ def load_network(
     dropout: float = 0.0,
     recompute: Recompute = "none",
     impl: str = "auto",
+    attention: str | None = None,
 ) -> tuple[Network, PreTrainedConfig]:
     """A reward network with the weights of a Hugging Face folder or GGUF file, on the CPU.
 
@@ -158,7 +160,7 @@ def load_network(
         from_scratch: take only the config and draw all weights.
         lm: compute log-probabilities in training (see `Network`).
         dtype: of the activations. weights_dtype: of the parameters; None keeps them as `dtype`.
-        dropout, recompute, impl: see `Decoder`.
+        dropout, recompute, impl, attention: see `Decoder`.
 
     Returns:
         The network and the folder's config.
@@ -168,7 +170,8 @@ def load_network(
     """
     path = Path(path)
     hf = read_config(path)
-    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm": lm, "impl": impl}
+    options: dict[str, Any] = {"dtype": dtype, "dropout": dropout, "recompute": recompute, "lm": lm}
+    options |= {"impl": impl, "attention": attention}
     stored = weights_dtype or dtype
     if from_scratch:
         network = build_network(hf, where=str(path), heads=heads or 1, **options)

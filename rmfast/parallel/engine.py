@@ -59,10 +59,6 @@ class Engine(Protocol):
     data: World
     leads: bool
 
-    def attend_with(self, impl: str) -> None:
-        """Choose the implementation of attention (see `Decoder.attend_with`)."""
-        ...
-
     def parameter_counts(self) -> tuple[int, int]:
         """Weights of the whole model, and how many of them are trained."""
         ...

@@ -245,10 +245,6 @@ class NativeEngine(Stepping):
     def _prototypes(self) -> Tensor | None:
         return self.network.prototypes
 
-    def attend_with(self, impl: str) -> None:
-        """See `Engine`."""
-        self.network.decoder.attend_with(impl)
-
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]

@@ -1,24 +1,45 @@
 """AdamW on this process's part of the weights: clipping and the guard against NaN stay on the device."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rmfast.kernels.multi_tensor import adamw_, gradient_norm
+from rmfast.errors import UserError
+from rmfast.kernels.multi_tensor import adamw_, first_backend, gradient_norm, refusal
 from rmfast.parallel.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWOptions:
-    """Options of AdamW; `clip` is the largest gradient norm, 0 for none."""
+    """Options of AdamW.
+
+    Args:
+        clip: the largest gradient norm, 0 for none.
+        backend: what computes steps and norms: "auto", "csrc", "torch" or "apex"; see `adamw_`.
+    """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
+    backend: str = "auto"
+
+
+def optimizer_backend(asked: str, device: torch.device, weights: Sequence[Tensor] = ()) -> str:
+    """What computes the steps of weights on a device: what is asked for, or what "auto" stands for.
+
+    Raises:
+        UserError: it cannot be had, or not take these weights.
+    """
+    if asked == "auto":
+        return first_backend(device, weights, weights)
+    reason = refusal(asked, device, weights, weights)
+    if reason is not None:
+        raise UserError(f"optim.backend: {asked} is not possible: {reason}")
+    return asked
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -35,6 +56,9 @@ class Optimizer:
     Args:
         parameters: names and parameters, whole or sharded by FSDP2; those without gradients are left out.
         sharded: whether gradient norms add up over ranks.
+
+    Raises:
+        UserError: `options.backend` cannot take the weights.
     """
 
     def __init__(
@@ -43,6 +67,7 @@ class Optimizer:
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.options, self.world, self.sharded = options, world, sharded
         self.parts = self._own_parts()
+        self.backend = optimizer_backend(options.backend, world.device, list(self.parts.values()))
         self.exp_avg = {name: torch.zeros_like(part) for name, part in self.parts.items()}
         self.exp_avg_sq = {name: torch.zeros_like(part) for name, part in self.parts.items()}
         self.steps = torch.zeros((), dtype=torch.float32, device=world.device)  # taken; those left out do not count
@@ -78,6 +103,7 @@ class Optimizer:
             weight_decay=[self.options.weight_decay * (self.parameters[name].dim() > 1) for name in grads],
             grad_scale=((norm + 1e-6) / clip).clamp(min=1.0) if clip else None,
             skip=~good,
+            impl=self.backend,
         )
         return norm
 
@@ -94,7 +120,7 @@ class Optimizer:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device."""
         grads = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
         grads = [grad for grad in grads if grad.numel()]  # a rank may own no part of a small weight
-        norm = gradient_norm(grads).to(self.world.device)
+        norm = gradient_norm(grads, impl=self.backend).to(self.world.device)
         return self.world.sum_(norm.double().square()).sqrt().float() if self.sharded else norm
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -13,75 +13,21 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from rmfast.kernels import prefix_attention, prefix_layout
-from rmfast.kernels.prefix_attention import flash, flash_lengths
+from rmfast.kernels.prefix_attention import flash, flash_lengths, flash_torch
+from tests.kernels.dense import dense_backward, dense_forward, probabilities
 from tests.kernels.harness import DEVICE, assert_exact, compiles, registered
 
 Groups = list[tuple[int, list[int]]]
 RAGGED: Groups = [(5, [3, 0, 7]), (0, [2, 4]), (1, [1, 1]), (9, []), (4, [0]), (0, []), (3, [21]), (12, [1, 6])]
 shapes = st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 12), max_size=4)), max_size=5)
 # As they are, before the stand-ins take their place.
-forward_op, backward_op, refusal = flash.forward_op, flash.backward_op, flash.refusal
-
-
-def sequences(starts_q: Tensor, starts_k: Tensor, max_q: int, max_k: int, q: Tensor, k: Tensor) -> list[list[slice]]:
-    """(queries, keys) of every sequence, after the checks that the CUDA functions make or should."""
-    for starts, longest, x in ((starts_q, max_q, q), (starts_k, max_k, k)):
-        assert starts.dtype == torch.int32 and starts.is_contiguous() and starts.device == x.device
-        assert starts[0] == 0 and starts[-1] == len(x)
-        assert max(2, starts.diff().max()) == longest
-        assert x.stride(2) == 1 and not any(n * x.element_size() % 16 for n in x.stride()[:2])
-        assert x.data_ptr() % 16 == 0
-    assert len(starts_q) == len(starts_k) > 1
-    return [[slice(*pair) for pair in x.unfold(0, 2, 1).tolist()] for x in (starts_q, starts_k)]
-
-
-def probabilities(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
-    logits = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scale
-    if causal:
-        assert len(q) == len(k)
-        logits = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), -torch.inf)
-    return logits
-
-
-def dense_forward(q, k, v, starts_q, starts_k, max_q, max_k, causal, scale):  # type: ignore[no-untyped-def]
-    out = torch.full_like(q, torch.nan)
-    lse = q.new_full((q.shape[1], len(q)), torch.nan, dtype=torch.promote_types(q.dtype, torch.float32))
-    for own, seen in zip(*sequences(starts_q, starts_k, max_q, max_k, q, k), strict=True):
-        if seen.start == seen.stop:
-            out[own], lse[:, own] = 0, torch.inf
-            continue
-        logits = probabilities(q[own].to(lse.dtype), k[seen].to(lse.dtype), causal, scale)
-        lse[:, own] = logits.logsumexp(2)
-        values = v[seen].to(lse.dtype).repeat_interleave(q.shape[1] // k.shape[1], 1)
-        out[own] = torch.einsum("hqk,khd->qhd", logits.softmax(2), values).to(q.dtype)
-    return out, lse
-
-
-def dense_backward(grad, q, k, v, out, lse, starts_q, starts_k, max_q, max_k, causal, scale):  # type: ignore[no-untyped-def]
-    """From the given `out` and `lse`; gradients of queries and keys that meet nobody are garbage."""
-    assert grad.is_contiguous() and out.is_contiguous() and lse.is_contiguous() and lse.shape == q.shape[1::-1]
-    share = q.shape[1] // k.shape[1]
-    dq, dk, dv = (torch.full_like(x, torch.nan) for x in (q, k, v))
-    for own, seen in zip(*sequences(starts_q, starts_k, max_q, max_k, q, k), strict=True):
-        if own.start == own.stop or seen.start == seen.stop:
-            continue
-        g, mine, keys, values, o = (
-            x.to(lse.dtype) for x in (grad[own], q[own], k[seen], v[seen].repeat_interleave(share, 1), out[own])
-        )
-        p = (probabilities(mine, keys, causal, scale) - lse[:, own, None]).exp()
-        delta = (g * o).sum(2).T
-        ds = p * (torch.einsum("qhd,khd->hqk", g, values) - delta[..., None]) * scale
-        dq[own] = torch.einsum("hqk,khd->qhd", ds, keys.repeat_interleave(share, 1)).to(q.dtype)
-        for total, part in ((dk, torch.einsum("hqk,qhd->khd", ds, mine)), (dv, torch.einsum("hqk,qhd->khd", p, g))):
-            total[seen] = part.unflatten(1, (k.shape[1], share)).sum(2).to(k.dtype)
-    return dq, dk, dv
+provider, refusal = flash.provider, flash.refusal
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _stand_ins() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(flash, "forward_op", dense_forward)
-    patch.setattr(flash, "backward_op", dense_backward)
+    patch.setattr(flash, "provider", lambda: SimpleNamespace(forward=dense_forward, backward=dense_backward))
     patch.setattr(flash, "refusal", lambda *_, **__: None)
     yield
     patch.undo()
@@ -204,7 +150,7 @@ def test_second_call_only_where_something_is_shared(monkeypatch: pytest.MonkeyPa
         calls.append(arguments[-2])
         return dense_forward(*arguments)
 
-    monkeypatch.setattr(flash, "forward_op", counted)
+    monkeypatch.setattr(flash, "provider", lambda: SimpleNamespace(forward=counted))
     for groups, causal in (([(3, []), (0, [2, 2])], [True]), ([(3, [1])], [True, False]), ([], [])):
         calls.clear()
         tensors, layout = make(groups)
@@ -264,9 +210,10 @@ def test_auto_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     (q, k, v), layout = make(RAGGED)
     with pytest.raises(ValueError, match="impl must be one of auto, triton, reference, flash, got 'cuda'"):
         prefix_attention(q, k, v, layout, impl="cuda")
-    monkeypatch.setattr(flash, "forward_op", None)
+    monkeypatch.setattr(flash, "provider", None)
     prefix_attention(q, k, v, layout)  # "auto" does not come near it
     monkeypatch.setattr(flash, "refusal", refusal)
+    monkeypatch.setattr(flash, "provider", lambda: flash_torch)
     half = [x.detach().bfloat16() for x in (q, k, v)]
     rows = torch.tensor([1], device=DEVICE)
     for inputs, options, message in (
@@ -286,6 +233,7 @@ def test_auto_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     ("built", "major", "message"), [(True, 8, None), (True, 9, None), (False, 9, "this build"), (True, 7, "an Ampere")]
 )
 def test_refusal_by_device(monkeypatch: pytest.MonkeyPatch, built: bool, major: int, message: str | None) -> None:
+    monkeypatch.setattr(flash, "provider", lambda: flash_torch)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=major))
     found = refusal(torch.device("cuda"), torch.bfloat16, 128)
@@ -308,10 +256,10 @@ def test_torch_functions_are_as_we_call_them() -> None:
     with FakeTensorMode():
         q, k = (torch.empty(10, h, 16, dtype=torch.bfloat16, device="cuda") for h in (4, 2))
         starts = torch.empty(4, dtype=torch.int32, device="cuda")
-        out, lse = forward_op(q, k, k, starts, starts, 5, 5, True, 0.25)
+        out, lse = flash_torch.forward(q, k, k, starts, starts, 5, 5, True, 0.25)
         assert (out.shape, out.dtype) == (q.shape, q.dtype)
         assert (lse.shape, lse.dtype) == ((4, 10), torch.float32)
-        grads = backward_op(out, q, k, k, out, lse, starts, starts, 5, 5, True, 0.25)
+        grads = flash_torch.backward(out, q, k, k, out, lse, starts, starts, 5, 5, True, 0.25)
         assert [g.shape for g in grads] == [q.shape, k.shape, k.shape]
 
 
@@ -328,15 +276,15 @@ def test_backward_asks_for_determinism_and_leaves_no_trace(
             raise RuntimeError("as asked")
         return 1, 2, 3
 
-    monkeypatch.setattr(flash, "aten", SimpleNamespace(_flash_attention_backward=backward))
+    monkeypatch.setattr(flash_torch, "aten", SimpleNamespace(_flash_attention_backward=backward))
     x = torch.zeros(1, 1, 8)
     torch.set_deterministic_debug_mode(mode)
     try:
         if fails:
             with pytest.raises(RuntimeError, match="as asked"):
-                backward_op(*[x] * 8, 1, 1, True, 1.0)
+                flash_torch.backward(*[x] * 8, 1, 1, True, 1.0)
         else:
-            assert backward_op(*[x] * 8, 1, 1, True, 1.0) == (1, 2, 3)
+            assert flash_torch.backward(*[x] * 8, 1, 1, True, 1.0) == (1, 2, 3)
         assert torch.get_deterministic_debug_mode() == mode
         assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
@@ -349,7 +297,7 @@ def test_backward_asks_for_determinism_and_leaves_no_trace(
 @pytest.mark.parametrize("dim", [64, 128, 256])
 def test_on_the_gpu(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions themselves, also bit-equal twice."""
-    for name, real in (("forward_op", forward_op), ("backward_op", backward_op), ("refusal", refusal)):
+    for name, real in (("provider", provider), ("refusal", refusal)):
         monkeypatch.setattr(flash, name, real)
     for groups in (RAGGED, [(300, [70, 200]), (129, [64, 1])], [(1, [1])] * 3, [(0, [1, 1, 1])]):
         check(*make(groups, dim=dim, dtype=torch.bfloat16))

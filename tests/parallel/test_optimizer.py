@@ -1,6 +1,7 @@
 """AdamW with clipping equals torch's over many steps, and a step that is not finite leaves no trace."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.trainer_pt_utils import get_parameter_names
 
+from rmfast.errors import UserError
+from rmfast.kernels.multi_tensor import apex, csrc
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer
 from rmfast.parallel.world import World
+from tests.packages import installed
 
 
 class Block(nn.Module):
@@ -132,3 +136,36 @@ def test_frozen_weights_are_left_out_and_a_rank_may_own_nothing() -> None:
     optimizer.step(1e-2)
     assert set(optimizer.state()["exp_avg"]) == {"head.weight"}
     assert torch.equal(before, block.embed.weight)
+
+
+def test_apex_takes_the_same_steps_also_where_it_clips_and_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csrc, "missing", lambda: "not for this test")
+    ours, theirs = twins()
+    with installed("nvidia_apex") as patch:
+        patch.setattr(apex, "refusal", lambda *_: None)  # it wants a GPU
+        options = AdamWOptions(betas=(0.8, 0.95), weight_decay=0.1, backend="apex")
+        optimizer = Optimizer(ours.named_parameters(), options, World(), sharded=False)
+        reference = Optimizer(theirs.named_parameters(), replace(options, backend="auto"), World(), sharded=False)
+        assert (optimizer.backend, reference.backend) == ("apex", "torch")
+        for step, (mine, other) in enumerate(zip(losses(ours, 12), losses(theirs, 12), strict=True)):
+            for loss, taker in ((mine, optimizer), (other, reference)):
+                loss.backward()
+                before = snapshot(ours, optimizer)
+                norm = taker.step(1e-2, torch.tensor(step != 5))
+                taker.zero_grad()
+                if taker is optimizer:
+                    same = [torch.equal(a, b) for a, b in zip(before, snapshot(ours, optimizer), strict=True)]
+                    assert all(same) == (step == 5)
+                    found = norm
+            torch.testing.assert_close(found, norm, rtol=1e-5, atol=0)
+        assert optimizer.steps == 11
+    for got, want in zip(snapshot(ours, optimizer), snapshot(theirs, reference), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_backend_that_cannot_take_the_weights_is_refused_when_the_optimizer_is_made() -> None:
+    block, _ = twins()
+    with installed("nvidia_apex"), pytest.raises(UserError, match="optim.backend: apex is not possible: .* one GPU"):
+        Optimizer(block.named_parameters(), AdamWOptions(backend="apex"), World(), sharded=False)
+    with pytest.raises(UserError, match="optim.backend: csrc is not possible: it takes masters in fp32"):
+        Optimizer(block.double().named_parameters(), AdamWOptions(backend="csrc"), World(), sharded=False)

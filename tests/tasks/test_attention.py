@@ -50,7 +50,7 @@ def test_refused_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None
 def test_where_the_decoder_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, flash: int) -> None:
     """In layers without a window over whole packs; the last layer computes scored rows only."""
     save_hf_model(family, tmp_path / "model")
-    network, _ = load_network(tmp_path / "model")
+    network, _ = load_network(tmp_path / "model", attention="flash")
     seen: list[str] = []
 
     def attend(q: Tensor, *_: Tensor, rows: Tensor | None = None, window: int | None, impl: str) -> Tensor:
@@ -59,7 +59,6 @@ def test_where_the_decoder_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return q
 
     monkeypatch.setattr("rmfast.models.decoder.prefix_attention", attend)
-    network.decoder.attend_with("flash")
     g = np.random.default_rng(0)
     network.score(pack_of([group_of(g, 9, [8, 7], [(0, 1)])]))
     assert seen.count("flash") == flash and len(seen) == 3

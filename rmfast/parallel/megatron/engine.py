@@ -92,11 +92,6 @@ class MegatronEngine(Stepping):
         finalize_model_grads(chunks, None, **options)
         sum_head_norms(chunks, self.groups.tensor)
 
-    def attend_with(self, impl: str) -> None:
-        """See `Engine`."""
-        for stage in self.stages:
-            stage.network.decoder.attend_with(impl)
-
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         sizes = {name: int(np.prod(shape)) for name, shape in self.held.shapes.items()}

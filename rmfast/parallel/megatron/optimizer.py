@@ -55,7 +55,7 @@ class RangeOptimizer(Optimizer):
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device. Every weight counts once."""
         counted = [g for name, g in self.gradients().items() if self._counts(self.parameters[name])]
-        norm = gradient_norm(counted).to(self.world.device)
+        norm = gradient_norm(counted, impl=self.backend).to(self.world.device)
         return self.world.sum_(norm.double().square()).sqrt().float()
 
     def _counts(self, parameter: nn.Parameter) -> bool:

@@ -7,6 +7,8 @@ from transformers import PreTrainedConfig
 
 from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
+from rmfast.kernels import describe
+from rmfast.kernels.multi_tensor import describe_backend, first_backend
 from rmfast.kernels.prefix_attention import flash
 from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
 from rmfast.models.hf import load_network
@@ -16,6 +18,7 @@ from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
+from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.tasks.build.objective import adamw_options, dropout, prototypes
 
@@ -29,10 +32,11 @@ def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
     Raises:
         UserError: a model that cannot be read, or not be run like that.
     """
+    options = adamw_options(config.optim, world.device)
     attention = attention_impl(config, world, decoder_config(hf, config.model.path))
-    engine = _megatron(config, world, hf) if config.parallel.engine == "megatron" else _native(config, world)
-    engine.attend_with(attention)
-    return engine
+    if config.parallel.engine == "megatron":
+        return _megatron(config, world, hf, options, attention)
+    return _native(config, world, options, attention)
 
 
 def attention_impl(config: Config, world: World, decoder: DecoderConfig) -> str:
@@ -52,19 +56,36 @@ def attention_impl(config: Config, world: World, decoder: DecoderConfig) -> str:
     return "flash"
 
 
-def _native(config: Config, world: World) -> Engine:
+def _native(config: Config, world: World, options: AdamWOptions, attention: str) -> Engine:
     recorder = None
     if config.parallel.cuda_graphs:
         if world.device.type != "cuda":
             raise UserError("parallel.cuda_graphs: there is no GPU here")
         recorder = CudaRecorder(world.device)
     return NativeEngine(
-        _network(config),
+        _network(config, attention),
         world=world,
-        options=adamw_options(config.optim),
+        options=options,
         data_parallel=config.parallel.data,
         recorder=recorder,
     )
+
+
+def choices(config: Config, device: torch.device) -> dict[str, str]:
+    """What runs a step on a device, with versions: for a run's first lines and its summary.json."""
+    model = config.model
+    kernels = f"kernel, {describe(device, model.kernels)}"
+    backend = config.optim.backend
+    return {
+        "attention": f"flash, {flash.describe()}" if model.attention == "flash" else kernels,
+        "optimizer": describe_backend(first_backend(device) if backend == "auto" else backend),
+        "cuda_graphs": "on" if config.parallel.cuda_graphs else "off",
+    }
+
+
+def choices_line(config: Config, device: torch.device) -> str:
+    """The same in a line."""
+    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in choices(config, device).items())
 
 
 def describe_parallel(parallel: ParallelConfig) -> str:
@@ -75,7 +96,7 @@ def describe_parallel(parallel: ParallelConfig) -> str:
     return f"megatron, {', '.join(words)}{', sequence' if parallel.sequence else ''}"
 
 
-def _network(config: Config) -> Network:
+def _network(config: Config, attention: str) -> Network:
     model = config.model
     network, _ = load_network(
         model.path,
@@ -88,6 +109,7 @@ def _network(config: Config) -> Network:
         dropout=dropout(config),
         recompute=model.recompute,
         impl=model.kernels,
+        attention=attention,
     )
     if model.top_layers is not None:
         try:
@@ -100,7 +122,7 @@ def _network(config: Config) -> Network:
     return network
 
 
-def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
+def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamWOptions, attention: str) -> Engine:
     model, parallel, lm = config.model, config.parallel, config.objective.lm > 0
     layout = Layout(
         tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, sequence=parallel.sequence
@@ -136,7 +158,8 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
                 dropout=dropout(config),
                 recompute=model.recompute,
                 impl=model.kernels,
+                attention=attention,
             )
         except ValueError as error:
             raise UserError(f"model.top_layers: {error}") from None
-        return MegatronEngine(stages, groups, rows, options=adamw_options(config.optim))
+        return MegatronEngine(stages, groups, rows, options=options)

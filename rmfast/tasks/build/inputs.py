@@ -20,6 +20,7 @@ from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
 from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
+from rmfast.parallel.optimizer import optimizer_backend
 from rmfast.parallel.world import World
 from rmfast.tasks.build.model import check_window, say_date
 from rmfast.tasks.build.objective import training_views
@@ -45,6 +46,7 @@ def open_world(config: Config, timeout_minutes: float | None = None) -> World:
         use_triton("model.kernels", config.model.kernels, torch.empty(0, device=world.device))
     except ValueError as error:
         raise UserError(str(error)) from None
+    optimizer_backend(config.optim.backend, world.device)
     return world
 
 

@@ -1,11 +1,13 @@
 """From a config to what a run minimises, and how."""
 
+import torch
+
 from rmfast.config import Config, OptimConfig
 from rmfast.data.views import Views
 from rmfast.objectives.contrastive import BETA, PROTOTYPES, TEMPERATURE, ContrastiveObjective
 from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.contrast import Contrast
-from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.optimizer import AdamWOptions, optimizer_backend
 from rmfast.parallel.world import World
 
 DROPOUT = 0.05
@@ -27,9 +29,19 @@ def reward_objective(config: Config, width: int, data: World) -> RewardObjective
     )
 
 
-def adamw_options(optim: OptimConfig) -> AdamWOptions:
-    """The optimizer's options."""
-    return AdamWOptions(betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, clip=optim.clip)
+def adamw_options(optim: OptimConfig, device: torch.device) -> AdamWOptions:
+    """The optimizer's options on a device.
+
+    Raises:
+        UserError: optim.backend cannot be had.
+    """
+    return AdamWOptions(
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        clip=optim.clip,
+        backend=optimizer_backend(optim.backend, device),
+    )
 
 
 def contrastive_objective(config: Config) -> ContrastiveObjective | None:

@@ -61,7 +61,7 @@ def kept_settings(config: Config) -> dict[str, Any]:
     """What a resumed run must not change; data, order and seed are the data key's."""
     values = config.dump()
     kept = {"model": ("dtype", "top_layers", "dropout"), "objective": tuple(values["objective"])}
-    kept["optim"] = tuple(key for key in values["optim"] if key != "on_nonfinite")
+    kept["optim"] = tuple(key for key in values["optim"] if key not in ("on_nonfinite", "backend"))
     return {"task": config.task} | {f"{s}.{key}": values[s][key] for s, keys in kept.items() for key in keys}
 
 

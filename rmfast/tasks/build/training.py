@@ -16,7 +16,7 @@ from rmfast.parallel.engine import Engine
 from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
-from rmfast.tasks.build.engine import describe_parallel
+from rmfast.tasks.build.engine import choices, choices_line, describe_parallel
 from rmfast.tasks.build.folder import RunFolder, run_folder
 from rmfast.tasks.build.inputs import Inputs, open_inputs, open_world
 from rmfast.tasks.build.model import head_line
@@ -57,10 +57,10 @@ class Training:
         mode = f" ({describe_parallel(config.parallel)})" if world.size > 1 else ""
         say(
             f"{config.model.path}: {whole / 1e6:.1f} M weights, {trained / 1e6:.1f} M trained, {config.model.dtype}, "
-            f"{world.size} x {world.device.type}{mode}, {describe(world.device, config.model.kernels)}"
-            f"{', flash attention' if config.model.attention == 'flash' else ''}; "
+            f"{world.size} x {world.device.type}{mode}, {describe(world.device, config.model.kernels)}; "
             f"{self.learner.total:,} steps of {config.data.pairs_per_step} groups"
         )
+        say(choices_line(config, world.device))
         if run.step:
             say(f"resumed from step {run.step} in {run.folder}")
         else:
@@ -100,7 +100,8 @@ class Training:
             data=self.config.data.eval[0] if self.config.data.eval else None,
         )
         say("\n" + summary)
-        write_text(run.folder / "summary.json", json.dumps(finite_or_null(metrics), indent=1) + "\n")
+        figures = metrics | {"backends": choices(self.config, self.world.device)}
+        write_text(run.folder / "summary.json", json.dumps(finite_or_null(figures), indent=1) + "\n")
 
 
 def train_in_folder(config: Config, put_together: Callable[[Config, World, Inputs], Training]) -> None:

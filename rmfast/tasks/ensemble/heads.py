@@ -23,7 +23,7 @@ from rmfast.models.weights import HEAD
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.tasks.build.engine import attention_impl
+from rmfast.tasks.build.engine import attention_impl, choices_line
 from rmfast.tasks.build.inputs import step_plan
 from rmfast.tasks.build.model import head_line, stored_heads
 from rmfast.tasks.build.objective import adamw_options
@@ -67,6 +67,7 @@ def train_heads(ensemble: Ensemble, stop: StopRequest) -> None:
         from_scratch=model.from_scratch,
         dtype=DTYPES[model.dtype],
         impl=model.kernels,
+        attention=attention_impl(config, world, ensemble.inputs.decoder),
     )
     # Found out now rather than at the export.
     choose_pad_token(ensemble.inputs.tokenizer, network.config.vocabulary, ensemble.inputs.ends)
@@ -125,7 +126,6 @@ def _first_head(network: Network, ensemble: Ensemble, member: int, new: bool) ->
 
 def _engine(ensemble: Ensemble, network: Network) -> NativeEngine:
     config, world = ensemble.config, ensemble.world
-    attention = attention_impl(config, world, network.config)
     sharded = config.parallel.data == "fsdp"
     engine = NativeEngine(
         network.requires_grad_(False),
@@ -133,14 +133,14 @@ def _engine(ensemble: Ensemble, network: Network) -> NativeEngine:
         options=AdamWOptions(),
         data_parallel=config.parallel.data,
     )
-    engine.attend_with(attention)
     if world.main:
         whole = sum(p.numel() for p in network.parameters())
         say(
             f"{config.model.path}: frozen trunk of {whole / 1e6:.1f} M weights, {config.model.dtype}, "
-            f"{world.size} x {world.device.type}, {describe(world.device, config.model.kernels)}"
-            f"{', flash attention' if attention == 'flash' else ''}; {config.ensemble.members} heads"
+            f"{world.size} x {world.device.type}, {describe(world.device, config.model.kernels)}; "
+            f"{config.ensemble.members} heads"
         )
+        say(choices_line(config, world.device))
         say(head_line(config, ensemble.inputs.hf, ensemble.inputs.tokenizer))
     return engine
 
@@ -191,7 +191,8 @@ def _learner(
         groups = ensemble.trains_on(m)
         plan, total = step_plan(member_config(config, m, ensemble.folder), select(ensemble.inputs.table, groups))
         members.append(HeadMember(plan=plan, groups=groups, total=total, rate=rates(config.optim, total)))
-    options = HeadOptions(adamw=adamw_options(config.optim), center=config.objective.center, impl=config.model.kernels)
+    adamw = adamw_options(config.optim, ensemble.world.device)
+    options = HeadOptions(adamw=adamw, center=config.objective.center, impl=config.model.kernels)
     return HeadLearner(heads, members, data, options, ensemble.world.device, evaluate)
 
 

@@ -163,7 +163,8 @@ def _settings(ensemble: Ensemble) -> dict[str, Any]:
     kept = {"ensemble": ("folds", "mode"), "run": ("seed", "epochs", "max_steps"), "objective": ()}
     kept |= {"model": ("path", "dtype", "from_scratch", "heads", "top_layers", "dropout"), "optim": ()}
     values = {f"{s}.{key}": config[s][key] for s, keys in kept.items() for key in keys or config[s]}
-    values.pop("optim.on_nonfinite")
+    for key in ("optim.on_nonfinite", "optim.backend"):
+        values.pop(key)
     return values | {"data": data_key(ensemble.inputs.table, ensemble.config.data, ensemble.config.run.seed)}
 
 

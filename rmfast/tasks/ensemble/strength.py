@@ -24,6 +24,7 @@ from rmfast.jsonio import finite_or_null, json_line
 from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent
+from rmfast.tasks.build.engine import choices
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
 from rmfast.trainer.log import say
 
@@ -68,6 +69,8 @@ def finish(ensemble: Ensemble) -> None:
     }
     write_ensemble_report(folder, strengths, held_out, figures, remarks(figures))
     say("\n" + summary(ensemble, figures, counts))
+    if ensemble.config.ensemble.mode == "heads":  # other members have summaries of their own
+        figures["backends"] = choices(ensemble.config, ensemble.world.device)
     write_text(folder / "summary.json", json.dumps(finite_or_null(figures), indent=1) + "\n")
 
 

@@ -1,0 +1,3 @@
+"""flash_attn."""
+
+__version__ = "2.7.4.post1"

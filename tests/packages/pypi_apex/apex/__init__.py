@@ -1,0 +1,3 @@
+"""The toolkit for Pyramid that has apex's name on PyPI."""
+
+raise ImportError("No module named 'pyramid_mailer'")
