@@ -121,7 +121,7 @@ def measured(name: str, one: Environment, keep: bool) -> dict[str, Any]:
         version = run([python, "-c", "import platform; print(platform.python_version())"]).stdout.strip()
         report.unlink(missing_ok=True)
         run([python, "benchmarks/figures.py"])  # a test compares the page with the records, which are of this call
-        pytest = [python, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", f"--junitxml={report}", *one.tests]
+        pytest = [python, "-m", "pytest", "-n", "3", "-p", "no:cacheprovider", f"--junitxml={report}", *one.tests]
         done = run(pytest, OMP_NUM_THREADS="1")
         (FOLDER / f"{name}.log").write_text(done.stdout + done.stderr, encoding="utf-8")
         if done.returncode not in (0, 1):
