@@ -86,7 +86,7 @@ def adamw_(
     exp_avg_sq: list[Tensor],
     weight_decay: list[float],
     step: Tensor,
-    lr: Tensor | float,
+    lr: float,
     grad_scale: Tensor | None,
     skip: Tensor | None,
     beta1: float,
@@ -97,7 +97,7 @@ def adamw_(
     import amp_C
 
     device = weights[0].device
-    rate = lr.to(device, torch.float32) if isinstance(lr, Tensor) else torch.full((), lr, device=device)
+    rate = torch.full((), lr, device=device)
     factor = torch.ones((), device=device) if grad_scale is None else grad_scale.double().reciprocal().float()
     skipped = torch.zeros((), dtype=torch.int32, device=device) if skip is None else skip.to(torch.int32)
     number = step.to(torch.int32)

@@ -70,7 +70,7 @@ def adamw_(
     exp_avg_sq: list[Tensor],
     weight_decay: list[float],
     step: Tensor,
-    lr: Tensor | float,
+    lr: float,
     grad_scale: Tensor | None,
     skip: Tensor | None,
     beta1: float,

@@ -1,7 +1,6 @@
 """AdamW by torch's own fused kernel: one pass over memory, and clipping and skipping on the device."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +21,14 @@ def adamw_(
     exp_avg_sq: list[Tensor],
     weight_decay: list[float],
     step: Tensor,
-    lr: Any,
+    lr: float,
     grad_scale: Tensor | None,
     skip: Tensor | None,
     beta1: float,
     beta2: float,
     eps: float,
 ) -> None:
-    """One call for each weight decay; `lr` is a number or a scalar. Gradients are divided by `grad_scale` in place."""
+    """One call for each weight decay. Gradients are divided by `grad_scale` in place."""
     step = step.float()  # the kernel reads it for each tensor and leaves it as it is
     for decay in sorted(set(weight_decay)):
         chosen = [i for i, d in enumerate(weight_decay) if d == decay]

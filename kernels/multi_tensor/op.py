@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,17 @@ def _check_lists(op: str, first: Sequence[Tensor], **others: Sequence[Tensor]) -
             check(tensor.shape == like.shape, op, f"{name}[{i}] must be {tuple(like.shape)}, got {tuple(tensor.shape)}")
 
 
+def _each(op: str, name: str, value: Any, count: int) -> Sequence[Any]:
+    """One of every tensor, where one for all or one for each is given."""
+    if isinstance(value, Tensor):
+        value = value.detach()
+        values = [value.reshape(())] * count if value.numel() == 1 else value.unbind()
+    else:
+        values = [value] * count if isinstance(value, int | float | None) else value
+    check(len(values) == count, op, f"{name} must be a number or {count} numbers, got {len(values)}")
+    return values
+
+
 def _scalar(op: str, name: str, value: Tensor | float, device: torch.device, dtype: torch.dtype) -> Tensor:
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=dtype, device=device)
@@ -78,7 +90,7 @@ def adamw_(
     exp_avg_sq: Sequence[Tensor],
     *,
     step: Tensor,
-    lr: Tensor | float,
+    lr: float | Sequence[float],
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float | Sequence[float] = 0.0,
@@ -96,12 +108,12 @@ def adamw_(
         weights: masters, fp32. grads: of the same shapes, each fp32 or bf16. "torch" and "apex" leave them divided by
             `grad_scale`; the others do not change them.
         exp_avg, exp_avg_sq: moments, fp32.
-        step: number of this step, a scalar on the device, read only: the caller has added one already (1 in the first
-            step), and does not where it skips. Several calls may share it.
-        lr: a number, or a scalar on the device.
-        weight_decay: one for all tensors, or one for each.
-        grad_scale: scalar on the device by which gradients are divided, as in clipping.
-        skip: scalar on the device, bool or number; where it is not 0 nothing at all is changed, whatever grads hold.
+        step: number of this step, on the device, read only: the caller has added one already (1 in the first step), and
+            does not where it skips. Several calls may share it.
+        lr, weight_decay: one for all tensors, or one for each.
+        grad_scale: on the device, what gradients are divided by, as in clipping.
+        skip: on the device, bool or number; where it is not 0 nothing at all is changed, whatever grads hold.
+            Each of these three is a scalar, or [N] for N tensors that step each by itself.
         impl: "csrc" (the compiled library), "torch" (its fused kernel), "apex" (NVIDIA's, on a GPU), "reference", or
             "auto": csrc where it was built, else torch, else the reference.
 
@@ -110,20 +122,24 @@ def adamw_(
     """
     op = "adamw_"
     _check_lists(op, weights, grads=grads, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
-    decays = [float(weight_decay)] * len(weights) if isinstance(weight_decay, int | float) else list(weight_decay)
-    check(len(decays) == len(weights), op, f"weight_decay must be a number or {len(weights)} numbers")
-    check(isinstance(step, Tensor) and step.numel() == 1, op, "step must be a scalar tensor")
-    if isinstance(lr, Tensor):
-        check(lr.numel() == 1, op, f"lr must be a number, got {tuple(lr.shape)}")
-        lr = lr.detach().reshape(())
+    check(isinstance(step, Tensor), op, "step must be a tensor")
     if not weights:
         return
-    device = weights[0].device
-    step = step.detach().reshape(()).to(device)
-    scale = None if grad_scale is None else _scalar(op, "grad_scale", grad_scale, device, torch.float32)
-    skipped = None if skip is None else _scalar(op, "skip", skip, device, torch.bool)
-    w, g, m, v = (list(tensors) for tensors in (weights, grads, exp_avg, exp_avg_sq))
-    _module(op, impl, [*w, *m, *v], g).adamw_(w, g, m, v, decays, step, lr, scale, skipped, *betas, eps)
+    count, device = len(weights), weights[0].device
+    lists = [list(tensors) for tensors in (weights, grads, exp_avg, exp_avg_sq)]
+    decays = list(_each(op, "weight_decay", weight_decay, count))
+    scalars = [
+        _each(op, "step", step.to(device), count),
+        _each(op, "lr", lr, count),
+        _each(op, "grad_scale", None if grad_scale is None else grad_scale.to(device, torch.float32), count),
+        _each(op, "skip", None if skip is None else skip.to(device, torch.bool), count),
+    ]
+    run = _module(op, impl, [*weights, *exp_avg, *exp_avg_sq], grads).adamw_
+    if all(value is values[0] for values in scalars for value in values):
+        run(*lists, decays, *(values[0] for values in scalars), *betas, eps)
+        return
+    for w, g, m, v, decay, *each in zip(*lists, decays, *scalars, strict=True):
+        run([w], [g], [m], [v], [decay], *each, *betas, eps)
 
 
 @torch.no_grad()

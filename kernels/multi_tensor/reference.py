@@ -10,10 +10,10 @@ def refusal(device: torch.device, masters: Sequence[Tensor] = (), others: Sequen
     """It takes all tensors."""
 
 
-def adamw_scalars(step: Tensor, lr: Tensor | float, beta1: float, beta2: float) -> Tensor:
+def adamw_scalars(step: Tensor, lr: float, beta1: float, beta2: float) -> Tensor:
     """fp64 [3] on the device of `step`: lr, -lr / (1 - beta1^step), sqrt(1 - beta2^step)."""
     step = step.double()
-    rate = lr.to(step.device, torch.float64) if isinstance(lr, Tensor) else torch.full_like(step, lr)
+    rate = torch.full_like(step, lr)
     return torch.stack([rate, -rate / (1 - torch.pow(beta1, step)), (1 - torch.pow(beta2, step)).sqrt()])
 
 
@@ -24,7 +24,7 @@ def adamw_(
     exp_avg_sq: list[Tensor],
     weight_decay: list[float],
     step: Tensor,
-    lr: Tensor | float,
+    lr: float,
     grad_scale: Tensor | None,
     skip: Tensor | None,
     beta1: float,

@@ -39,10 +39,9 @@ def test_torchs_adamw_to_the_bit(
             parameter.grad = grad.clone()
         adamw.step()
         step += 1
-        rate = lr if step < 3 else torch.tensor(lr, dtype=torch.float64)
         options = {"betas": (beta1, beta2), "eps": 1e-7, "weight_decay": decay, "impl": "reference"}
         before = [g.clone() for g in grads]
-        adamw_(weights, grads, exp_avg, exp_avg_sq, step=step, lr=rate, **options)
+        adamw_(weights, grads, exp_avg, exp_avg_sq, step=step, lr=lr, **options)
         assert all(torch.equal(g, b) for g, b in zip(grads, before, strict=True))
         for mine, their in zip(weights, theirs, strict=True):
             assert torch.equal(mine, their)
@@ -180,25 +179,14 @@ def test_bad_input_is_refused() -> None:
         adamw_(lists[0], lists[1][:7], *lists[2:], step=step, lr=0.1)
     with pytest.raises(ValueError, match=r"adamw_: exp_avg\[3\] must be \(3, 5\), got \(5, 3\)"):
         adamw_(*lists[:2], [t.mT if t.dim() == 2 and t.numel() else t for t in lists[2]], lists[3], step=step, lr=0.1)
-    with pytest.raises(ValueError, match="weight_decay must be a number or 8 numbers"):
+    with pytest.raises(ValueError, match="adamw_: weight_decay must be a number or 8 numbers, got 1"):
         adamw_(*lists, step=step, lr=0.1, weight_decay=[0.1])
     with pytest.raises(ValueError, match="impl must be one of auto, csrc, torch, apex, reference"):
         adamw_(*lists, step=step, lr=0.1, impl="triton")
-    with pytest.raises(ValueError, match="adamw_: step must be a scalar tensor"):
+    with pytest.raises(ValueError, match="adamw_: step must be a tensor"):
         adamw_(*lists, step=1, lr=0.1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"adamw_: lr must be a number, got \(2,\)"):
-        adamw_(*lists, step=step, lr=torch.ones(2))
-
-
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-def test_a_rate_of_one_element(impl: str) -> None:
-    results = []
-    for lr in (torch.tensor(0.1), torch.tensor([0.1])):
-        torch.manual_seed(3)
-        lists = [tensors() for _ in range(3)]
-        adamw_(*lists, [t.square() for t in tensors()], step=torch.tensor(1.0), lr=lr, impl=impl)
-        results.append(lists[0])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    with pytest.raises(ValueError, match="adamw_: lr must be a number or 8 numbers, got 2"):
+        adamw_(*lists, step=step, lr=[0.1, 0.1])
 
 
 def test_without_a_build_csrc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +196,25 @@ def test_without_a_build_csrc_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert gradient_norm(tensors(), impl="auto") > 0
     with pytest.raises(ValueError, match="perturb_: impl must be one of auto, csrc, reference, got 'apex'"):
         perturb_(tensors(), tensors(), tensors(), eta=1.0, impl="apex")
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_tensors_that_step_each_by_itself(impl: str) -> None:
+    """Scalars for each tensor give what calls of their own give, whether they clip, skip or are further on."""
+    count = len(SHAPES)
+    scalars = {
+        "step": torch.arange(1.0, count + 1, dtype=torch.float64),
+        "lr": [0.1, *(0.01 * i for i in range(count - 2)), 0.1],
+        "grad_scale": torch.linspace(1, 3, count),
+        "skip": torch.arange(count) % 4 == 1,
+    }
+    lists = [tensors(), tensors(), tensors(), [t.square() for t in tensors()]]
+    alone = [save(ts) for ts in lists]
+    adamw_(*lists, **scalars, weight_decay=[0.1 * i for i in range(count)], impl=impl)
+    for i in range(count):
+        each = {name: values[i] for name, values in scalars.items()}
+        adamw_(*(ts[i : i + 1] for ts in alone), **each, weight_decay=0.1 * i, impl=impl)
+    for together, apart in zip(lists, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+    with pytest.raises(ValueError, match=r"adamw_: skip must be a number or 8 numbers, got 3"):
+        adamw_(*lists, **(scalars | {"skip": torch.ones(3)}))

@@ -50,8 +50,8 @@ class HeadMember:
 class HeadBatch:
     """Edges of one step for all members, [M, E] each, padded with edges of weight 0.
 
-    `features` fp32 [U, d] are the step's distinct responses, which `better` and `worse` index. `rates` fp64 [M] are the
-    members' learning rates, `active` bool [M] says which have not finished. All are views of `buffer`, uint8.
+    `features` fp32 [U, d] are the step's distinct responses, which `better` and `worse` index. `active` bool [M]
+    says which members have not finished. All are views of `buffer`, uint8.
     """
 
     buffer: Tensor
@@ -62,7 +62,6 @@ class HeadBatch:
     target: Tensor
     weight: Tensor
     counted: Tensor  # bool [M, E]: edges that are no padding
-    rates: Tensor
     active: Tensor
 
     def to(self, device: torch.device) -> "HeadBatch":
@@ -81,9 +80,7 @@ class HeadBatch:
         )
 
 
-def head_batch(
-    taken: Sequence[np.ndarray], data: HeadData, *, rates: np.ndarray, active: np.ndarray, pin: bool
-) -> HeadBatch:
+def head_batch(taken: Sequence[np.ndarray], data: HeadData, *, active: np.ndarray, pin: bool) -> HeadBatch:
     """A step's batch on the CPU.
 
     Args:
@@ -108,7 +105,6 @@ def head_batch(
         "target": e.target[edge].astype(np.float32),
         "weight": np.where(counted, e.weight[edge], 0.0).astype(np.float32),
         "counted": counted,
-        "rates": rates,
         "active": active,
     }
     sizes = [-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays.values()]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rmfast.data.loader import BuiltAhead
 from rmfast.kernels import ranking_loss
+from rmfast.kernels.multi_tensor import adamw_
 from rmfast.parallel.engine import ReadRows, Shard
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.tasks.ensemble.head_batch import HeadBatch, HeadData, HeadMember, head_batch
@@ -82,7 +83,6 @@ class HeadLearner:
         return head_batch(
             [member.edges(step, self._edge_start) for member in self.members],
             self.data,
-            rates=np.array([member.rate(step) for member in self.members]),
             active=active,
             pin=self.device.type == "cuda",
         )
@@ -98,37 +98,29 @@ class HeadLearner:
         losses, gaps, grad = head_gradients(self.weight, batch, center=self.options.center, impl=self.options.impl)
         norm = grad.double().norm(dim=1)
         finite = losses.isfinite() & norm.isfinite()
-        self._adamw(grad, norm, batch.rates, finite & active)
+        rates = [member.rate(number) for member in self.members]
+        self._adamw(grad, norm, rates, finite & active)
         count = batch.counted.sum(1).clamp(min=1)
         right, margin = ((gaps > 0) & batch.counted).sum(1) / count, gaps.where(batch.counted, 0.0).sum(1) / count
         figures = {"loss": losses, "grad_norm": norm, "accuracy": right, "margin": margin, "broken": ~finite & active}
         known = {
             "epoch": max(member.plan.progress(min(number, member.total - 1)) for member in self.members),
-            "learning_rate": max(member.rate(number) for member in self.members),
+            "learning_rate": max(rates),
         }
         return Figures(
             device={name: figure.float().where(active, torch.nan) for name, figure in figures.items()},
             line=lambda values: _line(known, values),
         )
 
-    def _adamw(self, grad: Tensor, norm: Tensor, rates: Tensor, good: Tensor) -> None:
+    def _adamw(self, grad: Tensor, norm: Tensor, rates: list[float], good: Tensor) -> None:
         """AdamW with separate scalars for each member; where `good` is false nothing changes."""
         o = self.options.adamw
-        beta1, beta2 = o.betas
-        if o.clip:
-            grad = grad / ((norm + 1e-6) / o.clip).clamp(min=1.0).float()[:, None]
-        steps = self.steps + good
-        taken = steps.clamp(min=1)
-        rate, decay = (-rates / (1 - beta1**taken)).float()[:, None], (1 - rates * o.weight_decay).float()[:, None]
-        exp_avg = torch.lerp(self.exp_avg, grad, 1 - beta1)
-        exp_avg_sq = self.exp_avg_sq * beta2 + (1 - beta2) * grad.square()
-        root = (1 - beta2**taken).sqrt().float()[:, None]
-        weight = self.weight * decay + rate * exp_avg / (exp_avg_sq.sqrt() / root + o.eps)
-        keep = good[:, None]
-        self.weight = torch.where(keep, weight, self.weight)
-        self.exp_avg = torch.where(keep, exp_avg, self.exp_avg)
-        self.exp_avg_sq = torch.where(keep, exp_avg_sq, self.exp_avg_sq)
-        self.steps = steps
+        scale = ((norm + 1e-6) / o.clip).clamp(min=1.0).float() if o.clip else torch.ones_like(norm)
+        self.steps += good
+        adamw_(
+            list(self.weight), list(grad), list(self.exp_avg), list(self.exp_avg_sq), step=self.steps, lr=rates,
+            grad_scale=scale, skip=~good, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay, impl=o.backend,
+        )  # fmt: skip
 
 
 def _line(known: dict[str, Any], figures: dict[str, list[float]]) -> Line:
