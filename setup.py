@@ -88,6 +88,7 @@ setup(
         # hub brings anyway) they would be ours to write and keep.
         "judge": ["openai>=1.60"],
         "gguf": ["gguf>=0.10", "accelerate>=1.4"],
+        "flash": ["flash-attn>=2.7"],  # builds against the torch that is installed: pip needs --no-build-isolation
     },
     entry_points={"console_scripts": ["rmfast = rmfast.cli:main"]},
 )

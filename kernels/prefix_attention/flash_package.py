@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 OLDEST = (2, 7)
-ABSENT = "the package flash_attn is not installed (pip install 'rmfast[flash]')"
+ABSENT = "the package flash_attn is not installed (pip install --no-build-isolation 'rmfast[flash]')"
 
 
 @cache

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rmfast.kernels.multi_tensor import adamw_, apex, describe_backend, gradient_norm, refusal, save
 from tests.packages import installed
+from tests.trainer.test_syncs import DEVICE, NoNumbers, NoWaits
 
 SHAPES = [(3, 5), (0,), (1,), (129,), (4, 0)]
 CUDA = torch.device("cuda")
@@ -74,6 +75,24 @@ def test_arguments_are_those_of_the_published_kernels() -> None:
     scalars |= {"step": (step, 7, torch.int32), "factor": (factor, 0.25, torch.float32)}
     for tensor, value, dtype in scalars.values():
         assert tensor.item() == value and tensor.dtype == dtype and tensor.numel() == 1
+
+
+def test_no_call_waits_for_the_device() -> None:
+    shapes = [(3,), (0,), (2, 2)]
+    with installed("nvidia_apex") as patch:
+        import amp_C
+
+        launched: list[str] = []
+        patch.setattr(amp_C, "multi_tensor_adam_capturable", lambda *_: launched.append("adam"))
+        patch.setattr(amp_C, "multi_tensor_l2norm", lambda *_: (torch.empty(1, device=DEVICE), launched.append("norm")))
+        patch.setattr(apex, "refusal", lambda *_: None)
+        w, g, m, v = ([torch.empty(shape, device=DEVICE) for shape in shapes] for _ in range(4))
+        step, norm = torch.empty((), device=DEVICE), torch.empty((), device=DEVICE)
+        options = {"weight_decay": [0.1, 0.1, 0.0], "grad_scale": norm.clamp(min=1.0), "skip": ~norm.isfinite()}
+        with NoWaits(), NoNumbers():
+            adamw_(w, g, m, v, step=step, lr=0.1, impl="apex", **options)
+            assert gradient_norm(g, impl="apex").device == DEVICE
+    assert launched == ["adam", "adam", "norm"]
 
 
 def test_what_it_cannot_take() -> None:

@@ -75,5 +75,5 @@ def test_a_torch_without_flash_attention_needs_the_package(monkeypatch: pytest.M
     with installed():
         assert flash.refusal(*asked) == (
             "this build of torch has no flash attention, and the package flash_attn is not installed "
-            "(pip install 'rmfast[flash]')"
+            "(pip install --no-build-isolation 'rmfast[flash]')"
         )

@@ -186,6 +186,9 @@ def megatron_config(config: DecoderConfig, groups: Groups, dtype: torch.dtype) -
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,  # for older versions of torch
+        # apex's fused kernel would add a weight's gradient to the `main_grad` of the tensor that was multiplied with.
+        # Here that is a copy in `dtype` of an fp32 master, and the master's gradient has to pass through autograd: its
+        # hook tells when a bucket is full, and the last layer's few rows are multiplied outside megatron-core's op.
         gradient_accumulation_fusion=False,
         perform_initialization=False,
     )
