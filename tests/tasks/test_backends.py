@@ -73,21 +73,28 @@ def test_a_run_by_apex_is_the_same_but_for_rounding(folder: Path, capfd: pytest.
 
 
 @pytest.mark.parametrize(
-    ("packages", "backend", "line"),
+    ("packages", "key", "value", "line"),
     [
-        ((), "csrc", "csrc is not possible: the compiled ops are not built (csrc/README.md says how)"),
-        ((), "apex", "apex is not possible: NVIDIA's apex is not installed: csrc/README.md says how to build it (the"),
-        (("pypi_apex",), "apex", "apex is not possible: the apex that is installed is not NVIDIA's but the project of"),
-        (("nvidia_apex",), "apex", "apex is not possible: it takes tensors on one GPU, got cpu"),
+        ((), "optim.backend", "csrc", "csrc is not possible: the compiled ops are not built (csrc/README.md says how)"),
+        ((), "optim.backend", "apex", "apex is not possible: NVIDIA's apex is not installed: csrc/README.md says how"),
+        (("pypi_apex",), "optim.backend", "apex", "apex is not possible: the apex that is installed is not NVIDIA's"),
+        (("nvidia_apex",), "optim.backend", "apex", "apex is not possible: it takes tensors on one GPU, got cpu"),
+        (
+            ("flash_attn_2",),
+            "model.attention",
+            "flash",
+            "flash is not possible: it needs fp16 or bf16, got torch.float3",
+        ),
+        ((), "parallel.cuda_graphs", True, "there is no GPU here"),
     ],
 )
-def test_refused_in_one_line_before_anything_is_written(
-    folder: Path, capfd: pytest.CaptureFixture[str], packages: tuple[str, ...], backend: str, line: str
+def test_refused_in_one_line_before_anything_is_read_or_written(
+    folder: Path, capfd: pytest.CaptureFixture[str], packages: tuple[str, ...], key: str, value: object, line: str
 ) -> None:
     with installed(*packages):
-        assert run(folder, "refused", optim__backend=backend) == 2
+        assert run(folder, "refused", **{key.replace(".", "__"): value}, data__train="none.jsonl") == 2
     out, err = capfd.readouterr()
-    assert err.startswith(f"rmfast: optim.backend: {line}") and err.count("\n") == 1 and not out
+    assert err.startswith(f"rmfast: {key}: {line}") and err.count("\n") == 1 and not out
     assert not (folder / "refused").exists()
 
 
