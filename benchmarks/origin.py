@@ -13,7 +13,8 @@ from typing import Any
 from rmfast.data.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "transformers", "trl", "liger_kernel", "accelerate", "numpy", "rmfast")
+PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "numpy", "rmfast")
+PACKAGES += ("liger_kernel", "flash_attn", "apex")
 
 
 def commit(tree: Path = ROOT) -> str | None:

@@ -22,7 +22,7 @@ PROFILED = 2  # last steps of a job with a breakdown: the profiler's first, and 
 OF_STEPS = ("wall_seconds", "cpu_seconds", "loss", "grad_norm", "computed_tokens", "real_tokens")
 ATTENTION = {
     "kernel": "rmfast's kernels (plain torch on a CPU)",
-    "flash": "FlashAttention 2 of torch, prompt and responses merged",
+    "flash": "FlashAttention 2, prompt and responses merged",
 }
 
 

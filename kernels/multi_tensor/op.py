@@ -36,8 +36,9 @@ def first_backend(device: torch.device, masters: Sequence[Tensor] = (), others: 
     return next(name for name in _AUTO if refusal(name, device, masters, others) is None)
 
 
-def describe_backend(backend: str) -> str:
-    """An implementation of `adamw_` with its version, for a run's log."""
+def describe_backend(backend: str, device: torch.device) -> str:
+    """An implementation of `adamw_` with its version, for a run's log; "auto" is what it stands for on a device."""
+    backend = first_backend(device) if backend == "auto" else backend
     words = {"csrc": "csrc", "torch": f"torch {torch.__version__}", "reference": "plain torch"}
     return apex.describe() if backend == "apex" else words[backend]
 

@@ -111,7 +111,7 @@ def test_what_it_cannot_take() -> None:
 
 def test_which_apex_is_installed() -> None:
     with installed("nvidia_apex"):
-        assert apex.missing() is None and describe_backend("apex").startswith("apex")
+        assert apex.missing() is None and describe_backend("apex", CUDA).startswith("apex")
     with installed():
         assert apex.missing() == (
             "NVIDIA's apex is not installed: csrc/README.md says how to build it (the apex on PyPI is another project)"

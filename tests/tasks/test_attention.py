@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from rmfast.config import Config
@@ -12,8 +13,7 @@ from rmfast.errors import UserError
 from rmfast.kernels.prefix_attention import flash
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import load_network
-from rmfast.parallel.world import World
-from rmfast.tasks.build.engine import attention_impl
+from rmfast.tasks.build.choices import attention_impl
 from tests.tiny import group_of, hf_config, pack_of, save_hf_model
 
 
@@ -25,7 +25,7 @@ def config(**changes: dict[str, Any]) -> Config:
 
 
 def choose(config: Config, family: str = "llama") -> str:
-    return attention_impl(config, World(), decoder_config(hf_config(family)))
+    return attention_impl(config, torch.device("cpu"), decoder_config(hf_config(family)))
 
 
 def test_what_the_config_says_and_no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,7 @@ from transformers import PreTrainedConfig
 
 from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
-from rmfast.kernels import describe
-from rmfast.kernels.multi_tensor import describe_backend, first_backend
-from rmfast.kernels.prefix_attention import flash
-from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
+from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import load_network
 from rmfast.models.network import Network
 from rmfast.models.rows import open_rows
@@ -20,6 +17,7 @@ from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from rmfast.tasks.build.choices import attention_impl
 from rmfast.tasks.build.objective import adamw_options, dropout, prototypes
 
 
@@ -33,59 +31,20 @@ def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
         UserError: a model that cannot be read, or not be run like that.
     """
     options = adamw_options(config.optim, world.device)
-    attention = attention_impl(config, world, decoder_config(hf, config.model.path))
+    attention = attention_impl(config, world.device, decoder_config(hf, config.model.path))
     if config.parallel.engine == "megatron":
         return _megatron(config, world, hf, options, attention)
     return _native(config, world, options, attention)
 
 
-def attention_impl(config: Config, world: World, decoder: DecoderConfig) -> str:
-    """What attends over whole packs: model.attention.
-
-    Raises:
-        UserError: flash attention is asked for and cannot be had.
-    """
-    model = config.model
-    if model.attention != "flash":
-        return model.kernels
-    refusal = flash.refusal(world.device, DTYPES[model.dtype], decoder.head_dim)
-    if refusal is None and all(window is not None for window in decoder.windows):
-        refusal = "every layer has a sliding window"
-    if refusal is not None:
-        raise UserError(f"model.attention: flash is not possible: {refusal}")
-    return "flash"
-
-
 def _native(config: Config, world: World, options: AdamWOptions, attention: str) -> Engine:
-    recorder = None
-    if config.parallel.cuda_graphs:
-        if world.device.type != "cuda":
-            raise UserError("parallel.cuda_graphs: there is no GPU here")
-        recorder = CudaRecorder(world.device)
     return NativeEngine(
         _network(config, attention),
         world=world,
         options=options,
         data_parallel=config.parallel.data,
-        recorder=recorder,
+        recorder=CudaRecorder(world.device) if config.parallel.cuda_graphs else None,
     )
-
-
-def choices(config: Config, device: torch.device) -> dict[str, str]:
-    """What runs a step on a device, with versions: for a run's first lines and its summary.json."""
-    model = config.model
-    kernels = f"kernel, {describe(device, model.kernels)}"
-    backend = config.optim.backend
-    return {
-        "attention": f"flash, {flash.describe()}" if model.attention == "flash" else kernels,
-        "optimizer": describe_backend(first_backend(device) if backend == "auto" else backend),
-        "cuda_graphs": "on" if config.parallel.cuda_graphs else "off",
-    }
-
-
-def choices_line(config: Config, device: torch.device) -> str:
-    """The same in a line."""
-    return "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in choices(config, device).items())
 
 
 def describe_parallel(parallel: ParallelConfig) -> str:

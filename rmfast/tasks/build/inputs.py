@@ -20,8 +20,8 @@ from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
 from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
-from rmfast.parallel.optimizer import optimizer_backend
 from rmfast.parallel.world import World
+from rmfast.tasks.build.choices import check_choices
 from rmfast.tasks.build.model import check_window, say_date
 from rmfast.tasks.build.objective import training_views
 from rmfast.tasks.build.tables import group_counts, make_table, open_stores
@@ -46,7 +46,6 @@ def open_world(config: Config, timeout_minutes: float | None = None) -> World:
         use_triton("model.kernels", config.model.kernels, torch.empty(0, device=world.device))
     except ValueError as error:
         raise UserError(str(error)) from None
-    optimizer_backend(config.optim.backend, world.device)
     return world
 
 
@@ -72,7 +71,8 @@ class Inputs:
 def open_inputs(config: Config, world: World) -> Inputs:
     """Model config, tokenizer and tables of a run, on all ranks."""
     hf = read_config(config.model.path)
-    vocabulary = decoder_config(hf, config.model.path).vocabulary
+    decoder = decoder_config(hf, config.model.path)
+    check_choices(config, world.device, decoder)
     check_window(config, hf)
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template, config.data.template_date)
     granted = taken_for_granted(tokenizer)  # on all ranks: a template that is not valid must end them all
@@ -83,10 +83,10 @@ def open_inputs(config: Config, world: World) -> Inputs:
     stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
     held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
     table = make_table(
-        stores, config.data, vocabulary, "train", world, config.denoise_options(), views=training_views(config)
+        stores, config.data, decoder.vocabulary, "train", world, config.denoise_options(), views=training_views(config)
     )
     evals = {
-        name: make_table([store], config.data, vocabulary, name, world)
+        name: make_table([store], config.data, decoder.vocabulary, name, world)
         for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
     }
     return Inputs(hf=hf, tokenizer=tokenizer, table=table, evals=evals)

@@ -16,7 +16,8 @@ from rmfast.parallel.engine import Engine
 from rmfast.parallel.world import World
 from rmfast.report.html import write_report
 from rmfast.report.summary import final_summary
-from rmfast.tasks.build.engine import choices, choices_line, describe_parallel
+from rmfast.tasks.build.choices import choices, choices_line
+from rmfast.tasks.build.engine import describe_parallel
 from rmfast.tasks.build.folder import RunFolder, run_folder
 from rmfast.tasks.build.inputs import Inputs, open_inputs, open_world
 from rmfast.tasks.build.model import head_line

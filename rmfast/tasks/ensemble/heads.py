@@ -23,7 +23,7 @@ from rmfast.models.weights import HEAD
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.tasks.build.engine import attention_impl, choices_line
+from rmfast.tasks.build.choices import attention_impl, choices_line
 from rmfast.tasks.build.inputs import step_plan
 from rmfast.tasks.build.model import head_line, stored_heads
 from rmfast.tasks.build.objective import adamw_options
@@ -67,7 +67,7 @@ def train_heads(ensemble: Ensemble, stop: StopRequest) -> None:
         from_scratch=model.from_scratch,
         dtype=DTYPES[model.dtype],
         impl=model.kernels,
-        attention=attention_impl(config, world, ensemble.inputs.decoder),
+        attention=attention_impl(config, world.device, ensemble.inputs.decoder),
     )
     # Found out now rather than at the export.
     choose_pad_token(ensemble.inputs.tokenizer, network.config.vocabulary, ensemble.inputs.ends)

@@ -24,7 +24,7 @@ from rmfast.jsonio import finite_or_null, json_line
 from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent
-from rmfast.tasks.build.engine import choices
+from rmfast.tasks.build.choices import choices
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
 from rmfast.trainer.log import say
 
