@@ -180,8 +180,9 @@ def test_gradients_with_lm_loss(saved: Saved, tmp_path: Path, name: str, budget:
     assert_close_by_norm(gradients(network), theirs, EXACT)
 
 
-def test_a_network_gives_what_is_read_and_no_more(saved: Saved) -> None:
-    network, _ = load_network(saved("qwen2")[1], lm=True)
+def test_a_network_gives_what_is_read_and_no_more(saved: Saved, tmp_path: Path) -> None:
+    add_lm_head(saved("qwen3")[1], tmp_path)
+    network, _ = load_network(tmp_path, lm=True)
     pack = packs_of(table_of(lm_groups()), lm=True)[0]
     scores = Reads(scores=pack.scored)
     everything = replace(scores, log_prob=(pack.targets.rows, pack.targets.ids), features=True)
