@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -92,11 +93,18 @@ class NativeEngine(Stepping):
         # Gradients become views of DDP's buckets in a backward that reduces them. Let the first be one of no work, so
         # that no step adds up its packs in tensors beside the buckets.
         pack = empty_pack().to(self.device)
-        log_prob = (pack.targets.rows, pack.targets.ids) if self.network.lm else None
-        reads = Reads(scores=pack.scored, log_prob=log_prob, features=self.network.prototypes is not None)
-        outputs = self.module.train()(pack, reads)
+        outputs = self.module.train()(pack, self._reads(Reads(scores=pack.scored)))
         torch.stack([output.sum() for output in outputs if output is not None]).sum().backward()
         self._drop_gradients()
+
+    def _reads(self, reads: Reads) -> Reads:
+        """What is read of a pack in training: under DDP every head, if of no row. Of a weight that no output depends on
+        DDP would ask the device whether other ranks used it."""
+        if not isinstance(self.module, DistributedDataParallel):
+            return reads
+        none = reads.scores[:0]
+        log_prob = reads.log_prob or ((none, none) if self.network.lm else None)
+        return replace(reads, log_prob=log_prob, features=reads.features or self.network.prototypes is not None)
 
     def _shard(self) -> None:
         mesh = init_device_mesh(self.device.type, (self.world.size,))
@@ -153,7 +161,7 @@ class NativeEngine(Stepping):
 
     def _run(self, pack: Pack, objective: Objective[Pack], totals: Totals) -> Statistics:
         def compute(pack: Pack, totals: BatchTotals) -> Statistics:
-            outputs = self.module(pack, objective.reads(pack))
+            outputs = self.module(pack, self._reads(objective.reads(pack)))
             loss, statistics = objective(outputs, pack, totals)
             if loss.requires_grad:
                 loss.backward()
@@ -186,7 +194,7 @@ class NativeEngine(Stepping):
             with self._reduce_gradients(last):
                 if states:
                     self._random_state(states[i])
-                outputs = self.module(pack, objective.reads(pack))
+                outputs = self.module(pack, self._reads(objective.reads(pack)))
                 loss, statistics = objective(outputs, pack, totals)
                 term = term or batch_term([outputs.features], packs, inputs, outputs.prototypes, self.optimizer.steps)
                 ends, grads = [loss, outputs.features], [None, term.packs[i]]
