@@ -1,4 +1,4 @@
-"""Tables of tile sizes: a line for each generation of devices, kind of work and size that has a tile of its own."""
+"""Tables of tile sizes: a line for each generation of devices, kind of work and size that has a separate tile."""
 
 import contextlib
 from collections.abc import Iterator

@@ -35,7 +35,7 @@ class GGUFTensor:
 
         try:
             values = dequantize(self.data, self.kind)
-        except NotImplementedError:
+        except NotImplementedError:  # what the gguf package raises for a storage type that it lacks
             raise UserError(f"{self.where} is stored as {self.kind.name}, which the gguf package cannot read") from None
         tensor = torch.from_numpy(np.array(values, dtype=np.float32))
         if self.heads:

@@ -68,7 +68,7 @@ def usable(device: torch.device, error: Exception) -> None:
         try:
             torch.cuda.synchronize(device)
             torch.zeros(1, device=device).add_(1).item()
-        except Exception:
+        except Exception:  # whatever it is, it is raised again as the loss of the device
             raise RuntimeError(f"the device is lost to this process: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """The second engine: two calls of varlen flash attention, merged by log-sum-exp. Maths in README.md.
 
-The calls are those of the package flash_attn where it is installed, else torch's own.
+The calls are those of the package flash_attn where it is installed, else torch's.
 """
 
 from collections.abc import MutableMapping

@@ -130,7 +130,7 @@ def prefix_attention(
         scale: of the logits, positive; default D ** -0.5.
         window: a query sees the `window` nearest keys, itself included, counted by position in its own sequence.
         softcap: logits become softcap * tanh(logits / softcap).
-        impl: "auto", "triton", "flash" or "reference". "flash" is flash attention (flash_attn's or torch's own), called
+        impl: "auto", "triton", "flash" or "reference". "flash" is flash attention (flash_attn's or torch's), called
             twice: CUDA, fp16 or bf16, D a multiple of 8 up to 256, no rows, window or softcap. "auto" never takes it.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The steps of a run as packs, built one step ahead in a thread of their own."""
+"""The steps of a run as packs, built one step ahead in a separate thread."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

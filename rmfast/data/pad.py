@@ -19,12 +19,12 @@ def round_up(count: int) -> int:
 
 
 def end(tensor: Tensor, count: int, value: float) -> Tensor:
-    """The tensor with so many values behind its own."""
+    """The tensor with so many values appended."""
     return F.pad(tensor, (0, count), value=value)
 
 
 def pad_tokens(pack: Pack, tokens: int) -> Pack:
-    """The pack with more tokens behind its own, each a group of its own that is not scored.
+    """The pack with more tokens appended, each a separate group that is not scored.
 
     Args:
         tokens: T afterwards, at least the pack's.
@@ -43,10 +43,10 @@ def pad_tokens(pack: Pack, tokens: int) -> Pack:
 
 
 def pad_pack(pack: Pack, tokens: int) -> Pack:
-    """The pack with more tokens, scores, edges and LM targets behind its own.
+    """The pack with more tokens, scores, edges and LM targets appended.
 
-    An added token is a group of its own, so that it costs attention nothing; added edges weigh 0, added scores are no
-    responses and each a group of its own, added targets are -1.
+    An added token is a separate group, so that it costs attention nothing; added edges weigh 0, added scores are no
+    responses and each a separate group, added targets are -1.
 
     Args:
         tokens: T afterwards, at least the pack's. S, E and L are rounded up; the latter two to 0 or at least 16.

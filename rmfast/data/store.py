@@ -52,7 +52,7 @@ class TokenStore:
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
     notes (see `rmfast.data.notes`), columns ({column: what it is used as}), double_bos, merged (identical samples),
-    guessed_prompts (groups without a prompt of their own), tokenizer (fingerprint), bos_id (if every sequence begins
+    guessed_prompts (groups without a separate prompt), tokenizer (fingerprint), bos_id (if every sequence begins
     with it, else None), eos_id, max_id (the largest token id), ends (the last tokens of all sequences), has_strings,
     has_messages.
     """

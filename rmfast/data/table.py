@@ -132,7 +132,7 @@ def _columns(
     if max_length is not None:
         excess = np.maximum(longest - max_length, 0)
         bos = 0 if store.meta["bos_id"] is None else 1
-        # Only the prompt is cut, and of no sequence all of it: a response may have no token of its own.
+        # Only the prompt is cut, and of no sequence all of it: a response may end inside the prefix.
         shortest = prefix + np.minimum.reduceat(store.suffix_length, first)
         prompt = np.minimum.reduceat(store.answer_start, first).astype(np.int64) - bos
         room = np.maximum(np.minimum(prompt, shortest - 1), 0)

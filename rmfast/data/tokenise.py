@@ -186,7 +186,7 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[st
     double_bos = 0
     if is_text:
         double_bos = sum(_has_double_bos(ids, tokenizer.bos_token_id) for ids in sequences)
-        # Without a bos of the tokenizer's own, both stand in the text and stay.
+        # Without a bos that the tokenizer adds, both stand in the text and stay.
         if double_bos and tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
             double_bos = 0
     if double_bos:

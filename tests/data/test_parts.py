@@ -71,7 +71,7 @@ def test_one_answer_may_hold_the_prompt_and_the_other_not() -> None:
     [
         {"prompt": "Peru", "chosen": "Peru is a country.", "rejected": "Peru has a capital."},  # answers may begin so
         {"prompt": ASK, "chosen": f"{ASK} Lima.", "rejected": "Quito."},  # one answer's own echo
-        {"prompt": "The cat and the do", "chosen": "The cat and the dog", "rejected": "The cat and the door"},
+        {"prompt": "The cat and the do", "chosen": "The cat and the dog", "rejected": "The cat and the donkey"},
         {"prompt": "", "chosen": "a", "rejected": "b"},
         {"prompt": [USER, say("Lima.")], "chosen": [USER, say("a")], "rejected": [USER, say("b")]},  # asked again
     ],
