@@ -147,6 +147,8 @@ void gradient_norm(Tensors grads, Tensor partials, Tensor out, int64_t stream) {
   }
 }
 
+int64_t source() { return RMFAST_SOURCE; }
+
 bool has_cuda() {
 #ifdef RMFAST_CUDA
   return true;
@@ -166,6 +168,7 @@ STABLE_TORCH_LIBRARY(rmfast_C, m) {
   m.def("norm_partials(Tensor[] grads) -> int");
   m.def("gradient_norm_(Tensor[] grads, Tensor(a!) partials, Tensor(b!) out, int stream) -> ()");
   m.def("has_cuda() -> bool");
+  m.def("source() -> int");
 }
 
 #define RMFAST_OPS(m)                                       \
@@ -176,4 +179,7 @@ STABLE_TORCH_LIBRARY(rmfast_C, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(rmfast_C, CPU, m) { RMFAST_OPS(m); }
 STABLE_TORCH_LIBRARY_IMPL(rmfast_C, CUDA, m) { RMFAST_OPS(m); }
-STABLE_TORCH_LIBRARY_IMPL(rmfast_C, CompositeExplicitAutograd, m) { m.impl("has_cuda", TORCH_BOX(&has_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(rmfast_C, CompositeExplicitAutograd, m) { 
+  m.impl("has_cuda", TORCH_BOX(&has_cuda));
+  m.impl("source", TORCH_BOX(&source));
+}

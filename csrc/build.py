@@ -1,5 +1,6 @@
 """Builds the shared library of the compiled ops: `python csrc/build.py OUT.so [--cuda]`. Imports no torch."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -56,11 +57,18 @@ def build(out: Path, *, cuda: bool) -> None:
     if cuda and cuda_compiler is None:
         raise RuntimeError("the CUDA ops need nvcc: install the CUDA toolkit and set CUDA_HOME to it")
     include, lib = torch / "include", torch / "lib"
+    flags = [STABLE_ABI, f"-DRMFAST_SOURCE={source_number()}", f"-isystem{include}"]
+    flags += ["-DRMFAST_CUDA"] if cuda else []
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         objects, linker = [], [compiler]
         for source in sorted(HERE.glob("*.cpp")):
-            flags = [STABLE_ABI, f"-isystem{include}", *(["-DRMFAST_CUDA"] if cuda else [])]
+            flags = [
+                STABLE_ABI,
+                f"-DRMFAST_SOURCE={source_number()}",
+                f"-isystem{include}",
+                *(["-DRMFAST_CUDA"] if cuda else []),
+            ]
             objects.append(str(Path(folder, source.stem + ".o")))
             _run([compiler, *CXX, *flags, "-c", str(source), "-o", objects[-1]])
         if cuda:
@@ -72,6 +80,14 @@ def build(out: Path, *, cuda: bool) -> None:
         linked = str(Path(folder, out.name))
         _run([*linker, "-shared", *objects, "-o", linked, f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"])
         shutil.move(linked, out)
+
+
+def source_number() -> int:
+    """A number that tells versions of the sources apart; rmfast.kernels.compiled compares it with the library's."""
+    digest = hashlib.blake2b(digest_size=7)
+    for path in sorted(path for path in HERE.iterdir() if path.suffix in (".cpp", ".cu", ".h")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest())
 
 
 def _run(command: list[str]) -> None:

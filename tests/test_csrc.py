@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmfast.kernels.multi_tensor import adamw_, csrc, gradient_norm, perturb_, restore_
+from rmfast.kernels import compiled
+from rmfast.kernels.multi_tensor import adamw_, gradient_norm, perturb_, restore_
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = runpy.run_path(str(ROOT / "csrc" / "build.py"))
@@ -30,9 +32,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no g++")
     out = tmp_path_factory.mktemp("csrc") / "_C.so"
     BUILD["build"](out, cuda=False)
-    csrc.missing.cache_clear()
+    compiled.missing.cache_clear()
     patch = pytest.MonkeyPatch()
-    patch.setattr(csrc, "missing", lambda: None)  # what other tests find does not depend on this one
+    patch.setattr(compiled, "missing", lambda: None)  # what other tests find does not depend on this one
     torch.ops.load_library(out)
     yield out
     patch.undo()
@@ -177,3 +179,23 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path, architecture: str) 
     assert len(spills) == 4, done.stderr
     assert all(numbers == ("0", "0", "0") for numbers in spills), done.stderr
     assert "warning" not in done.stderr.lower()
+
+
+def test_a_library_of_other_sources_is_not_taken(library: Path, tmp_path: Path) -> None:
+    """What a new name for an argument would end in is torch's error of a schema, in the first step of a run."""
+    checkout, package = tmp_path / "csrc", tmp_path / "rmfast"
+    shutil.copytree(ROOT / "csrc", checkout)
+    package.mkdir()
+    shutil.copy(library, package)
+    imports = "from pathlib import Path; from rmfast.kernels import compiled"
+    asked = f"{imports}; print(compiled.missing(Path({str(package)!r})))"
+
+    def reason() -> str:
+        return subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert reason() == "None"
+    with (checkout / "bindings.cpp").open("a") as file:
+        file.write("// changed\n")
+    assert reason() == (
+        f"{package}/_C.so was built from other sources than csrc/ holds: build it again (csrc/README.md says how)"
+    )

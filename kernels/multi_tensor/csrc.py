@@ -1,41 +1,15 @@
-"""The compiled library of csrc/: found in the package's folder, loaded when it is first asked for."""
+"""The multi-tensor ops of the compiled library."""
 
 import contextlib
-import warnings
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rmfast.kernels import compiled
 from rmfast.kernels.multi_tensor import reference
 
 _NARROW = (torch.float32, torch.bfloat16)
-
-
-@cache
-def missing(folder: Path | None = None) -> str | None:
-    """Load the library, once; why there is none, or None.
-
-    Args:
-        folder: holds `_C*.so`; default the package's.
-    """
-    if hasattr(torch.ops.rmfast_C, "adamw_"):  # loaded by another name
-        return None
-    spec = find_spec("rmfast")
-    place = folder or Path(next(iter(spec.submodule_search_locations or [])) if spec else ".")
-    found = sorted(place.glob("_C*.so"))
-    if not found:
-        return "the compiled ops are not built (csrc/README.md says how)"
-    try:
-        torch.ops.load_library(found[0])
-    except OSError as error:
-        reason = f"the compiled ops do not load: {error}"
-        warnings.warn(reason, stacklevel=2)
-        return reason
-    return None
 
 
 def refusal(device: torch.device, masters: Sequence[Tensor] = (), others: Sequence[Tensor] = ()) -> str | None:
@@ -46,7 +20,7 @@ def refusal(device: torch.device, masters: Sequence[Tensor] = (), others: Sequen
         return "it takes tensors on one device, a CPU or a GPU"
     if not all(t.is_contiguous() for t in (*masters, *others)):
         return "it takes contiguous tensors"
-    if (reason := missing()) is not None:
+    if (reason := compiled.missing()) is not None:
         return reason
     return "the compiled ops were built without CUDA" if device.type == "cuda" and not _has_cuda() else None
 

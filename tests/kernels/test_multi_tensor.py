@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rmfast.kernels.multi_tensor import adamw_, csrc, gradient_norm, perturb_, restore_, save
+from rmfast.kernels import compiled
+from rmfast.kernels.multi_tensor import adamw_, gradient_norm, perturb_, restore_, save
 
 SHAPES = [(), (0,), (1,), (3, 5), (7,), (33,), (4, 0), (129,)]
 
@@ -190,7 +191,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def test_without_a_build_csrc_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csrc, "missing", lambda: "the compiled ops are not built (csrc/README.md says how)")
+    monkeypatch.setattr(compiled, "missing", lambda: "the compiled ops are not built (csrc/README.md says how)")
     with pytest.raises(ValueError, match="impl='csrc' is not possible: the compiled ops are not built"):
         gradient_norm(tensors(), impl="csrc")
     assert gradient_norm(tensors(), impl="auto") > 0

@@ -10,7 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.trainer_pt_utils import get_parameter_names
 
 from rmfast.errors import UserError
-from rmfast.kernels.multi_tensor import apex, csrc
+from rmfast.kernels import compiled
+from rmfast.kernels.multi_tensor import apex
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer
 from rmfast.parallel.world import World
 from tests.packages import installed
@@ -139,7 +140,7 @@ def test_frozen_weights_are_left_out_and_a_rank_may_own_nothing() -> None:
 
 
 def test_apex_takes_the_same_steps_also_where_it_clips_and_skips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csrc, "missing", lambda: "not for this test")
+    monkeypatch.setattr(compiled, "missing", lambda: "not for this test")
     ours, theirs = twins()
     with installed("nvidia_apex") as patch:
         patch.setattr(apex, "refusal", lambda *_: None)  # it wants a GPU

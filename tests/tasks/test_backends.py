@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmfast.kernels.multi_tensor import apex, csrc
+from rmfast.kernels import compiled
+from rmfast.kernels.multi_tensor import apex
 from rmfast.kernels.prefix_attention import flash
 from rmfast.train import main
 from tests.packages import installed
@@ -28,7 +29,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No plots, and no compiled ops, whether they were built or not."""
     monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
     monkeypatch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", lambda *_: [])
-    monkeypatch.setattr(csrc, "missing", lambda: "the compiled ops are not built (csrc/README.md says how)")
+    monkeypatch.setattr(compiled, "missing", lambda: "the compiled ops are not built (csrc/README.md says how)")
 
 
 def run(folder: Path, name: str, **more: object) -> int:
