@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rmfast.commands.flags import out_files, read_by, write_file
+from rmfast.console import say
 from rmfast.errors import UserError
 from rmfast.evaluation.diagnostics import diagnose
 from rmfast.evaluation.diagnostics.common import on_common_rows
@@ -15,7 +16,6 @@ from rmfast.evaluation.suites.result import SuiteResult, read_result, result_jso
 from rmfast.outputs.kinds import DIAGNOSTICS, PAGE
 from rmfast.outputs.overlap import Input
 from rmfast.report.suite.console import compare_tables
-from rmfast.trainer.log import say
 
 
 def compare(options: Namespace) -> None:

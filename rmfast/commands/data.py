@@ -5,13 +5,13 @@ from argparse import Namespace
 from typing import Any
 
 from rmfast.commands.flags import columns_of
+from rmfast.console import say
 from rmfast.data.report import data_report
 from rmfast.data.row_kinds import PAIRS, samples
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
 from rmfast.tasks.build.model import say_date
-from rmfast.trainer.log import say
 
 
 def report(options: Namespace) -> None:

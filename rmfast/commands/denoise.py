@@ -15,6 +15,7 @@ import numpy as np
 
 from rmfast.commands.flags import columns_of, out_files, write_file
 from rmfast.config import read_denoise
+from rmfast.console import say
 from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of
 from rmfast.data.denoise import MAKE_STRENGTHS, Denoised, denoise_edges, quantile_slice, spread
 from rmfast.data.example import BadRow, Example, Response
@@ -27,7 +28,6 @@ from rmfast.outputs.kinds import DENOISED, PICTURE
 from rmfast.outputs.overlap import Input
 from rmfast.report.ensemble.plots import strength_plot
 from rmfast.report.plots import render
-from rmfast.trainer.log import say
 
 Labelled = tuple[str, dict[str, Any], Example]
 """("file:row", columns, what they mean)"""

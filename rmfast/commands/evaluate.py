@@ -21,6 +21,7 @@ from rmfast.commands.flags import (
     write_file,
 )
 from rmfast.commands.judge import judge_log, make_judge, wants_judge
+from rmfast.console import say
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.figures import summary
 from rmfast.evaluation.scoring.score import Progress
@@ -32,7 +33,6 @@ from rmfast.outputs.kinds import RESULT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.report.suite.console import suite_table
 from rmfast.report.summary import accuracy_line, percent, verdict
-from rmfast.trainer.log import say
 
 NOTE = 200  # characters of a note that are printed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from rmfast.checkpoint.export import CHECK_TEXTS, publish_model
+from rmfast.console import say
 from rmfast.data.probe import taken_for_granted
 from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reward_model import find_folder, load
@@ -13,7 +14,6 @@ from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import DTYPES
 from rmfast.outputs.overlap import Input, Output, check_overlap
 from rmfast.tasks.build.model import say_date
-from rmfast.trainer.log import say
 
 
 def export(options: Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from rmfast.console import say
 from rmfast.data.columns import Columns, read_columns
 from rmfast.data.files import written_whole
 from rmfast.data.sources import source_root
@@ -22,7 +23,6 @@ from rmfast.models.hf import read_config
 from rmfast.outputs.kinds import Kind, check_kind
 from rmfast.outputs.overlap import Input, Output, check_overlap
 from rmfast.tasks.build.model import say_date
-from rmfast.trainer.log import say
 
 
 def check_models(paths: Sequence[str], options: Namespace) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
+from rmfast.console import say
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.launch.slurm import BREAK, Job, Notes, check, once, point, train, word, wrapped
@@ -19,7 +20,6 @@ from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.build.folder import config_inputs
 from rmfast.tasks.ensemble.members import check_ranks
-from rmfast.trainer.log import say
 
 MODES = ("weak", "strong")
 

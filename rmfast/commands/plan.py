@@ -11,6 +11,7 @@ import numpy as np
 
 from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config, load_config, split_arguments
+from rmfast.console import say
 from rmfast.data.columns import read_columns
 from rmfast.data.example import BadRow
 from rmfast.data.rows import read_row
@@ -27,7 +28,6 @@ from rmfast.outputs.kinds import PLANS
 from rmfast.outputs.overlap import Input
 from rmfast.tasks.build.folder import config_inputs
 from rmfast.tasks.build.model import check_window
-from rmfast.trainer.log import say
 
 SAMPLE = 1000  # rows of the data that lengths are taken from
 HEAD = ["engine", "TP", "PP", "DP", "recompute", "GB", "activations", "step s"]

@@ -2,11 +2,11 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+from rmfast.console import clock, say
 from rmfast.jsonio import finite_or_null
 
 COLUMNS = (  # metric, label, format
@@ -30,9 +30,7 @@ def console_line(values: dict[str, Any], total: int, seconds_left: float) -> str
     for name, label, form in COLUMNS:
         if values.get(name) is not None:
             parts.append(f"{label} {form.format(values[name])}")
-    minutes, seconds = divmod(round(seconds_left), 60)
-    hours, minutes = divmod(minutes, 60)
-    return "  ".join([*parts, f"left {hours}:{minutes:02d}:{seconds:02d}"])
+    return "  ".join([*parts, f"left {clock(seconds_left)}"])
 
 
 def evaluation_line(step: int, name: str, metrics: dict[str, Any]) -> str:
@@ -115,11 +113,6 @@ class RunLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def say(text: str) -> None:
-    """Print a line at once, so that it survives in a log of a killed job."""
-    print(text, file=sys.stdout, flush=True)
 
 
 def _open_jsonl(path: Path, keeps: Callable[[int], bool]) -> TextIO:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.console import say
 from rmfast.data.columns import Columns
 from rmfast.data.files import write_text
 from rmfast.data.notes import note_lines
@@ -22,7 +23,6 @@ from rmfast.evaluation.suites.result import SuiteResult, result_json, suite_resu
 from rmfast.evaluation.suites.shared import results_of, share
 from rmfast.jsonio import finite_or_null
 from rmfast.parallel.world import World
-from rmfast.trainer.log import say
 
 
 class SuiteRun:

@@ -9,6 +9,7 @@ from types import TracebackType
 import torch
 
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.sources import source_root
 from rmfast.errors import UserError, first_line
 from rmfast.outputs.lock import FolderLock
@@ -26,7 +27,6 @@ from rmfast.outputs.marks import (
 )
 from rmfast.outputs.overlap import Input, Output, around, check_overlap, identity
 from rmfast.parallel.world import World
-from rmfast.trainer.log import say
 
 ANOTHER = "choose another run.dir"
 

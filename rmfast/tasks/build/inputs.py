@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.plan import StepPlan
 from rmfast.data.probe import taken_for_granted
 from rmfast.data.table import GroupTable
@@ -25,7 +26,6 @@ from rmfast.tasks.build.choices import check_choices
 from rmfast.tasks.build.model import check_window, say_date
 from rmfast.tasks.build.objective import training_views
 from rmfast.tasks.build.tables import group_counts, make_table, open_stores
-from rmfast.trainer.log import say
 
 
 def open_world(config: Config, timeout_minutes: float | None = None) -> World:

@@ -5,13 +5,13 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reward_model import tokens_note
 from rmfast.models.config import context_window
 from rmfast.models.hf import open_model, read_config
 from rmfast.models.names import ENSEMBLE, SCORE
-from rmfast.trainer.log import say
 
 
 def check_window(config: Config, hf: PreTrainedConfig) -> None:

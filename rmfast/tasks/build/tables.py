@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
+from rmfast.console import say
 from rmfast.data.columns import read_columns, uses_line
 from rmfast.data.denoise import Denoise
 from rmfast.data.denoise_table import denoise_table
@@ -21,7 +22,6 @@ from rmfast.data.table import GroupTable, build_table
 from rmfast.data.views import Views, view_tokens
 from rmfast.errors import UserError
 from rmfast.parallel.world import World
-from rmfast.trainer.log import say
 
 
 def open_stores(

@@ -7,6 +7,7 @@ from typing import Any
 
 from rmfast.checkpoint.export import publish_model, rows_to_check
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.files import write_text
 from rmfast.data.pack import build_pack
 from rmfast.jsonio import finite_or_null
@@ -23,7 +24,6 @@ from rmfast.tasks.build.inputs import Inputs, open_inputs, open_world
 from rmfast.tasks.build.model import head_line
 from rmfast.trainer.held_out import table_prefix
 from rmfast.trainer.learner import Learner
-from rmfast.trainer.log import say
 from rmfast.trainer.loop import fit
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest, listening

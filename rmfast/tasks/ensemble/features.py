@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rmfast.console import say
 from rmfast.data.files import publish, sync, write_text
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable, select
@@ -18,7 +19,6 @@ from rmfast.models.network import Reads
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.world import World
 from rmfast.tasks.ensemble.members import Ensemble
-from rmfast.trainer.log import say
 
 
 def trunk_tables(ensemble: Ensemble) -> tuple[dict[str, GroupTable], np.ndarray]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rmfast.checkpoint.export import choose_pad_token, publish_model, rows_to_check
 from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, remove_checkpoint
+from rmfast.console import say
 from rmfast.data.files import sync
 from rmfast.data.table import GroupTable, select, table_edges
 from rmfast.evaluation.combine import combined_metrics
@@ -42,7 +43,6 @@ from rmfast.tasks.ensemble.members import (
 )
 from rmfast.trainer.held_out import keep_scores, table_prefix
 from rmfast.trainer.learner import Evaluation
-from rmfast.trainer.log import say
 from rmfast.trainer.loop import fit
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.files import write_text, written_whole
 from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.table import GroupTable, build_table
@@ -24,7 +25,6 @@ from rmfast.parallel.world import World
 from rmfast.tasks.build.inputs import Inputs
 from rmfast.tasks.build.tables import data_key
 from rmfast.tasks.ensemble.folds import fold_of_groups
-from rmfast.trainer.log import say
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

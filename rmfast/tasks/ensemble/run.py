@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from rmfast.config import Config
+from rmfast.console import say
 from rmfast.data.table import select
 from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import first_too_long
@@ -32,7 +33,6 @@ from rmfast.tasks.ensemble.members import (
 )
 from rmfast.tasks.ensemble.strength import finish
 from rmfast.tasks.reward import open_reward
-from rmfast.trainer.log import say
 from rmfast.trainer.stop import StopRequest, listening
 
 WEEK = 7 * 24 * 60.0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from rmfast.console import say
 from rmfast.data.columns import Columns, read_columns
 from rmfast.data.edge_columns import Edges
 from rmfast.data.example import BadRow
@@ -26,7 +27,6 @@ from rmfast.report.ensemble.plots import HeldOut, Strengths
 from rmfast.report.summary import accuracy_line, percent
 from rmfast.tasks.build.choices import choices
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
-from rmfast.trainer.log import say
 
 
 def finish(ensemble: Ensemble) -> None:
