@@ -3,6 +3,8 @@
 Shape suffixes in comments: T tokens of the pack, S rows that are read, d width, H heads, D head dimension.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,22 @@ from rmfast.models.layers import LayerFactory, NativeLayers
 from rmfast.models.recompute import Recompute, recomputed
 
 
+class Memory(Protocol):
+    """Keys and values of the tokens so far, and who sees which of them: in place of a pack's layout, for sampling."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, window: int | None) -> Tensor:
+        """Keep keys and values, [T, Hkv, D] each, of the tokens that a layer computes, and attend.
+
+        Args:
+            layer: its number in the model.
+            q: [T, H, D], or [S, H, D] of the tokens `rows` alone.
+
+        Returns:
+            As q.
+        """
+        ...
+
+
 class DecoderLayer(nn.Module):
     """Attention and MLP with their norms. The residual sum travels beside the branch that is not yet added to it."""
 
@@ -21,7 +39,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         c = self.config = config
-        self.window = c.windows[index]
+        self.index, self.window = index, c.windows[index]
         self.dropout, self.impl = dropout, impl
         self.attention_impl = attention if self.window is None else impl
         self.factory = factory
@@ -37,14 +55,14 @@ class DecoderLayer(nn.Module):
         self.down = factory.row(c.ffn, c.width, c.mlp_bias)
 
     def forward(
-        self, branch: Tensor, residual: Tensor | None, tables: Tensor, layout: Tensor, rows: Tensor | None
+        self, branch: Tensor, residual: Tensor | None, tables: Tensor, layout: Tensor | Memory, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """One layer.
 
         Args:
             branch: [T, d], output of the layer before, not yet added to `residual` [T, d] (None in the first layer that
                 is held).
-            tables: [2, T, D / 2], of RoPE. layout: int32 [4, T].
+            tables: [2, T, D / 2], of RoPE. layout: int32 [4, T], or a memory.
             rows: int [S]; queries, output projection and MLP are computed there only. Default all T.
 
         Returns:
@@ -61,12 +79,12 @@ class DecoderLayer(nn.Module):
         normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps, impl=impl)
         return self.drop(self.down(swiglu(self.gate_up(normed), impl=impl))), residual
 
-    def attention(self, normed: Tensor, tables: Tensor, layout: Tensor, rows: Tensor | None) -> Tensor:
+    def attention(self, normed: Tensor, tables: Tensor, layout: Tensor | Memory, rows: Tensor | None) -> Tensor:
         c, impl = self.config, self.impl
         if rows is None and self.q_norm is None:
             sizes = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": c.head_dim}
             q, k, v = split_rope(self.qkv(normed), tables, **sizes, impl=impl)
-            return self.out(self.attend(q, k, v, layout))
+            return self.out(self.attend(q, k, v, layout, None))
         if rows is None:
             q, kv = self.qkv(normed).split(self.sizes, dim=-1)
         else:
@@ -78,13 +96,16 @@ class DecoderLayer(nn.Module):
             k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
         if rows is None:
             q, k = rotate(q, k, tables, impl=impl)
-            return self.out(self.attend(q, k, v, layout))
+            return self.out(self.attend(q, k, v, layout, None))
         q, _ = rotate(q, q[:, :0], tables[:, rows], impl=impl)
         _, k = rotate(k[:, :0], k, tables, impl=impl)
-        return self.out(prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1))
+        return self.out(self.attend(q, k, v, layout, rows))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor) -> Tensor:
-        return prefix_attention(q, k, v, layout, window=self.window, impl=self.attention_impl).flatten(1)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor | Memory, rows: Tensor | None) -> Tensor:
+        if not isinstance(layout, Tensor):
+            return layout.attend(self.index, q, k, v, rows, self.window).flatten(1)
+        impl = self.attention_impl if rows is None else self.impl
+        return prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1)
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training) if self.dropout else branch
@@ -145,12 +166,18 @@ class Decoder(nn.Module):
             layer.requires_grad_(i >= self.first_trained)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, layout: Tensor, rows: Tensor, before: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Tensor | Memory,
+        rows: Tensor,
+        before: Tensor | None = None,
     ) -> Tensor:
         """Hidden states at some tokens of a pack, before the final norm.
 
         Args:
-            tokens, positions: int [T]. layout: int32 [4, T]. rows: int [S], in any order, repeats allowed.
+            tokens, positions: int [T]. rows: int [S], in any order, repeats allowed.
+            layout: int32 [4, T], of a pack; or what holds the tokens before these.
             before: the residual stream after the layers before the first that is held; None where that is the first.
 
         Returns:

@@ -107,7 +107,7 @@ def open_model(
     """
     names = {name for parts in hf_parts(decoder_config(hf, str(path))).values() for name, _ in parts}
     with open_named(path, hf, names) as (reader, _):
-        if SCORE in reader and (label is not None or heads != reader[SCORE].shape[0]):
+        if SCORE in reader and heads != 0 and (label is not None or heads != reader[SCORE].shape[0]):
             row = choose_row(label, reader[SCORE].shape[0], hf, path)
             reader |= {} if row is None else {SCORE: reader[SCORE].row(row)}
         yield reader
@@ -154,7 +154,7 @@ def load_network(
 
     Args:
         path: of a base or chat model, or of a reward model (`*ForSequenceClassification`).
-        heads: reward heads; default those that the folder has, or 1.
+        heads: reward heads; default those that the folder has, or 1; 0 for a language model (with `lm`).
         label: which label of a classifier of several is the reward (see `choose_row`).
         new_heads: whether a folder without heads gets random ones, drawn from `seed`.
         from_scratch: take only the config and draw all weights.
@@ -174,7 +174,7 @@ def load_network(
     options |= {"impl": impl, "attention": attention}
     stored = weights_dtype or dtype
     if from_scratch:
-        network = build_network(hf, where=str(path), heads=heads or 1, **options)
+        network = build_network(hf, where=str(path), heads=1 if heads is None else heads, **options)
         empty = {name: torch.empty(p.shape, dtype=stored) for name, p in network.named_parameters()}
         network.load_state_dict(empty, assign=True)
         initialise(network, seed)
@@ -203,6 +203,10 @@ def no_head(path: Path, reader: Reader, what: str = "score.weight") -> UserError
 
 def head_count(reader: Reader, asked: int | None, new: bool, path: Path) -> tuple[set[str], int]:
     """Weights that a folder without heads lacks, and the number of heads."""
+    if asked == 0:
+        if SCORE in reader:
+            raise UserError(f"{path}: a reward model; a policy is a causal language model")
+        return {HEAD}, 0
     if SCORE not in reader:
         if not new:
             raise no_head(path, reader)
@@ -247,7 +251,7 @@ def find_weights(network: Network, reader: Reader, absent: set[str], path: Path)
             shape = (rows if rows >= 0 else parameter.shape[0], *parameter.shape[1:])
             theirs = part.removeprefix("model.") if bare else part
             if theirs not in reader and theirs == "lm_head.weight":
-                raise UserError(f"{path}: no {shown(theirs)}, which an LM loss (objective.lm) needs")
+                raise UserError(f"{path}: no {shown(theirs)}, which a policy and an LM loss (objective.lm) need")
             if theirs not in reader:
                 raise UserError(f"{path}: weight {shown(theirs)} is missing: {unlike}")
             used.add(theirs)

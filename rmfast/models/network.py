@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmfast.kernels import rms_norm, score_head
-from rmfast.models.decoder import Decoder
+from rmfast.kernels.linear_log_prob.products import wide_product
+from rmfast.models.copies import cast
+from rmfast.models.decoder import Decoder, Memory
 from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
 
 
@@ -70,7 +72,7 @@ class Network(nn.Module):
 
     Args:
         decoder: the trunk.
-        heads: M.
+        heads: M; 0 for a language model.
         lm: whether log-probabilities are read. With untied weights the network then holds a language-model head, and
             also where the decoder lacks the embedding.
     """
@@ -108,6 +110,14 @@ class Network(nn.Module):
         """Scores [S, M] of the pack's scored tokens."""
         scores: Tensor = self(pack, Reads(scores=pack.scored)).scores
         return scores
+
+    def logits(self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor) -> Tensor:
+        """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
+        rank's part. Arguments are the decoder's."""
+        hidden = self.decoder(tokens, positions, memory, rows)
+        normed = rms_norm(hidden, self.norm.weight, eps=self.config.norm_eps, impl=self.decoder.impl)
+        table = cast(self._table().weight, normed.dtype)
+        return wide_product(normed, table.t(), torch.promote_types(normed.dtype, torch.float32))
 
     def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head
