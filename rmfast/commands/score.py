@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from rmfast.commands.flags import check_models, columns_of, load_model, out_file, read_by, reader, write_file
+from rmfast.console import say
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.sources import split_note
 from rmfast.evaluation.scoring.rows import (
     ReadRow,
-    bad_rows,
+    bad_line,
     columns_used,
     not_kept,
     noted,
@@ -24,7 +25,6 @@ from rmfast.evaluation.scoring.rows import (
 )
 from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import SCORED
-from rmfast.trainer.log import say
 
 
 def score(options: Namespace) -> None:
@@ -52,11 +52,8 @@ def score(options: Namespace) -> None:
     if gone := Counter(name for row, line in zip(rows, written, strict=True) for name in not_kept(row.columns, line)):
         counts = ", ".join(f"{name} ({count:,} rows)" for name, count in gone.items())
         say(f"replaced by this scoring, and only in {options.data} still: {counts}")
-    if unusable := bad_rows(rows):
-        first = next(row for row in rows if row.error)
-        causes = ", ".join(f"{count:,} {cause}" for cause, count in unusable.items())
-        share = f"{sum(unusable.values()):,} of {len(rows):,} rows"
-        say(f"{share} could not be scored: {causes}; first: {first.label}: {first.error}")
+    if line := bad_line(rows, "scored"):
+        say(line)
     for line in note_lines(noted(rows)):
         say(line)
 

@@ -1,5 +1,6 @@
 """Rows of a file, scored as they are: none is dropped silently."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from rmfast.data.columns import AS_NAMED, Columns, Uses, uses_of
 from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
-from rmfast.data.row_kinds import RESPONSES
+from rmfast.data.row_kinds import RESPONSES, RowKind
 from rmfast.data.rows import read_row
 from rmfast.data.sources import read_rows
 from rmfast.errors import UserError
@@ -28,7 +29,9 @@ class ReadRow:
     notes: tuple[Note, ...] = ()
 
 
-def read_file(source: str, columns: Columns = AS_NAMED) -> list[ReadRow]:
+def read_file(
+    source: str, columns: Columns = AS_NAMED, kind: RowKind = RESPONSES, default_split: str = "test"
+) -> list[ReadRow]:
     """All rows of a source, good and bad.
 
     Raises:
@@ -36,10 +39,10 @@ def read_file(source: str, columns: Columns = AS_NAMED) -> list[ReadRow]:
             says nothing of it.
     """
     rows = []
-    for file, number, row in read_rows(source, "test"):
+    for file, number, row in read_rows(source, default_split):
         label, found = f"{file}:{number}", None if isinstance(row, BadRow) else row
         try:
-            example = read_row(label, row, columns, RESPONSES)
+            example = read_row(label, row, columns, kind)
             rows.append(ReadRow(label, found, example, None))
         except BadRow as error:
             rows.append(ReadRow(label, found, None, f"{error.cause}: {error.detail}"))
@@ -82,14 +85,14 @@ def columns_used(rows: Sequence[ReadRow]) -> Uses:
     return uses_of(row.example.columns for row in rows if row.example)
 
 
-def bad_rows(rows: Sequence[ReadRow]) -> dict[str, int]:
-    """Unusable rows by cause."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        if row.error is not None:
-            cause = row.error.split(":")[0]
-            counts[cause] = counts.get(cause, 0) + 1
-    return counts
+def bad_line(rows: Sequence[ReadRow], verb: str) -> str | None:
+    """How many rows could not be used ("could not be `verb`"), by cause, and the first; None where all could."""
+    if not (bad := [row for row in rows if row.error is not None]):
+        return None
+    counts = Counter(str(row.error).split(":")[0] for row in bad)
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in counts.items())
+    share = f"{len(bad):,} of {len(rows):,} rows"
+    return f"{share} could not be {verb}: {causes}; first: {bad[0].label}: {bad[0].error}"
 
 
 WRITTEN = ("rewards", "strength_mean", "strength_std", "votes", "members", "fold", "error")
