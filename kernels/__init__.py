@@ -6,6 +6,7 @@ Each op has a plain-torch reference, which is its CPU path and the truth for tes
 from rmfast.kernels.clipped_losses import policy_loss, value_loss
 from rmfast.kernels.common import describe
 from rmfast.kernels.difference_loss import difference_loss
+from rmfast.kernels.draw_tokens import Drawn, draw_tokens, row_keys
 from rmfast.kernels.gae import gae
 from rmfast.kernels.info_nce import info_nce
 from rmfast.kernels.linear_log_prob import linear_log_prob
@@ -19,9 +20,11 @@ from rmfast.kernels.swapped_prediction_loss import swapped_prediction_loss
 from rmfast.kernels.swiglu import swiglu
 
 __all__ = [
+    "Drawn",
     "add_rms_norm",
     "describe",
     "difference_loss",
+    "draw_tokens",
     "gae",
     "info_nce",
     "linear_log_prob",
@@ -33,6 +36,7 @@ __all__ = [
     "rope",
     "rope_tables",
     "rotate",
+    "row_keys",
     "score_head",
     "sinkhorn",
     "split_rope",
