@@ -7,11 +7,8 @@
 #include <functional>
 #include <limits>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RMFAST_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
-#else
-#define RMFAST_CLONES
-#endif
+#include "clones.h"
+
 #define RMFAST_INLINE inline __attribute__((always_inline))
 
 namespace rmfast {
@@ -70,6 +67,11 @@ RMFAST_CLONES void sweep(const float* x, int64_t count, float least, float* top,
   }
 }
 
+// exp(score - shift) of scores from `least` on, 0 of others.
+RMFAST_CLONES void exps(float* __restrict out, const float* __restrict x, int64_t size, float shift, float least) {
+  for (int64_t i = 0; i < size; ++i) out[i] = x[i] < least ? 0.0f : exp_of(x[i] - shift);
+}
+
 RMFAST_CLONES void divide(float* __restrict out, const float* __restrict x, int64_t size, float by) {
   for (int64_t i = 0; i < size; ++i) out[i] = x[i] / by;
 }
@@ -93,23 +95,38 @@ RMFAST_CLONES int64_t count_above(const float* x, int64_t count, const float* to
   return above;
 }
 
-// Equal steps down from the largest score; what is beyond the last of them is in bucket `count`.
+// Equal steps down from the largest score; `COUNT` is beyond the last of them.
 struct Buckets {
+  static constexpr int COUNT = 2048;
   float top, scale, least;
-  int32_t count;
 };
 
+// Falls as x grows, roundings or not.
 RMFAST_INLINE int32_t bucket_of(float x, const Buckets& of) {
-  const float step = (of.top - x) * of.scale;  // falls as x grows, roundings or not
-  const float end = static_cast<float>(of.count);
-  return static_cast<int32_t>(x < of.least || !(step < end) ? end : step);
+  const float step = (of.top - x) * of.scale;
+  return static_cast<int32_t>(x < of.least || !(step < Buckets::COUNT) ? Buckets::COUNT : step);
 }
 
+// Of a block: exp(score - top), and the bucket; those beyond the last get one of `BLOCK` places each, for adding to the
+// same place would wait for the addition before.
 RMFAST_CLONES void block_buckets(
-    int32_t* __restrict bucket, float* __restrict mass, const float* __restrict x, const Buckets& buckets) {
+    int32_t* __restrict bucket, double* __restrict mass, const float* __restrict x, const Buckets& buckets) {
   const Buckets of = buckets;
+  for (int i = 0; i < BLOCK; ++i) {
+    const int32_t place = bucket_of(x[i], of);
+    bucket[i] = place + (place == Buckets::COUNT ? i : 0);
+  }
   for (int i = 0; i < BLOCK; ++i) mass[i] = exp_of(x[i] - of.top);
-  for (int i = 0; i < BLOCK; ++i) bucket[i] = bucket_of(x[i], of);
+}
+
+// Which groups of 16 scores of a block have one in [low, high).
+constexpr int GROUP = 16;
+RMFAST_CLONES void groups_between(int32_t* __restrict any, const float* __restrict x, float low, float high) {
+  for (int g = 0; g < BLOCK / GROUP; ++g, x += GROUP) {
+    int32_t found = 0;
+    for (int i = 0; i < GROUP; ++i) found |= (x[i] >= low) & (x[i] < high);
+    any[g] = found;
+  }
 }
 
 // Philox4x32-10 for indices from `first` on: its first two words.
@@ -199,8 +216,9 @@ double masses_of(const Sums& sums, float top, std::vector<double>& out) {
   return total;
 }
 
-// int32 that compare as floats do, and back.
+// int32 that compare as floats do, -0 as 0; and back.
 int32_t ordered(float x) {
+  x += 0.0f;
   int32_t bits;
   memcpy(&bits, &x, sizeof bits);
   return bits < 0 ? bits ^ 0x7fffffff : bits;
@@ -213,69 +231,88 @@ float unordered(int32_t x) {
   return out;
 }
 
-// The k-th largest score, by bisection over the bit patterns. It is at least the k-th largest of the blocks' largest.
+// The least float above `low` for which a condition holds that holds from there on; the one after `top` where none does.
+template <class Condition>
+float bisect(float low, float top, const Condition& condition) {
+  int64_t from = ordered(low), to = int64_t{ordered(top)} + 1;
+  while (from < to) {
+    const int64_t middle = (from + to) >> 1;
+    if (condition(unordered(static_cast<int32_t>(middle)))) {
+      to = middle;
+    } else {
+      from = middle + 1;
+    }
+  }
+  return unordered(static_cast<int32_t>(to));
+}
+
+// The k-th largest score. It is at least the k-th largest of the blocks' largest.
 float top_k_threshold(const Blocks& x, const Sums& sums, int64_t k) {
-  int64_t low = ordered(-INFINITE), high = ordered(top_of(sums));
+  float low = -INFINITE;
   if (k <= x.count) {
     std::vector<float> tops = sums.top;
     std::nth_element(tops.begin(), tops.begin() + (k - 1), tops.end(), std::greater<float>());
-    low = ordered(tops[k - 1]);
+    low = tops[k - 1];
   }
-  while (low < high) {
-    const int64_t middle = (low + high) >> 1;
+  return bisect(low, top_of(sums), [&](float threshold) {
     int64_t above = 0;
     each_part(x, [&](const float* scores, int64_t count, int64_t b) {
-      above += count_above(scores, count, sums.top.data() + b, unordered(static_cast<int32_t>(middle)));
+      above += count_above(scores, count, sums.top.data() + b, threshold);
     });
-    (above < k ? high : low) = above < k ? middle : middle + 1;
+    return above < k;
+  });
+}
+
+// Scores in [low, high), the largest first.
+std::vector<float> between(const Blocks& x, const Sums& sums, float low, float high) {
+  std::vector<float> found;
+  int32_t any[BLOCK / GROUP];
+  for (int64_t b = 0; b < x.count; ++b) {
+    if (sums.top[b] < low) continue;
+    const float* scores = block(x, b);
+    groups_between(any, scores, low, high);
+    for (int g = 0; g < BLOCK / GROUP; ++g) {
+      for (int i = g * GROUP; any[g] && i < (g + 1) * GROUP; ++i) {
+        if (scores[i] >= low && scores[i] < high) found.push_back(scores[i]);
+      }
+    }
   }
-  return unordered(static_cast<int32_t>(high));
+  std::sort(found.begin(), found.end(), std::greater<>());
+  return found;
 }
 
 // The least score with less than top_p of the total mass (of scores from `least` on) above it.
 //
 // Scores with less than (1 - top_p) total / n of mass have less than 1 - top_p of the total together, so the threshold
-// is above them: that bounds the buckets. One of these has the threshold, and is sorted.
+// is above them: that bounds the buckets. The one in which top_p is reached has the threshold, and is sorted.
 float top_p_threshold(const Blocks& x, const Sums& sums, float least, double total, double top_p) {
-  constexpr int32_t COUNT = 1024;
   const float top = top_of(sums);
   const double depth = std::log(static_cast<double>(x.count * BLOCK) / ((1.0 - top_p) * total));
-  const float scale = static_cast<float>(COUNT / std::max(1.001 * depth, 1e-6));
-  const Buckets buckets{top, scale, least, COUNT};
+  const Buckets buckets{top, static_cast<float>(Buckets::COUNT / std::max(1.001 * depth, 1e-6)), least};
   int32_t bucket[BLOCK];
-  float mass[BLOCK];
-  double masses[COUNT + 1][2] = {};  // two of each, so that equal neighbours need not wait for each other
+  double mass[BLOCK], masses[Buckets::COUNT + BLOCK] = {};
   for (int64_t b = 0; b < x.count; ++b) {
-    if (bucket_of(sums.top[b], buckets) == COUNT) continue;
+    if (bucket_of(sums.top[b], buckets) == Buckets::COUNT) continue;
     block_buckets(bucket, mass, block(x, b), buckets);
-    for (int i = 0; i < BLOCK; i += 2) {
-      masses[bucket[i]][0] += mass[i];
-      masses[bucket[i + 1]][1] += mass[i + 1];
-    }
+    for (int i = 0; i < BLOCK; ++i) masses[bucket[i]] += mass[i];
   }
   const double limit = top_p * total;
   double above = 0;
-  int32_t found = 0;
-  while (found < COUNT && above + masses[found][0] + masses[found][1] < limit) {
-    above += masses[found][0] + masses[found][1];
-    ++found;
-  }
-  if (found == COUNT) return least;  // roundings of a top_p next to 1
-  std::vector<std::pair<float, float>> candidates;
-  for (int64_t b = 0; b < x.count; ++b) {
-    if (bucket_of(sums.top[b], buckets) > found) continue;
-    const float* scores = block(x, b);
-    block_buckets(bucket, mass, scores, buckets);
-    for (int i = 0; i < BLOCK; ++i) {
-      if (bucket[i] == found) candidates.emplace_back(scores[i], mass[i]);
-    }
-  }
-  std::sort(candidates.begin(), candidates.end(), std::greater<>());
+  int found = 0;
+  while (found < Buckets::COUNT && above + masses[found] < limit) above += masses[found++];
+  if (found == Buckets::COUNT) return least;  // by roundings, for a top_p next to 1
+
+  auto reaches = [&](int which) {
+    return bisect(-INFINITE, top, [&](float score) { return bucket_of(score, buckets) <= which; });
+  };
+  const std::vector<float> candidates = between(x, sums, reaches(found), reaches(found - 1));
+  std::vector<float> weights(candidates.size());
+  exps(weights.data(), candidates.data(), candidates.size(), top, -INFINITE);
   float threshold = top;
-  for (const auto& [score, weight] : candidates) {
-    if (score < threshold && !(above < limit)) break;
-    threshold = score;
-    above += weight;
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (candidates[i] < threshold && !(above < limit)) break;
+    threshold = candidates[i];
+    above += weights[i];
   }
   return threshold;
 }
@@ -333,10 +370,9 @@ DrawnToken draw_row_cpu(const DrawRow& row, const DrawOptions& options, DrawBuff
     }
     b = race(row, 0, row.first / BLOCK, scores.count, [&](int64_t j) { return buffers.masses[j]; });
     const float* x = block(scores, b);
-    const float shift = sums.top[b];
-    i = race(row, 1, row.first + b * BLOCK, BLOCK, [&](int64_t j) {
-      return x[j] < least ? 0.0 : static_cast<double>(exp_of(x[j] - shift));
-    });
+    float weights[BLOCK];
+    exps(weights, x, BLOCK, sums.top[b], least);
+    i = race(row, 1, row.first + b * BLOCK, BLOCK, [&](int64_t j) { return weights[j]; });
   }
   const double log_prob = block(buffers.raw, b)[i] - (raw_top + std::log(raw_total));
   const double behaviour = options.temperature == 0 ? 0.0 : block(scores, b)[i] - (top + std::log(total));

@@ -1,13 +1,9 @@
-// Multi-tensor ops on the CPU: plain loops that compilers turn into vector code, with a copy for machines with AVX2.
+// Multi-tensor ops on the CPU: plain loops that compilers turn into vector code, with copies for AVX2 and AVX-512.
 #include "multi_tensor.h"
 
 #include <algorithm>
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define RMFAST_CLONES __attribute__((target_clones("default", "arch=haswell")))
-#else
-#define RMFAST_CLONES
-#endif
+#include "clones.h"
 
 namespace rmfast {
 namespace {
