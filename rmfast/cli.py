@@ -1,4 +1,4 @@
-"""Look at preference data, evaluate and export reward models, plan and launch runs.
+"""Look at preference data, sample, evaluate and export reward models, plan and launch runs.
 
 Training is another command: torchrun rmfast/train.py CONFIG.yaml
 """
@@ -59,6 +59,7 @@ def parser() -> ArgumentParser:
     _report(_named(looks, "report", holds))
     _denoise(_named(looks, "denoise", "what treating edges by their strength does to the data"))
     _evaluate(_named(commands, "eval", "evaluate a reward model, several as one, or a judge, on a suite"))
+    _sample(_named(commands, "sample", "draw answers of a language model, and keep the best by a reward model"))
     _score(_named(commands, "score", "write the reward of every response; with several models, strengths too"))
     _compare(_named(commands, "compare", "diagnostics of results of eval, several side by side"))
     _export(_named(commands, "export", "write a checkpoint as a Hugging Face folder, and check its scores"))
@@ -148,6 +149,35 @@ def _score(command: ArgumentParser) -> None:
     add("--data", required=True, metavar="PATH", help=SOURCE)
     add("--out", required=True, metavar="FILE.jsonl", help="the rows with their rewards")
     _scoring(command)
+
+
+def _sample(command: ArgumentParser) -> None:
+    command.set_defaults(run="sample.sample")
+    add = command.add_argument
+    add("model", metavar="MODEL", help="causal language model: Hugging Face folder or GGUF file")
+    add("--data", required=True, metavar="PROMPTS", help=f"{SOURCE}, whose prompts are taken")
+    add("--out", required=True, metavar="FILE.jsonl", help="the prompts with their answers")
+    add("--n", type=positive, default=1, metavar="N", help="samples of each prompt (1)")
+    add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (256)")
+    add("--temperature", type=amount, default=1.0, metavar="T", help="logits are divided by it; 0: greedy (1)")
+    add("--top-p", type=amount, default=1.0, metavar="P", help="only the likeliest tokens that hold P (1: off)")
+    add("--top-k", type=count, default=0, metavar="K", help="only the K likeliest tokens (0: off)")
+    add(
+        "--min-p", type=amount, default=0.0, metavar="P", help="only tokens P times as likely as the likeliest (0: off)"
+    )
+    penalty = "divides the logits of tokens that were there before (1: off)"
+    add("--repetition-penalty", type=positive_amount, default=1.0, metavar="X", help=penalty)
+    add("--stop", action="append", default=[], metavar="TEXT", help="a text that ends an answer; repeatable")
+    add("--seed", type=count, default=0, help="of the noise (0)")
+    add("--rows", type=positive, default=256, metavar="N", help="samples that are decoded at once (256)")
+    memory = "gigabytes of keys and values, at most (default: half of what is free)"
+    add("--memory", type=positive_amount, metavar="GB", help=memory)
+    tokens = "token budget of the prompts that are computed at once (8192)"
+    add("--tokens-per-pack", type=positive, default=8192, metavar="N", help=tokens)
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of weights and arithmetic (float32)")
+    _columns(command)
+    _template(command)
 
 
 def _compare(command: ArgumentParser) -> None:

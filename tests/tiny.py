@@ -82,7 +82,13 @@ def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
 
 def hf_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A transformers reward model in fp32 whose every weight, norms and biases too, is random."""
-    model = AutoModelForSequenceClassification.from_config(hf_config(name, **changes), dtype=torch.float32).eval()
+    return randomised(
+        AutoModelForSequenceClassification.from_config(hf_config(name, **changes), dtype=torch.float32), seed
+    )
+
+
+def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model whose every weight, norms and biases too, is random; in evaluation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -91,7 +97,7 @@ def hf_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         for key, parameter in model.named_parameters():
             if "norm" in key:
                 parameter.add_(1.0)
-    return model
+    return model.eval()
 
 
 def save_hf_model(name: str, folder: Path, seed: int = 0, **changes: Any) -> PreTrainedModel:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 SLICE_BYTES = 1 << 26  # of a product that exists only to be added
+TABLE_ROWS = 1024
 
 
 def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -12,6 +13,23 @@ def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.mm(a, b)
     # The CPU has no product of narrow operands with a wide result; the widened one is the same.
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
+
+
+def table_product(hidden: Tensor, table: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """hidden [N, d] @ table [V, d]^T in `dtype`, without gradients.
+
+    Args:
+        out: [N, V] to write to; memory of this size is not new in every call then, which on a CPU takes a third of the
+            product's time.
+    """
+    if hidden.is_cuda or hidden.dtype != dtype:
+        return wide_product(hidden, table.t(), dtype)
+    if out is None:
+        out = hidden.new_empty(len(hidden), len(table))
+    # A CPU's product of few rows and a large table is up to a third faster in slices, which stay in its caches.
+    for rows, columns in zip(table.split(TABLE_ROWS), out.split(TABLE_ROWS, dim=1), strict=True):
+        torch.mm(hidden, rows.t(), out=columns)
+    return out
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:

@@ -18,12 +18,15 @@ from rmfast.models.recompute import Recompute, recomputed
 class Memory(Protocol):
     """Keys and values of the tokens so far, and who sees which of them: in place of a pack's layout, for sampling."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor | None, window: int | None, impl: str
+    ) -> Tensor:
         """Keep keys and values, [T, Hkv, D] each, of the tokens that a layer computes, and attend.
 
         Args:
             layer: its number in the model.
             q: [T, H, D], or [S, H, D] of the tokens `rows` alone.
+            window: of the layer. impl: of the attention, as `prefix_attention` takes it.
 
         Returns:
             As q.
@@ -102,10 +105,10 @@ class DecoderLayer(nn.Module):
         return self.out(self.attend(q, k, v, layout, rows))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layout: Tensor | Memory, rows: Tensor | None) -> Tensor:
-        if not isinstance(layout, Tensor):
-            return layout.attend(self.index, q, k, v, rows, self.window).flatten(1)
         impl = self.attention_impl if rows is None else self.impl
-        return prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1)
+        if isinstance(layout, Tensor):
+            return prefix_attention(q, k, v, layout, rows=rows, window=self.window, impl=impl).flatten(1)
+        return layout.attend(self.index, q, k, v, rows=rows, window=self.window, impl=impl).flatten(1)
 
     def drop(self, branch: Tensor) -> Tensor:
         return F.dropout(branch, self.dropout, self.training) if self.dropout else branch

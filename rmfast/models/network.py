@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmfast.kernels import rms_norm, score_head
-from rmfast.kernels.linear_log_prob.products import wide_product
+from rmfast.kernels.linear_log_prob.products import table_product
 from rmfast.models.copies import cast
 from rmfast.models.decoder import Decoder, Memory
 from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
@@ -67,6 +67,14 @@ class Outputs(NamedTuple):
     prototypes: Tensor | None = None
 
 
+class NextLogits(Protocol):
+    """What follows some tokens; see `Network.logits`."""
+
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, out: Tensor | None = None
+    ) -> Tensor: ...
+
+
 class Network(nn.Module):
     """A decoder with its heads: M reward heads, and the language model's where log-probabilities are read.
 
@@ -111,13 +119,16 @@ class Network(nn.Module):
         scores: Tensor = self(pack, Reads(scores=pack.scored)).scores
         return scores
 
-    def logits(self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor) -> Tensor:
+    @torch.no_grad()
+    def logits(
+        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
-        rank's part. Arguments are the decoder's."""
+        rank's part. Arguments are the decoder's; `out` may be written to and given back."""
         hidden = self.decoder(tokens, positions, memory, rows)
         normed = rms_norm(hidden, self.norm.weight, eps=self.config.norm_eps, impl=self.decoder.impl)
         table = cast(self._table().weight, normed.dtype)
-        return wide_product(normed, table.t(), torch.promote_types(normed.dtype, torch.float32))
+        return table_product(normed, table, torch.promote_types(normed.dtype, torch.float32), out)
 
     def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head

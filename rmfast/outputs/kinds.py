@@ -73,6 +73,10 @@ RESULT = Kind("result of rmfast eval", _json("format", "suite", "items"))
 DIAGNOSTICS = Kind("result of rmfast compare", _json("suite", "models", "draws"))
 PLANS = Kind("result of rmfast plan", _json("workload", "plans"))
 SCORED = Kind("file of rmfast score (rows with `rewards`)", _rows(_is_scored))
+SAMPLED = Kind(
+    "file of rmfast sample (rows with responses and their `stop_reasons`)",
+    _rows(lambda row: row.keys() >= {"responses", "stop_reasons", "log_probs"}),
+)
 DENOISED = Kind(
     "file of rmfast data denoise (rows with margin, target and weight)",
     _rows(lambda row: row.keys() >= {"margin", "target", "weight"}),

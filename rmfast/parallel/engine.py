@@ -1,6 +1,7 @@
 """The engine interface: what runs a step, by one process, DDP, FSDP2 or another system."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack
-from rmfast.models.network import Outputs, Reads
+from rmfast.models.config import DecoderConfig
+from rmfast.models.network import NextLogits, Outputs, Reads
 from rmfast.objectives.base import Objective, Statistics
 from rmfast.parallel.world import World
 
@@ -109,4 +111,17 @@ class Engine(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """All weights, whole, on the CPU of rank 0; empty on the others."""
+        ...
+
+
+class SampledEngine(Protocol):
+    """An engine whose weights can be sampled from."""
+
+    device: torch.device
+
+    def decoding(self) -> AbstractContextManager[tuple[NextLogits, DecoderConfig, torch.dtype]]:
+        """Within it, each process alone samples from the weights that are trained, whole on each.
+
+        Gives what computes logits, the model's sizes and the dtype of activations, keys and values.
+        """
         ...

@@ -1,7 +1,7 @@
 """The native engine: one process, DDP or FSDP2, from torch as it is."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -9,15 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.prefix_attention import flash_lengths
+from rmfast.models.config import DecoderConfig
 from rmfast.models.copies import Copies
-from rmfast.models.network import Network, Outputs, Reads
+from rmfast.models.network import Network, NextLogits, Outputs, Reads
 from rmfast.objectives.base import (
     BatchTerm,
     BatchTotals,
@@ -121,6 +122,7 @@ class NativeEngine(Stepping):
         ends = [module for name, module in self.network.named_children() if name in ("norm", "head")]
         together, *_ = fully_shard(ends, mesh=mesh, mp_policy=wide, reshard_after_forward=False)
         fully_shard(self.network, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(self.network, "logits")
         # Their weights are read without a call of theirs, which would gather them.
         self.network.register_forward_pre_hook(lambda *_: together.unshard())
         for module in self.network.modules():
@@ -264,6 +266,22 @@ class NativeEngine(Stepping):
         self.network.eval()
         with self.copies:
             return [self.network(inputs, reads(inputs)) for inputs in map(self._inputs, packs)]
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[tuple[NextLogits, DecoderConfig, torch.dtype]]:
+        """See `SampledEngine`. FSDP2 gathers all weights at its beginning: processes need not take the same steps."""
+        self.network.eval()
+        sharded = [module for module in self.network.modules() if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            with self.copies:
+                yield self.network.logits, self.network.config, self.network.decoder.dtype
+        finally:
+            for module in sharded:
+                module.set_reshard_after_forward(module in self.network.decoder.layers.children(), recurse=False)
+            self._weights_changed()
 
     def _start(self, tensor: Tensor) -> int:
         """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""

@@ -1,0 +1,154 @@
+"""rmfast sample: answers of a language model to the prompts of a file."""
+
+import itertools
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rmfast.commands.flags import columns_of, device_of, out_file, read_by, write_file
+from rmfast.console import clock, say
+from rmfast.data.columns import uses_line
+from rmfast.data.notes import note_lines
+from rmfast.data.row_kinds import PROMPTS
+from rmfast.data.sources import split_note
+from rmfast.evaluation.scoring.reader import Reader
+from rmfast.evaluation.scoring.rows import ReadRow, bad_line, columns_used, noted, read_file, readable
+from rmfast.jsonio import json_line
+from rmfast.models.config import DTYPES
+from rmfast.outputs.kinds import SAMPLED
+from rmfast.parallel.world import World
+from rmfast.rollout.options import SampleOptions
+from rmfast.rollout.policy import Policy, draw_numbers, load_policy
+from rmfast.rollout.records import record, sampled_row, settings
+from rmfast.rollout.sample_file import SampleFile
+from rmfast.tasks.build.model import say_date
+
+SECONDS = 10.0
+"""Between lines of progress."""
+MEND = "give another --out, or remove the file"
+
+
+def sample(options: Namespace) -> None:
+    """rmfast sample"""
+    out = out_file("--out", options.out, SAMPLED, read_by(options, "chat_template"))
+    drawing = sample_options(options)
+    with World() as world:
+        policy = _load(options, world)
+        rows = _prompts(options, policy)
+        requests = draw_numbers(policy.encode([row.example for row in rows if row.example]))
+        known = settings(policy.network, DTYPES[options.dtype], requests, options.n, drawing)
+        whole = out.with_name(f"{out.stem}.samples.jsonl")
+        if world.main:
+            _join(whole, known)
+        world.barrier()
+        with SampleFile(whole, known, MEND) as file:
+            found = set(file.found)
+        world.barrier()
+        todo = [i for i in range(len(requests)) if i not in found][world.rank :: world.size]
+        if world.main:
+            _say_begin(options, rows, policy, len(requests), len(found), whole)
+        watch = _Watch(len(todo) * options.n, world.main)
+        with SampleFile(_file_of(whole, world.rank), known, MEND) as file:
+            for place, drafts in policy.sampler(drawing).sample([requests[i] for i in todo], options.n, watch):
+                samples = [policy.finish(requests[todo[place]], draft, drawing) for draft in drafts]
+                file.add(todo[place], record(samples))
+        watch.end()
+        world.barrier()
+        if world.main:
+            _join(whole, known)
+            with SampleFile(whole, known, MEND) as file:
+                _write(out, rows, file)
+            say(f"{len(requests) * options.n:,} samples of {len(requests):,} prompts: {out}; token ids: {whole}")
+
+
+def sample_options(options: Namespace) -> SampleOptions:
+    """How tokens are drawn, from a command's flags."""
+    return SampleOptions(
+        max_new_tokens=options.max_new_tokens, temperature=options.temperature, top_p=options.top_p,
+        top_k=options.top_k, min_p=options.min_p, repetition_penalty=options.repetition_penalty, seed=options.seed,
+        stop=tuple(options.stop),
+    )  # fmt: skip
+
+
+def _load(options: Namespace, world: World) -> Policy:
+    device = str(world.device) if world.size > 1 else device_of(options)
+    policy = load_policy(
+        options.model, device, DTYPES[options.dtype], chat_template=options.chat_template,
+        template_date=options.template_date, rows=options.rows,
+        memory=None if options.memory is None else options.memory * 1e9, tokens_per_pack=options.tokens_per_pack,
+    )  # fmt: skip
+    if world.main:
+        say_date(options.model, policy.tokenizer)
+    return policy
+
+
+def _prompts(options: Namespace, policy: Policy) -> list[ReadRow]:
+    """The rows of --data, those that the model cannot answer marked as bad."""
+    room = None if policy.window is None else policy.window - 1  # for a token of the answer
+    rows = read_file(options.data, columns_of(options), PROMPTS, "train")
+    return readable(rows, Reader(policy.tokenizer, room))
+
+
+def _join(file: Path, known: dict[str, Any]) -> None:
+    """Add what other processes left in files of theirs."""
+    with SampleFile(file, known, MEND) as whole:
+        for rank in itertools.count(1):
+            if not (other := _file_of(file, rank)).is_file():
+                return
+            whole.absorb(other, known, MEND)
+
+
+def _file_of(file: Path, rank: int) -> Path:
+    return file.with_name(f"{file.stem}.{rank}.jsonl") if rank else file
+
+
+def _say_begin(
+    options: Namespace, rows: Sequence[ReadRow], policy: Policy, prompts: int, found: int, file: Path
+) -> None:
+    say(f"columns: {uses_line(columns_used(rows))}")
+    if split := split_note(options.data, "train"):
+        say(split)
+    if line := bad_line(rows, "used"):
+        say(line)
+    for line in note_lines(noted(rows)):
+        say(line)
+    if options.repetition_penalty != 1.0:
+        say(
+            "a repetition penalty draws from a distribution that changes with the text before: no policy's, so that "
+            "what is learnt from the samples is not what was drawn"
+        )
+    ends = ", ".join(repr(policy.tokenizer.convert_ids_to_tokens(i)) for i in sorted(policy.ends))
+    say(f"{prompts:,} prompts, {options.n} samples each of at most {options.max_new_tokens:,} tokens; ends: {ends}")
+    if found:
+        say(f"{found:,} prompts have their samples in {file}")
+
+
+class _Watch:
+    """Lines of progress: what is drawn, how fast, and the time that is left."""
+
+    def __init__(self, samples: int, speaks: bool) -> None:
+        self.total, self.speaks = samples, speaks
+        self.began = self.said = time.monotonic()
+        self.tokens = 0
+
+    def __call__(self, tokens: int, samples: int) -> None:
+        self.tokens, now = tokens, time.monotonic()
+        if not self.speaks or now - self.said < SECONDS:
+            return
+        self.said = now
+        rate = tokens / (now - self.began)
+        left = f"left {clock((now - self.began) * (self.total - samples) / samples)}" if samples else "none ended yet"
+        say(f"{samples:,} of {self.total:,} samples, {tokens:,} tokens, {rate:,.0f} tokens/s, {left}")
+
+    def end(self) -> None:
+        seconds = time.monotonic() - self.began
+        if self.speaks and self.tokens:
+            say(f"{self.tokens:,} tokens in {clock(seconds)}, {self.tokens / seconds:,.0f} tokens/s")
+
+
+def _write(out: Path, rows: Sequence[ReadRow], file: SampleFile) -> None:
+    examples = [row.example for row in rows if row.example]
+    pairs = zip(examples, file.records(), strict=True)
+    write_file(out, (f"{json_line(sampled_row(example, kept['samples']))}\n".encode() for example, kept in pairs))

@@ -1,0 +1,1 @@
+"""Sampling from a language model: rollouts of policies, and what they are kept as."""

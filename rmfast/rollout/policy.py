@@ -1,0 +1,234 @@
+"""A language model as a library: load it, draw samples, take log-probabilities."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rmfast.data.example import BadRow, Example
+from rmfast.data.row_kinds import PROMPTS
+from rmfast.data.rows import read_row
+from rmfast.data.tokenise import encode
+from rmfast.data.tokenizer import load_tokenizer
+from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reward_model import find_folder
+from rmfast.models.config import context_window, decoder_config
+from rmfast.models.hf import load_network, read_config
+from rmfast.models.network import Network
+from rmfast.rollout.decoding import network_decoding
+from rmfast.rollout.draft import Draft, Request
+from rmfast.rollout.options import SampleOptions, StopReason
+from rmfast.rollout.sampler import Sampler
+from rmfast.rollout.stops import Stops, StopStrings, answer_text, cut
+
+MEMORY = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a prompt.
+
+    Attributes:
+        text: without special tokens and the stop string.
+        token_ids: with the eos or the tokens of the stop string.
+        log_prob: of each token, natural logs under the model at temperature 1, unfiltered.
+        behaviour_log_prob: of each token under the distribution that it was drawn from.
+    """
+
+    text: str
+    token_ids: list[int]
+    stop_reason: StopReason
+    log_prob: list[float]
+    behaviour_log_prob: list[float]
+
+
+def load_policy(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    chat_template: str | None = None,
+    template_date: str | None = None,
+    rows: int = 256,
+    memory: float | None = None,
+    tokens_per_pack: int = 8192,
+) -> "Policy":
+    """Load a language model.
+
+    Args:
+        path: a Hugging Face folder of a `*ForCausalLM` model of a supported family, a GGUF file, or a run folder (its
+            `model/`).
+        device: where it computes. dtype: of weights and activations; log-probabilities are fp32.
+        chat_template: jinja file or text, in place of the tokenizer's.
+        template_date: see `rmfast.load`.
+        rows: samples that are decoded at once, at most.
+        memory: bytes of keys and values, at most; default half of what is free on the device.
+        tokens_per_pack: of prompts that are computed at once.
+
+    Raises:
+        UserError: nothing there, another architecture, a reward model.
+    """
+    path = find_folder(path)
+    decoder_config(read_config(path), str(path))
+    network, hf = load_network(path, heads=0, lm=True, dtype=dtype, weights_dtype=dtype)
+    tokenizer = load_tokenizer(path, chat_template, template_date)
+    return Policy(
+        network.to(device), hf, tokenizer, ends=end_ids(path, hf, tokenizer), rows=rows, memory=memory,
+        tokens_per_pack=tokens_per_pack,
+    )  # fmt: skip
+
+
+def end_ids(path: Path, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a sample: the tokenizer's eos, the config's, and those of generation_config.json, of which
+    nothing else is read."""
+    file = path / "generation_config.json"
+    found = [tokenizer.eos_token_id, hf.get_text_config().eos_token_id]
+    if file.is_file():
+        try:
+            found.append(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id"))
+        except (ValueError, AttributeError):
+            raise UserError(f"{file}: not a JSON object; mend it, or take it away") from None
+    ids: set[int] = set()
+    for value in found:
+        ids |= set(value) if isinstance(value, list) else {value} if isinstance(value, int) else set()
+    return frozenset(ids)
+
+
+class Policy:
+    """Draws samples. Make one with `rmfast.load_policy`.
+
+    Attributes:
+        network: the model. hf: its Hugging Face config. tokenizer: its tokenizer. ends: ids that end a sample.
+        window: tokens of the longest sequence that it takes, None without a limit (see `context_window`).
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        hf: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        ends: frozenset[int],
+        rows: int = 256,
+        memory: float | None = None,
+        tokens_per_pack: int = 8192,
+    ) -> None:
+        self.network, self.hf, self.tokenizer, self.ends = network.eval().requires_grad_(False), hf, tokenizer, ends
+        self.window, self.rows, self.memory, self.tokens_per_pack = context_window(hf), rows, memory, tokens_per_pack
+
+    def sample(
+        self,
+        prompts: Sequence[Any],
+        n: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[list[Sample]]:
+        """n samples of each prompt.
+
+        A prompt alone gives what it gives in company, to rounding; two equal prompts give different samples; the first
+        samples of a larger n are those of a smaller.
+
+        Args:
+            prompts: each a text (which gets the tokenizer's special tokens, but no eos), messages (the chat template
+                with its header of an answer), or token ids.
+            max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop: see `SampleOptions`.
+
+        Raises:
+            UserError: an option out of range; a prompt that cannot be read or is too long, by its number.
+        """
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+            raise UserError(f"sample takes a list of prompts, not {type(prompts).__name__}")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise UserError(f"n must be a whole number of at least 1, got {n!r}")
+        options = SampleOptions(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+            repetition_penalty=repetition_penalty, seed=seed, stop=tuple([stop] if isinstance(stop, str) else stop),
+        )  # fmt: skip
+        prompt_ids = self.encode([_parse(prompt, i) for i, prompt in enumerate(prompts)])
+        requests = draw_numbers(prompt_ids)
+        samples: list[list[Sample]] = [[] for _ in requests]
+        for number, drafts in self.sampler(options).sample(requests, n):
+            samples[number] = [self.finish(requests[number], draft, options) for draft in drafts]
+        return samples
+
+    def encode(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Token ids of prompts.
+
+        Raises:
+            UserError: one that cannot be read, by its number.
+        """
+        ids = []
+        for i, encoded in enumerate(encode(self.tokenizer, examples)):
+            if isinstance(encoded, BadRow):
+                raise UserError(f"prompt {i}: {encoded}")
+            ids.append(encoded.sequences[0])
+        return ids
+
+    def sampler(
+        self, options: SampleOptions, *, ends: Collection[int] | None = None, stops: Stops | None = None
+    ) -> Sampler:
+        """What draws by some options.
+
+        Args:
+            ends: ids that end a sample; default the policy's. stops: what else does; default the options' texts.
+        """
+        model = network_decoding(self.network, len(self.tokenizer))
+        if stops is None and options.stop:
+            stops = StopStrings(self.tokenizer, options.stop)
+        memory = free_memory(model.device) / 2 if self.memory is None else self.memory
+        return Sampler(
+            model, options, ends=self.ends if ends is None else ends, stops=stops, window=self.window, rows=self.rows,
+            memory=memory, tokens_per_pack=self.tokens_per_pack,
+        )  # fmt: skip
+
+    def finish(self, request: Request, draft: Draft, options: SampleOptions) -> Sample:
+        """A sample with its text."""
+        ids = draft.ids[:-1] if draft.stop_reason == "eos" else draft.ids
+        text = cut(answer_text(self.tokenizer, request.ids, ids), options.stop)
+        columns = (x.tolist() for x in (draft.ids, draft.log_prob, draft.behaviour_log_prob))
+        token_ids, log_prob, behaviour = columns
+        return Sample(text, token_ids, draft.stop_reason, log_prob, behaviour)
+
+
+def draw_numbers(prompts: Sequence[np.ndarray]) -> list[Request]:
+    """Prompts with the numbers that their draws have: a hash of the ids and of how many equal prompts there are before,
+    so that a prompt's samples do not depend on what else is sampled."""
+    before: Counter[bytes] = Counter()
+    requests = []
+    for ids in prompts:
+        key = np.asarray(ids, np.int64).tobytes()
+        digest = hashlib.blake2b(key, digest_size=8, salt=before[key].to_bytes(8, "little")).digest()
+        before[key] += 1
+        requests.append(Request(np.asarray(ids, np.int32), int.from_bytes(digest, "little")))
+    return requests
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of the CPU what the system could give."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not MEMORY.is_file():  # not Linux: a guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    found = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
+def _parse(prompt: Any, number: int) -> Example:
+    try:
+        return read_row(f"prompt {number}", {"prompt": prompt}, kind=PROMPTS)
+    except BadRow as error:
+        raise UserError(f"prompt {number}: {error}") from None

@@ -1,0 +1,74 @@
+"""Samples as rows: the record that keeps all of them, and the rows that other commands read."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from rmfast.data.example import Example
+from rmfast.models.network import Network
+from rmfast.rollout.draft import Request
+from rmfast.rollout.options import SampleOptions
+from rmfast.rollout.policy import Sample
+
+DIGITS = 6
+"""Decimals of log-probabilities on disk."""
+PER_TOKEN = ("log_prob", "behaviour_log_prob")
+STRIDED = 64  # elements of each weight that its digest reads
+
+
+def settings(
+    network: Network, dtype: torch.dtype, requests: Sequence[Request], n: int, options: SampleOptions
+) -> dict[str, Any]:
+    """What samples depend on, by name: with other settings a file of samples is not gone on with."""
+    prompts = hashlib.blake2b(digest_size=8)
+    for request in requests:
+        prompts.update(len(request.ids).to_bytes(8, "little") + request.ids.tobytes())
+    return {
+        "weights": weights_digest(network),
+        "dtype": str(dtype).removeprefix("torch."),
+        "prompts": f"{len(requests)} of digest {prompts.hexdigest()}",
+        "n": n,
+        **asdict(options),
+    }
+
+
+def weights_digest(network: Network) -> str:
+    """A number of a model's weights, of some elements of each."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, weight in sorted(network.named_parameters()):
+        flat = weight.detach().flatten()
+        digest.update(flat[:: max(1, len(flat) // STRIDED)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def record(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What is kept of a prompt's samples: texts, ids, why they ended, log-probabilities of each token."""
+    return {
+        "samples": [
+            asdict(sample) | {name: _rounded(getattr(sample, name)) for name in PER_TOKEN} for sample in samples
+        ]
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, DIGITS) for value in values]
+
+
+def sampled_row(example: Example, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A prompt and its samples as a row of data without preferences, from a record's samples.
+
+    `log_probs`: of each whole sample, raw, its eos included.
+    """
+    extra: dict[str, Any] = {"tools": example.tools} if example.tools else {}
+    extra |= {"chat_template_kwargs": example.template_kwargs} if example.template_kwargs else {}
+    return {
+        "prompt": example.prompt,
+        **extra,
+        "responses": [sample["text"] for sample in samples],
+        "edges": [],
+        "stop_reasons": [sample["stop_reason"] for sample in samples],
+        "log_probs": [round(sum(sample["log_prob"]), DIGITS) for sample in samples],
+    }

@@ -1,0 +1,80 @@
+"""Sampling: prompts in, samples out, as token ids."""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+
+from rmfast.errors import UserError
+from rmfast.rollout.batch import Batch, Settings
+from rmfast.rollout.decoding import Decodes
+from rmfast.rollout.draft import Draft, Request
+from rmfast.rollout.options import SampleOptions
+from rmfast.rollout.stops import Stops
+
+Progress = Callable[[int, int], None]
+
+
+class Sampler:
+    """Draws samples of prompts.
+
+    Args:
+        ends: ids that end a sample.
+        window: tokens of the longest sequence, None without a limit.
+        rows: how many samples are decoded at once, at most.
+        memory: bytes of keys and values, at most.
+        tokens_per_pack: of prompts that are computed at once; a longer prompt is a pack alone.
+    """
+
+    def __init__(
+        self,
+        model: Decodes,
+        options: SampleOptions,
+        *,
+        ends: Collection[int],
+        stops: Stops | None = None,
+        window: int | None = None,
+        rows: int = 256,
+        memory: float = math.inf,
+        tokens_per_pack: int = 8192,
+    ) -> None:
+        self.window = window
+        self.settings = Settings(
+            model=model, options=options, ends=np.array(sorted(ends), dtype=np.int64), stops=stops, rows=rows,
+            memory=memory, tokens_per_pack=tokens_per_pack,
+        )  # fmt: skip
+
+    def sample(
+        self, requests: Sequence[Request], n: int, progress: Progress | None = None
+    ) -> Iterator[tuple[int, list[Draft]]]:
+        """The n samples of each prompt, with the prompt's number, in the order in which they end.
+
+        Args:
+            progress: told after each step how many tokens are drawn and how many samples have ended.
+
+        Raises:
+            UserError: a prompt that is empty or leaves no room in the window; a memory that cannot hold a row.
+            RunError: logits that are not finite.
+        """
+        if not requests or n < 1:
+            return
+        limits = [self.limit(i, request) for i, request in enumerate(requests)]
+        batch = Batch(self.settings, requests, limits, n)
+        while batch.waiting or batch.groups:
+            batch.admit()
+            yield from batch.ended()
+            if batch.groups:
+                batch.step()
+                yield from batch.ended()
+            if progress is not None:
+                progress(batch.tokens, batch.samples)
+
+    def limit(self, number: int, request: Request) -> int:
+        """How many new tokens a prompt's samples have, at most."""
+        length = len(request.ids)
+        if not length:
+            raise UserError(f"prompt {number}: has no tokens")
+        if self.window is not None and length >= self.window:
+            raise UserError(f"prompt {number}: {length:,} tokens, and the model takes {self.window:,}, answer included")
+        longest = self.settings.options.max_new_tokens
+        return longest if self.window is None else min(longest, self.window - length)

@@ -1,0 +1,62 @@
+"""The text of a sample, and whether it holds a stop string."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmfast.rollout.draft import Request
+
+SLACK = 16
+"""Tokens beyond a stop string's bytes that are looked at: those that show no text."""
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] | np.ndarray, ids: np.ndarray) -> str:
+    """What tokens add to the text of a prompt, special ones left out. A space that the tokenizer writes before a word,
+    but not at a text's beginning, is part of it."""
+    before = decode(tokenizer, np.asarray(prompt))
+    whole = decode(tokenizer, np.concatenate((np.asarray(prompt), ids)))
+    return whole[len(before) :] if whole.startswith(before) else decode(tokenizer, ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first stop string in it."""
+    return text[: min((place for s in stop if (place := text.find(s)) >= 0), default=len(text))]
+
+
+class Stops(Protocol):
+    """Ends samples by more than their last id."""
+
+    def end(self, request: Request, number: int, ids: np.ndarray) -> bool:
+        """Whether the last of a sample's tokens so far is to be its last.
+
+        Args:
+            number: of the sample among its prompt's. ids: int32 [L].
+        """
+        ...
+
+
+class StopStrings:
+    """Whether samples end in a stop string.
+
+    A token at a time is looked at, so that only the last few tokens can hold a string that was not there before.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.tail = max(len(s.encode()) for s in stop) + SLACK
+
+    def end(self, request: Request, number: int, ids: np.ndarray) -> bool:
+        """Whether the last token completes a stop string."""
+        if len(ids) <= self.tail:
+            text = answer_text(self.tokenizer, request.ids, ids)
+        else:
+            text = decode(self.tokenizer, ids[-self.tail :])
+        return any(s in text for s in self.stop)
