@@ -83,7 +83,9 @@ def _report(command: ArgumentParser) -> None:
     _template(command)
     _columns(command)
     add("--max-length", type=positive, default=1024, help="tokens above which a row is over-long (1024)")
+    add = command.add_mutually_exclusive_group().add_argument
     add("--samples", type=positive, metavar="K", help="read the sources as MetaRM does: K responses of each prompt")
+    add("--prompts", action="store_true", help="read the sources as prompts to sample from, without their answers")
 
 
 def _denoise(command: ArgumentParser) -> None:

@@ -44,9 +44,9 @@ def compare_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
         text = (text or "").rpartition("</think>")[2]
         return said(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prompt, answers = meant(example.texts[0]), map(meant, example.texts[1:])
+    prompt, answers = meant(example.texts[0]), [meant(text) for text in example.texts[1:]] or [""]
     part = False
-    for ids, answer in zip(cast(tuple[list[int], ...], example.responses), answers, strict=True):
+    for ids, answer in zip(cast(tuple[list[int], ...], example.contents), answers, strict=True):
         whole = said(ids)
         front = said(ids[: example.prompt_ids]) if example.prompt_ids else whole
         if answer not in whole and not _overlap(answer, whole):

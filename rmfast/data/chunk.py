@@ -104,10 +104,10 @@ def encode_chunk(
         double_bos=sum(encoded.double_bos for _, _, encoded in groups),
         merged=sum(encoded.merged for _, _, encoded in groups),
         guessed_prompts=sum(guessed for _, guessed in keys),
-        every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.ids),
+        every_bos=all(ids[0] == tokenizer.bos_token_id for _, _, encoded in groups for ids in encoded.sequences),
         max_id=int(arrays["tokens"].max(initial=-1)),
-        ends={int(ids[-1]) for _, _, encoded in groups for ids in encoded.ids},
-        has_strings=any(isinstance(example.responses[0], str) and not example.is_messages for example in examples),
+        ends={int(ids[-1]) for _, _, encoded in groups for ids in encoded.sequences},
+        has_strings=any(example.is_text for example in examples),
         has_messages=any(example.is_messages for example in examples),
     )
 
@@ -127,7 +127,7 @@ def _arrays(groups: Sequence[tuple[int, Example, Encoded]]) -> dict[str, np.ndar
     for number, example, encoded in groups:
         prefix = encoded.prefix
         suffixes = [ids[prefix:] for ids in encoded.ids]
-        pieces += [encoded.ids[0][:prefix], *suffixes]
+        pieces += [encoded.sequences[0][:prefix], *suffixes]
         sizes = [len(suffix) for suffix in suffixes]
         parts["token_start"].append(prefix + sum(sizes))
         parts["prefix_length"].append(prefix)

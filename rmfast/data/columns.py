@@ -133,8 +133,11 @@ class Columns:
         """Whether parts of conversations are in separate columns, so that prompts are conversations."""
         return any(target in TURNS for target in self.targets.values())
 
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+    def read(self, row: dict[str, Any], *, answered: bool = True) -> dict[str, Any]:
         """A row's values under rmfast's names.
+
+        Args:
+            answered: without, answers that are not in columns as rmfast has them are not looked at.
 
         Raises:
             BadRow: two columns that are the same in rmfast's terms hold different things.
@@ -142,7 +145,7 @@ class Columns:
         if not self.targets:
             return {name: value for name, value in row.items() if name in BY_NAME}
         ours: dict[str, Any] = {}
-        parts = [part for layout in self.layouts for part in LAYOUTS[layout].answers]
+        parts = [part for layout in self.layouts for part in LAYOUTS[layout].answers if answered]
         theirs = {name: value for name, value in row.items() if name not in dict(self.names)} if parts else {}
         made = [(name, name, value) for part in parts for name, value in part.read(theirs).items()]
         taken = {name for part in parts for name in part.columns} if made else set()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from rmfast.data.notes import Note
 
@@ -81,9 +81,12 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt (None: inside the responses), N >= 1 responses of one kind, E >= 0 edges between them."""
+    """One prompt (None: inside the responses), N >= 0 responses of one kind, E >= 0 edges between them.
 
-    prompt: str | list[Message] | None
+    A prompt to sample from has no response; then it may be ready ids.
+    """
+
+    prompt: Response | None
     responses: tuple[Response, ...]
     edges: tuple[Edge, ...] = ()
     per_edge_weight: bool = False
@@ -100,15 +103,24 @@ class Example:
     """Each column of the row and what it was used as (see `rmfast.data.columns`)."""
 
     @property
+    def contents(self) -> tuple[Response, ...]:
+        """The responses, or the prompt where there is none: all of one kind, and of ready ids the whole sequences."""
+        return self.responses or (cast(Response, self.prompt),)
+
+    @property
     def is_messages(self) -> bool:
-        return isinstance(self.prompt, list) or (bool(self.responses[0]) and is_messages(self.responses[0]))
+        return is_messages(self.prompt) or (bool(self.contents[0]) and is_messages(self.contents[0]))
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.contents[0], str) and not self.is_messages
 
     @property
     def has_ids(self) -> bool:
         """Whether the responses are ready token ids."""
-        return not isinstance(self.responses[0], str) and not self.is_messages
+        return not isinstance(self.contents[0], str) and not self.is_messages
 
     def conversation(self, response: Response) -> list[Message]:
         """Prompt and answer as one list of messages; a string answers as the assistant."""
         answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
-        return [*(self.prompt or ()), *answer]
+        return cast(list[Message], [*(self.prompt or ()), *answer])

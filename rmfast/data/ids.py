@@ -10,6 +10,8 @@ from rmfast.data.notes import Note
 _SPELLINGS = ("{}_ids", "{}_input_ids", "input_ids_{}")
 _MASKS = ("{}_attention_mask", "attention_mask_{}")
 _ANSWERS = frozenset(spelling.format(side) for spelling in _SPELLINGS for side in ("chosen", "rejected"))
+PROMPT_IDS = frozenset(spelling.format("prompt") for spelling in (*_SPELLINGS, *_MASKS))
+"""Columns of a prompt's ready ids, and of their masks."""
 _MAX_ID = np.iinfo(np.int32).max
 _SURE = 4  # ids of a prompt from which on answers do not begin with it by coincidence
 TWICE = "prompt's token ids given twice, used once"
@@ -33,10 +35,7 @@ def read_ids(ours: dict[str, Any], notes: list[Note]) -> tuple[Ids, list[Ids], l
         BadRow: a column is missing or no list of ids, or its mask does not fit.
     """
     chosen, rejected = (_several(ours, side) for side in ("chosen", "rejected"))
-    prompt = _several(ours, "prompt", optional=True)
-    if len(prompt) > 1:
-        bad(WRONG_TYPE, "the prompt's ids are several lists")
-    front = prompt[0] if prompt else []
+    front = read_prompt_ids(ours)
     begin = [bool(front) and ids[: len(front)] == front for ids in chosen + rejected]
     twice = len(front) >= _SURE and all(begin)
     if any(begin):
@@ -46,6 +45,23 @@ def read_ids(ours: dict[str, Any], notes: list[Note]) -> tuple[Ids, list[Ids], l
     if not all(front + ids if twice else ids for ids in chosen + rejected):
         bad(EMPTY, "an answer holds no token ids")
     return front, chosen, rejected
+
+
+def read_prompt_ids(ours: dict[str, Any]) -> Ids:
+    """The prompt's ids; none where no column holds them.
+
+    Raises:
+        BadRow: as `read_ids`.
+    """
+    prompt = _several(ours, "prompt", optional=True)
+    if len(prompt) > 1:
+        bad(WRONG_TYPE, "the prompt's ids are several lists")
+    return prompt[0] if prompt else []
+
+
+def holds_ids(value: Any) -> bool:
+    """Whether a value is a list that begins with a token id."""
+    return isinstance(value, list) and bool(value) and type(value[0]) is int
 
 
 def check_ids(ids: Any, what: str) -> None:

@@ -157,6 +157,30 @@ def _decoded(text: str) -> Any:
     return None
 
 
+def several(value: Any) -> list[Any]:
+    """The answers of a column: itself, or the items of a list that is no conversation and holds no ids."""
+    return value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
+
+
+def template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:
+    """What a row, under rmfast's names, gives the chat template: its tools, and other arguments.
+
+    Raises:
+        BadRow: one of a wrong type, or text that is not JSON.
+    """
+    if "tools" not in ours and "chat_template_kwargs" not in ours:
+        return None, {}
+    tools = from_json(ours.get("tools") or None, "tools")
+    if tools is not None and not isinstance(tools, list):
+        bad(WRONG_TYPE, f"`tools` is not a list but {type(tools).__name__}")
+    template_kwargs = from_json(ours.get("chat_template_kwargs") or None, "chat_template_kwargs") or {}
+    if not isinstance(template_kwargs, dict):
+        bad(WRONG_TYPE, f"`chat_template_kwargs` is not an object but {type(template_kwargs).__name__}")
+    template_kwargs = without_nulls(template_kwargs)
+    tools = [from_json(tool, "tools") for tool in tools or ()]
+    return without_nulls(tools) or None, template_kwargs
+
+
 def from_json(value: Any, name: str) -> Any:
     """A column's value, decoded where it is JSON text."""
     if not isinstance(value, str):

@@ -30,9 +30,10 @@ class TokenColumns:
 class Pack:
     """T tokens, S responses, E edges, L predicted tokens of chosen responses.
 
-    `scored` is each response's last token, inside the shared prefix where the response ends there. Edges number
-    responses within S. `responses` are the numbers that the table gives them (host only). A pack without work holds one
-    token, which is scored though no response ends there, and no edge.
+    `scored` is each response's last token, inside the shared prefix where the response ends there; prompts without
+    responses have none (see `prompt_ends`). Edges number responses within S. `responses` are the numbers that the table
+    gives them (host only). A pack without work holds one token, which is scored though no response ends there, and no
+    edge.
     """
 
     tokens: Tensor  # int64 [T]
@@ -87,6 +88,16 @@ def empty_pack() -> Pack:
     )
 
 
+def prompt_ends(table: GroupTable, groups: np.ndarray) -> Tensor:
+    """Where the last token of each prompt is in `build_pack(table, groups)`, int64 [groups]: what is drawn next is
+    predicted from there.
+
+    Args:
+        groups: rows of the table whose groups have no responses.
+    """
+    return torch.from_numpy(np.cumsum(table.stored[groups]) - 1)
+
+
 def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pack:
     """Lay some groups of a table into a pack.
 
@@ -137,7 +148,7 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
                 answer = max(int(store.answer_start[first + r]) - cut, 1)
                 lm_rows.append(sequence[answer - 1 : -1])
                 lm_targets.append(stored[sequence[answer:] - start])
-        start, offset = int(ends[-1]), offset + len(suffixes)
+        start, offset = start + len(stored), offset + len(suffixes)
     ends_of_responses = torch.from_numpy(np.concatenate(scored))
     empty = [np.empty(0, np.int64)]
     return Pack(

@@ -60,7 +60,7 @@ def pad_pack(pack: Pack, tokens: int) -> Pack:
         pack,
         scored=end(pack.scored, scores, 0),
         is_response=end(pack.is_response, scores, False),
-        group=torch.cat((pack.group, pack.group[-1] + 1 + torch.arange(scores))),
+        group=torch.cat((pack.group, pack.group[-1:] + 1 + torch.arange(scores))),
         edges=EdgeColumns(**filled),
         targets=TokenColumns(rows=end(pack.targets.rows, targets, 0), ids=end(pack.targets.ids, targets, -1)),
     )

@@ -6,10 +6,9 @@ What agrees is used once and noted; what contradicts is a bad row. The rules are
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from rmfast.data.example import CONTRADICTION, WRONG_TYPE, BadRow, Message, Response, bad, is_messages
+from rmfast.data.example import CONTRADICTION, WRONG_TYPE, Message, bad, is_messages
 from rmfast.data.messages import asks, is_written, read_messages, written_messages
 from rmfast.data.notes import Note
 from rmfast.data.turns import begins_dialogue, ends_in_turn, has_turn
@@ -49,8 +48,8 @@ def joined_prompt(ours: dict[str, Any], notes: list[Note]) -> Any:
     Raises:
         BadRow: a part of a wrong type, or one that contradicts another.
     """
-    prompt = _read_prompt(ours.get("prompt"), notes)
-    if not prompt and is_messages(turns_of := _read_prompt(ours.get("user"), notes)):
+    prompt = read_prompt(ours.get("prompt"), notes)
+    if not prompt and is_messages(turns_of := read_prompt(ours.get("user"), notes)):
         prompt, ours = turns_of, {name: value for name, value in ours.items() if name != "user"}
     asked = "\n\n".join(part for part in (_text(ours, "user"), _text(ours, "input")) if part.strip())
     if isinstance(prompt, str):
@@ -128,7 +127,7 @@ def settle(prompt: Any, responses: list[Any], notes: list[Note]) -> tuple[Any, l
     """
     if _are_plain(prompt, responses):
         return prompt, responses
-    prompt, responses = _read_prompt(prompt, notes), [read_messages(response) for response in responses]
+    prompt, responses = read_prompt(prompt, notes), [read_messages(response) for response in responses]
     texts = [response for response in responses if type(response) is str]
     # Not all are: of a column of mixed shape `datasets` decodes what is JSON, of its neighbour not.
     if texts and all(type(r) is str or is_messages(r) for r in responses) and (found := written_messages(texts)):
@@ -170,7 +169,12 @@ def _are_plain(prompt: Any, responses: list[Any]) -> bool:
     return not (text and _ODD.match(text))
 
 
-def _read_prompt(value: Any, notes: list[Note]) -> Any:
+def read_prompt(value: Any, notes: list[Note]) -> Any:
+    """A prompt from any shape: messages, also where they are written as text, or else the value as it is.
+
+    Raises:
+        BadRow: as `read_messages`.
+    """
     prompt = read_messages(value)
     if isinstance(prompt, str) and (found := written_messages([prompt], ends=lambda role: True)):
         notes.append(Note(WRITTEN, "the prompt"))
@@ -311,39 +315,3 @@ def _repeated(prompt: Sequence[Message], response: Sequence[Message]) -> int:
         if (count == len(known) or asks(last[0])) and begun[:count] == last:
             return count
     return 0
-
-
-def repeats(value: Any, prompt: Prompt, responses: Sequence[Response]) -> bool:
-    """Whether a further column says nothing that prompt and responses do not say: text, messages, lists of texts."""
-    turns: Any = None
-    with suppress(BadRow):  # no messages
-        turns = _read_prompt(value, [])
-    if turns and is_messages(turns):
-        said = [str(turn.get("content") or "") for turn in turns]
-        if len(said) > 1 and not asks(turns[-1]):
-            said.pop()  # an answer, which may be a third one
-    else:
-        said = _strings(value)
-    return all(_said(text.strip(), prompt, responses) for text in said)
-
-
-def _strings(value: Any) -> list[str]:
-    """All texts at any depth."""
-    if isinstance(value, str):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in items for text in _strings(item)]
-
-
-def _said(text: str, prompt: Prompt, responses: Sequence[Response]) -> bool:
-    """Whether a text is in what each response answers: a text or turn of it, or inside one."""
-    for response in responses:
-        asked: list[Any] = [prompt] if isinstance(prompt, str) else [turn.get("content") for turn in prompt or ()]
-        if isinstance(response, str):
-            asked += [response] if prompt is None else []
-        else:
-            asked += [turn.get("content") for turn in response[:-1]]  # type: ignore[union-attr]
-        places = [place for place in asked if isinstance(place, str)]
-        if text and not any(text == place.strip() or (is_long(text) and text in place) for place in places):
-            return False
-    return True

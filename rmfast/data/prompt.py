@@ -7,6 +7,7 @@ goes by the keys. The rules for prompts that have no column are ours.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -28,7 +29,7 @@ def prompt_key(example: Example) -> tuple[int, bool]:
     """
     if example.is_messages:
         prompt, guessed = _of_messages(example)
-    elif isinstance(example.responses[0], str):
+    elif example.is_text:
         prompt, guessed = _of_text(example)
     else:
         prompt, guessed = _of_ids(example)
@@ -37,11 +38,31 @@ def prompt_key(example: Example) -> tuple[int, bool]:
     return int.from_bytes(digest, "little"), guessed
 
 
+def common_turns(conversations: Sequence[Sequence[Message]]) -> list[Message]:
+    """The turns with which all conversations begin; white space at the ends of their texts counts for nothing."""
+    return list(conversations[0][: shared_turns([[plain(turn) for turn in turns] for turns in conversations])])
+
+
+def common_text(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    ends = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (min(texts), max(texts))]
+    return min(texts)[: common_prefix(*ends)]
+
+
+def up_to_turn(text: str) -> str | None:
+    """A text up to and including its last turn marker (such as "Assistant:" at a line's beginning); None without."""
+    for turn in TURNS:
+        cuts = [found.end() for found in turn.finditer(text) if text[: found.start()].strip()]
+        if cuts:
+            return text[: cuts[-1]]
+    return None
+
+
 def _of_messages(example: Example) -> tuple[str, bool]:
     turns, guessed = cast(list[Message] | None, example.prompt) or [], False
     if not turns:
-        before = [[plain(turn) for turn in example.conversation(response)[:-1]] for response in example.responses]
-        turns = before[0][: shared_turns(before)]
+        before = [example.conversation(response)[:-1] for response in example.responses]
+        turns = common_turns(before)
         guessed = any(len(turns_before) > len(turns) for turns_before in before)
         if not any(turn.get("role") == "user" for turn in turns):  # a system prompt alone is everybody's
             return "", True
@@ -55,17 +76,13 @@ def _of_text(example: Example) -> tuple[str, bool]:
     prompt = cast(str | None, example.prompt)
     if prompt and prompt.strip():
         return prompt.strip(), False
-    texts = cast(tuple[str, ...], example.responses)
-    ends = [np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) for text in (min(texts), max(texts))]
-    shared = min(texts)[: common_prefix(*ends)]
-    for turn in TURNS:
-        cuts = [found.end() for found in turn.finditer(shared) if shared[: found.start()].strip()]
-        if cuts:
-            return shared[: cuts[-1]].strip(), True
-    return shared.strip(), True
+    shared = common_text(cast(tuple[str, ...], example.responses))
+    return (up_to_turn(shared) or shared).strip(), True
 
 
 def _of_ids(example: Example) -> tuple[str, bool]:
+    if not example.responses:
+        return repr(example.prompt), False
     ids = [np.array(response, dtype=np.int64) for response in cast(tuple[list[int], ...], example.responses)]
     count = example.prompt_ids or min(common_prefix(ids[0], response) for response in ids)
     # One token in common is a bos, which is everybody's.

@@ -54,22 +54,29 @@ def _notes(store: TokenStore) -> list[tuple[str, str]]:
 
 
 def _lengths(store: TokenStore, max_length: int) -> list[tuple[str, str]]:
+    header = ("quantiles", " ".join(f"{f'{100 * q:g} %':>7}" for q in _QUANTILES))
+    over = (f"over {max_length:,} tokens", f"{_share(store.longest() > max_length)} of the groups")
+    if _are_prompts(store):
+        return [header, ("  prompt tokens", _quantiles(store.prefix_length)), over]
     lengths = store.lengths()
-    too_long = np.maximum.reduceat(lengths, store.response_start[:-1]) > max_length
     sizes, counts = np.unique(np.diff(store.response_start), return_counts=True)
     return [
         ("responses per prompt", ", ".join(f"{n}: {count:,}" for n, count in zip(sizes, counts, strict=True))),
-        ("quantiles", " ".join(f"{f'{100 * q:g} %':>7}" for q in _QUANTILES)),
+        header,
         ("  prompt tokens", _quantiles(store.answer_start[store.response_start[:-1]])),
         ("  response tokens", _quantiles(lengths - store.answer_start)),
         ("  whole sequences", _quantiles(lengths)),
-        (f"over {max_length:,} tokens", f"{_share(too_long)} of the groups"),
+        over,
     ]
+
+
+def _are_prompts(store: TokenStore) -> bool:
+    return not len(store.suffix_length)
 
 
 def _edges(store: TokenStore) -> list[tuple[str, str]]:
     if not len(store.better):
-        return [("edges", "none")]
+        return [] if _are_prompts(store) else [("edges", "none")]
     lengths = store.lengths().astype(np.int64)
     first = np.repeat(store.response_start[:-1], np.diff(store.edge_start))
     longer = lengths[first + store.better] - lengths[first + store.worse]
@@ -95,12 +102,14 @@ def _made_identical(store: TokenStore) -> str:
 
 def _text(store: TokenStore) -> list[tuple[str, str]]:
     kinds = [kind for kind in ("strings", "messages") if store.meta[f"has_{kind}"]] or ["token ids"]
-    missing_eos = store.tokens[_last_tokens(store)] != store.meta["eos_id"]
-    return [
+    lines = [
         ("kind", " and ".join(kinds)),
         ("double BOS", f"{store.meta['double_bos']:,} sequences, one of the two taken out"),
-        ("no EOS at the end", f"{_share(missing_eos)} of the sequences"),
     ]
+    if not _are_prompts(store):
+        missing_eos = store.tokens[_last_tokens(store)] != store.meta["eos_id"]
+        lines.append(("no EOS at the end", f"{_share(missing_eos)} of the sequences"))
+    return lines
 
 
 def _last_tokens(store: TokenStore) -> np.ndarray:
@@ -130,16 +139,15 @@ def _duplicates(store: TokenStore, seen: set[bytes]) -> list[tuple[str, str]]:
 
 
 def _packing(store: TokenStore) -> list[tuple[str, str]]:
-    lengths = store.lengths().astype(np.int64)
-    total, starts = int(lengths.sum()), store.response_start[:-1]
+    prompts, rows = _are_prompts(store), np.maximum(np.diff(store.response_start), 1)
+    total = int((store.prefix_length if prompts else store.lengths()).sum(dtype=np.int64))
     order = np.random.default_rng(0).permutation(len(store))
     first = np.arange(0, len(order), _BATCH)
-    longest = np.maximum.reduceat(np.maximum.reduceat(lengths, starts)[order], first)
-    padded = int((longest * np.add.reduceat(np.diff(store.response_start)[order], first)).sum())
-    return [
-        ("prefix sharing saves", f"{1 - len(store.tokens) / total:.1%} of {total:,} tokens"),
-        ("padding avoided", f"{1 - total / padded:.1%} of a padded batch of {_BATCH} in random order"),
-    ]
+    longest = np.maximum.reduceat(store.longest().astype(np.int64)[order], first)
+    padded = int((longest * np.add.reduceat(rows[order], first)).sum())
+    saved = ("prefix sharing saves", f"{1 - len(store.tokens) / total:.1%} of {total:,} tokens")
+    padding = ("padding avoided", f"{1 - total / padded:.1%} of a padded batch of {_BATCH} in random order")
+    return [padding] if prompts else [saved, padding]
 
 
 def _quantiles(values: np.ndarray) -> str:

@@ -1,5 +1,4 @@
-"""What rows are: what is asked of a row, and of the prompt group that it becomes. A new kind is a constant here, if its
-rows have responses."""
+"""What rows are: what is asked of a row, and of the prompt group that it becomes. A new kind is a constant here."""
 
 from dataclasses import dataclass
 
@@ -15,16 +14,20 @@ class RowKind:
         distinct: groups have no edges, but this many different responses, the first ones. Rows with fewer responses, or
             with none that differs from the others, cannot be used; responses that repeat one are merged. None for all
             responses as they are.
+        answered: rows have responses; without, a row is its prompt alone, whatever answers stand beside it.
     """
 
     name: str
     prefers: bool = False
     empty: bool = False
     distinct: int | None = None
+    answered: bool = True
 
     @property
     def key(self) -> str:
         """What tells caches of the same rows apart."""
+        if not self.answered:
+            return f" {self.name}"
         return "" if self.distinct is None else f" {self.distinct} samples"
 
 
@@ -34,6 +37,8 @@ JUDGED = RowKind("judged pairs", prefers=True, empty=True)
 """Pairs that a model is evaluated on."""
 RESPONSES = RowKind("responses", empty=True)
 """Responses to score, whatever else the row says."""
+PROMPTS = RowKind("prompts", answered=False)
+"""Prompts to sample from: groups without responses and edges."""
 
 
 def samples(count: int) -> RowKind:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rmfast.data.beside import IDS_ALONE, text_of
-from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_media, is_rank, refuse_prompts
+from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_rank
 from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
 from rmfast.data.example import (
     CONTRADICTION,
@@ -31,16 +31,17 @@ from rmfast.data.example import (
     BadRow,
     Edge,
     Example,
-    Response,
     UnmappedColumn,
     bad,
     is_messages,
 )
-from rmfast.data.ids import check_ids, has_ids, read_ids
+from rmfast.data.ids import check_ids, has_ids, holds_ids, read_ids
 from rmfast.data.layouts import layouts_with_answers
-from rmfast.data.messages import asks, from_json, without_nulls
+from rmfast.data.messages import asks, several, template_arguments
 from rmfast.data.notes import Note
-from rmfast.data.parts import joined_prompt, repeats, settle
+from rmfast.data.parts import joined_prompt, settle
+from rmfast.data.prompt_rows import parse_prompt
+from rmfast.data.repeats import repeated_prompts
 from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.errors import UserError
 
@@ -89,7 +90,7 @@ def parse_row(row: dict[str, Any], columns: Columns = AS_NAMED, kind: RowKind = 
     if None in row.values():
         row = {name: value for name, value in row.items() if value is not None}
     try:
-        return _parse(row, columns, kind)
+        return _parse(row, columns, kind) if kind.answered else parse_prompt(row, columns)
     except RecursionError:
         raise BadRow(WRONG_TYPE, "lists or objects nested too deep") from None
 
@@ -116,14 +117,14 @@ def _parse(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
     if kind.prefers and not pairs:
         bad(NO_EDGE, "no response is preferred to another")
     edges, per_edge_weight = read_edges(ours, pairs, strengths=not kind.empty)
-    tools, template_kwargs = _template_arguments(ours)
+    tools, template_kwargs = template_arguments(ours)
     _check_contents(prompt, responses, kind)
     if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
         used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
     if has_ids(ours):
         repeated = frozenset(n for n in names if columns.targets.get(n, n) in _TEXTS) if texts else _NONE
     else:
-        repeated = _repeated(prompt, responses, row, columns, names)
+        repeated = repeated_prompts(prompt, responses, row, columns, names)
     if not prompt:
         _check_turns(responses)  # after the columns that could have been it
     if prompt is None and "prompt" in used and "prompt" in ours:
@@ -181,7 +182,7 @@ def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], li
     if "chosen" not in ours and "rejected" not in ours:
         return prompt, settled, pairs, _RANKING | _BESIDE | {"prompt"}
     better, worse = (
-        settle(ours["prompt"], _several(ours[side]), [])[1] if side in ours else [] for side in ("chosen", "rejected")
+        settle(ours["prompt"], several(ours[side]), [])[1] if side in ours else [] for side in ("chosen", "rejected")
     )
     _check_pair(settled, pairs, better, worse)
     return prompt, settled, pairs, _RANKING | _PAIR
@@ -210,11 +211,6 @@ def _answer(response: Any) -> Any:
     return response.strip() if isinstance(response, str) else response
 
 
-def _several(value: Any) -> list[Any]:
-    """The answers of a column: itself, or the items of a list that is no conversation and holds no ids."""
-    return value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
-
-
 def _crossed(better: int, worse: int) -> list[Pair]:
     """Each of the first responses over each of the others."""
     return [(i, better + j) for i in range(better) for j in range(worse)]
@@ -228,7 +224,7 @@ def _pair(
         if name not in ours:
             layouts = "".join(f"; data.columns (--columns) {found} reads it" for found in layouts_with_answers(row))
             bad(MISSING_COLUMN, f"no `{name}`; the row has {', '.join(map(repr, row)) or 'no columns'}{layouts}")
-    chosen, rejected = _several(ours["chosen"]), _several(ours["rejected"])
+    chosen, rejected = several(ours["chosen"]), several(ours["rejected"])
     if masks := [name for name in ours if "attention_mask" in name]:
         bad(WRONG_TYPE, f"`{masks[0]}` is the mask of no column of token ids: call these chosen_ids and rejected_ids")
     if ours["rejected"] == [] or (len(chosen) > 1 and not rejected):
@@ -253,7 +249,7 @@ def _ids(
     answers = [
         text_of(answer)
         for side, ids in (("chosen", chosen), ("rejected", rejected))
-        for answer in (_several(ours[side]) if side in ours else [None] * len(ids))
+        for answer in (several(ours[side]) if side in ours else [None] * len(ids))
     ]
     texts = (text_of(ours.get("prompt")), *answers)
     if len(answers) == len(responses) and any(texts):
@@ -291,20 +287,6 @@ def _is_below(value: Any, other: Any) -> bool:
     return all(type(one) in (int, float) for one in (value, other)) and value < other
 
 
-def _template_arguments(ours: dict[str, Any]) -> tuple[list[Any] | None, dict[str, Any]]:
-    if "tools" not in ours and "chat_template_kwargs" not in ours:
-        return None, {}
-    tools = from_json(ours.get("tools") or None, "tools")
-    if tools is not None and not isinstance(tools, list):
-        bad(WRONG_TYPE, f"`tools` is not a list but {type(tools).__name__}")
-    template_kwargs = from_json(ours.get("chat_template_kwargs") or None, "chat_template_kwargs") or {}
-    if not isinstance(template_kwargs, dict):
-        bad(WRONG_TYPE, f"`chat_template_kwargs` is not an object but {type(template_kwargs).__name__}")
-    template_kwargs = without_nulls(template_kwargs)
-    tools = [from_json(tool, "tools") for tool in tools or ()]
-    return without_nulls(tools) or None, template_kwargs
-
-
 def _check_contents(prompt: Any, responses: list[Any], kind: RowKind) -> None:
     """Types that fit together, turns in order, text in every response."""
     if prompt is not None and not isinstance(prompt, str) and not is_messages(prompt):
@@ -315,7 +297,7 @@ def _check_contents(prompt: Any, responses: list[Any], kind: RowKind) -> None:
         if prompt == []:
             bad(WRONG_ROLES, "no turn before the answer")
         return
-    if prompt is None and all(map(_holds_ids, responses)):
+    if prompt is None and all(map(holds_ids, responses)):
         for ids in responses:
             check_ids(ids, "a response")
         return
@@ -326,22 +308,3 @@ def _check_contents(prompt: Any, responses: list[Any], kind: RowKind) -> None:
             bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
         if not kind.empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
             bad(EMPTY, "the last assistant turn has no text")
-
-
-def _holds_ids(response: Response) -> bool:
-    return isinstance(response, list) and bool(response) and type(response[0]) is int
-
-
-def _repeated(
-    prompt: Any, responses: list[Any], row: dict[str, Any], columns: Columns, names: tuple[str, ...]
-) -> frozenset[str]:
-    """Columns that look like a prompt and repeat what is used.
-
-    Raises:
-        UnmappedColumn: some say more.
-    """
-    found = columns.prompts(names)
-    more = [n for n in found if (is_media(n) and row[n] and row[n] != [None]) or not repeats(row[n], prompt, responses)]
-    if more:
-        raise refuse_prompts(more)
-    return frozenset(found)

@@ -45,9 +45,10 @@ class TokenStore:
     """G groups, R responses and E edges, of which group g owns the slices given by its `*_start` entries.
 
     Group g's stored tokens are its common prefix, then each response's suffix, in order. A response's full sequence is
-    prefix + suffix; `answer_start` counts in that. `better` and `worse` count inside the group. An edge weighs its
-    row's weight over the group's edges that are not `identical` (both sides the same ids), and 0 if it is one.
-    `row` is the 1-based row in its file. `prompt` is equal for groups of one prompt (see `rmfast.data.prompt`).
+    prefix + suffix; `answer_start` counts in that. A group without responses is a prompt, all of it prefix. `better`
+    and `worse` count inside the group. An edge weighs its row's weight over the group's edges that are not `identical`
+    (both sides the same ids), and 0 if it is one. `row` is the 1-based row in its file. `prompt` is equal for groups of
+    one prompt (see `rmfast.data.prompt`).
 
     meta: key (of the folder), source, files ([label, first group]), rows_read, rows_kept, bad ({cause: count}),
     bad_examples ({cause: [["file:row", detail], ...]}, five each), first_bad ("file:row: cause: detail" or None),
@@ -92,6 +93,18 @@ class TokenStore:
     def lengths(self) -> np.ndarray:
         """Length of every response's full sequence, int32 [R]."""
         return np.repeat(self.prefix_length, np.diff(self.response_start)) + self.suffix_length
+
+    def longest(self) -> np.ndarray:
+        """Length of every group's longest sequence, int32 [G]; of a group without responses the prompt's."""
+        return self.prefix_length + self.by_group(np.maximum, self.suffix_length, np.zeros_like(self.prefix_length))
+
+    def by_group(self, reduce: np.ufunc, values: np.ndarray, without: np.ndarray) -> np.ndarray:
+        """[G]: `reduce` over the values [R] of every group's responses; for a group that has none, `without` [G]."""
+        some = np.diff(self.response_start) > 0
+        found = without.astype(values.dtype)
+        if some.any():
+            found[some] = reduce.reduceat(values, self.response_start[:-1][some])
+        return found
 
     def label(self, g: int) -> str:
         """Where group g comes from: "file:row"."""

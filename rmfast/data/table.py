@@ -26,10 +26,10 @@ class GroupTable:
     `store_edges` holds the edges of each store; all that reads edges reads these, never the store's.
 
     `cut` tokens are left out at the left of the prompt (after a BOS that every sequence begins with). `stored` counts
-    the tokens that a pack holds, `sequences` those of all the group's sequences, prompt repeated. `lm` counts the
-    predicted tokens of the chosen responses, `visible` the pairs of a query and a key that it sees (attention's work).
-    `weight` (float64) is the sum over the group's edges. Responses are numbered through the table; `first_response`
-    (int64 [G + 1]) is where a group's begin.
+    the tokens that a pack holds, `sequences` those of all the group's sequences, prompt repeated; of a group without
+    responses both count its prompt. `lm` counts the predicted tokens of the chosen responses, `visible` the pairs of a
+    query and a key that it sees (attention's work). `weight` (float64) is the sum over the group's edges. Responses are
+    numbered through the table; `first_response` (int64 [G + 1]) is where a group's begin.
     """
 
     stores: tuple[TokenStore, ...]
@@ -58,11 +58,12 @@ class GroupTable:
         return self.stores[self.store[group]].label(int(self.index[group]))
 
     def sequences_of(self, group: int) -> list[list[int]]:
-        """Token ids of each of a group's sequences, as packs hold them."""
+        """Token ids of each of a group's sequences, as packs hold them; of a group without responses its prompt's."""
         store, g, cut = self.stores[self.store[group]], int(self.index[group]), int(self.cut[group])
         bos = 0 if store.meta["bos_id"] is None else 1
         count = int(store.response_start[g + 1] - store.response_start[g])
-        whole = [store.sequence(g, r).tolist() for r in range(count)]
+        alone = store.tokens[store.token_start[g] : store.token_start[g + 1]]
+        whole = [store.sequence(g, r).tolist() for r in range(count)] or [alone.tolist()]
         return [ids[:bos] + ids[bos + cut :] for ids in whole] if cut else whole
 
 
@@ -123,18 +124,16 @@ def _columns(
     store: TokenStore, number: int, max_length: int | None, truncate: bool
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The table's columns for one store, and which groups are too long for it."""
-    first = store.response_start[:-1]
-    prefix = store.prefix_length.astype(np.int64)
+    prefix, responses = store.prefix_length.astype(np.int64), np.diff(store.response_start)
     suffixes = per_group(store.suffix_length, store.response_start)
-    longest = prefix + np.maximum.reduceat(store.suffix_length, first)
     too_long = np.zeros(len(store), dtype=bool)
     cut = np.zeros(len(store), dtype=np.int64)
     if max_length is not None:
-        excess = np.maximum(longest - max_length, 0)
+        excess = np.maximum(store.longest().astype(np.int64) - max_length, 0)
         bos = 0 if store.meta["bos_id"] is None else 1
         # Only the prompt is cut, and of no sequence all of it: a response may end inside the prefix.
-        shortest = prefix + np.minimum.reduceat(store.suffix_length, first)
-        prompt = np.minimum.reduceat(store.answer_start, first).astype(np.int64) - bos
+        shortest = prefix + store.by_group(np.minimum, store.suffix_length, np.zeros_like(prefix))
+        prompt = store.by_group(np.minimum, store.answer_start, prefix).astype(np.int64) - bos
         room = np.maximum(np.minimum(prompt, shortest - 1), 0)
         too_long = excess > room if truncate else excess > 0
         cut = np.where(too_long, 0, excess) if truncate else cut
@@ -143,15 +142,16 @@ def _columns(
         "index": np.arange(len(store)),
         "cut": cut,
         "stored": prefix - cut + suffixes,
-        "sequences": per_group(_lengths(store, cut), store.response_start),
+        "sequences": (prefix - cut) * np.maximum(responses, 1) + suffixes,
         "visible": _visible(store, prefix - cut),
-        "responses": np.diff(store.response_start),
+        "responses": responses,
     }
     return columns | edge_columns(store, _edges_of(store), cut), too_long
 
 
 def shared_prefix(stored: np.ndarray, sequences: np.ndarray, responses: np.ndarray) -> np.ndarray:
-    """Tokens of groups' shared prefixes, int64 [G]; 0 where a group has one response, which is all suffix or prefix."""
+    """Tokens of groups' shared prefixes, int64 [G]; 0 where a group has one response, which is all suffix or prefix, or
+    none."""
     return (sequences - stored) // np.maximum(responses - 1, 1)
 
 

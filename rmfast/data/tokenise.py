@@ -3,13 +3,16 @@
 Strings: prompt and response are tokenised as one text, because tokens may merge where they meet; the tokenizer adds its
 special tokens, and eos follows where the text does not end in it. Messages: the chat template is rendered over prompt
 and answer, and nothing is added, which is what `apply_chat_template(tokenize=True)` gives. Ready ids stay as they are.
+
+A prompt without responses is what an answer is to follow: a string without an eos that the tokenizer appends by itself;
+messages with the template's generation prompt.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -49,6 +52,7 @@ class Encoded:
         double_bos: sequences from which a second bos was taken.
         merged: samples that were the same as an earlier one (see `distinct_samples`).
         notes: the example's, and what its tokenisation adds to them.
+        prompt: where N = 0, the prompt's ids, int32, which are the prefix; else None.
     """
 
     ids: tuple[Ids, ...]
@@ -57,10 +61,20 @@ class Encoded:
     double_bos: int = 0
     merged: int = 0
     notes: tuple[Note, ...] = ()
+    prompt: Ids | None = None
+
+    @property
+    def sequences(self) -> tuple[Ids, ...]:
+        """`ids`, or the prompt alone where there is no response."""
+        return self.ids if self.prompt is None else (self.prompt,)
+
+
+_Way = Literal["rendered", "plain", "open"]
+"""How a text is tokenised: as a template wrote it; with special tokens; so that an answer may follow."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Encoded | BadRow]:
-    """Tokenise a batch of examples with one call of the tokenizer per kind of text (plain, rendered).
+    """Tokenise a batch of examples with one call of the tokenizer per way to do it.
 
     Returns:
         One item per example, in order: its ids, or why it has none (the template refuses its turns, a text is not
@@ -69,7 +83,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
     Raises:
         UserError: messages need a chat template and there is none, or it is not valid.
     """
-    texts: dict[bool, dict[str, None]] = {True: {}, False: {}}  # by rendered or plain; a dict keeps each text once
+    texts: dict[_Way, dict[str, None]] = {"rendered": {}, "plain": {}, "open": {}}  # a dict keeps each text once
     drafts: list[_Draft | BadRow] = []
     for example in examples:
         try:
@@ -77,13 +91,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
         except BadRow as bad:
             drafts.append(bad)
             continue
-        texts[example.is_messages].update(dict.fromkeys(draft.all_texts))
+        texts[draft.way].update(dict.fromkeys(draft.all_texts))
         drafts.append(draft)
-    ids = {rendered: _tokenise(tokenizer, list(keys), rendered) for rendered, keys in texts.items()}
-    return [
-        draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft, ids[draft.example.is_messages])
-        for draft in drafts
-    ]
+    ids = {way: _tokenise(tokenizer, list(keys), way) for way, keys in texts.items()}
+    return [draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft, ids[draft.way]) for draft in drafts]
 
 
 def distinct_samples(encoded: Encoded, k: int) -> Encoded | BadRow:
@@ -111,7 +122,10 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """The texts of an example: of each response with the prompt (none for ready ids), and of the prompt alone."""
+    """The texts of an example: of each response with the prompt (none for ready ids), and of the prompt alone.
+
+    Where there is no response, the prompt is the one text.
+    """
 
     example: Example
     texts: tuple[str, ...] = ()
@@ -122,13 +136,20 @@ class _Draft:
     def all_texts(self) -> tuple[str, ...]:
         return self.texts if self.prompt is None else (*self.texts, self.prompt)
 
+    @property
+    def way(self) -> _Way:
+        if self.example.is_messages:
+            return "rendered"
+        return "plain" if self.example.responses else "open"
+
 
 def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     if example.is_messages:
         draft = _rendered(tokenizer, example)
-    elif isinstance(example.responses[0], str):
+    elif example.is_text:
         prompt = cast(str | None, example.prompt)
-        draft = _Draft(example, tuple((prompt or "") + cast(str, response) for response in example.responses), prompt)
+        whole = tuple((prompt or "") + cast(str, response) for response in example.responses)
+        draft = _Draft(example, whole, prompt) if whole else _Draft(example, (cast(str, prompt),))
     else:
         draft = _ready(tokenizer, example)
     for text in draft.all_texts:
@@ -142,8 +163,8 @@ def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
 
 def _ready(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     """Ids that are there already. Raises BadRow where they are not the tokenizer's, or not the texts' beside them."""
-    vocabulary, responses = len(tokenizer), cast(tuple[list[int], ...], example.responses)
-    if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in responses):
+    vocabulary, sequences = len(tokenizer), cast(tuple[list[int], ...], example.contents)
+    if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in sequences):
         raise BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {vocabulary}")
     return _Draft(example, notes=compare_texts(tokenizer, example) if example.texts else ())
 
@@ -151,38 +172,47 @@ def _ready(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
 def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     """The chat template's texts, and notes on what they lack."""
     write = partial(render, tokenizer, tools=example.tools, arguments=example.template_kwargs)
-    conversations = [example.conversation(answer) for answer in example.responses]
-    texts = tuple(write(turns, is_prompt=False) for turns in conversations)
+    alone = not example.responses
+    conversations = [example.conversation(answer) for answer in example.responses or ([],)]
+    texts = tuple(write(turns, is_prompt=alone) for turns in conversations)
     for turns in conversations:
-        check_unknown_roles(turns, partial(write, is_prompt=False))
-    count, prompt = len(example.prompt or ()), None
-    if example.prompt:
+        check_unknown_roles(turns, partial(write, is_prompt=alone))
+    count, prompt = len(example.prompt or ()), texts[0] if alone else None
+    if example.prompt and not alone:
         with suppress(BadRow):  # a template may refuse a prompt that stands alone: then it counts as implicit
             prompt = write(example.conversation([]), is_prompt=True)
-    else:
+    elif not alone:
         count = shared_turns([turns[:-1] for turns in conversations])
     notes = omissions(conversations, count, texts, prompt)
     if example.tools:
-        alone = partial(write, conversations[0], is_prompt=False, tools=None)
-        notes += without_tools(example.tools, texts[0], alone)
+        bare = partial(write, conversations[0], is_prompt=alone, tools=None)
+        notes += without_tools(example.tools, texts[0], bare)
     return _Draft(example, texts, prompt, notes)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], rendered: bool) -> dict[str, Ids]:
+def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], way: _Way) -> dict[str, Ids]:
     if not texts:
         return {}
-    lists = tokenizer(texts, add_special_tokens=not rendered, return_attention_mask=False, verbose=False)["input_ids"]
+    special = way != "rendered"
+    lists = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    if way == "open" and _appends_eos(tokenizer):
+        lists = [ids[:-1] for ids in lists]
     return {text: np.asarray(ids, dtype=np.int32) for text, ids in zip(texts, lists, strict=True)}
+
+
+def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer ends every text in eos by itself. Not told by an empty text: its bos may be the same."""
+    return bool(tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id])
 
 
 def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[str, Ids]) -> Encoded | BadRow:
     example = draft.example
-    is_text = bool(draft.texts) and not example.is_messages
+    is_text = example.is_text
     prompt = None if draft.prompt is None else ids_of[draft.prompt]
     if draft.texts:
         sequences = [ids_of[text] for text in draft.texts]
     else:
-        sequences = [np.array(ids, dtype=np.int32) for ids in example.responses]
+        sequences = [np.array(ids, dtype=np.int32) for ids in example.contents]
     double_bos = 0
     if is_text:
         double_bos = sum(_has_double_bos(ids, tokenizer.bos_token_id) for ids in sequences)
@@ -192,6 +222,8 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[st
     if double_bos:
         sequences = [_single_bos(ids, tokenizer.bos_token_id) for ids in sequences]
         prompt = None if prompt is None else _single_bos(prompt, tokenizer.bos_token_id)
+    if not example.responses:
+        return _prompt_alone(sequences[0], double_bos, (*example.notes, *draft.notes))
     if is_text:
         sequences = [_append_eos(ids, tokenizer.eos_token_id) for ids in sequences]
     if not all(len(ids) for ids in sequences):
@@ -200,6 +232,12 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[st
     starts = tuple(prefix if prompt is None else common_prefix(prompt, ids) for ids in sequences)
     notes = (*example.notes, *draft.notes, *_same_tokens(example, sequences))
     return Encoded(tuple(sequences), prefix, starts, double_bos, notes=notes)
+
+
+def _prompt_alone(ids: Ids, double_bos: int, notes: tuple[Note, ...]) -> Encoded | BadRow:
+    if not len(ids):
+        return BadRow(EMPTY, "the prompt has no tokens")
+    return Encoded((), len(ids), (), double_bos, notes=notes, prompt=ids)
 
 
 def _same_tokens(example: Example, sequences: Sequence[Ids]) -> tuple[Note, ...]:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from rmfast.data.example import Example, Message, Response
 from rmfast.errors import UserError
@@ -102,7 +102,7 @@ def texts(example: Example) -> tuple[str, list[str]]:
     Raises:
         UserError: the row holds token ids.
     """
-    prompt: str | list[Message] = example.prompt or ""
+    prompt = cast(str | list[Message], example.prompt or "")
     responses: list[Response] = list(example.responses)
     if any(isinstance(r, list) and r and isinstance(r[0], int) for r in responses):
         raise UserError("the row holds token ids, and a judge reads text; give the row as text or messages")

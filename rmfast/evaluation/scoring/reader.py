@@ -28,18 +28,17 @@ class Reader:
 
 def too_long(encoded: Encoded, window: int | None) -> BadRow | None:
     """Why an example does not fit into a window of so many tokens, if it does not."""
-    longest = max(map(len, encoded.ids))
+    longest = max(map(len, encoded.sequences))
     return None if window is None or longest <= window else _too_long(longest, window)
 
 
 def first_too_long(store: TokenStore, window: int | None) -> tuple[int, BadRow] | None:
     """The first group of a store that does not fit into a window of so many tokens, by its number from 0 on."""
-    lengths = store.lengths()
-    over = np.flatnonzero(lengths > (np.inf if window is None else window))
-    if window is None or not len(over):
+    if window is None:
         return None
-    group = int(np.searchsorted(store.response_start, over[0], side="right")) - 1
-    return group, _too_long(int(lengths[over[0]]), window)
+    lengths = store.longest()
+    over = np.flatnonzero(lengths > window)
+    return (int(over[0]), _too_long(int(lengths[over[0]]), window)) if len(over) else None
 
 
 def _too_long(longest: int, window: int) -> BadRow:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -254,7 +254,7 @@ def _worst(result: Result) -> WorstRow:
     return WorstRow(
         *(item.uid, item.label, item.part, item.path),
         gap=float(result.gaps[edge]),
-        prompt=_cut("" if prompt is None else prompt if isinstance(prompt, str) else _turns(prompt)),
+        prompt=_cut("" if prompt is None else prompt if isinstance(prompt, str) else _turns(cast(list[Any], prompt))),
         better=better,
         worse=worse,
         writers=[item.writers[i] for i in (ends.better, ends.worse)] if item.writers else [],
