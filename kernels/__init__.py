@@ -5,6 +5,7 @@ Each op has a plain-torch reference, which is its CPU path and the truth for tes
 
 from rmfast.kernels.clipped_losses import policy_loss, value_loss
 from rmfast.kernels.common import describe
+from rmfast.kernels.decode_attention import decode_attention
 from rmfast.kernels.difference_loss import difference_loss
 from rmfast.kernels.gae import gae
 from rmfast.kernels.info_nce import info_nce
@@ -20,6 +21,7 @@ from rmfast.kernels.swiglu import swiglu
 
 __all__ = [
     "add_rms_norm",
+    "decode_attention",
     "describe",
     "difference_loss",
     "gae",
