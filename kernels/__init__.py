@@ -5,6 +5,7 @@ Each op has a plain-torch reference, which is its CPU path and the truth for tes
 
 from rmfast.kernels.clipped_losses import policy_loss, value_loss
 from rmfast.kernels.common import describe
+from rmfast.kernels.decode_attention import decode_attention
 from rmfast.kernels.difference_loss import difference_loss
 from rmfast.kernels.draw_tokens import Drawn, draw_tokens, row_keys
 from rmfast.kernels.gae import gae
@@ -22,6 +23,7 @@ from rmfast.kernels.swiglu import swiglu
 __all__ = [
     "Drawn",
     "add_rms_norm",
+    "decode_attention",
     "describe",
     "difference_loss",
     "draw_tokens",

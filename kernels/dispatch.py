@@ -28,9 +28,9 @@ class Op(Generic[_R]):
     tensors, dispatch modes, the refusal of derivatives that an op lacks) still takes that way, with the same results.
     """
 
-    def __init__(self, name: str, function: Callable[..., _R]) -> None:
+    def __init__(self, name: str, function: Callable[..., _R], mutates: tuple[str, ...] = ()) -> None:
         self.function = function
-        self.custom: Any = torch.library.custom_op(name, function, mutates_args=())
+        self.custom: Any = torch.library.custom_op(name, function, mutates_args=mutates)
         self.register_fake = self.custom.register_fake
         self._recorded: Any = None
 
@@ -67,6 +67,7 @@ class Op(Generic[_R]):
         return (self._recorded or self.custom)(*args)
 
 
-def custom_op(name: str) -> Callable[[Callable[..., _R]], Op[_R]]:
-    """Make a function the op `name` ("rmfast::..."); its arguments are given by position."""
-    return lambda function: Op(name, function)
+def custom_op(name: str, *, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., _R]], Op[_R]]:
+    """Make a function the op `name` ("rmfast::..."), which writes to the arguments that it `mutates`; its arguments are
+    given by position."""
+    return lambda function: Op(name, function, mutates)

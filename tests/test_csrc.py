@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rmfast.kernels import compiled
 from rmfast.kernels.multi_tensor import adamw_, gradient_norm, perturb_, restore_
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,21 +22,6 @@ needs_fma = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
     reason="needs a processor with AVX2",
 )
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CPU ops, built into a folder of their own and loaded."""
-    if BUILD["torch_folder"]() is None or not any(map(BUILD["shutil"].which, ("g++", "c++"))):
-        pytest.skip("no g++")
-    out = tmp_path_factory.mktemp("csrc") / "_C.so"
-    BUILD["build"](out, cuda=False)
-    compiled.missing.cache_clear()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(compiled, "missing", lambda: None)  # what other tests find does not depend on this one
-    torch.ops.load_library(out)
-    yield out
-    patch.undo()
 
 
 def tensors(dtype: torch.dtype = torch.float32, *, offset: int = 0, scale: float = 1.0) -> list[Tensor]:
@@ -51,7 +35,7 @@ def tensors(dtype: torch.dtype = torch.float32, *, offset: int = 0, scale: float
 @pytest.mark.parametrize("grad_type", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("beta1", [0.9, 0.3])
 def test_adamw_gives_the_references_bits(
-    library: Path,
+    csrc_library: Path,
     monkeypatch: pytest.MonkeyPatch,
     exact: bool,
     offset: int,
@@ -82,7 +66,7 @@ def test_adamw_gives_the_references_bits(
 
 
 @pytest.mark.parametrize("skip", [torch.tensor(True), torch.tensor(1.0)])
-def test_a_skipped_step_leaves_no_trace(library: Path, skip: Tensor) -> None:
+def test_a_skipped_step_leaves_no_trace(csrc_library: Path, skip: Tensor) -> None:
     lists = [tensors(), tensors(scale=torch.nan), tensors(), tensors()]
     before = [[t.clone() for t in ts] for ts in lists]
     adamw_(*lists, step=torch.tensor(1.0), lr=0.1, skip=skip, impl="csrc")
@@ -94,7 +78,7 @@ def test_a_skipped_step_leaves_no_trace(library: Path, skip: Tensor) -> None:
 @pytest.mark.parametrize("target_type", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("offset", [0, 1])
 def test_perturb_and_restore_give_the_references_bits(
-    library: Path, grad_type: torch.dtype, target_type: torch.dtype, offset: int
+    csrc_library: Path, grad_type: torch.dtype, target_type: torch.dtype, offset: int
 ) -> None:
     masters, grads = tensors(offset=offset), tensors(grad_type, offset=offset)
     mine, reference = tensors(target_type, offset=offset), tensors(target_type, offset=offset)
@@ -108,7 +92,7 @@ def test_perturb_and_restore_give_the_references_bits(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gradient_norm(library: Path, dtype: torch.dtype) -> None:
+def test_gradient_norm(csrc_library: Path, dtype: torch.dtype) -> None:
     for offset, scale in ((0, 1.0), (1, 1e25), (0, 1e-30)):
         grads = tensors(dtype, offset=offset, scale=scale)
         want = torch.cat([g.double() for g in grads]).norm()
@@ -124,7 +108,7 @@ def test_gradient_norm(library: Path, dtype: torch.dtype) -> None:
     assert gradient_norm([torch.zeros(0, dtype=dtype)], impl="csrc") == 0
 
 
-def test_bf16_is_rounded_as_torch_does(library: Path) -> None:
+def test_bf16_is_rounded_as_torch_does(csrc_library: Path) -> None:
     bits = torch.cat([torch.randint(-(2**31), 2**31, (40000,)), torch.arange(-(2**31), 2**31, 2**17 - 1)])
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3.4e38, 1e-45, 1.00390625, 1.01171875])
     masters = torch.cat([bits.to(torch.int32).view(torch.float32), special])
@@ -135,7 +119,7 @@ def test_bf16_is_rounded_as_torch_does(library: Path) -> None:
     assert same.all()
 
 
-def test_what_it_cannot_take_is_the_references(library: Path) -> None:
+def test_what_it_cannot_take_is_the_references(csrc_library: Path) -> None:
     wide, grads = [torch.zeros(3, dtype=torch.float64)], [torch.ones(3, dtype=torch.float64)]
     for impl, fails in (("auto", False), ("csrc", True)):
         for weights in (wide, [torch.zeros(3, 2).T]):
@@ -181,12 +165,12 @@ def test_cuda_kernels_compile_without_spills(tmp_path: Path, architecture: str) 
     assert "warning" not in done.stderr.lower()
 
 
-def test_a_library_of_other_sources_is_not_taken(library: Path, tmp_path: Path) -> None:
+def test_a_library_of_other_sources_is_not_taken(csrc_library: Path, tmp_path: Path) -> None:
     """What a new name for an argument would end in is torch's error of a schema, in the first step of a run."""
     checkout, package = tmp_path / "csrc", tmp_path / "rmfast"
     shutil.copytree(ROOT / "csrc", checkout)
     package.mkdir()
-    shutil.copy(library, package)
+    shutil.copy(csrc_library, package)
     imports = "from pathlib import Path; from rmfast.kernels import compiled"
     asked = f"{imports}; print(compiled.missing(Path({str(package)!r})))"
 
