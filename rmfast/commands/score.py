@@ -2,8 +2,6 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -13,15 +11,13 @@ from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.sources import split_note
 from rmfast.evaluation.scoring.rows import (
-    ReadRow,
     bad_line,
     columns_used,
     not_kept,
     noted,
     read_file,
     readable,
-    scored_row,
-    unscored_row,
+    written_rows,
 )
 from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import SCORED
@@ -38,8 +34,7 @@ def score(options: Namespace) -> None:
     # One model is in memory at a time.
     scores: list[list[np.ndarray]] = [load_model(path, options).score_examples(examples) for path in options.models]
     # Every head of every model is a member: each [members, N].
-    rewards = iter([np.concatenate(of_models, axis=1).T for of_models in zip(*scores, strict=True)])
-    written = [_scored(row, rewards) for row in rows]
+    written = written_rows(rows, (np.concatenate(of_models, axis=1).T for of_models in zip(*scores, strict=True)))
     write_file(out, (f"{json_line(line)}\n".encode() for line in written))
     heads = sum(of_rows[0].shape[1] for of_rows in scores)
     many = f" ({heads} heads)" if heads > len(scores) else ""
@@ -56,10 +51,3 @@ def score(options: Namespace) -> None:
         say(line)
     for line in note_lines(noted(rows)):
         say(line)
-
-
-def _scored(row: ReadRow, rewards: Iterator[np.ndarray]) -> dict[str, Any]:
-    """A row's columns with what the models say of it."""
-    if row.example is None or row.columns is None:
-        return unscored_row(row.columns, row.error)
-    return scored_row(row.columns, row.example, next(rewards))

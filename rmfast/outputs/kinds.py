@@ -71,6 +71,7 @@ def _head(mark: str, start: bytes = b"") -> Callable[[Path], bool]:
 
 RESULT = Kind("result of rmfast eval", _json("format", "suite", "items"))
 DIAGNOSTICS = Kind("result of rmfast compare", _json("suite", "models", "draws"))
+BEST_OF_N = Kind("result of best-of-N (rmfast sample)", _json("counts", "ceiling", "members", "rules"))
 PLANS = Kind("result of rmfast plan", _json("workload", "plans"))
 SCORED = Kind("file of rmfast score (rows with `rewards`)", _rows(_is_scored))
 SAMPLED = Kind(

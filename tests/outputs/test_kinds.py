@@ -5,11 +5,24 @@ from pathlib import Path
 import pytest
 
 from rmfast.errors import UserError
-from rmfast.outputs.kinds import DENOISED, DIAGNOSTICS, PAGE, PICTURE, PLANS, RESULT, SCORED, SCRIPT, Kind, check_kind
+from rmfast.outputs.kinds import (
+    BEST_OF_N,
+    DENOISED,
+    DIAGNOSTICS,
+    PAGE,
+    PICTURE,
+    PLANS,
+    RESULT,
+    SCORED,
+    SCRIPT,
+    Kind,
+    check_kind,
+)
 
 RIGHT = {
     "result": (RESULT, b'{"format": 1, "suite": "x", "items": []}'),
     "diagnostics": (DIAGNOSTICS, b'{"suite": "x", "models": [], "draws": 1}'),
+    "best of N": (BEST_OF_N, b'{"counts": [1], "ceiling": [], "members": [], "rules": []}'),
     "plans": (PLANS, b'{"workload": {}, "plans": []}'),
     "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{"rewards": [1]}\n'),
     "treated": (DENOISED, b'{"margin": 0, "target": 1, "weight": 1}\n'),

@@ -10,7 +10,7 @@ models; the rest of the definition is ours.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +158,16 @@ def best_of_n(scores: Floats, gold: Floats) -> Floats:
     level = np.unique(-scores, return_inverse=True)[1].reshape(-1)
     shared = (np.bincount(level, gold) / np.bincount(level))[level]
     ordered = shared[np.argsort(level, kind="stable")]
-    chance = [[comb(size - 1 - r, n - 1) / comb(size, n) for r in range(size)] for n in range(1, size + 1)]
-    return np.asarray(np.array(chance) @ ordered)
+    return np.asarray(_chances(size) @ ordered)
+
+
+@lru_cache(maxsize=4)  # rows mostly have the same number of candidates
+def _chances(size: int) -> Floats:
+    """C(size - 1 - r, n - 1) / C(size, n) [n, r], that the candidate of rank r is the best of n: n / size for rank 0,
+    and from rank to rank less by a factor."""
+    n, r = np.arange(1, size + 1)[:, None], np.arange(size - 1)
+    ratios = np.maximum(size - n - r, 0) / (size - 1 - r)
+    return np.asarray(n / size * np.cumprod(np.hstack([np.ones((size, 1)), ratios]), axis=1))
 
 
 def select(candidates: Candidates, names: Sequence[str], resamples: Sequence[Resamples]) -> Selection:

@@ -1,7 +1,7 @@
 """Rows of a file, scored as they are: none is dropped silently."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,6 +128,21 @@ def strength_row(columns: dict[str, Any], example: Example, rewards: np.ndarray)
 def unscored_row(columns: dict[str, Any] | None, error: str | None) -> dict[str, Any]:
     """The columns of a row that could not be scored, none of one that could not be read, and why."""
     return data_columns(columns or {}) | {"rewards": None, "error": error}
+
+
+def written_rows(rows: Sequence[ReadRow], rewards: Iterable[np.ndarray]) -> list[dict[str, Any]]:
+    """Every row as scoring writes it.
+
+    Args:
+        rewards: [members, N] of each row that has an example.
+    """
+    each = iter(rewards)
+    return [
+        unscored_row(row.columns, row.error)
+        if row.example is None or row.columns is None
+        else scored_row(row.columns, row.example, next(each))
+        for row in rows
+    ]
 
 
 def not_kept(columns: dict[str, Any] | None, written: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""The page and plots of best-of-N: proxy reward against gold over N."""
