@@ -181,7 +181,7 @@ def table_of(groups: Sequence[Group], bos_id: int | None = None, **options: Any)
 
 def pack_of(groups: Sequence[Group], lm: bool = False) -> Pack:
     """All groups in one pack."""
-    return build_pack(table_of(groups), np.arange(len(groups)), lm=lm)
+    return build_pack(table_of(groups), np.arange(len(groups)), predicts="chosen" if lm else None)
 
 
 def ids(generator: np.random.Generator, count: int) -> list[int]:

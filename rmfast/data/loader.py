@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from rmfast.data.pack import Pack, build_pack
+from rmfast.data.pack import Pack, Predicts, build_pack
 from rmfast.data.pad import pad_pack
 from rmfast.data.plan import StepPlan, plan_packs
 from rmfast.data.table import GroupTable
@@ -77,7 +77,7 @@ def rank_packs(
     ranks: int,
     rank: int,
     budget: int,
-    lm: bool = False,
+    predicts: Predicts | None = None,
     fixed: bool = False,
     views: Views | None = None,
 ) -> tuple[list[Pack], int]:
@@ -87,7 +87,7 @@ def rank_packs(
     """
     tokens = view_tokens(table, rows, views)
     plan = plan_packs(tokens, ranks=ranks, budget=budget)
-    packs = [build_pack(table, rows[pack], lm=lm) for pack in plan[rank]]
+    packs = [build_pack(table, rows[pack], predicts=predicts) for pack in plan[rank]]
     if views is not None:
         packs = [add_views(pack, views) for pack in packs]
     if fixed:
@@ -151,7 +151,7 @@ class StepLoader:
             ranks=self.ranks,
             rank=self.rank,
             budget=self.budget,
-            lm=self.lm,
+            predicts="chosen" if self.lm else None,
             fixed=self.fixed,
             views=self.views,
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class TokenColumns:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pack:
-    """T tokens, S responses, E edges, L predicted tokens of chosen responses.
+    """T tokens, S responses, E edges, L predicted tokens of responses.
 
     `scored` is each response's last token, inside the shared prefix where the response ends there; prompts without
     responses have none (see `prompt_ends`). Edges number responses within S. `responses` are the numbers that the table
@@ -68,6 +68,9 @@ class Pack:
         return self.map(Tensor.pin_memory)
 
 
+Predicts = Literal["chosen", "all"]
+"""Which responses' tokens are predicted: those that an edge prefers and none rejects (an LM loss), or every one's."""
+
 TENSORS = ("tokens", "positions", "layout", "scored", "is_response", "group")
 
 
@@ -98,12 +101,12 @@ def prompt_ends(table: GroupTable, groups: np.ndarray) -> Tensor:
     return torch.from_numpy(np.cumsum(table.stored[groups]) - 1)
 
 
-def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pack:
+def build_pack(table: GroupTable, groups: np.ndarray, *, predicts: Predicts | None = None) -> Pack:
     """Lay some groups of a table into a pack.
 
     Args:
         groups: int64, rows of the table, in the order in which they are to lie.
-        lm: also list the tokens that an LM loss on the chosen responses predicts.
+        predicts: also list the tokens of these responses, from the first that is not the prompt's on, as predicted.
     """
     if not len(groups):
         return empty_pack()
@@ -139,9 +142,9 @@ def build_pack(table: GroupTable, groups: np.ndarray, *, lm: bool = False) -> Pa
         of_store = table.store_edges[table.store[group]]
         low, high = int(of_store.start[g]), int(of_store.start[g + 1])
         edges.append(take_edges(of_store, slice(low, high), offset))
-        if lm:
+        if predicts is not None:
             chosen = np.setdiff1d(of_store.better[low:high], of_store.worse[low:high])
-            for r in chosen.tolist():
+            for r in chosen.tolist() if predicts == "chosen" else range(len(suffixes)):
                 # Token indices of the response's full sequence inside the pack.
                 suffix = np.arange(ends[r] - suffixes[r], ends[r])
                 sequence = np.concatenate((np.arange(start, start + prefix), suffix))

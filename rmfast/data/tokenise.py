@@ -213,6 +213,7 @@ def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[st
         sequences = [ids_of[text] for text in draft.texts]
     else:
         sequences = [np.array(ids, dtype=np.int32) for ids in example.contents]
+        prompt = sequences[0][: example.prompt_ids] if example.prompt_ids else None
     double_bos = 0
     if is_text:
         double_bos = sum(_has_double_bos(ids, tokenizer.bos_token_id) for ids in sequences)

@@ -41,11 +41,13 @@ class Reads:
         log_prob: int64 [L], tokens, and int64 [L], the token that each predicts (a target of -1 predicts nothing); with
             None for the targets their hidden states are computed and not read, which draws the same dropout.
         features: what the reward heads read is given too.
+        ids: log-probabilities are over the first so many ids of a whole vocabulary; None for all.
     """
 
     scores: Tensor
     log_prob: tuple[Tensor, Tensor | None] | None = None
     features: bool = False
+    ids: int | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -111,7 +113,8 @@ class Network(nn.Module):
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
             normed = rms_norm(hidden[len(reads.scores) :], self.norm.weight, eps=eps, impl=impl)
-            log_prob = self.decoder.factory.log_prob(normed, self._table().weight, targets.clamp(min=0), impl)
+            table = self._table().weight if reads.ids is None else self._table().weight[: reads.ids]
+            log_prob = self.decoder.factory.log_prob(normed, table, targets.clamp(min=0), impl)
         return Outputs(scores, log_prob, features, prototypes)
 
     def score(self, pack: ScoredPack) -> Tensor:

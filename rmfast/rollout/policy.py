@@ -14,17 +14,21 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.data.example import BadRow, Example
-from rmfast.data.row_kinds import PROMPTS
+from rmfast.data.row_kinds import PROMPTS, RESPONSES, RowKind
 from rmfast.data.rows import read_row
-from rmfast.data.tokenise import encode
+from rmfast.data.store import store_examples
+from rmfast.data.table import build_table
+from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reader import too_long
 from rmfast.evaluation.scoring.reward_model import find_folder
 from rmfast.models.config import context_window, decoder_config
 from rmfast.models.hf import load_network, read_config
 from rmfast.models.network import Network
 from rmfast.rollout.decoding import network_decoding
 from rmfast.rollout.draft import Draft, Request
+from rmfast.rollout.log_prob import table_log_probs
 from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.sampler import Sampler
 from rmfast.rollout.stops import Stops, StopStrings, answer_text, cut
@@ -158,21 +162,87 @@ class Policy:
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, stop=tuple([stop] if isinstance(stop, str) else stop),
         )  # fmt: skip
-        prompt_ids = self.encode([_parse(prompt, i) for i, prompt in enumerate(prompts)])
+        prompt_ids = self.encode(
+            [_read(f"prompt {i}", {"prompt": prompt}, PROMPTS) for i, prompt in enumerate(prompts)]
+        )
         requests = draw_numbers(prompt_ids)
         samples: list[list[Sample]] = [[] for _ in requests]
         for number, drafts in self.sampler(options).sample(requests, n):
             samples[number] = [self.finish(requests[number], draft, options) for draft in drafts]
         return samples
 
-    def encode(self, examples: Sequence[Example]) -> list[np.ndarray]:
+    def log_prob(self, rows: Sequence[Mapping[str, Any]], eos: bool = True) -> list[list[list[float]]]:
+        """Log-probability of each token of each response, under the model at temperature 1, over the tokenizer's ids.
+
+        Prompt and response are joined as by `RewardModel.score`; a figure for each token from the first that differs
+        from the tokenised prompt's, but never for a sequence's first token, which nothing predicts.
+
+        Args:
+            rows: `{"prompt": str | messages, "responses": [str, ...]}`, or with `response_ids`, lists of token ids that
+                follow the prompt's, in place of `responses`: what was sampled.
+            eos: whether the eos that is appended to a text without one has its figure.
+
+        Raises:
+            UserError: a row that cannot be read or is too long, by its number.
+        """
+        if isinstance(rows, Mapping | str) or not isinstance(rows, Iterable):
+            raise UserError(f"log_prob takes a list of rows, not {type(rows).__name__}")
+        rows = list(rows)
+        out: list[list[list[float]]] = [[] for _ in rows]
+        examples = {i: example for i, row in enumerate(rows) if (example := self._answered(row, i)) is not None}
+        if not examples:
+            return out
+        appended: list[bool] = []
+        for i, encoded in zip(examples, encode(self.tokenizer, list(examples.values())), strict=True):
+            bad = encoded if isinstance(encoded, BadRow) else too_long(encoded, self.window)
+            if isinstance(encoded, BadRow) or bad is not None:
+                raise UserError(f"row {i}: {bad}")
+            appended += self._appended(examples[i], encoded)
+        table = build_table([store_examples(list(examples.values()), self.tokenizer)], kind=RESPONSES)[0]
+        ids = min(len(self.tokenizer), self.network.config.vocabulary)
+        found = [values.tolist() for values in table_log_probs(self.network, table, ids, self.tokens_per_pack)]
+        kept = (values if eos or not extra else values[:-1] for values, extra in zip(found, appended, strict=True))
+        for i, example in examples.items():
+            out[i] = [next(kept) for _ in example.responses]
+        return out
+
+    def _answered(self, row: Any, number: int) -> Example | None:
+        """A row's prompt with its responses; None where there are none."""
+        if not isinstance(row, Mapping):
+            raise UserError(f"row {number}: not a mapping but {type(row).__name__}")
+        if "response_ids" not in row:
+            return None if row.get("responses") == [] else _read(f"row {number}", dict(row), RESPONSES)
+        if "responses" in row:
+            raise UserError(f"row {number}: holds responses and response_ids; give one of them")
+        given = row["response_ids"]
+        if not isinstance(given, list | tuple) or not all(isinstance(ids, list | tuple) and len(ids) for ids in given):
+            raise UserError(f"row {number}: response_ids must be lists of token ids, none of them empty")
+        columns = {name: value for name, value in row.items() if name != "response_ids"}
+        (prompt,) = self.encode([_read(f"row {number}", columns, PROMPTS)], number)
+        if not given:
+            return None
+        front = prompt.tolist()
+        return Example(None, tuple([*front, *map(int, ids)] for ids in given), prompt_ids=len(front))
+
+    def _appended(self, example: Example, encoded: Encoded) -> list[bool]:
+        """Of each response whether its last token is an eos that its text does not end in."""
+        if not example.is_text:
+            return [False] * len(encoded.ids)
+        texts = [f"{example.prompt or ''}{response}" for response in example.responses]
+        own = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [not ids or ids[-1] != self.tokenizer.eos_token_id for ids in own]
+
+    def encode(self, examples: Sequence[Example], first: int = 0) -> list[np.ndarray]:
         """Token ids of prompts.
+
+        Args:
+            first: the number of the first.
 
         Raises:
             UserError: one that cannot be read, by its number.
         """
         ids = []
-        for i, encoded in enumerate(encode(self.tokenizer, examples)):
+        for i, encoded in enumerate(encode(self.tokenizer, examples), first):
             if isinstance(encoded, BadRow):
                 raise UserError(f"prompt {i}: {encoded}")
             ids.append(encoded.sequences[0])
@@ -227,8 +297,8 @@ def free_memory(device: torch.device) -> int:
     return int(found["MemAvailable"].split()[0]) * 1024
 
 
-def _parse(prompt: Any, number: int) -> Example:
+def _read(label: str, row: dict[str, Any], kind: RowKind) -> Example:
     try:
-        return read_row(f"prompt {number}", {"prompt": prompt}, kind=PROMPTS)
+        return read_row(label, row, kind=kind)
     except BadRow as error:
-        raise UserError(f"prompt {number}: {error}") from None
+        raise UserError(f"{label}: {error}") from None

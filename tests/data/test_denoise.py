@@ -302,7 +302,7 @@ def check_packs(table: GroupTable) -> None:
     """Packs hold the edges and chosen responses that the table counts."""
     edges = rows_of(table)
     for group in range(len(table)):
-        pack = build_pack(table, np.array([group]), lm=True)
+        pack = build_pack(table, np.array([group]), predicts="chosen")
         first = table.first_response[group]
         e = pack.edges
         columns = (e.better + first, e.worse + first, e.margin, e.target, e.weight)
@@ -312,15 +312,15 @@ def check_packs(table: GroupTable) -> None:
         assert len(pack.targets.rows) == table.lm[group]
         assert pack.edges.weight.dtype == pack.edges.margin.dtype == pack.edges.target.dtype == torch.float32
         assert float(pack.edges.weight.double().sum()) == pytest.approx(table.weight[group])
-    whole = build_pack(table, np.arange(len(table)), lm=True)
+    whole = build_pack(table, np.arange(len(table)), predicts="chosen")
     assert len(whole.edges.better) == len(edges) and whole.edges.margin.tolist() == [e[3] for e in edges]
 
 
 def test_the_chosen_response_of_a_flipped_pair_is_what_the_lm_loss_reads() -> None:
     table, _ = build_table([strong(store_of([PAIR]), [-1.0])])
     after, _ = denoise_table(table, Denoise(flip=1.0))
-    assert build_pack(table, np.array([0]), lm=True).targets.ids.tolist() == [5]
-    assert build_pack(after, np.array([0]), lm=True).targets.ids.tolist() == [6, 7]
+    assert build_pack(table, np.array([0]), predicts="chosen").targets.ids.tolist() == [5]
+    assert build_pack(after, np.array([0]), predicts="chosen").targets.ids.tolist() == [6, 7]
 
 
 def test_groups_that_lose_their_edges_are_left_out() -> None:

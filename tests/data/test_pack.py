@@ -54,7 +54,7 @@ def test_reads_back(data: st.DataObject, bos: bool, limit: int | None, random: o
     if not order:
         return
     laid = [kept[g] for g in order]
-    pack = build_pack(table, np.array(order), lm=True)
+    pack = build_pack(table, np.array(order), predicts="chosen")
     check_dtypes(pack)
     assert [seen_by(pack, row) for row in pack.scored.tolist()] == [s for g in laid for s in g.sequences]
     flat = [s for g in laid for s in g.sequences]
@@ -122,14 +122,14 @@ def test_lm_rows_of_truncated_prompts() -> None:
         (None, 2, [5, 6, 7], [0], [6]),  # no token is left that could predict the first
     ]:
         table = table_of([group], bos, max_length=limit, over_long="truncate")
-        pack = build_pack(table, np.array([0]), lm=True)
+        pack = build_pack(table, np.array([0]), predicts="chosen")
         assert pack.tokens.tolist() == tokens
         assert pack.targets.rows.tolist() == rows and pack.targets.ids.tolist() == targets
         assert table.lm.tolist() == [len(rows)]
 
 
 def test_a_pack_without_work() -> None:
-    for pack in (empty_pack(), build_pack(table_of([Group([[3]])]), np.empty(0, np.int64), lm=True)):
+    for pack in (empty_pack(), build_pack(table_of([Group([[3]])]), np.empty(0, np.int64), predicts="chosen")):
         check_dtypes(pack)
         assert len(pack.tokens) == len(pack.scored) == 1 and pack.scored.tolist() == [0]
         assert not len(pack.edges.better) and not len(pack.edges.weight) and not len(pack.targets.rows)
@@ -156,7 +156,7 @@ def test_from_texts(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> N
     for habits in ({}, {"add_bos": True}, {"add_bos": True, "pad_is_eos": True}):
         tokenizer = make_tokenizer(**habits)
         table, _ = build_table([store_examples([parse_row(row) for row in rows], tokenizer)])
-        pack = build_pack(table, np.arange(len(table)), lm=True)
+        pack = build_pack(table, np.arange(len(table)), predicts="chosen")
         expected = [tokenizer(p + r)["input_ids"] + [tokenizer.eos_token_id] for p, rs in texts for r in rs]
         assert [seen_by(pack, row) for row in pack.scored.tolist()] == expected
         assert [s for g in range(len(table)) for s in table.sequences_of(g)] == expected

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmfast.data.loader import rank_packs, totals_of
-from rmfast.data.pack import Pack, empty_pack
+from rmfast.data.pack import Pack, Predicts, empty_pack
 from rmfast.data.table import GroupTable
 from rmfast.models.hf import load_network
 from rmfast.models.network import Network, Reads
@@ -93,7 +93,8 @@ def hf_loss(
 
 
 def packs_of(table: GroupTable, budget: int = 10_000, lm: bool = False) -> list[Pack]:
-    return rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=budget, lm=lm)[0]
+    predicts: Predicts | None = "chosen" if lm else None
+    return rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=budget, predicts=predicts)[0]
 
 
 def step(network: Network, groups: Sequence[Group], budget: int = 10_000, **options: float) -> float:

@@ -329,7 +329,7 @@ def test_the_pass_that_collects_features_computes_no_lm_loss(tmp_path: Path, mon
     network.register_forward_hook(lambda *a: seen.append(a[2].features.detach()))
     table = table_of(groups())
     rows = np.arange(len(table))
-    packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=40, views="pass", lm=True)
+    packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=40, views="pass", predicts="chosen")
     engine.forward_backward(packs, objective, totals_of(table, rows, "pass"))
     assert called == [True] * len(packs) and len(packs) > 1
     assert all(torch.equal(a, b) for a, b in zip(seen[: len(packs)], seen[len(packs) :], strict=True))

@@ -69,7 +69,7 @@ def batch(
 
 def reward(engine: NativeEngine, number: int) -> Tensor:
     lm = engine.network.lm
-    packs, totals = batch(number, lm=lm)
+    packs, totals = batch(number, predicts="chosen" if lm else None)
     assert len(packs) > 1
     return sums(engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals))
 
@@ -128,7 +128,7 @@ def test_a_weight_is_cast_once_a_step_whatever_the_number_of_packs(model: Path, 
     matrices = {n for n, p in engine.network.named_parameters() if p.dim() > 1 and n.startswith("decoder.layers")}
     expected = dict.fromkeys(matrices | ({"decoder.embed.weight"} if lm else set()), 1)
     for budget in (1000, TINY, 24):
-        packs, totals = batch(0, budget, lm=lm)
+        packs, totals = batch(0, budget, predicts="chosen" if lm else None)
         with Casts(engine.network.named_parameters()) as casts:
             engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals)
         assert casts.counts == expected, len(packs)

@@ -109,8 +109,8 @@ def test_padding_changes_nothing(model: Path, impl: str) -> None:
     network = network_of(model, impl, torch.float64)
     table = table_of(batches()[0])
     rows = np.arange(len(table))
-    [pack], padding = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True)
-    [fixed], added = rank_packs(table, rows, ranks=1, rank=0, budget=64, lm=True, fixed=True)
+    [pack], padding = rank_packs(table, rows, ranks=1, rank=0, budget=64, predicts="chosen")
+    [fixed], added = rank_packs(table, rows, ranks=1, rank=0, budget=64, predicts="chosen", fixed=True)
     assert padding == 0 and added == 64 - len(pack.tokens) > 0
     assert {len(fixed.scored), len(fixed.edges.better)} == {16} and fixed.layout.shape == (4, 64)
     statistics, grads = backward(network, pack, totals_of(table, rows))
@@ -138,7 +138,7 @@ def steps(model: Path, recorder: Recorder | None) -> tuple[list[Tensor], dict[st
         for groups in batches():
             table = table_of(groups)
             rows = np.arange(len(table))
-            packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=18, lm=True, fixed=True)
+            packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=18, predicts="chosen", fixed=True)
             statistics = engine.forward_backward(packs, OBJECTIVE, totals_of(table, rows))
             norm = engine.optimizer_step(1e-2 / (epoch + 1))
             seen.append(torch.cat([sums(statistics), maxima(statistics), norm[None]]))
@@ -172,7 +172,7 @@ def test_scores_held_from_a_graph_stay(model: Path) -> None:
     kept = []
     for groups in batches()[:2]:
         table = table_of(groups)
-        packs, _ = rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=64, lm=True, fixed=True)
+        packs, _ = rank_packs(table, np.arange(len(table)), ranks=1, rank=0, budget=64, predicts="chosen", fixed=True)
         kept.append(engine.forward_backward(packs, OBJECTIVE, totals_of(table, np.arange(len(table)))))
     assert not torch.equal(sums(kept[0]), sums(kept[1]))
 
@@ -185,7 +185,7 @@ def losses_with_dropout(
     engine = NativeEngine(network, world=World(), options=OPTIONS, recorder=recorder)
     table = table_of(batches()[2])
     rows = np.arange(len(table))
-    packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=16, lm=True, fixed=True)
+    packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=16, predicts="chosen", fixed=True)
     seen = []
     for step in range(first, 2):
         seed_dropout(7, step, 0)

@@ -246,7 +246,9 @@ def test_what_was_moved_comes_back_to_the_bit(tmp_path: Path, model: Path, setup
     moved = {name for name, p in named(engine).items() if not torch.equal(p, weights[name])}
     assert moved == trained and all(p.grad is None for p in engine.network.parameters())
     lm = bool(setup.get("lm"))
-    engine.forward_backward(*_with(packed(batches(0)[0], lm=lm), RewardObjective(lm=0.5 * lm)))
+    engine.forward_backward(
+        *_with(packed(batches(0)[0], predicts="chosen" if lm else None), RewardObjective(lm=0.5 * lm))
+    )
     before = gradients(engine.network)
     engine.restore()
     assert all(torch.equal(p.view(torch.int32), weights[name].view(torch.int32)) for name, p in named(engine).items())

@@ -49,7 +49,7 @@ def steps(engine: NativeEngine, world: World) -> dict[str, Any]:
     g = np.random.default_rng(0)
     table = table_of([group_of(g, int(g.integers(3, 9)), [4, 2], [(0, 1)]) for _ in range(12)])
     rows = np.arange(len(table))
-    packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=48, lm=True)
+    packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=48, predicts="chosen")
     same, _ = rank_packs(table, rows, ranks=1, rank=0, budget=48)
     out: dict[str, Any] = {"packs": len(packs), "before": torch.cat(engine.score(same)), "sums": [], "grads": []}
     for _ in range(2):

@@ -44,7 +44,7 @@ def step(engine: NativeEngine, world: World) -> None:
     g = np.random.default_rng(0)
     table = table_of([group_of(g, 5, [4, 2], [(0, 1)]) for _ in range(6)])
     rows = np.arange(len(table))
-    packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=48, lm=True)
+    packs, _ = rank_packs(table, rows, ranks=world.size, rank=world.rank, budget=48, predicts="chosen")
     engine.forward_backward(packs, RewardObjective(lm=0.5), totals_of(table, rows))
     engine.optimizer_step(0.03)
 
