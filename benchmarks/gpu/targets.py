@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.cases import OPS, At, Problem, Size
+from benchmarks.kernels.cases import OPS, At, Problem
+from benchmarks.kernels.problem import Size
 from benchmarks.kernels.timing import BACKWARD, FORWARD, pass_of
 from rmfast.kernels.info_nce import tiles as nce
 from rmfast.kernels.linear_log_prob import tiles as log_prob

@@ -4,8 +4,6 @@ that their maths needs, and who else does the job.
 To add an op, write a function that makes its Problem and give it an entry in OPS.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,71 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import baselines
+from benchmarks.kernels.problem import At, Op, Problem, forms, sizes
 from benchmarks.lengths import draw_groups
 from rmfast import kernels
-
-Call = Callable[..., Any]
-Size = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One op at one size.
-
-    Args:
-        inputs: given to every contender in this order; those that require gradients get them.
-        call: `call(*inputs, impl=...)` is the public op.
-        bytes: least traffic of the forward, and of forward and backward together, if nothing is cached.
-        flops: of matrix products, likewise; 0 where there are none.
-        rivals: libraries' functions of the same inputs.
-    """
-
-    inputs: list[Any]
-    call: Call
-    bytes: tuple[float, float]
-    flops: tuple[float, float] = (0.0, 0.0)
-    rivals: dict[str, Call] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Op:
-    """How to make an op's problems: `make(At(device, dtype), **sizes[name])`.
-
-    Args:
-        test: its file in tests/kernels.
-        sizes: "tiny" is for a CPU, all others are real ones.
-        forms: what is compiled (aot.py), enough that all kernels start in every configuration that their launchers can
-            choose. Rows are few; widths, head dimensions and dtypes are real, because tiles depend on them.
-        alone: compiled too with a gradient of the first output alone.
-    """
-
-    test: str
-    make: Callable[..., Problem]
-    sizes: dict[str, Size]
-    forms: list[tuple[torch.dtype, Size]]
-    differentiable: bool = True
-    alone: bool = False
-
-
-@dataclass(frozen=True)
-class At:
-    """Where and in which dtype an op's problem is made."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def normal(self, *shape: int, grad: bool = True) -> Tensor:
-        return torch.randn(shape, device=self.device).to(self.dtype).requires_grad_(grad)
-
-    def wide(self, *shape: int, grad: bool = True) -> Tensor:
-        """In fp32."""
-        return torch.randn(shape, device=self.device).requires_grad_(grad)
-
-    def ones(self, width: int) -> Tensor:
-        return torch.ones(width, device=self.device, requires_grad=True)
-
-    def count(self, *bounds: int) -> Tensor:
-        return torch.arange(*bounds, device=self.device)
+from rmfast.kernels import compiled
 
 
 def rms_norm(at: At, rows: int, width: int, heads: int = 0) -> Problem:
@@ -175,6 +112,24 @@ def prefix_attention(
     )  # fmt: skip
 
 
+def decode_attention(
+    at: At, rows: int, together: int, prompt: int, own: int, heads: int, kv_heads: int, dim: int,
+    window: int | None = None,
+) -> Problem:  # fmt: skip
+    """A prompt for each `together` rows, and `own` tokens of each row, the current one appended."""
+    prompts = rows // together
+    q, k, v = at.normal(rows, heads + 2 * kv_heads, dim, grad=False).split((heads, kv_heads, kv_heads), 1)
+    pools = [at.normal(2, tokens, kv_heads, dim, grad=False) for tokens in (prompts * prompt, rows * own)]
+    begin = torch.stack((at.count(prompts).repeat_interleave(together) * prompt, at.count(rows) * own))
+    layout = torch.stack((begin, begin + torch.tensor([[prompt], [own]], device=at.device)), 1).view(4, rows).int()
+    call = partial(kernels.decode_attention, append=(k, v), window=window)
+    csrc = {"csrc": partial(call, impl="csrc")} if at.device.type == "cpu" and compiled.missing() is None else {}
+    read = 2 * kv_heads * (prompts * prompt + rows * own)
+    traffic, product = (read + 2 * rows * (heads + kv_heads)) * dim * at.dtype.itemsize, 4.0 * heads * dim * rows
+    work = product * (prompt + own)
+    return Problem([q, *pools, layout], call, (traffic, traffic), (work, work), csrc)
+
+
 def difference_loss(at: At, groups: int, responses: int, **options: Any) -> Problem:
     scores = at.wide(groups * responses)
     group = at.count(groups).repeat_interleave(responses)
@@ -220,16 +175,6 @@ def clipped(name: str, at: At, tokens: int, **options: Any) -> Problem:
     return Problem([first, second, third, mask], call, (13 * tokens, 21 * tokens))
 
 
-def sizes(names: str, **values: tuple[Any, ...]) -> dict[str, Size]:
-    """Sizes by name, each with these parameters."""
-    return {name: dict(zip(names.split(), row, strict=True)) for name, row in values.items()}
-
-
-def forms(names: str, *rows: tuple[Any, ...], **options: Any) -> list[tuple[torch.dtype, Size]]:
-    """Forms of (dtype, parameters ...), with options that all share."""
-    return [(dtype, dict(zip(names.split(), row, strict=True)) | options) for dtype, *row in rows]
-
-
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS = 64
 QKV = "rows heads kv_heads dim"
@@ -242,6 +187,26 @@ ATTENTION = [  # 80 stands for 96 and 112, which are padded to 128 too; 100 and 
     *forms("dim", (BF16, 64), (BF16, 128), (BF16, 256), (FP32, 128), every=4, **HEADS),
     *forms("dim", (BF16, 64), (BF16, 128), (BF16, 256), (FP32, 128), (FP32, 256), window=512, softcap=30.0, **HEADS),
     *forms("dim", (BF16, 64), (BF16, 128), window=512, **HEADS),
+]
+CACHED = {"rows": ROWS, "together": 4, "prompt": 32, "own": 16}
+DECODING = [  # programs of 16, 4 and 1 rows, and two for the heads of a key head
+    *forms(
+        "heads kv_heads dim",
+        *(
+            (BF16, *sizes)
+            for sizes in (
+                (4, 4, 64),
+                (9, 3, 64),
+                (32, 8, 100),
+                (32, 8, 128),
+                (16, 8, 256),
+                (32, 1, 128),
+            )
+        ),
+        **CACHED,
+    ),
+    *forms("heads kv_heads dim", (FP32, 9, 3, 64), (FP32, 32, 8, 128), (FP32, 16, 8, 256), **CACHED),
+    *forms("heads kv_heads dim", (BF16, 9, 3, 64), (BF16, 32, 8, 128), window=24, **CACHED),
 ]
 OPS = {
     "rms_norm": Op(
@@ -291,6 +256,14 @@ OPS = {
             for name in ("hh", "ultrafeedback", "long") for dim in (64, 128)
         }),
         ATTENTION,
+    ),
+    "decode_attention": Op(
+        "test_decode_attention.py", decode_attention,
+        sizes("rows together prompt own heads kv_heads dim", tiny=(8, 4, 24, 12, 6, 2, 16), **{
+            "64x4 135M": (256, 4, 125, 64, 9, 3, 64), "64x4 1B": (256, 4, 512, 256, 32, 8, 64),
+            "16x16 8B": (256, 16, 512, 256, 32, 8, 128), "8x1 8B": (8, 1, 4096, 1024, 32, 8, 128),
+        }),
+        DECODING, differentiable=False,
     ),
     "difference_loss": Op(
         "test_difference_loss.py", difference_loss, sizes("groups responses", tiny=(4, 3), **{"1024x4": (1024, 4)}),
