@@ -1,5 +1,5 @@
-"""Libraries that do the same jobs, as functions of the same inputs. All need a GPU; Liger and Apex are taken where they
-are installed."""
+"""Who else does the same jobs, as functions of the same inputs: libraries, which need a GPU (Liger and Apex where they
+are installed), and the compiled ops of csrc/."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmfast import kernels
+from rmfast.kernels import compiled
 
 Rivals = dict[str, Callable[..., Any]]
 
@@ -75,6 +76,11 @@ def linear_log_prob(device: torch.device) -> Rivals:
 
     found = liger(device, "fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction", made)
     return {f"{name} (cross-entropy)": call for name, call in found.items()}
+
+
+def draw_tokens(device: torch.device, call: Callable[..., Any]) -> Rivals:
+    """The compiled library, where it was built: the one contender that a CPU has."""
+    return {"csrc": partial(call, impl="csrc")} if device.type == "cpu" and compiled.missing() is None else {}
 
 
 def prefix_attention(device: torch.device, layout: Tensor) -> Rivals:

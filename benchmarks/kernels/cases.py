@@ -167,6 +167,14 @@ def gae(at: At, sequences: int, longest: int, gamma: float = 1.0, lam: float = 0
     return Problem([rewards, values, lengths], call, (16 * tokens, 16 * tokens))
 
 
+def draw_tokens(at: At, rows: int, vocabulary: int, **options: Any) -> Problem:
+    logits = 3 * at.wide(rows, vocabulary, grad=False)
+    row, none = at.count(rows), torch.zeros(rows, dtype=torch.int64, device=at.device)
+    call, traffic = partial(kernels.draw_tokens, **options), 4 * rows * vocabulary
+    rivals = baselines.draw_tokens(at.device, call)
+    return Problem([logits, kernels.row_keys(0, row, none), none], call, (traffic, traffic), rivals=rivals)
+
+
 def clipped(name: str, at: At, tokens: int, **options: Any) -> Problem:
     first = at.wide(tokens)
     second, third = (first.detach() + 0.1 * torch.randn(tokens, device=at.device) for _ in range(2))
@@ -294,6 +302,12 @@ OPS = {
     "gae": Op(
         "test_gae.py", gae, sizes("sequences longest", tiny=(4, 16), **{"512x1024": (512, 1024)}),
         forms("gamma lam", (FP32, 0.99, 0.95), sequences=2, longest=32), differentiable=False,
+    ),
+    "draw_tokens": Op(  # no kernel of Triton: nothing to compile
+        "test_draw_tokens.py", draw_tokens,
+        sizes("rows vocabulary", tiny=(4, 600), **{"256 V=49152": (256, 49152)})
+        | sizes("rows vocabulary top_p", **{"256 V=49152 top-p": (256, 49152, 0.9)}),
+        [], differentiable=False,
     ),
     "policy_loss": Op(
         "test_clipped_losses.py", partial(clipped, "policy_loss"), sizes("tokens", tiny=(64,), **{"524288": (524288,)}),

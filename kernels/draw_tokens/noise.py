@@ -25,19 +25,23 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
-        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2  # modulo 2^64, which keeps both halves
-        c0, c1, c2, c3 = _high(b) ^ c1 ^ k0, b & WORD, _high(a) ^ c3 ^ k1, a & WORD
+        (high_a, low_a), (high_b, low_b) = _product(MULTIPLIERS[0], c0), _product(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, low_b, high_a ^ c3 ^ k1, low_a
         k0, k1 = (k0 + INCREMENTS[0]) & WORD, (k1 + INCREMENTS[1]) & WORD
     return c0, c1, c2, c3
 
 
-def _high(x: Tensor) -> Tensor:
-    return (x >> 32) & WORD
+def _product(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The high and the low word of a product of two words. By halves of b: in C++, which torch.compile makes of this, a
+    product beyond int64 is undefined, and compilers do drop what only matters after one."""
+    low = a * (b & 0xFFFF)
+    high = a * (b >> 16) + (low >> 16)
+    return high >> 16, (high & 0xFFFF) << 16 | low & 0xFFFF
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     """The low and the high word."""
-    return x & WORD, _high(x)
+    return x & WORD, x >> 32 & WORD
 
 
 def row_keys(seed: int, draw_numbers: Tensor, samples: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The draw in plain torch: its noise, what is kept, log-probabilities, and that a row depends on nothing but itself."""
 
 import math
+import shutil
 from typing import Any
 
 import pytest
@@ -186,6 +187,28 @@ def test_nothing_waits_for_the_device() -> None:
         drawn = draw_tokens(torch.zeros(3, 600), zeros(3), zeros(3), seen=seen, size=500, impl="reference", **ALL)
         greedy = draw_tokens(torch.zeros(3, 600), zeros(3), zeros(3), temperature=0.0, impl="reference")
     assert drawn.tokens.shape == greedy.tokens.shape == (3,)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "c++"))), reason="no C++ compiler")
+def test_compiled_noise_has_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a product left int64, compiled code would give other words. Three rounds are soon compiled."""
+    monkeypatch.setattr(noise, "ROUNDS", 3)
+    given = (keys_of(4)[:, None], zeros(4)[:, None], noise.IDS, torch.arange(300))
+    torch._dynamo.reset()
+    compiled = torch.compile(noise.uniforms, fullgraph=True, dynamic=False)
+    assert torch.equal(compiled(*given), noise.uniforms(*given))
+
+
+def test_the_op_is_one_graph() -> None:
+    logits, seen = torch.randn(5, 600), torch.rand(5, 600) < 0.2
+
+    def draw(x: Tensor, impl: str) -> tuple[Tensor, ...]:
+        return draw_tokens(x, keys_of(5), zeros(5), seen=seen, impl=impl, **ALL)
+
+    torch._dynamo.reset()
+    graph = torch.compile(draw, fullgraph=True, backend="aot_eager")
+    for a, b in zip(graph(logits, "auto"), draw(logits, "reference"), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rmfast.kernels import Drawn, draw_tokens
 from tests.kernels.draws import ALL, OPTIONS, keys_of, with_seen, zeros
-from tests.runs import ROOT, environment, torchrun
 
 ROWS, VOCABULARY = 60, 1100
 SIZES = [1100, 1000, 500]
@@ -41,6 +40,8 @@ def draws(**place: Any) -> list[Drawn]:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
+    from tests.runs import ROOT, environment, torchrun  # not for the ranks: it imports transformers
+
     command = [*torchrun(2), __file__, str(tmp_path)]
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
     done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
