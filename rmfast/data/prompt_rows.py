@@ -162,6 +162,8 @@ def _asking(prompt: list[Message], notes: list[Note]) -> list[Message]:
 def _check(prompt: Any, ours: dict[str, Any], names: tuple[str, ...]) -> None:
     """Refuse what is no prompt, or asks nothing."""
     if prompt is None:
+        if parts := [part for part in TURNS if part in ours]:
+            bad(EMPTY, f"what is used as {', '.join(parts)} has no text")
         held = [f"`{name}`" for name in _ANSWERS if name in ours]
         why = f", and nothing that asks at the beginning of {', '.join(held)}" if held else " and no `messages`"
         bad(MISSING_COLUMN, f"no `prompt`{why}; the row has {', '.join(map(repr, names)) or 'no columns'}")

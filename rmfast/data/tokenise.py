@@ -177,11 +177,13 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     texts = tuple(write(turns, is_prompt=alone) for turns in conversations)
     for turns in conversations:
         check_unknown_roles(turns, partial(write, is_prompt=alone))
-    count, prompt = len(example.prompt or ()), texts[0] if alone else None
-    if example.prompt and not alone:
+    count, prompt = len(example.prompt or ()), None
+    if alone:
+        prompt = texts[0]
+    elif example.prompt:
         with suppress(BadRow):  # a template may refuse a prompt that stands alone: then it counts as implicit
             prompt = write(example.conversation([]), is_prompt=True)
-    elif not alone:
+    else:
         count = shared_turns([turns[:-1] for turns in conversations])
     notes = omissions(conversations, count, texts, prompt)
     if example.tools:
