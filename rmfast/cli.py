@@ -113,9 +113,7 @@ def _evaluate(command: ArgumentParser) -> None:
     add("--data", required=True, metavar="PATH", help="the suite's file or folder, or datasets name")
     add("--out", metavar="FILE.json", help="write all figures and rows")
     add("--name", help="name of the model in the result (default: its folder)")
-    add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
-    add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
-    add("--standardise", action="store_true", help="bring each member to mean 0 and std 1 on the data first")
+    _combining(add)
     _scoring(command)
     judge_flags(command)
 
@@ -159,7 +157,8 @@ def _sample(command: ArgumentParser) -> None:
     add("model", metavar="MODEL", help="causal language model: Hugging Face folder or GGUF file")
     add("--data", required=True, metavar="PROMPTS", help=f"{SOURCE}, whose prompts are taken")
     add("--out", required=True, metavar="FILE.jsonl", help="the prompts with their answers")
-    add("--n", type=positive, default=1, metavar="N", help="samples of each prompt (1)")
+    many = "samples of each prompt (1); torchrun takes --n for an option of its own, and knows no --samples"
+    add("--n", "--samples", dest="n", type=positive, default=1, metavar="N", help=many)
     add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (256)")
     add("--temperature", type=amount, default=1.0, metavar="T", help="logits are divided by it; 0: greedy (1)")
     add("--top-p", type=amount, default=1.0, metavar="P", help="only the likeliest tokens that hold P (1: off)")
@@ -176,10 +175,18 @@ def _sample(command: ArgumentParser) -> None:
     add("--memory", type=positive_amount, metavar="GB", help=memory)
     tokens = "token budget of the prompts that are computed at once (8192)"
     add("--tokens-per-pack", type=positive, default=8192, metavar="N", help=tokens)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of weights and arithmetic (float32)")
+    _device(command)
     _columns(command)
     _template(command)
+    add = command.add_argument_group("best of N", "reward models choose among the answers").add_argument
+    add("--reward", nargs="+", default=[], metavar="CKPT", help="the reward models; the best answer is kept")
+    _combining(add)
+    kept = "best: prompt and completion (default); best-worst: a preference pair; all: the rows with rewards"
+    add("--keep", choices=["best", "best-worst", "all"], help=kept)
+    add("--gold", metavar="CKPT", help="a reward model that chooses nothing, to compare with")
+    add("--report", metavar="DIR", help="write proxy against gold over N: figures, plots and a page")
+    _label(command)
+    _scored_token(command)
 
 
 def _compare(command: ArgumentParser) -> None:
@@ -250,14 +257,29 @@ def _columns(command: ArgumentParser) -> None:
 def _scoring(command: ArgumentParser) -> None:
     add = command.add_argument
     _columns(command)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of weights and arithmetic (float32)")
+    _device(command)
     tokens = "token budget of a forward pass, or of a local judge's batch (16384)"
     add("--tokens-per-pack", type=positive, default=16384, metavar="N", help=tokens)
     _template(command)
     _label(command)
+    _scored_token(command)
+
+
+def _combining(add: Callable[..., Any]) -> None:
+    add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
+    add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
+    add("--standardise", action="store_true", help="bring each member to mean 0 and std 1 on the data first")
+
+
+def _device(command: ArgumentParser) -> None:
+    add = command.add_argument
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of weights and arithmetic (float32)")
+
+
+def _scored_token(command: ArgumentParser) -> None:
     token = "token that is scored: a response's last (default), or as transformers the last that is no pad token"
-    add("--scored-token", choices=["last", "transformers"], help=token)
+    command.add_argument("--scored-token", choices=["last", "transformers"], help=token)
 
 
 def _label(command: ArgumentParser) -> None:

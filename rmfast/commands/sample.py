@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from rmfast.commands.flags import columns_of, device_of, out_file, read_by, write_file
+from rmfast.commands.keep import check_reward_models, keep_best, report_folder
 from rmfast.console import clock, say
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
 from rmfast.data.row_kinds import PROMPTS
 from rmfast.data.sources import split_note
+from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import Reader
+from rmfast.evaluation.scoring.reward_model import find_folder
 from rmfast.evaluation.scoring.rows import ReadRow, bad_line, columns_used, noted, read_file, readable
 from rmfast.jsonio import json_line
 from rmfast.models.config import DTYPES
-from rmfast.outputs.kinds import SAMPLED
+from rmfast.outputs.kinds import BEST, BEST_WORST, SAMPLED, SCORED
+from rmfast.outputs.overlap import Input
 from rmfast.parallel.world import World
 from rmfast.rollout.options import SampleOptions
 from rmfast.rollout.policy import Policy, draw_numbers, load_policy
@@ -32,7 +36,7 @@ MEND = "give another --out, or remove the file"
 
 def sample(options: Namespace) -> None:
     """rmfast sample"""
-    out = out_file("--out", options.out, SAMPLED, read_by(options, "chat_template"))
+    out, report = _outputs(options)
     drawing = sample_options(options)
     with World() as world:
         policy = _load(options, world)
@@ -59,8 +63,15 @@ def sample(options: Namespace) -> None:
         if world.main:
             _join(whole, known)
             with SampleFile(whole, known, MEND) as file:
-                _write(out, rows, file)
-            say(f"{len(requests) * options.n:,} samples of {len(requests):,} prompts: {out}; token ids: {whole}")
+                examples = [row.example for row in rows if row.example]
+                pairs = zip(examples, file.records(), strict=True)
+                sampled = [sampled_row(example, kept["samples"]) for example, kept in pairs]
+            say(f"{len(requests) * options.n:,} samples of {len(requests):,} prompts, with their token ids: {whole}")
+            if options.reward:
+                keep_best(options, sampled, out, report)
+            else:
+                write_file(out, (f"{json_line(row)}\n".encode() for row in sampled))
+                say(f"{len(sampled):,} rows: {out}")
 
 
 def sample_options(options: Namespace) -> SampleOptions:
@@ -70,6 +81,24 @@ def sample_options(options: Namespace) -> SampleOptions:
         top_k=options.top_k, min_p=options.min_p, repetition_penalty=options.repetition_penalty, seed=options.seed,
         stop=tuple(options.stop),
     )  # fmt: skip
+
+
+def _outputs(options: Namespace) -> tuple[Path, Path | None]:
+    """The file and the folder that are written to, once the flags are known to fit together."""
+    if not options.reward:
+        for name, default in (("keep", None), ("combine", None), ("k", None), ("standardise", False)):
+            if getattr(options, name) != default:
+                raise UserError(f"--{name} is for the rewards of --reward, and there is none")
+    if (options.gold is None) != (options.report is None) or (options.gold and not options.reward):
+        raise UserError("--report draws the rewards of --reward against those of --gold: give all three, or neither")
+    check_reward_models(options)
+    kind = (
+        {None: BEST, "best": BEST, "best-worst": BEST_WORST, "all": SCORED}[options.keep] if options.reward else SAMPLED
+    )
+    inputs = read_by(options, "chat_template", "reward", "gold")
+    inputs.append(Input("MODEL", find_folder(options.model)))
+    out = out_file("--out", options.out, kind, inputs)
+    return out, None if options.report is None else report_folder(options.report, inputs)
 
 
 def _load(options: Namespace, world: World) -> Policy:
@@ -146,9 +175,3 @@ class _Watch:
         seconds = time.monotonic() - self.began
         if self.speaks and self.tokens:
             say(f"{self.tokens:,} tokens in {clock(seconds)}, {self.tokens / seconds:,.0f} tokens/s")
-
-
-def _write(out: Path, rows: Sequence[ReadRow], file: SampleFile) -> None:
-    examples = [row.example for row in rows if row.example]
-    pairs = zip(examples, file.records(), strict=True)
-    write_file(out, (f"{json_line(sampled_row(example, kept['samples']))}\n".encode() for example, kept in pairs))

@@ -78,6 +78,14 @@ SAMPLED = Kind(
     "file of rmfast sample (rows with responses and their `stop_reasons`)",
     _rows(lambda row: row.keys() >= {"responses", "stop_reasons", "log_probs"}),
 )
+BEST = Kind(
+    "file of rmfast sample --keep best (rows with `completion` and its `reward`)",
+    _rows(lambda row: row.keys() >= {"prompt", "completion", "reward"}),
+)
+BEST_WORST = Kind(
+    "file of rmfast sample --keep best-worst (rows with `reward_chosen` and `reward_rejected`)",
+    _rows(lambda row: row.keys() >= {"chosen", "rejected", "reward_chosen", "reward_rejected"}),
+)
 DENOISED = Kind(
     "file of rmfast data denoise (rows with margin, target and weight)",
     _rows(lambda row: row.keys() >= {"margin", "target", "weight"}),

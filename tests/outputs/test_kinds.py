@@ -6,13 +6,16 @@ import pytest
 
 from rmfast.errors import UserError
 from rmfast.outputs.kinds import (
+    BEST,
     BEST_OF_N,
+    BEST_WORST,
     DENOISED,
     DIAGNOSTICS,
     PAGE,
     PICTURE,
     PLANS,
     RESULT,
+    SAMPLED,
     SCORED,
     SCRIPT,
     Kind,
@@ -25,6 +28,9 @@ RIGHT = {
     "best of N": (BEST_OF_N, b'{"counts": [1], "ceiling": [], "members": [], "rules": []}'),
     "plans": (PLANS, b'{"workload": {}, "plans": []}'),
     "scored": (SCORED, b'{"prompt": "a", "rewards": null, "error": "x"}\n{"rewards": [1]}\n'),
+    "sampled": (SAMPLED, b'{"prompt": "a", "responses": [], "stop_reasons": [], "log_probs": []}'),
+    "best": (BEST, b'{"prompt": "a", "completion": "b", "reward": 1}'),
+    "best and worst": (BEST_WORST, b'{"chosen": "a", "rejected": "b", "reward_chosen": 1, "reward_rejected": 0}'),
     "treated": (DENOISED, b'{"margin": 0, "target": 1, "weight": 1}\n'),
     "page": (PAGE, b"<!doctype html><title>rmfast: a</title>"),
     "picture": (PICTURE, b"\x89PNG\r\n Software\0rmfast"),
