@@ -1,8 +1,5 @@
 """The compiled draw gives the tokens and log-probabilities of plain torch."""
 
-import runpy
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,21 +10,7 @@ from rmfast.kernels import Drawn, compiled, draw_tokens
 from rmfast.kernels.draw_tokens import csrc
 from tests.kernels.draws import ALL, OPTIONS, drawn_many, keys_of, p_value, truth, with_seen, zeros
 
-BUILD = runpy.run_path(str(Path(__file__).resolve().parents[2] / "csrc" / "build.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The compiled ops, built and loaded unless this process has them."""
-    if BUILD["torch_folder"]() is None or not any(map(BUILD["shutil"].which, ("g++", "c++"))):
-        pytest.skip("no g++")
-    if not hasattr(torch.ops.rmfast_C, "source"):
-        out = tmp_path_factory.mktemp("csrc") / "_C.so"
-        BUILD["build"](out, cuda=False)
-        torch.ops.load_library(out)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "missing", lambda: None)
-        yield
+pytestmark = pytest.mark.usefixtures("csrc_library")
 
 
 def both(logits: Tensor, **options: Any) -> tuple[Drawn, Drawn]:
