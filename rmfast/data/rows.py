@@ -12,7 +12,8 @@ Formats (each with prompts and responses as texts or messages, in the shapes of 
 Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` hold a number, or a list of one per edge;
 `tools` and `chat_template_kwargs` go to the chat template. Columns of other names: see `rmfast.data.columns`.
 
-What a row says twice is used once where it agrees and is a bad row where it does not.
+What a row says twice is used once where it agrees and is a bad row where it does not. Rows as prompts to sample from:
+see `rmfast.data.prompt_rows`.
 """
 
 from collections.abc import Iterable, Iterator
