@@ -39,7 +39,7 @@ def members_plot(found: BestOfN) -> Plot:
     last = found.counts[-1]
     if several:
         gain = float(np.mean([curve.gold[-1].value for curve in found.members]))
-        title = f"Members alone: gold {gain:+.2f} std at N = {last}"
+        title = f"Members alone: gold {gain:+.2f} std on average at N = {last}"
         title += f", and it falls for {len(falling)} of {len(found.members)}" if falling else ""
     else:
         gain = found.members[0].gold[-1].value
