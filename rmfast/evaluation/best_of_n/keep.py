@@ -9,7 +9,7 @@ import numpy as np
 
 from rmfast.data.beside import text_of
 from rmfast.data.columns import IGNORE
-from rmfast.data.example import Example, Message
+from rmfast.data.example import Example, Message, Response
 from rmfast.evaluation.best_of_n.rewards import combined_rewards
 from rmfast.evaluation.combine import Rule
 from rmfast.evaluation.metrics import Floats
@@ -65,33 +65,39 @@ def keep_rows(
     if keep == "all":
         return Kept(written_rows(rows, rewards), dict(+passed_over))
     scored = [(row.example, row.columns or {}) for row in rows if row.example is not None]
+    combined = combined_rewards(rewards, rule, k=k, standardised=standardised)
     out = []
-    for (example, columns), reward in zip(
-        scored, combined_rewards(rewards, rule, k=k, standardised=standardised), strict=True
-    ):
-        silent = np.array([not (text_of(response) or "").strip() for response in example.responses])
+    for (example, columns), reward in zip(scored, combined, strict=True):
+        silent = np.array([not _text(response) for response in example.responses])
         passed_over[NO_TEXT] += int(silent.sum())
-        reward = np.where(silent, np.nan, reward)
-        if not np.isfinite(reward).any():
-            passed_over[NONE_LEFT] += 1
-            continue
-        best, worst = int(np.nanargmax(reward)), int(np.nanargmin(reward))
-        if keep == "best":
-            what = {"completion": _answer(example, best), "reward": float(reward[best])}
-        elif reward[best] == reward[worst]:
-            passed_over[EQUAL] += 1
-            continue
-        elif _same(example, best, worst):
-            passed_over[SAME_TEXT] += 1
-            continue
+        what = _choice(example, np.where(silent, np.nan, reward), keep)
+        if isinstance(what, str):
+            passed_over[what] += 1
         else:
-            what = {"chosen": _answer(example, best), "rejected": _answer(example, worst)}
-            what |= {"reward_chosen": float(reward[best]), "reward_rejected": float(reward[worst])}
-        out.append({"prompt": example.prompt} | what | _carried(example, columns, what))
+            out.append({"prompt": example.prompt} | what | _carried(example, columns, what))
     return Kept(out, dict(+passed_over))
 
 
-def _answer(example: Example, place: int) -> Any:
+def _choice(example: Example, reward: Floats, keep: Keep) -> dict[str, Any] | str:
+    """The response or the pair that is kept, with its rewards; or why there is none.
+
+    Args:
+        reward: [N], nan of responses that are neither kept nor compared.
+    """
+    if not np.isfinite(reward).any():
+        return NONE_LEFT
+    best, worst = int(np.nanargmax(reward)), int(np.nanargmin(reward))
+    if keep == "best":
+        return {"completion": _answer(example, best), "reward": float(reward[best])}
+    if reward[best] == reward[worst]:
+        return EQUAL
+    if _text(example.responses[best]) == _text(example.responses[worst]):
+        return SAME_TEXT
+    answers = {"chosen": _answer(example, best), "rejected": _answer(example, worst)}
+    return answers | {"reward_chosen": float(reward[best]), "reward_rejected": float(reward[worst])}
+
+
+def _answer(example: Example, place: int) -> Response:
     """A response as it follows the prompt: text after text, an assistant turn after messages."""
     response = example.responses[place]
     if isinstance(example.prompt, list) and isinstance(response, str):
@@ -100,12 +106,13 @@ def _answer(example: Example, place: int) -> Any:
     return response
 
 
-def _same(example: Example, one: int, other: int) -> bool:
-    texts = [(text_of(example.responses[place]) or "").strip() for place in (one, other)]
-    return texts[0] == texts[1]
+def _text(response: Response) -> str:
+    """What a response says, without white space at its ends."""
+    return (text_of(response) or "").strip()
 
 
 def _carried(example: Example, columns: dict[str, Any], what: dict[str, Any]) -> dict[str, Any]:
+    """The row's columns that go along."""
     used = dict(example.columns)
     return {
         name: value
