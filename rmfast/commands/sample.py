@@ -116,8 +116,9 @@ def _load(options: Namespace, world: World) -> Policy:
 def _prompts(options: Namespace, policy: Policy) -> list[ReadRow]:
     """The rows of --data, those that the model cannot answer marked as bad."""
     room = None if policy.window is None else policy.window - 1  # for a token of the answer
-    rows = read_file(options.data, columns_of(options), PROMPTS, "train")
-    return readable(rows, Reader(policy.tokenizer, room))
+    rows = readable(read_file(options.data, columns_of(options), PROMPTS, "train"), Reader(policy.tokenizer, room))
+    usable = [place for place, row in enumerate(rows, 1) if row.example]
+    return rows if options.limit is None else rows[: usable[: options.limit][-1]]
 
 
 def _join(file: Path, known: dict[str, Any]) -> None:

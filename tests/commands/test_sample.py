@@ -78,6 +78,14 @@ def test_its_rows_are_the_policys_samples(
             for sample in line["samples"]] == [sample.token_ids for drawn in want for sample in drawn]  # fmt: skip
 
 
+def test_a_limit_takes_the_first_prompts(models: Path, data: Path, tmp_path: Path) -> None:
+    """Of those that can be used, with the samples that they have in the whole file."""
+    whole, first = tmp_path / "whole.jsonl", tmp_path / "first.jsonl"
+    assert main(command(models, data, whole)) == 0
+    assert main(command(models, data, first, "--limit", "3")) == 0
+    assert [row["responses"] for row in read(first)] == [row["responses"] for row in read(whole)[:3]]
+
+
 def test_its_rows_are_read_by_meta_data_and_by_score(models: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     assert main(command(models, data, out)) == 0
