@@ -73,6 +73,25 @@ def gpu_steps(stage: Result) -> str:
     return rows(f"model, lengths | tokens/s | MFU | peak GiB | {others} | measured on", body)
 
 
+def sampling(result: Result) -> str:
+    """Sampling beside transformers: each workload's modes, rmfast first; sweeps of continuous batching left out."""
+    body = []
+    for name, modes in result["workloads"].items():
+        flops, base = modes["flops"], modes["rmfast"]["cpu_seconds"]
+        for mode, row in modes.items():
+            if mode == "flops" or mode.startswith("continuous, "):
+                continue
+            cpu, cache = row["cpu_seconds"], row.get("keys_and_values")
+            batch = f", {row['batch']} tokens a step" if "batch" in row else ""
+            body.append([
+                name, f"`{mode}`{batch}", f"{cpu:.0f}", "1" if mode == "rmfast" else f"{cpu / base:.1f} x",
+                f"{row['tokens'] / cpu:,.0f}", share(flops / cpu / row["matmul"], 0),
+                f"{cache / 1e9:.2f}" if cache else "-", f"{row['peak_bytes'] / 1e9:.1f}",
+            ])  # fmt: skip
+    head = "workload | mode | CPU s | ratio | tokens/s | of the matmul rate | keys and values, GB | peak GB"
+    return rows(head, body)
+
+
 def versions(result: Result) -> str:
     """What versions.py ran: a line for each environment."""
     body = []
@@ -86,5 +105,6 @@ def versions(result: Result) -> str:
 
 
 KINDS: dict[str, Callable[[Result], str]] = {
-    "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "versions": versions,
+    "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
+    "versions": versions,
 }  # fmt: skip
