@@ -23,8 +23,10 @@ struct DecodeAttention {
   int64_t window;  // 0: none
 };
 
-// Rows [first, last), which share a prompt, and the query heads of one key head. `scratch` is any vector, to be used again.
+// Rows [first, last), which share a prompt, and the query heads of key heads [first_head, last_head). `scratch` is any
+// vector, to be used again.
 void decode_attention_cpu(
-    const DecodeAttention& op, int64_t first, int64_t last, int64_t kv_head, std::vector<float>& scratch);
+    const DecodeAttention& op, int64_t first, int64_t last, int64_t first_head, int64_t last_head,
+    std::vector<float>& scratch);
 
 }  // namespace rmfast

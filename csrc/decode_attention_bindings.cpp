@@ -56,12 +56,13 @@ void decode_attention(
     if (ranges[row] != ranges[row - 1] || ranges[rows + row] != ranges[rows + row - 1]) edges.push_back(row);
   }
   if (rows) edges.push_back(rows);
-  const int64_t items = (static_cast<int64_t>(edges.size()) - 1) * op.kv_heads;
-  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+  // Few runs are spread over threads by key heads too.
+  const int64_t runs = static_cast<int64_t>(edges.size()) - 1, parts = runs < 16 ? op.kv_heads : 1;
+  torch::stable::parallel_for(0, runs * parts, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t run = item / op.kv_heads;
-      rmfast::decode_attention_cpu(op, edges[run], edges[run + 1], item % op.kv_heads, scratch);
+      const int64_t run = item / parts, head = item % parts * (op.kv_heads / parts);
+      rmfast::decode_attention_cpu(op, edges[run], edges[run + 1], head, head + op.kv_heads / parts, scratch);
     }
   });
 }

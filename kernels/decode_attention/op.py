@@ -69,24 +69,22 @@ def decode_attention(
         ValueError: shapes, dtypes or options that do not fit together, or that `impl` cannot take.
     """
     op = "decode_attention"
-    check(q.dim() == 3 and q.is_floating_point(), op, lambda: f"q must be floating point [R, Hq, D], got {_seen(q)}")
+    _require(q.dim() == 3 and q.is_floating_point(), "q", q, "floating point", "R", "Hq", "D")
     rows, heads, dim = q.shape
     check(dim > 0, op, "head_dim must be above 0")
     for name, pool in (("prompt_kv", prompt_kv), ("own_kv", own_kv)):
         fits = pool.dim() == 4 and pool.shape[0] == 2 and pool.shape[3] == dim and pool.dtype == q.dtype
-        check(fits, op, lambda n=name, p=pool: f"{n} must be {q.dtype} [2, tokens, Hkv, {dim}], got {_seen(p)}")
+        _require(fits, name, pool, q.dtype, 2, "tokens", "Hkv", dim)
         whole = not pool.numel() or pool.stride()[2:] == (dim, 1)
         check(whole, op, f"the last two dimensions of {name} must be contiguous")
     kv_heads = own_kv.shape[2]
     check(prompt_kv.shape[2] == kv_heads, op, lambda: f"{prompt_kv.shape[2]} heads in prompt_kv, {kv_heads} in own_kv")
-    check(kv_heads > 0 and heads % kv_heads == 0, op, f"{kv_heads} key heads do not divide {heads} query heads")
-    fits = layout.shape == (4, rows) and layout.dtype == torch.int32
-    check(fits, op, lambda: f"layout must be int32 [4, {rows}], got {_seen(layout)}")
+    divides = kv_heads > 0 and heads % kv_heads == 0
+    check(divides, op, lambda: f"{kv_heads} key heads do not divide {heads} query heads")
+    _require(layout.shape == (4, rows) and layout.dtype == torch.int32, "layout", layout, torch.int32, 4, rows)
     for name, x in zip(("k", "v"), append or (), strict=bool(append)):
         fits = x.shape == (rows, kv_heads, dim) and x.dtype == q.dtype
-        check(
-            fits, op, lambda n=name, x=x: f"append's {n} must be {q.dtype} [{rows}, {kv_heads}, {dim}], got {_seen(x)}"
-        )
+        _require(fits, f"append's {name}", x, q.dtype, rows, kv_heads, dim)
     tensors = (prompt_kv, own_kv, layout, *(append or ()))
     check(all(x.device == q.device for x in tensors), op, "tensors must be on one device")
     check(window is None or 0 < window < 2**31, op, lambda: f"window must be positive and below 2^31, got {window}")
@@ -109,5 +107,9 @@ def decode_attention(
     return reference.decode_attention(q, prompt_kv, own_kv, layout, scale, window)
 
 
-def _seen(x: Tensor) -> str:
-    return f"{x.dtype} {list(x.shape)}"
+def _require(fits: bool, name: str, x: Tensor, dtype: object, *shape: object) -> None:
+    check(
+        fits,
+        "decode_attention",
+        lambda: f"{name} must be {dtype} [{', '.join(map(str, shape))}], got {x.dtype} {list(x.shape)}",
+    )

@@ -26,9 +26,10 @@ def _gather(pool: Tensor, begin: Tensor, count: Tensor, dtype: torch.dtype) -> t
     """Keys and values [B, Hkv, L, D] of ranges of a pool; those beyond a range's count are 0."""
     place = torch.arange(int(count.max()), device=pool.device)
     beyond = place >= count[:, None]
-    keys, values = pool[:, (begin[:, None] + place).masked_fill(beyond, 0)]
-    fill = beyond[..., None, None]  # unwritten memory may hold NaN, and 0 times NaN is NaN
-    return tuple(x.masked_fill_(fill, 0).to(dtype).transpose(1, 2) for x in (keys, values))  # type: ignore[return-value]
+    found = pool[:, (begin[:, None] + place).masked_fill(beyond, 0)]
+    found.masked_fill_(beyond[..., None, None], 0)  # unwritten memory may hold NaN, and 0 times NaN is NaN
+    keys, values = found.to(dtype).transpose(2, 3)
+    return keys, values
 
 
 def decode_attention(

@@ -32,7 +32,7 @@ def fused(rows: int, heads: int, kv_heads: int, dim: int) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("one_pool", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 6, 30])
+@pytest.mark.parametrize("window", [None, 6, 30])
 def test_runs_of_1_3_and_17_rows_with_empty_prompts_and_idle_rows(
     impl: str, window: int | None, one_pool: bool
 ) -> None:
@@ -115,7 +115,7 @@ def test_pools_within_a_larger_one(impl: str) -> None:
     assert torch.equal(got, decode_attention(*inputs, impl=impl))
 
 
-def test_nan_stays_with_its_row_and_that_of_a_prompt_with_its_rows(impl: str) -> None:
+def test_nan_reaches_its_row_alone_and_one_in_a_prompt_the_rows_of_the_prompt(impl: str) -> None:
     groups: Groups = [(20, [3, 4]), (6, [9, 2])]
     inputs = make(groups)
     want = decode_attention(*inputs, impl=impl)
@@ -191,8 +191,8 @@ def test_what_is_refused() -> None:
         ({"own_kv": own_kv.double()}, r"own_kv must be torch.float32 .* got torch.float64 \[2, \d+, 2, 16\]"),
         ({"own_kv": own_kv.mT.contiguous().mT}, "the last two dimensions of own_kv must be contiguous"),
         ({"prompt_kv": prompt_kv[:, :, :1]}, "1 heads in prompt_kv, 2 in own_kv"),
-        ({"layout": layout.long()}, r"layout must be int32 \[4, 1\], got torch.int64 \[4, 1\]"),
-        ({"layout": layout[:, :0]}, r"layout must be int32 \[4, 1\]"),
+        ({"layout": layout.long()}, r"layout must be torch.int32 \[4, 1\], got torch.int64 \[4, 1\]"),
+        ({"layout": layout[:, :0]}, r"layout must be torch.int32 \[4, 1\]"),
         ({"append": (append[0], append[1][:0])}, r"append's v must be torch.float32 \[1, 2, 16\], got .* \[0, 2, 16\]"),
         ({"layout": layout.to("meta")}, "tensors must be on one device"),
         ({"window": 0}, r"window must be positive and below 2\^31, got 0"),

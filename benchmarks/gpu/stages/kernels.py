@@ -17,6 +17,7 @@ OTHERS = {
     "linear_log_prob": 40.0, "info_nce": 25.0, "add_rms_norm": 20.0, "swiglu": 20.0, "split_rope": 20.0,
     "score_head": 20.0, "ranking_loss": 20.0, "sinkhorn": 20.0, "swapped_prediction_loss": 20.0, "rms_norm": 25.0,
     "difference_loss": 15.0, "rope": 20.0, "gae": 15.0, "policy_loss": 15.0, "value_loss": 15.0,
+    "decode_attention": 25.0,
 }  # fmt: skip
 """Seconds of each op."""
 LIBRARIES = ("rmfast", "liger", "liger (cross-entropy)", "apex", "flash + merge")
