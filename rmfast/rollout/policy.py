@@ -124,6 +124,9 @@ class Policy:
         memory: float | None = None,
         tokens_per_pack: int = 8192,
     ) -> None:
+        for name, value in (("rows", rows), ("tokens_per_pack", tokens_per_pack)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.network, self.hf, self.tokenizer, self.ends = network.eval().requires_grad_(False), hf, tokenizer, ends
         self.window, self.rows, self.memory, self.tokens_per_pack = context_window(hf), rows, memory, tokens_per_pack
 

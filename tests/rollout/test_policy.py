@@ -220,6 +220,13 @@ def test_ids_may_be_arrays(policy: rmfast.Policy) -> None:
     assert policy.log_prob([row])[0][0] == pytest.approx(want.log_prob, abs=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [{"rows": 0}, {"tokens_per_pack": 2.5}])
+def test_sizes_that_hold_nothing_are_told(folder: Path, sizes: dict[str, Any]) -> None:
+    ((name, value),) = sizes.items()
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {value}"):
+        rmfast.load_policy(folder, **sizes)
+
+
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "reward")
     with pytest.raises(UserError) as error:
