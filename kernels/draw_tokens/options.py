@@ -29,7 +29,8 @@ class Options:
             temperature == 0 or LEAST_TEMPERATURE <= temperature < float("inf"), op,
             f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE:g}, got {temperature}",
         )  # fmt: skip
-        check(self.top_k >= 0, op, f"top_k must be 0 (all) or more, got {self.top_k}")
+        whole = isinstance(self.top_k, int) and 0 <= self.top_k < 2**63
+        check(whole, op, f"top_k must be 0 (all) or more, a whole number of 64 bits, got {self.top_k}")
         check(0 < self.top_p <= 1, op, f"top_p must be above 0 and at most 1, got {self.top_p}")
         check(0 <= self.min_p <= 1, op, f"min_p must be from 0 to 1, got {self.min_p}")
         check(0 < penalty < float("inf"), op, f"repetition_penalty must be positive, got {penalty}")

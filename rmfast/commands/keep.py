@@ -19,7 +19,7 @@ from rmfast.evaluation.best_of_n.keep import keep_rows
 from rmfast.evaluation.best_of_n.rewards import combined_rewards
 from rmfast.evaluation.combine import Rule
 from rmfast.evaluation.metrics import Floats
-from rmfast.evaluation.scoring.rows import ReadRow, readable
+from rmfast.evaluation.scoring.rows import ReadRow, bad_line, readable
 from rmfast.evaluation.suites.result import result_json
 from rmfast.jsonio import json_line
 from rmfast.outputs.kinds import BEST_OF_N, PAGE, PICTURE
@@ -57,6 +57,8 @@ def keep_best(options: Namespace, sampled: Sequence[dict[str, Any]], out: Path, 
     rows = [_read(number, row) for number, row in enumerate(sampled, 1)]
     for path in [*options.reward, *([options.gold] if options.gold else [])]:
         rows = readable(rows, reader(path, scoring))
+    if line := bad_line(rows, "scored"):
+        say(line)
     examples = [row.example for row in rows if row.example]
     names, rewards = _rewards(options.reward, scoring, rows)
     how: dict[str, Any] = {"k": 1.0 if options.k is None else options.k, "standardised": options.standardise}

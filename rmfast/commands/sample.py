@@ -1,6 +1,6 @@
 """rmfast sample: answers of a language model to the prompts of a file."""
 
-import itertools
+import glob
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def sample(options: Namespace) -> None:
         policy = _load(options, world)
         rows = _prompts(options, policy)
         requests = draw_numbers(policy.encode([row.example for row in rows if row.example]))
-        known = settings(policy.network, DTYPES[options.dtype], requests, options.n, drawing)
+        known = settings(policy.network, DTYPES[options.dtype], policy.ends, requests, options.n, drawing)
         whole = out.with_name(f"{out.stem}.samples.jsonl")
         if world.main:
             _join(whole, known)
@@ -91,6 +91,8 @@ def _outputs(options: Namespace) -> tuple[Path, Path | None]:
                 raise UserError(f"--{name} is for the rewards of --reward, and there is none")
     if (options.gold is None) != (options.report is None) or (options.gold and not options.reward):
         raise UserError("--report draws the rewards of --reward against those of --gold: give all three, or neither")
+    if options.keep == "best-worst" and options.n == 1:
+        raise UserError("--keep best-worst makes pairs of a prompt's samples: give --n of at least 2")
     check_reward_models(options)
     kind = (
         {None: BEST, "best": BEST, "best-worst": BEST_WORST, "all": SCORED}[options.keep] if options.reward else SAMPLED
@@ -123,10 +125,9 @@ def _prompts(options: Namespace, policy: Policy) -> list[ReadRow]:
 
 def _join(file: Path, known: dict[str, Any]) -> None:
     """Add what other processes left in files of theirs."""
+    others = file.parent.glob(f"{glob.escape(file.stem)}.*.jsonl")
     with SampleFile(file, known, MEND) as whole:
-        for rank in itertools.count(1):
-            if not (other := _file_of(file, rank)).is_file():
-                return
+        for other in sorted(path for path in others if path.suffixes[-2][1:].isdecimal()):
             whole.absorb(other, known, MEND)
 
 

@@ -1,10 +1,12 @@
 """How tokens are drawn, and when a sample ends."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from rmfast.errors import UserError
+from rmfast.kernels.draw_tokens.options import LEAST_TEMPERATURE
 
 StopReason = Literal["eos", "stop", "length"]
 """Why a sample ended: an end-of-sequence token, a stop string, or no room for another token."""
@@ -36,11 +38,15 @@ class SampleOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        stop: object = (self.stop,) if isinstance(self.stop, str) else self.stop
+        good = isinstance(stop, Sequence) and all(isinstance(s, str) and s for s in stop)
+        _check(good, "stop must be texts, none of them empty", stop)
+        assert isinstance(stop, Sequence)
+        _check(all(map(_is_utf8, stop)), "stop must be text that UTF-8 can hold", stop)
+        object.__setattr__(self, "stop", tuple(stop))
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "stop" and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -48,15 +54,20 @@ class SampleOptions:
         for name in ("max_new_tokens", "top_k", "seed"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+            _check(-(2**63) <= getattr(self, name) < 2**63, f"{name} must fit into 64 bits", getattr(self, name))
         _check(self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens)
-        _check(0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or positive", self.temperature)
+        possible = self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf
+        rule = f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE:g}"
+        _check(possible, rule, self.temperature)
         _check(self.top_k >= 0, "top_k must be 0 (off) or positive", self.top_k)
         _check(0 < self.top_p <= 1, "top_p must be above 0 and at most 1 (off)", self.top_p)
         _check(0 <= self.min_p <= 1, "min_p must be within 0 (off) and 1", self.min_p)
         positive = 0 < self.repetition_penalty < math.inf
         _check(positive, "repetition_penalty must be positive, 1 for none", self.repetition_penalty)
-        _check(-(2**63) <= self.seed < 2**63, "seed must fit into 64 bits", self.seed)
-        _check(all(isinstance(s, str) and s for s in self.stop), "stop must be texts, none of them empty", self.stop)
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check(condition: bool, rule: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -92,7 +93,7 @@ def load_policy(
 
 def end_ids(path: Path, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that end a sample: the tokenizer's eos, the config's, and those of generation_config.json, of which
-    nothing else is read."""
+    nothing else is read. What is no id of the tokenizer's, such as -1, ends nothing."""
     file = path / "generation_config.json"
     found = [tokenizer.eos_token_id, hf.get_text_config().eos_token_id]
     if file.is_file():
@@ -100,10 +101,8 @@ def end_ids(path: Path, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
             found.append(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id"))
         except (ValueError, AttributeError):
             raise UserError(f"{file}: not a JSON object; mend it, or take it away") from None
-    ids: set[int] = set()
-    for value in found:
-        ids |= set(value) if isinstance(value, list) else {value} if isinstance(value, int) else set()
-    return frozenset(ids)
+    values = [item for value in found for item in (value if isinstance(value, list) else [value])]
+    return frozenset(value for value in values if type(value) is int and 0 <= value < len(tokenizer))
 
 
 class Policy:
@@ -125,6 +124,9 @@ class Policy:
         memory: float | None = None,
         tokens_per_pack: int = 8192,
     ) -> None:
+        for name, value in (("rows", rows), ("tokens_per_pack", tokens_per_pack)):
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.network, self.hf, self.tokenizer, self.ends = network.eval().requires_grad_(False), hf, tokenizer, ends
         self.window, self.rows, self.memory, self.tokens_per_pack = context_window(hf), rows, memory, tokens_per_pack
 
@@ -160,7 +162,7 @@ class Policy:
             raise UserError(f"n must be a whole number of at least 1, got {n!r}")
         options = SampleOptions(
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
-            repetition_penalty=repetition_penalty, seed=seed, stop=tuple([stop] if isinstance(stop, str) else stop),
+            repetition_penalty=repetition_penalty, seed=seed, stop=stop,
         )  # fmt: skip
         prompt_ids = self.encode(
             [_read(f"prompt {i}", {"prompt": prompt}, PROMPTS) for i, prompt in enumerate(prompts)]
@@ -214,15 +216,18 @@ class Policy:
             return None if row.get("responses") == [] else _read(f"row {number}", dict(row), RESPONSES)
         if "responses" in row:
             raise UserError(f"row {number}: holds responses and response_ids; give one of them")
-        given = row["response_ids"]
-        if not isinstance(given, list | tuple) or not all(isinstance(ids, list | tuple) and len(ids) for ids in given):
+        try:
+            given = [[operator.index(id_) for id_ in ids] for ids in row["response_ids"]]
+        except TypeError:  # no list, or not of whole numbers
+            given = [[]]
+        if not all(given):
             raise UserError(f"row {number}: response_ids must be lists of token ids, none of them empty")
         columns = {name: value for name, value in row.items() if name != "response_ids"}
         (prompt,) = self.encode([_read(f"row {number}", columns, PROMPTS)], number)
         if not given:
             return None
         front = prompt.tolist()
-        return Example(None, tuple([*front, *map(int, ids)] for ids in given), prompt_ids=len(front))
+        return Example(None, tuple(front + ids for ids in given), prompt_ids=len(front))
 
     def _appended(self, example: Example, encoded: Encoded) -> list[bool]:
         """Of each response whether its last token is an eos that its text does not end in."""
@@ -298,7 +303,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def _read(label: str, row: dict[str, Any], kind: RowKind) -> Example:
+    arrays = {name: value.tolist() for name, value in row.items() if isinstance(value, np.ndarray | torch.Tensor)}
     try:
-        return read_row(label, row, kind=kind)
+        return read_row(label, row | arrays, kind=kind)
     except BadRow as error:
         raise UserError(f"{label}: {error}") from None

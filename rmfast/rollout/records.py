@@ -1,7 +1,7 @@
 """Samples as rows: the record that keeps all of them, and the rows that other commands read."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,12 @@ STRIDED = 64  # elements of each weight that its digest reads
 
 
 def settings(
-    network: Network, dtype: torch.dtype, requests: Sequence[Request], n: int, options: SampleOptions
+    network: Network,
+    dtype: torch.dtype,
+    ends: Collection[int],
+    requests: Sequence[Request],
+    n: int,
+    options: SampleOptions,
 ) -> dict[str, Any]:
     """What samples depend on, by name: with other settings a file of samples is not gone on with."""
     prompts = hashlib.blake2b(digest_size=8)
@@ -29,6 +34,7 @@ def settings(
     return {
         "weights": weights_digest(network),
         "dtype": str(dtype).removeprefix("torch."),
+        "ends": sorted(ends),
         "prompts": f"{len(requests)} of digest {prompts.hexdigest()}",
         "n": n,
         **asdict(options),

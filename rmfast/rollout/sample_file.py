@@ -17,7 +17,8 @@ START = f'{{"{SETTINGS}": '.encode()
 class SampleFile:
     """Records of prompts by number, in the order in which they were added, behind a line of settings.
 
-    A last line that a crash cut off is removed. With the same settings the file is gone on with.
+    A last line that a crash cut off is removed. With the same settings the file is gone on with; without a record it is
+    begun again.
 
     Args:
         settings: what the samples depend on, by name.
@@ -41,7 +42,7 @@ class SampleFile:
 
     def _read(self, settings: dict[str, Any], mend: str) -> None:
         self._file.seek(0)
-        whole, before = 0, None
+        whole, before = 0, dict[str, Any]()
         try:
             for line in self._file:
                 if not line.endswith(b"\n") and (whole or START.startswith(line[: len(START)])):
@@ -50,22 +51,24 @@ class SampleFile:
                 if whole:
                     self.found[int(values["number"])] = (whole, len(line))
                 else:
-                    before = values[SETTINGS]
+                    before = {**values[SETTINGS]}
                 whole += len(line)
         except (ValueError, KeyError, TypeError):
             self._file.close()
             raise UserError(f"{self.path}: is no file of samples; {mend}") from None
+        written = json.loads(json.dumps(settings))
+        if self.found:
+            self._compare(before, written, mend)
+        elif before != written:
+            whole = 0
         self._file.truncate(whole)
-        if before is None:
+        if not whole:
             self._write({SETTINGS: settings})
-        else:
-            self._compare(before, settings, mend)
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], mend: str) -> None:
-        written = json.loads(json.dumps(now))
-        for name in {**before, **written}:
-            if before.get(name) != written.get(name):
-                was, is_now = before.get(name), written.get(name)
+        for name in {**before, **now}:
+            was, is_now = before.get(name), now.get(name)
+            if was != is_now:
                 self._file.close()
                 raise UserError(f"{self.path}: was begun with {name} {was!r}, and this is {is_now!r}; {mend}")
 

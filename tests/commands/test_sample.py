@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,17 @@ def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Pat
     assert kept == want and [row["responses"] for row in read(cut)] == [row["responses"] for row in read(whole)]
 
 
+def test_what_any_process_left_is_used(models: Path, data: Path, tmp_path: Path) -> None:
+    """Also where the files of some processes are there no more: they were joined, or a person removed them."""
+    whole, rest = tmp_path / "whole.jsonl", tmp_path / "rest.jsonl"
+    assert main(command(models, data, whole)) == 0
+    lines = (tmp_path / "whole.samples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rest.samples.12.jsonl").write_text(lines[0] + lines[2])
+    assert main(command(models, data, rest)) == 0
+    assert (tmp_path / "rest.samples.jsonl").read_text().startswith(lines[0] + lines[2])
+    assert read(rest) == read(whole) and not (tmp_path / "rest.samples.12.jsonl").exists()
+
+
 def test_other_settings_are_named(models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.jsonl"
     assert main(command(models, data, out)) == 0
@@ -133,6 +145,17 @@ def test_other_settings_are_named(models: Path, data: Path, tmp_path: Path, caps
     assert capsys.readouterr().err == (
         f"rmfast: {file}: was begun with temperature 1.0, and this is 0.5; give another --out, or remove the file\n"
     )
+
+
+def test_other_ends_are_other_settings(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.jsonl"
+    shutil.copytree(models / "policy", tmp_path / "policy")
+    assert main(command(tmp_path, data, out)) == 0
+    (tmp_path / "policy" / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert main(command(tmp_path, data, out)) == 2
+    assert "was begun with ends [2], and this is [0, 2]; " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -191,6 +214,16 @@ def test_the_best_by_reward_models_is_kept(
     assert np.array([row["rewards"] for row in found["all"]]).swapaxes(0, 1) == pytest.approx(members, abs=1e-4)
 
 
+def test_rows_that_reward_models_cannot_read_are_named(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "ids.jsonl", tmp_path / "best.jsonl"
+    data.write_text('{"prompt": [5, 6]}\n{"prompt": "Once"}\n')
+    assert main(command(models, data, out, "--reward", str(models / "first"))) == 0
+    assert "1 of 2 rows could not be scored: 1 wrong type; first: row 1: " in capsys.readouterr().out
+    assert [row["prompt"] for row in read(out)] == ["Once"]
+
+
 def test_proxy_is_drawn_against_gold(
     models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +251,9 @@ def test_proxy_is_drawn_against_gold(
         (("--top-p", "2"), "top_p must be above 0 and at most 1 (off), got 2.0"),
         (("--memory", "1e-9"), "a memory of 1e-09 GB holds keys and values of 0 tokens"),
         (("--reward", "nowhere"), "nowhere"),
+        (("--reward", "x", "--keep", "best-worst", "--n", "1"), "--keep best-worst makes pairs of a prompt's samples"),
+        (("--temperature", "1e-6"), "temperature must be 0 (greedy) or at least 1e-05, got 1e-06"),
+        (("--stop", "\udcff"), "stop must be text that UTF-8 can hold"),
     ],
 )
 def test_flags_that_do_not_fit(

@@ -21,17 +21,21 @@ from tests.runs import DECODER
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
-        ({"temperature": -0.1}, "temperature must be 0 (greedy) or positive, got -0.1"),
-        ({"temperature": float("nan")}, "temperature must be 0 (greedy) or positive, got nan"),
+        ({"temperature": -0.1}, "temperature must be 0 (greedy) or at least 1e-05, got -0.1"),
+        ({"temperature": 1e-6}, "temperature must be 0 (greedy) or at least 1e-05, got 1e-06"),
+        ({"temperature": float("nan")}, "temperature must be 0 (greedy) or at least 1e-05, got nan"),
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1 (off), got 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1 (off), got 1.5"),
         ({"top_k": -1}, "top_k must be 0 (off) or positive, got -1"),
+        ({"top_k": 2**63}, f"top_k must fit into 64 bits, got {2**63}"),
         ({"top_k": True}, "top_k must be a number, got True"),
         ({"min_p": 1.1}, "min_p must be within 0 (off) and 1, got 1.1"),
         ({"repetition_penalty": 0}, "repetition_penalty must be positive, 1 for none, got 0"),
         ({"seed": 2**63}, f"seed must fit into 64 bits, got {2**63}"),
         ({"stop": ("a", "")}, "stop must be texts, none of them empty, got ('a', '')"),
+        ({"stop": None}, "stop must be texts, none of them empty, got None"),
+        ({"stop": ("a", "\udcff")}, "stop must be text that UTF-8 can hold, got ('a', '\\udcff')"),
     ],
 )
 def test_options_out_of_range_are_refused(given_: dict[str, Any], says: str) -> None:

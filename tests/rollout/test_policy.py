@@ -109,10 +109,11 @@ def test_ends_are_those_of_the_generation_config_too(folder: Path, tmp_path: Pat
     other.mkdir()
     for file in folder.iterdir():
         (other / file.name).write_bytes(file.read_bytes())
-    settings = {"eos_token_id": [2, first[5]], "temperature": 0.1, "repetition_penalty": 3.0, "top_k": 1}
+    ends = [2, first[5], -1, True, "x", 10**30]
+    settings = {"eos_token_id": ends, "temperature": 0.1, "repetition_penalty": 3.0, "top_k": 1}
     (other / "generation_config.json").write_text(json.dumps(settings))
     policy = rmfast.load_policy(other)
-    assert first[5] in policy.ends
+    assert policy.ends == {2, first[5]}
     (sample,) = policy.sample(PROMPTS[:1], max_new_tokens=12)[0]
     assert sample.token_ids == first[: first.index(first[5]) + 1] and sample.stop_reason == "eos"
     (other / "generation_config.json").write_text("[1]")
@@ -198,6 +199,9 @@ def test_bad_calls_are_told(policy: rmfast.Policy, prompts: Any, options: dict[s
     [
         ({"prompt": "a", "responses": ["b"], "response_ids": [[3]]}, "row 0: holds responses and response_ids"),
         ({"prompt": "a", "response_ids": [[]]}, "row 0: response_ids must be lists of token ids, none of them empty"),
+        ({"prompt": "a", "response_ids": [[3.7]]}, "row 0: response_ids must be lists of token ids"),
+        ({"prompt": "a", "response_ids": [["3"], [None]]}, "row 0: response_ids must be lists of token ids"),
+        ({"prompt": "a", "response_ids": None}, "row 0: response_ids must be lists of token ids"),
         ({"prompt": "a", "response_ids": [[10**6]]}, "row 0: wrong type: a token id outside"),
         ({"prompt": "a"}, "row 0: missing column"),
         ("text", "row 0: not a mapping but str"),
@@ -206,6 +210,21 @@ def test_bad_calls_are_told(policy: rmfast.Policy, prompts: Any, options: dict[s
 def test_bad_rows_are_told(policy: rmfast.Policy, row: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         policy.log_prob([row])
+
+
+def test_ids_may_be_arrays(policy: rmfast.Policy) -> None:
+    ids = np.array([5, 6, 7])
+    (want,), *others = policy.sample([[5, 6, 7], ids, torch.from_numpy(ids)], max_new_tokens=3, temperature=0)
+    assert others == [[want]] * 2
+    row = {"prompt": ids, "response_ids": [np.array(want.token_ids)]}
+    assert policy.log_prob([row])[0][0] == pytest.approx(want.log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{"rows": 0}, {"tokens_per_pack": 2.5}])
+def test_sizes_that_hold_nothing_are_told(folder: Path, sizes: dict[str, Any]) -> None:
+    ((name, value),) = sizes.items()
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {value}"):
+        rmfast.load_policy(folder, **sizes)
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:

@@ -48,16 +48,27 @@ def test_settings_cut_off_are_written_again(tmp_path: Path) -> None:
 
 def test_other_settings_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
-    SampleFile(path, SETTINGS, MEND).__exit__(None, None, None)
+    with SampleFile(path, SETTINGS, MEND) as file:
+        file.add(0, {})
     with pytest.raises(UserError) as error:
         SampleFile(path, SETTINGS | {"temperature": 1.0}, MEND)
     assert str(error.value) == f"{path}: was begun with temperature 0.7, and this is 1.0; {MEND}"
-    for content in ("{}\n", "a text\n", '{"prompt": "a"}\n', "[1]\n"):
+    for content in ("{}\n", "a text\n", '{"prompt": "a"}\n', "[1]\n", '{"sample_settings": 3}\n'):
         path.write_text(content)
         with pytest.raises(UserError) as error:
             SampleFile(path, SETTINGS, MEND)
         assert str(error.value) == f"{path}: is no file of samples; {MEND}"
         assert path.read_text() == content
+
+
+def test_a_file_without_a_record_is_begun_again(tmp_path: Path) -> None:
+    """A command that failed before it drew anything may be given again with what it asked for."""
+    path = tmp_path / "samples.jsonl"
+    SampleFile(path, SETTINGS, MEND).__exit__(None, None, None)
+    with SampleFile(path, SETTINGS | {"n": 1}, MEND) as file:
+        file.add(0, {"responses": ["x"]})
+    with SampleFile(path, SETTINGS | {"n": 1}, MEND) as file:
+        assert list(file.records()) == [{"responses": ["x"]}]
 
 
 def test_a_file_without_a_line_is_not_emptied(tmp_path: Path) -> None:

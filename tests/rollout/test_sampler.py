@@ -128,8 +128,12 @@ def test_a_memory_without_room_for_a_row_says_what_would_do(tiny: tuple[PreTrain
         list(make(tiny[1], memory=27 * size).sample(requests(LENGTHS), 2))
     assert str(error.value) == (
         f"a memory of {27 * size / 1e9:.3g} GB holds keys and values of 27 tokens, and the longest prompt and its "
-        f"answer may have 28: give at least {28 * size / 1e9:.3g} GB, or fewer max_new_tokens"
+        "answer may have 28: give at least 0.001 GB, or fewer max_new_tokens"
     )
+    assert 28 * size <= 0.001e9
+    long = requests([305 * 10**6 // size])  # whose keys and values are no round number of megabytes
+    with pytest.raises(UserError, match=r"give at least 0\.306 GB"):
+        list(make(tiny[1], memory=27 * size).sample(long, 2))
 
 
 def test_more_samples_begin_with_the_fewer_and_differ(tiny: tuple[PreTrainedModel, Network]) -> None:
