@@ -5,6 +5,7 @@ once for all of them. A row that ends leaves its place to the next one. Which ro
 by rounding only: the noise of a token depends on its prompt, sample and position.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,13 +91,13 @@ class Batch:
         sizes = [(len(request.ids), limit - 1) for _, request, limit in self.waiting]
         prompts = sorted((size for size, _ in sizes), reverse=True)[: -(-rows // min(self.n, rows))]
         wanted = sum(prompts) + rows * max(size for _, size in sizes)
-        room = int(min(wanted, self.settings.memory // self.model.token_bytes))
+        room = int(min(wanted, self.settings.memory / self.model.token_bytes))
         least = max(prompt + size for prompt, size in sizes)
         if room < least:
-            gigabytes = least * self.model.token_bytes / 1e9
+            megabytes = math.ceil(least * self.model.token_bytes / 1e6)  # never less than what is needed
             raise UserError(
                 f"a memory of {self.settings.memory / 1e9:.3g} GB holds keys and values of {room:,} tokens, and the "
-                f"longest prompt and its answer may have {least:,}: give at least {gigabytes:.3g} GB, or fewer "
+                f"longest prompt and its answer may have {least:,}: give at least {megabytes / 1e3:g} GB, or fewer "
                 "max_new_tokens"
             )
         return room

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from rmfast.errors import UserError
+from rmfast.kernels.draw_tokens.options import LEAST_TEMPERATURE
 
 StopReason = Literal["eos", "stop", "length"]
 """Why a sample ended: an end-of-sequence token, a stop string, or no room for another token."""
@@ -49,8 +50,9 @@ class SampleOptions:
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         _check(self.max_new_tokens >= 1, "max_new_tokens must be at least 1", self.max_new_tokens)
-        _check(0 <= self.temperature < math.inf, "temperature must be 0 (greedy) or positive", self.temperature)
-        _check(self.top_k >= 0, "top_k must be 0 (off) or positive", self.top_k)
+        warm = self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf
+        _check(warm, f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE:g}", self.temperature)
+        _check(0 <= self.top_k < 2**63, "top_k must be 0 (off) or positive, and fit into 64 bits", self.top_k)
         _check(0 < self.top_p <= 1, "top_p must be above 0 and at most 1 (off)", self.top_p)
         _check(0 <= self.min_p <= 1, "min_p must be within 0 (off) and 1", self.min_p)
         positive = 0 < self.repetition_penalty < math.inf

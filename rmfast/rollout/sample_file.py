@@ -50,7 +50,7 @@ class SampleFile:
                 if whole:
                     self.found[int(values["number"])] = (whole, len(line))
                 else:
-                    before = values[SETTINGS]
+                    before = dict(values[SETTINGS])
                 whole += len(line)
         except (ValueError, KeyError, TypeError):
             self._file.close()

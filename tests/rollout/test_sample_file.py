@@ -52,7 +52,7 @@ def test_other_settings_and_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         SampleFile(path, SETTINGS | {"temperature": 1.0}, MEND)
     assert str(error.value) == f"{path}: was begun with temperature 0.7, and this is 1.0; {MEND}"
-    for content in ("{}\n", "a text\n", '{"prompt": "a"}\n', "[1]\n"):
+    for content in ("{}\n", "a text\n", '{"prompt": "a"}\n', "[1]\n", '{"sample_settings": 3}\n'):
         path.write_text(content)
         with pytest.raises(UserError) as error:
             SampleFile(path, SETTINGS, MEND)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rmfast.errors import RunError, UserError
 from rmfast.models.network import Network
+from rmfast.rollout.batch import Batch
 from rmfast.rollout.decoding import network_decoding
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.options import SampleOptions
@@ -128,8 +129,18 @@ def test_a_memory_without_room_for_a_row_says_what_would_do(tiny: tuple[PreTrain
         list(make(tiny[1], memory=27 * size).sample(requests(LENGTHS), 2))
     assert str(error.value) == (
         f"a memory of {27 * size / 1e9:.3g} GB holds keys and values of 27 tokens, and the longest prompt and its "
-        f"answer may have 28: give at least {28 * size / 1e9:.3g} GB, or fewer max_new_tokens"
+        "answer may have 28: give at least 0.001 GB, or fewer max_new_tokens"
     )
+
+
+@pytest.mark.parametrize("prompt", [19_341, 70_001])
+def test_the_memory_that_is_named_does(tiny: tuple[PreTrainedModel, Network], prompt: int) -> None:
+    """However its figure is rounded."""
+    lengths = requests((prompt,))
+    with pytest.raises(UserError) as error:
+        list(make(tiny[1], memory=1).sample(lengths, 1))
+    named = float(str(error.value).split("give at least ")[1].split(" GB")[0])
+    Batch(make(tiny[1], memory=named * 1e9).settings, lengths, [12], 1)
 
 
 def test_more_samples_begin_with_the_fewer_and_differ(tiny: tuple[PreTrainedModel, Network]) -> None:
