@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,8 @@ class Policy:
         if "responses" in row:
             raise UserError(f"row {number}: holds responses and response_ids; give one of them")
         given = row["response_ids"]
-        if not isinstance(given, list | tuple) or not all(isinstance(ids, list | tuple) and len(ids) for ids in given):
+        lists = isinstance(given, list | tuple) and all(isinstance(ids, list | tuple) and len(ids) for ids in given)
+        if not lists or not all(isinstance(i, Integral) for ids in given for i in ids):
             raise UserError(f"row {number}: response_ids must be lists of token ids, none of them empty")
         columns = {name: value for name, value in row.items() if name != "response_ids"}
         (prompt,) = self.encode([_read(f"row {number}", columns, PROMPTS)], number)

@@ -1,11 +1,12 @@
 """Samples as rows: the record that keeps all of them, and the rows that other commands read."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.example import Example
 from rmfast.models.network import Network
@@ -20,7 +21,12 @@ STRIDED = 64  # elements of each weight that its digest reads
 
 
 def settings(
-    network: Network, dtype: torch.dtype, requests: Sequence[Request], n: int, options: SampleOptions
+    network: Network,
+    dtype: torch.dtype,
+    requests: Sequence[Request],
+    n: int,
+    options: SampleOptions,
+    ends: Collection[int],
 ) -> dict[str, Any]:
     """What samples depend on, by name: with other settings a file of samples is not gone on with."""
     prompts = hashlib.blake2b(digest_size=8)
@@ -31,6 +37,7 @@ def settings(
         "dtype": str(dtype).removeprefix("torch."),
         "prompts": f"{len(requests)} of digest {prompts.hexdigest()}",
         "n": n,
+        "ends": sorted(ends),
         **asdict(options),
     }
 
@@ -57,15 +64,22 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, DIGITS) for value in values]
 
 
-def sampled_row(example: Example, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sampled_row(
+    tokenizer: PreTrainedTokenizerBase, example: Example, samples: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """A prompt and its samples as a row of data without preferences, from a record's samples.
+
+    The samples are texts, and so is a prompt of token ids: the text beside it, or what its ids say, special tokens too.
 
     `log_probs`: of each whole sample, raw, its eos included.
     """
+    prompt: Any = example.prompt
+    if example.has_ids:
+        prompt = example.texts[0] if example.texts else tokenizer.decode(prompt)
     extra: dict[str, Any] = {"tools": example.tools} if example.tools else {}
     extra |= {"chat_template_kwargs": example.template_kwargs} if example.template_kwargs else {}
     return {
-        "prompt": example.prompt,
+        "prompt": prompt,
         **extra,
         "responses": [sample["text"] for sample in samples],
         "edges": [],

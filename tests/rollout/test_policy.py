@@ -198,6 +198,8 @@ def test_bad_calls_are_told(policy: rmfast.Policy, prompts: Any, options: dict[s
     [
         ({"prompt": "a", "responses": ["b"], "response_ids": [[3]]}, "row 0: holds responses and response_ids"),
         ({"prompt": "a", "response_ids": [[]]}, "row 0: response_ids must be lists of token ids, none of them empty"),
+        ({"prompt": "a", "response_ids": [[3.7]]}, "row 0: response_ids must be lists of token ids"),
+        ({"prompt": "a", "response_ids": [["b"]]}, "row 0: response_ids must be lists of token ids"),
         ({"prompt": "a", "response_ids": [[10**6]]}, "row 0: wrong type: a token id outside"),
         ({"prompt": "a"}, "row 0: missing column"),
         ("text", "row 0: not a mapping but str"),
