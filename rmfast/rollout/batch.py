@@ -187,8 +187,8 @@ class Batch:
         rows, prompt, begin = (np.array(x) for x in zip(*lengths, strict=True))
         prompt, begin = prompt.repeat(rows), begin.repeat(rows)
         tokens = self.ids[slots, count - 1].astype(np.int64)
-        own = self.begin[slots]
-        columns = np.stack((tokens, prompt + count - 1, begin, begin + prompt, own, own + count))
+        first = self.begin[slots]
+        columns = np.stack((tokens, prompt + count - 1, begin, begin + prompt, first, first + count))
         data = torch.from_numpy(columns).to(self.model.device)
         logits = self.model.decode(self.pool, data[0], data[1], data[2:].int())
         self._draw(slots, logits)

@@ -231,8 +231,8 @@ class Policy:
         if not example.is_text:
             return [False] * len(encoded.ids)
         texts = [f"{example.prompt or ''}{response}" for response in example.responses]
-        own = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [not ids or ids[-1] != self.tokenizer.eos_token_id for ids in own]
+        given = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [not ids or ids[-1] != self.tokenizer.eos_token_id for ids in given]
 
     def encode(self, examples: Sequence[Example], first: int = 0) -> list[np.ndarray]:
         """Token ids of prompts.
