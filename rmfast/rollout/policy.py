@@ -290,13 +290,14 @@ def draw_numbers(prompts: Sequence[np.ndarray]) -> list[Request]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the CPU what the system could give."""
+    """Bytes that are free on a device; of the CPU this process's share of what the system could give to torchrun's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not MEMORY.is_file():  # not Linux: a guess
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes
     found = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-    return int(found["MemAvailable"].split()[0]) * 1024
+    return int(found["MemAvailable"].split()[0]) * 1024 // processes
 
 
 def _read(label: str, row: dict[str, Any], kind: RowKind) -> Example:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import rmfast
 from rmfast.errors import UserError
+from rmfast.rollout.policy import free_memory
 from tests.rollout.tiny_policies import save_policy
 from tests.scoring import save_reward_model, token_ids
 
@@ -208,6 +209,14 @@ def test_bad_calls_are_told(policy: rmfast.Policy, prompts: Any, options: dict[s
 def test_bad_rows_are_told(policy: rmfast.Policy, row: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         policy.log_prob([row])
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
+    monkeypatch.setattr("rmfast.rollout.policy.MEMORY", tmp_path / "meminfo")
+    assert free_memory(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(torch.device("cpu")) == 2000 * 1024
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
