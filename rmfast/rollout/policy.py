@@ -292,7 +292,8 @@ def draw_numbers(prompts: Sequence[np.ndarray]) -> list[Request]:
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; of the CPU this process's share of what the system could give to torchrun's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # an earlier call's pool
+        return torch.cuda.mem_get_info(device)[0] + cached
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not MEMORY.is_file():  # not Linux: a guess
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes

@@ -219,6 +219,12 @@ def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     assert free_memory(torch.device("cpu")) == 2000 * 1024
 
 
+def test_what_torch_keeps_of_an_earlier_pool_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("mem_get_info", (30, 80)), ("memory_reserved", 45), ("memory_allocated", 5)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda")) == 70
+
+
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "reward")
     with pytest.raises(UserError) as error:
