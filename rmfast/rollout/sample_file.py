@@ -17,7 +17,8 @@ START = f'{{"{SETTINGS}": '.encode()
 class SampleFile:
     """Records of prompts by number, in the order in which they were added, behind a line of settings.
 
-    A last line that a crash cut off is removed. With the same settings the file is gone on with.
+    A last line that a crash cut off is removed. With the same settings the file is gone on with; without a record it is
+    begun again with any.
 
     Args:
         settings: what the samples depend on, by name.
@@ -27,7 +28,8 @@ class SampleFile:
         found: prompts of which there is a record.
 
     Raises:
-        UserError: the file cannot be written, is something else, or has other settings, the first of which is named.
+        UserError: the file cannot be written, is something else, or has records of other settings, the first of which
+            is named.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], mend: str) -> None:
@@ -56,16 +58,17 @@ class SampleFile:
             self._file.close()
             raise UserError(f"{self.path}: is no file of samples; {mend}") from None
         self._file.truncate(whole)
-        if before is None:
+        now = json.loads(json.dumps(settings))
+        if self.found and before is not None:
+            self._compare(before, now, mend)
+        elif before != now:
+            self._file.truncate(0)
             self._write({SETTINGS: settings})
-        else:
-            self._compare(before, settings, mend)
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any], mend: str) -> None:
-        written = json.loads(json.dumps(now))
-        for name in {**before, **written}:
-            if before.get(name) != written.get(name):
-                was, is_now = before.get(name), written.get(name)
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                was, is_now = before.get(name), now.get(name)
                 self._file.close()
                 raise UserError(f"{self.path}: was begun with {name} {was!r}, and this is {is_now!r}; {mend}")
 
