@@ -204,9 +204,7 @@ class Batch:
         )  # fmt: skip
         tokens, log_prob, behaviour = (x.cpu().numpy() for x in drawn)
         if not np.isfinite(log_prob).all():
-            group = self.group[slots[int(np.flatnonzero(~np.isfinite(log_prob))[0])]]
-            assert group is not None
-            raise RunError(f"prompt {group.number}: the model's logits are not finite: the model is broken")
+            raise RunError("the model's logits are not finite: its weights are broken, or its dtype is too narrow")
         if self.seen is not None:
             self._see(data[2], drawn.tokens)
         count = self.count[slots]
