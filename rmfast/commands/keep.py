@@ -67,6 +67,8 @@ def keep_best(options: Namespace, sampled: Sequence[dict[str, Any]], out: Path, 
     write_file(out, (f"{json_line(row)}\n".encode() for row in kept.rows))
     many = f"{len(names)} members combined by {rule}" if len(names) > 1 else "one reward model"
     say(f"{len(kept.rows):,} rows kept by {many}: {out}")
+    if cut := sum(reason == "length" for row in sampled for reason in row["stop_reasons"]):
+        say(f"{cut:,} answers were cut where there was no room; reward models read them as if they ended there")
     passed = [f"{count:,} {why}" for why, count in kept.passed_over.items()]
     if passed:
         say(f"passed over: {', '.join(passed)}")

@@ -1,8 +1,9 @@
 """rmfast sample: answers of a language model to the prompts of a file."""
 
-import glob
+import re
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def sample(options: Namespace) -> None:
         policy = _load(options, world)
         rows = _prompts(options, policy)
         requests = draw_numbers(policy.encode([row.example for row in rows if row.example]))
-        known = settings(policy.network, DTYPES[options.dtype], policy.ends, requests, options.n, drawing)
+        known = settings(policy.network, DTYPES[options.dtype], requests, options.n, drawing, policy.ends)
         whole = out.with_name(f"{out.stem}.samples.jsonl")
         if world.main:
             _join(whole, known)
@@ -65,8 +66,10 @@ def sample(options: Namespace) -> None:
             with SampleFile(whole, known, MEND) as file:
                 examples = [row.example for row in rows if row.example]
                 pairs = zip(examples, file.records(), strict=True)
-                sampled = [sampled_row(example, kept["samples"]) for example, kept in pairs]
-            say(f"{len(requests) * options.n:,} samples of {len(requests):,} prompts, with their token ids: {whole}")
+                sampled = [sampled_row(policy.tokenizer, example, kept["samples"]) for example, kept in pairs]
+            reasons = Counter(reason for row in sampled for reason in row["stop_reasons"])
+            ended = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+            say(f"{reasons.total():,} samples of {len(sampled):,} prompts ({ended}), with their token ids: {whole}")
             if options.reward:
                 keep_best(options, sampled, out, report)
             else:
@@ -124,11 +127,12 @@ def _prompts(options: Namespace, policy: Policy) -> list[ReadRow]:
 
 
 def _join(file: Path, known: dict[str, Any]) -> None:
-    """Add what other processes left in files of theirs."""
-    others = file.parent.glob(f"{glob.escape(file.stem)}.*.jsonl")
+    """Add what other processes left in files of theirs: any of them, for a crash may have come between two."""
+    of_process = re.compile(rf"{re.escape(file.stem)}\.\d+\.jsonl")
     with SampleFile(file, known, MEND) as whole:
-        for other in sorted(path for path in others if path.suffixes[-2][1:].isdecimal()):
-            whole.absorb(other, known, MEND)
+        for other in sorted(file.parent.iterdir()):
+            if of_process.fullmatch(other.name):
+                whole.absorb(other, known, MEND)
 
 
 def _file_of(file: Path, rank: int) -> Path:

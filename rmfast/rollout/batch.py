@@ -91,13 +91,13 @@ class Batch:
         sizes = [(len(request.ids), limit - 1) for _, request, limit in self.waiting]
         prompts = sorted((size for size, _ in sizes), reverse=True)[: -(-rows // min(self.n, rows))]
         wanted = sum(prompts) + rows * max(size for _, size in sizes)
-        room = int(min(wanted, self.settings.memory // self.model.token_bytes))
+        room = int(min(wanted, self.settings.memory / self.model.token_bytes))
         least = max(prompt + size for prompt, size in sizes)
         if room < least:
-            gigabytes = math.ceil(least * self.model.token_bytes / 1e6) / 1e3  # rounded up: so much is enough
+            megabytes = math.ceil(least * self.model.token_bytes / 1e6)  # never less than what is needed
             raise UserError(
                 f"a memory of {self.settings.memory / 1e9:.3g} GB holds keys and values of {room:,} tokens, and the "
-                f"longest prompt and its answer may have {least:,}: give at least {gigabytes} GB, or fewer "
+                f"longest prompt and its answer may have {least:,}: give at least {megabytes / 1e3:g} GB, or fewer "
                 "max_new_tokens"
             )
         return room
@@ -187,8 +187,8 @@ class Batch:
         rows, prompt, begin = (np.array(x) for x in zip(*lengths, strict=True))
         prompt, begin = prompt.repeat(rows), begin.repeat(rows)
         tokens = self.ids[slots, count - 1].astype(np.int64)
-        own = self.begin[slots]
-        columns = np.stack((tokens, prompt + count - 1, begin, begin + prompt, own, own + count))
+        first = self.begin[slots]
+        columns = np.stack((tokens, prompt + count - 1, begin, begin + prompt, first, first + count))
         data = torch.from_numpy(columns).to(self.model.device)
         logits = self.model.decode(self.pool, data[0], data[1], data[2:].int())
         self._draw(slots, logits)
@@ -204,9 +204,7 @@ class Batch:
         )  # fmt: skip
         tokens, log_prob, behaviour = (x.cpu().numpy() for x in drawn)
         if not np.isfinite(log_prob).all():
-            group = self.group[slots[int(np.flatnonzero(~np.isfinite(log_prob))[0])]]
-            assert group is not None
-            raise RunError(f"prompt {group.number}: the model's logits are not finite: the model is broken")
+            raise RunError("the model's logits are not finite: its weights are broken, or its dtype is too narrow")
         if self.seen is not None:
             self._see(data[2], drawn.tokens)
         count = self.count[slots]

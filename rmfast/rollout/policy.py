@@ -234,8 +234,8 @@ class Policy:
         if not example.is_text:
             return [False] * len(encoded.ids)
         texts = [f"{example.prompt or ''}{response}" for response in example.responses]
-        own = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [not ids or ids[-1] != self.tokenizer.eos_token_id for ids in own]
+        given = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [not ids or ids[-1] != self.tokenizer.eos_token_id for ids in given]
 
     def encode(self, examples: Sequence[Example], first: int = 0) -> list[np.ndarray]:
         """Token ids of prompts.
@@ -293,13 +293,15 @@ def draw_numbers(prompts: Sequence[np.ndarray]) -> list[Request]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the CPU what the system could give."""
+    """Bytes that are free on a device; of the CPU this process's share of what the system could give to torchrun's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # an earlier call's pool
+        return torch.cuda.mem_get_info(device)[0] + cached
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not MEMORY.is_file():  # not Linux: a guess
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes
     found = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-    return int(found["MemAvailable"].split()[0]) * 1024
+    return int(found["MemAvailable"].split()[0]) * 1024 // processes
 
 
 def _read(label: str, row: dict[str, Any], kind: RowKind) -> Example:

@@ -54,7 +54,6 @@ class Pool:
         self, layers: range, tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (2, tokens, kv_heads, head_dim)
-        self.tokens = tokens
         self.layers = {layer: torch.empty(shape, dtype=dtype, device=device) for layer in layers}
 
 

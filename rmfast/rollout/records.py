@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.example import Example
 from rmfast.models.network import Network
@@ -22,10 +23,10 @@ STRIDED = 64  # elements of each weight that its digest reads
 def settings(
     network: Network,
     dtype: torch.dtype,
-    ends: Collection[int],
     requests: Sequence[Request],
     n: int,
     options: SampleOptions,
+    ends: Collection[int],
 ) -> dict[str, Any]:
     """What samples depend on, by name: with other settings a file of samples is not gone on with."""
     prompts = hashlib.blake2b(digest_size=8)
@@ -34,9 +35,9 @@ def settings(
     return {
         "weights": weights_digest(network),
         "dtype": str(dtype).removeprefix("torch."),
-        "ends": sorted(ends),
         "prompts": f"{len(requests)} of digest {prompts.hexdigest()}",
         "n": n,
+        "ends": sorted(ends),
         **asdict(options),
     }
 
@@ -63,15 +64,22 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, DIGITS) for value in values]
 
 
-def sampled_row(example: Example, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sampled_row(
+    tokenizer: PreTrainedTokenizerBase, example: Example, samples: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """A prompt and its samples as a row of data without preferences, from a record's samples.
+
+    The samples are texts, and so is a prompt of token ids: the text beside it, or what its ids say, special tokens too.
 
     `log_probs`: of each whole sample, raw, its eos included.
     """
+    prompt: Any = example.prompt
+    if example.has_ids:
+        prompt = example.texts[0] if example.texts else tokenizer.decode(prompt)
     extra: dict[str, Any] = {"tools": example.tools} if example.tools else {}
     extra |= {"chat_template_kwargs": example.template_kwargs} if example.template_kwargs else {}
     return {
-        "prompt": example.prompt,
+        "prompt": prompt,
         **extra,
         "responses": [sample["text"] for sample in samples],
         "edges": [],

@@ -28,7 +28,8 @@ class SampleFile:
         found: prompts of which there is a record.
 
     Raises:
-        UserError: the file cannot be written, is something else, or has other settings, the first of which is named.
+        UserError: the file cannot be written, is something else, or has records of other settings, the first of which
+            is named.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], mend: str) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from rmfast.rollout.draft import Request
 
 SLACK = 16
-"""Tokens beyond a stop string's bytes that are looked at: those that show no text."""
+"""Tokens beyond a stop string's bytes that are looked at, and of the prompt: some show no text."""
 
 
 def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] | np.ndarray, ids: np.ndarray) -> str:
@@ -44,19 +44,24 @@ class Stops(Protocol):
 
 
 class StopStrings:
-    """Whether samples end in a stop string.
+    """Whether samples end in a stop string, or in the special token of that text, which texts leave out.
 
-    A token at a time is looked at, so that only the last few tokens can hold a string that was not there before.
+    A token at a time is looked at, so that only the last few tokens can hold a string that was not there before. Of the
+    prompt too: its last few tokens say how the answer's first one is written.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
         self.tail = max(len(s.encode()) for s in stop) + SLACK
+        added = tokenizer.added_tokens_decoder.items()
+        self.special = {number for number, token in added if token.special and str(token) in self.stop}
 
     def end(self, request: Request, number: int, ids: np.ndarray) -> bool:
         """Whether the last token completes a stop string."""
+        if int(ids[-1]) in self.special:
+            return True
         if len(ids) <= self.tail:
-            text = answer_text(self.tokenizer, request.ids, ids)
+            text = answer_text(self.tokenizer, request.ids[-SLACK:], ids)
         else:
             text = decode(self.tokenizer, ids[-self.tail :])
         return any(s in text for s in self.stop)

@@ -67,6 +67,7 @@ def test_its_rows_are_the_policys_samples(
     assert "5 prompts, 3 samples each of at most 12 tokens; ends: '<|im_end|>'" in said
     assert f"1 of 6 rows could not be used: 1 empty; first: {data}:3: empty: the prompt has no text" in said
     assert "columns: prompt; ignored: source" in said and f"5 rows: {out}" in said
+    assert f"15 samples of 5 prompts (length 15), with their token ids: {tmp_path / 'out.samples.jsonl'}" in said
     want = rmfast.load_policy(models / "policy").sample(PROMPTS, n=3, max_new_tokens=12, seed=3)
     rows = read(out)
     assert [row["prompt"] for row in rows] == PROMPTS
@@ -96,6 +97,36 @@ def test_its_rows_are_read_by_meta_data_and_by_score(models: Path, data: Path, t
     scored = tmp_path / "scored.jsonl"
     assert main(["score", str(models / "first"), "--data", str(out), "--out", str(scored)]) == 0
     assert all(len(row["rewards"]) == 3 for row in read(scored))
+
+
+def test_a_prompt_of_token_ids_becomes_text(models: Path, tmp_path: Path) -> None:
+    """Beside answers that are texts: the one that the row has, or what the ids say."""
+    tokenizer = rmfast.load_policy(models / "policy").tokenizer
+    asked = tokenizer.apply_chat_template(PROMPTS[1], add_generation_prompt=True, tokenize=False)
+    ids = [tokenizer(text)["input_ids"] for text in (asked, PROMPTS[0])]
+    data, out, scored = (tmp_path / name for name in ("ids.jsonl", "out.jsonl", "scored.jsonl"))
+    rows = [{"prompt": ids[0]}, {"prompt_ids": ids[1], "prompt": PROMPTS[0]}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(models, data, out)) == 0
+    assert [row["prompt"] for row in read(out)] == [asked, PROMPTS[0]]
+    assert main(["score", str(models / "first"), "--data", str(out), "--out", str(scored)]) == 0
+    assert all(len(row["rewards"]) == 3 for row in read(scored))
+
+
+def test_what_any_process_left_is_used(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A crash may have come after the file of process 1 was joined, and before that of process 2 was."""
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    assert main(command(models, data, whole)) == 0
+    lines = (tmp_path / "whole.samples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut.samples.jsonl").write_text("".join(lines[:2]))
+    (tmp_path / "cut.samples.2.jsonl").write_text(lines[0] + lines[3])
+    capsys.readouterr()
+    assert main(command(models, data, cut)) == 0
+    assert "2 prompts have their samples in" in capsys.readouterr().out
+    assert [row["responses"] for row in read(cut)] == [row["responses"] for row in read(whole)]
+    assert not (tmp_path / "cut.samples.2.jsonl").exists()
 
 
 def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Path) -> None:
@@ -201,6 +232,7 @@ def test_the_best_by_reward_models_is_kept(
         assert main(command(models, data, out, *judged, "--keep", keep, n=4)) == 0
         assert "5 prompts have their samples" in (said := capsys.readouterr().out)
         assert "2 members combined by worst" in said
+        assert "20 answers were cut where there was no room; reward models read them as if they ended there" in said
         found[keep] = read(out)
     for row, best, pair, scored, by in zip(rows, found["best"], found["best-worst"], found["all"], worst, strict=True):
         texts = [row["responses"][int(by.argmax())], row["responses"][int(by.argmin())]]

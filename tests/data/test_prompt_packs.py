@@ -171,7 +171,7 @@ def test_groups_with_and_without_responses_in_one_store(tokenizer: PreTrainedTok
 def test_a_pack_of_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
     table = table_of_ids(tokenizer, [[5, 6, 7], [8], [9, 9]])
     groups = np.array([2, 0, 1])
-    pack, ends = build_pack(table, groups, lm=True), prompt_ends(table, groups)
+    pack, ends = build_pack(table, groups, predicts="all"), prompt_ends(table, groups)
     assert pack.tokens.tolist() == [9, 9, 5, 6, 7, 8] and pack.positions.tolist() == [0, 1, 0, 1, 2, 0]
     assert torch.equal(pack.layout, prefix_layout([(2, ()), (3, ()), (1, ())]))
     assert ends.dtype == torch.int64 and ends.tolist() == [1, 4, 5]

@@ -65,6 +65,25 @@ def test_a_stop_string_ends_a_sample_at_the_token_that_completes_it(tokenizer: P
     assert cut(answer_text(tokenizer, request.ids, ids[:first]), ("\n\nHuman:",)) == text.partition("\n\nHuman:")[0]
 
 
+def test_a_special_token_can_be_a_stop_string(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = np.array(tokenizer(" Yes.<|im_start|>user")["input_ids"])
+    stops = StopStrings(tokenizer, ("<|im_start|>",))
+    ends = [stops.end(Request(ids[:1], 0), 0, ids[:count]) for count in range(1, len(ids) + 1)]
+    (place,) = np.flatnonzero(ends)
+    assert ids[place] == tokenizer.convert_tokens_to_ids("<|im_start|>") and 0 < place < len(ids) - 1
+
+
+@pytest.mark.parametrize("stop", ["é", "本\n", "ü 日"])
+def test_a_stop_string_of_several_bytes_ends_at_the_last_of_them(tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
+    """Whose tokens are parts of characters, behind a long prompt as behind none."""
+    ids = np.array(tokenizer(f"a text {stop} b")["input_ids"])
+    stops = StopStrings(tokenizer, (stop,))
+    for prompt in (ids[:1], np.array(tokenizer("日本 and more words " * 20)["input_ids"])):
+        ends = [stops.end(Request(prompt, 0), 0, ids[:count]) for count in range(1, len(ids) + 1)]
+        first = ends.index(True) + 1
+        assert stop in tokenizer.decode(ids[:first]) and stop not in tokenizer.decode(ids[: first - 1])
+
+
 def test_the_text_is_what_the_tokens_add(tokenizer: PreTrainedTokenizerBase) -> None:
     """Halves of a character too: the prompt's end and the answer's first token may share one."""
     for text, answer in (("Hello", " there"), ("", "Hello"), ("a ", "grün 日本"), ("日", "本")):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import rmfast
 from rmfast.errors import UserError
+from rmfast.rollout.policy import free_memory
 from tests.rollout.tiny_policies import save_policy
 from tests.scoring import save_reward_model, token_ids
 
@@ -202,6 +203,7 @@ def test_bad_calls_are_told(policy: rmfast.Policy, prompts: Any, options: dict[s
         ({"prompt": "a", "response_ids": [[3.7]]}, "row 0: response_ids must be lists of token ids"),
         ({"prompt": "a", "response_ids": [["3"], [None]]}, "row 0: response_ids must be lists of token ids"),
         ({"prompt": "a", "response_ids": None}, "row 0: response_ids must be lists of token ids"),
+        ({"prompt": "a", "response_ids": [["b"]]}, "row 0: response_ids must be lists of token ids"),
         ({"prompt": "a", "response_ids": [[10**6]]}, "row 0: wrong type: a token id outside"),
         ({"prompt": "a"}, "row 0: missing column"),
         ("text", "row 0: not a mapping but str"),
@@ -225,6 +227,20 @@ def test_sizes_that_hold_nothing_are_told(folder: Path, sizes: dict[str, Any]) -
     ((name, value),) = sizes.items()
     with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {value}"):
         rmfast.load_policy(folder, **sizes)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
+    monkeypatch.setattr("rmfast.rollout.policy.MEMORY", tmp_path / "meminfo")
+    assert free_memory(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(torch.device("cpu")) == 2000 * 1024
+
+
+def test_what_torch_keeps_of_an_earlier_pool_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("mem_get_info", (30, 80)), ("memory_reserved", 45), ("memory_allocated", 5)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory(torch.device("cuda")) == 70
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:

@@ -46,6 +46,18 @@ def test_settings_cut_off_are_written_again(tmp_path: Path) -> None:
         assert file.found.keys() == {0}
 
 
+def test_without_a_record_a_file_takes_other_settings(tmp_path: Path) -> None:
+    """A run that was stopped at once, for a wrong setting, is in nobody's way."""
+    path, hot = tmp_path / "samples.jsonl", SETTINGS | {"temperature": 1.0}
+    SampleFile(path, SETTINGS, MEND).__exit__(None, None, None)
+    with SampleFile(path, hot, MEND) as file:
+        file.add(0, {})
+    with pytest.raises(UserError, match="was begun with temperature 1.0, and this is 0.7"):
+        SampleFile(path, SETTINGS, MEND)
+    with SampleFile(path, hot, MEND) as file:
+        assert file.found.keys() == {0}
+
+
 def test_other_settings_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     with SampleFile(path, SETTINGS, MEND) as file:

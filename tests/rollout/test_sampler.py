@@ -8,10 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    MinPLogitsWarper,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from rmfast.errors import RunError, UserError
 from rmfast.models.network import Network
+from rmfast.rollout.batch import Batch
 from rmfast.rollout.decoding import network_decoding
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.options import SampleOptions
@@ -74,20 +81,31 @@ def test_log_probabilities_are_transformers(tiny: tuple[PreTrainedModel, Network
             np.testing.assert_allclose(draft.behaviour_log_prob, behaviour, atol=1e-4)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("options", [{}, {"top_k": 12}, {"top_p": 0.8}, {"min_p": 0.05}], ids=str)
 def test_the_first_tokens_and_the_second_ones_have_the_models_distribution(
-    tiny: tuple[PreTrainedModel, Network],
+    tiny: tuple[PreTrainedModel, Network], options: dict[str, float], seed: int
 ) -> None:
-    """20,000 samples of one prompt against softmax of transformers' logits; p below 1e-4 of a chi-square is red."""
+    """20,000 samples of one prompt against transformers' logits and processors; p below 1e-4 of a chi-square is red."""
     model, network = tiny
     request = requests((6,))[0]
-    options = {"max_new_tokens": 2, "temperature": 0.3}
-    (drafts,) = sampled(make(network, rows=4096, **options), [request], 20_000)
+    sampler = make(network, rows=4096, max_new_tokens=2, temperature=0.5, seed=seed, **options)
+    (drafts,) = sampled(sampler, [request], 20_000)
     drawn = np.stack([draft.ids for draft in drafts])
-    first = (logits_of(model, request, np.zeros(1, np.int32))[0].double() / 0.3).softmax(-1).numpy()
-    check_distribution(drawn[:, 0], first)
+    check_distribution(drawn[:, 0], processed(logits_of(model, request, np.zeros(1, np.int32))[0], options))
     common = int(np.bincount(drawn[:, 0]).argmax())
-    second = logits_of(model, request, np.array([common, 0], np.int32))[1].double() / 0.3
-    check_distribution(drawn[drawn[:, 0] == common, 1], second.softmax(-1).numpy())
+    second = logits_of(model, request, np.array([common, 0], np.int32))[1]
+    check_distribution(drawn[drawn[:, 0] == common, 1], processed(second, options))
+
+
+def processed(logits: torch.Tensor, options: dict[str, float]) -> np.ndarray:
+    """The distribution that transformers' processors make of logits [V] at temperature 0.5."""
+    kinds = {"top_k": TopKLogitsWarper, "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper}
+    scores = TemperatureLogitsWarper(0.5)(None, logits[None])
+    for name, value in options.items():
+        scores = kinds[name](value)(None, scores)
+    probabilities: np.ndarray = scores[0].double().softmax(-1).numpy()
+    return probabilities
 
 
 def check_distribution(drawn: np.ndarray, probability: np.ndarray) -> None:
@@ -95,6 +113,7 @@ def check_distribution(drawn: np.ndarray, probability: np.ndarray) -> None:
     expected, counts = len(drawn) * probability, np.bincount(drawn, minlength=len(probability)).astype(float)
     large = expected >= 5
     a, b = (np.append(x[large], x[~large].sum()) for x in (counts, expected))
+    assert not a[b == 0].any()  # what is filtered out is never drawn
     a, b = a[b > 0], b[b > 0]
     statistic, freedom = float(((a - b) ** 2 / b).sum()), len(a) - 1
     assert freedom > 3
@@ -134,6 +153,16 @@ def test_a_memory_without_room_for_a_row_says_what_would_do(tiny: tuple[PreTrain
     long = requests([305 * 10**6 // size])  # whose keys and values are no round number of megabytes
     with pytest.raises(UserError, match=r"give at least 0\.306 GB"):
         list(make(tiny[1], memory=27 * size).sample(long, 2))
+
+
+@pytest.mark.parametrize("prompt", [19_341, 70_001])
+def test_the_memory_that_is_named_does(tiny: tuple[PreTrainedModel, Network], prompt: int) -> None:
+    """However its figure is rounded."""
+    lengths = requests((prompt,))
+    with pytest.raises(UserError) as error:
+        list(make(tiny[1], memory=1).sample(lengths, 1))
+    named = float(str(error.value).split("give at least ")[1].split(" GB")[0])
+    Batch(make(tiny[1], memory=named * 1e9).settings, lengths, [12], 1)
 
 
 def test_more_samples_begin_with_the_fewer_and_differ(tiny: tuple[PreTrainedModel, Network]) -> None:
@@ -192,7 +221,7 @@ def test_logits_that_are_not_finite_end_it(tmp_path: Path) -> None:
     model = language_model("llama")
     with torch.no_grad():
         model.model.norm.weight[0] = math.nan
-    with pytest.raises(RunError, match="prompt 0: the model's logits are not finite: the model is broken"):
+    with pytest.raises(RunError, match="the model's logits are not finite: its weights are broken"):
         list(make(network_of(model, tmp_path)).sample(requests((3,)), 1))
 
 
