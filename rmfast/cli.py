@@ -174,8 +174,8 @@ def _sample(command: ArgumentParser) -> None:
     add("--rows", type=positive, default=256, metavar="N", help="samples that are decoded at once (256)")
     memory = "gigabytes of keys and values, at most (default: half of what is free)"
     add("--memory", type=positive_amount, metavar="GB", help=memory)
-    tokens = "token budget of the prompts that are computed at once (8192)"
-    add("--tokens-per-pack", type=positive, default=8192, metavar="N", help=tokens)
+    tokens = "token budget of the prompts that are computed at once (2048)"
+    add("--tokens-per-pack", type=positive, default=2048, metavar="N", help=tokens)
     _device(command)
     _columns(command)
     _template(command)

@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rmfast.parallel.world import World
 from rmfast.rollout.options import SampleOptions
 from rmfast.rollout.policy import Policy, draw_numbers, load_policy
 from rmfast.rollout.records import record, sampled_row, settings
-from rmfast.rollout.sample_file import SampleFile
+from rmfast.rollout.sample_file import SampleFile, claimed
 from rmfast.tasks.build.model import say_date
 
 SECONDS = 10.0
@@ -39,13 +40,14 @@ def sample(options: Namespace) -> None:
     """rmfast sample"""
     out, report = _outputs(options)
     drawing = sample_options(options)
-    with World() as world:
+    with World() as world, ExitStack() as claim:
         policy = _load(options, world)
         rows = _prompts(options, policy)
         requests = draw_numbers(policy.encode([row.example for row in rows if row.example]))
         known = settings(policy.network, DTYPES[options.dtype], requests, options.n, drawing, policy.ends)
         whole = out.with_name(f"{out.stem}.samples.jsonl")
         if world.main:
+            claim.enter_context(claimed(whole))
             _join(whole, known)
         world.barrier()
         with SampleFile(whole, known, MEND) as file:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import operator
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.data.example import BadRow, Example
+from rmfast.data.prompt_rows import CUT
 from rmfast.data.row_kinds import PROMPTS, RESPONSES, RowKind
 from rmfast.data.rows import read_row
 from rmfast.data.store import store_examples
@@ -29,12 +29,11 @@ from rmfast.models.hf import load_network, read_config
 from rmfast.models.network import Network
 from rmfast.rollout.decoding import network_decoding
 from rmfast.rollout.draft import Draft, Request
+from rmfast.rollout.free_memory import free_memory
 from rmfast.rollout.log_prob import table_log_probs
 from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.sampler import Sampler
 from rmfast.rollout.stops import Stops, StopStrings, answer_text, cut
-
-MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def load_policy(
     template_date: str | None = None,
     rows: int = 256,
     memory: float | None = None,
-    tokens_per_pack: int = 8192,
+    tokens_per_pack: int = 2048,
 ) -> "Policy":
     """Load a language model.
 
@@ -122,7 +121,7 @@ class Policy:
         ends: frozenset[int],
         rows: int = 256,
         memory: float | None = None,
-        tokens_per_pack: int = 8192,
+        tokens_per_pack: int = 2048,
     ) -> None:
         for name, value in (("rows", rows), ("tokens_per_pack", tokens_per_pack)):
             if not isinstance(value, int) or value < 1:
@@ -164,10 +163,11 @@ class Policy:
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
             repetition_penalty=repetition_penalty, seed=seed, stop=stop,
         )  # fmt: skip
-        prompt_ids = self.encode(
-            [_read(f"prompt {i}", {"prompt": prompt}, PROMPTS) for i, prompt in enumerate(prompts)]
-        )
-        requests = draw_numbers(prompt_ids)
+        examples = [_read(f"prompt {i}", {"prompt": prompt}, PROMPTS) for i, prompt in enumerate(prompts)]
+        for i, example in enumerate(examples):
+            if any(note.kind == CUT for note in example.notes):
+                raise UserError(f"prompt {i}: ends in an answer; leave out the turns after the last that asks")
+        requests = draw_numbers(self.encode(examples))
         samples: list[list[Sample]] = [[] for _ in requests]
         for number, drafts in self.sampler(options).sample(requests, n):
             samples[number] = [self.finish(requests[number], draft, options) for draft in drafts]
@@ -290,18 +290,6 @@ def draw_numbers(prompts: Sequence[np.ndarray]) -> list[Request]:
         before[key] += 1
         requests.append(Request(np.asarray(ids, np.int32), int.from_bytes(digest, "little")))
     return requests
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of the CPU this process's share of what the system could give to torchrun's."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # an earlier call's pool
-        return torch.cuda.mem_get_info(device)[0] + cached
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not MEMORY.is_file():  # not Linux: a guess
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes
-    found = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-    return int(found["MemAvailable"].split()[0]) * 1024 // processes
 
 
 def _read(label: str, row: dict[str, Any], kind: RowKind) -> Example:

@@ -1,5 +1,7 @@
 """Samples on disk: a line for each finished prompt, written at once, so that nothing is drawn twice."""
 
+import contextlib
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,28 @@ from rmfast.jsonio import json_line
 SETTINGS = "sample_settings"
 """Key of the first line, whose value says what the samples depend on."""
 START = f'{{"{SETTINGS}": '.encode()
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Within it, no other command claims a file of samples.
+
+    Raises:
+        UserError: another one has.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read and written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "another process is writing it; wait until it ends, or give another --out"
+            raise UserError(f"{path}: {message}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 class SampleFile:

@@ -36,7 +36,7 @@ class Sampler:
         window: int | None = None,
         rows: int = 256,
         memory: float = math.inf,
-        tokens_per_pack: int = 8192,
+        tokens_per_pack: int = 2048,
     ) -> None:
         self.window = window
         self.settings = Settings(

@@ -1,12 +1,10 @@
 """rmfast sample: answers to a file's prompts, drawn once whatever ends the command, and the best of them kept."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import rmfast
 from rmfast.cli import main
 from rmfast.data.row_kinds import PAIRS, samples
 from rmfast.data.rows import read_row
+from rmfast.rollout.sample_file import claimed
 from tests.rollout.tiny_policies import save_policy
 from tests.runs import ROOT, environment, torchrun
 from tests.scoring import save_reward_model
@@ -129,27 +128,37 @@ def test_what_any_process_left_is_used(
     assert not (tmp_path / "cut.samples.2.jsonl").exists()
 
 
+KILLED = """
+import os, signal, sys
+from rmfast.cli import main
+from rmfast.rollout.sample_file import SampleFile
+
+add = SampleFile.add
+
+def once(file, number, record):
+    add(file, number, record)
+    if len(file.found) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SampleFile.add = once
+main(sys.argv[1:])
+"""
+
+
 def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Path) -> None:
-    """Killed as soon as some prompts have their samples: those are not drawn again, and all tokens are the same."""
-    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    many = tmp_path / "many.jsonl"
-    many.write_text("".join(json.dumps({"prompt": f"Count to {number}:"}) + "\n" for number in range(24)))
+    """Killed once four prompts have their samples: those are not drawn again, and all tokens are the same."""
+    whole, cut, many = (tmp_path / name for name in ("whole.jsonl", "cut.jsonl", "many.jsonl"))
+    many.write_text("".join(json.dumps({"prompt": f"Count to {number}:"}) + "\n" for number in range(12)))
     arguments = ("--rows", "6")
-    assert main(command(models, many, whole, *arguments, tokens=40)) == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rmfast.cli", *command(models, many, cut, *arguments, tokens=40)],
-        env=environment() | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    assert main(command(models, many, whole, *arguments)) == 0
+    started = [sys.executable, "-c", KILLED, *command(models, many, cut, *arguments)]
+    done = subprocess.run(started, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL and not cut.exists()
     file = tmp_path / "cut.samples.jsonl"
-    begin = time.monotonic()
-    while time.monotonic() - begin < 120 and (not file.is_file() or file.read_bytes().count(b"\n") < 4):
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     before = file.read_bytes()
-    assert 3 <= before.count(b"\n") < 25 and not cut.exists()
-    assert main(command(models, many, cut, *arguments, tokens=40)) == 0
-    assert file.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
+    assert before.count(b"\n") == 5
+    assert main(command(models, many, cut, *arguments)) == 0
+    assert file.read_bytes().startswith(before)
     kept, want = (
         {line["number"]: [s["token_ids"] for s in line["samples"]] for line in read(path)[1:]}
         for path in (file, tmp_path / "whole.samples.jsonl")
@@ -157,15 +166,15 @@ def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Pat
     assert kept == want and [row["responses"] for row in read(cut)] == [row["responses"] for row in read(whole)]
 
 
-def test_what_any_process_left_is_used(models: Path, data: Path, tmp_path: Path) -> None:
-    """Also where the files of some processes are there no more: they were joined, or a person removed them."""
-    whole, rest = tmp_path / "whole.jsonl", tmp_path / "rest.jsonl"
-    assert main(command(models, data, whole)) == 0
-    lines = (tmp_path / "whole.samples.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "rest.samples.12.jsonl").write_text(lines[0] + lines[2])
-    assert main(command(models, data, rest)) == 0
-    assert (tmp_path / "rest.samples.jsonl").read_text().startswith(lines[0] + lines[2])
-    assert read(rest) == read(whole) and not (tmp_path / "rest.samples.12.jsonl").exists()
+def test_one_command_at_a_time_writes_a_file(
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "out.jsonl", tmp_path / "out.samples.jsonl"
+    with claimed(file):
+        assert main(command(models, data, out)) == 2
+    says = f"rmfast: {file}: another process is writing it; wait until it ends, or give another --out\n"
+    assert capsys.readouterr().err == says
+    assert main(command(models, data, out)) == 0
 
 
 def test_other_settings_are_named(models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,10 +258,11 @@ def test_the_best_by_reward_models_is_kept(
 def test_rows_that_reward_models_cannot_read_are_named(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, out = tmp_path / "ids.jsonl", tmp_path / "best.jsonl"
-    data.write_text('{"prompt": [5, 6]}\n{"prompt": "Once"}\n')
-    assert main(command(models, data, out, "--reward", str(models / "first"))) == 0
-    assert "1 of 2 rows could not be scored: 1 wrong type; first: row 1: " in capsys.readouterr().out
+    data, out = tmp_path / "two.jsonl", tmp_path / "best.jsonl"
+    data.write_text(json.dumps({"prompt": "word " * 60}) + "\n" + json.dumps({"prompt": "Once"}) + "\n")
+    narrow = save_reward_model(tmp_path / "narrow", max_position_embeddings=50)
+    assert main(command(models, data, out, "--reward", str(narrow))) == 0
+    assert "1 of 2 rows could not be scored: 1 too long; first: row 1: " in capsys.readouterr().out
     assert [row["prompt"] for row in read(out)] == ["Once"]
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import rmfast
 from rmfast.errors import UserError
-from rmfast.rollout.policy import free_memory
+from rmfast.rollout import free_memory as memory
 from tests.rollout.tiny_policies import save_policy
 from tests.scoring import save_reward_model, token_ids
 
@@ -185,6 +185,7 @@ def test_ids_beyond_the_tokenizer_are_not_drawn_and_not_counted(tmp_path: Path) 
         ([""], {}, "prompt 0: empty: the prompt has no text"),
         (["a", 7], {}, "prompt 1: wrong type"),
         ([[]], {}, "prompt 0: empty"),
+        ([[*MESSAGES, {"role": "assistant", "content": "No."}]], {}, "prompt 0: ends in an answer; leave out"),
         (["a"], {"n": 0}, "n must be a whole number of at least 1, got 0"),
         (["a"], {"top_p": 0.0}, "top_p must be above 0"),
         (["word " * 9000], {}, "prompt 0: .* tokens, and the model takes 8,192, answer included"),
@@ -231,16 +232,22 @@ def test_sizes_that_hold_nothing_are_told(folder: Path, sizes: dict[str, Any]) -
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
-    monkeypatch.setattr("rmfast.rollout.policy.MEMORY", tmp_path / "meminfo")
-    assert free_memory(torch.device("cpu")) == 8000 * 1024
+    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    assert memory.free_memory(torch.device("cpu")) == 8000 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for limit, free in (("max", 8000 * 1024), ("6000", 5000), ("900", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert memory.free_memory(torch.device("cpu")) == free
+    (tmp_path / "memory.max").unlink()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory(torch.device("cpu")) == 2000 * 1024
+    assert memory.free_memory(torch.device("cpu")) == 2000 * 1024
 
 
 def test_what_torch_keeps_of_an_earlier_pool_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("mem_get_info", (30, 80)), ("memory_reserved", 45), ("memory_allocated", 5)):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert free_memory(torch.device("cuda")) == 70
+    assert memory.free_memory(torch.device("cuda")) == 70
 
 
 def test_a_reward_model_is_no_policy(tmp_path: Path) -> None:
