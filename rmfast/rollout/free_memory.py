@@ -20,7 +20,7 @@ def free_memory(device: torch.device) -> int:
         free = int(found["MemAvailable"].split()[0]) * 1024
     else:  # not Linux: a guess
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    return min(free, _in_group()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return int(min(free, _in_group())) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _in_group() -> float:
