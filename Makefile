@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
 	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-numbers FORCE
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-numbers verify-sampling FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -55,6 +55,10 @@ verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.
 
 verify-numbers: $(VENV)/.dev ## short runs of every task and engine: the same bits as the committed ones, whole and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/same_numbers.py $(ARGS)
+
+verify-sampling: smollm2 ## samples of a real decoder: greedy ones are generate's, all are the same in any batch (an hour)
+	$(BIN)/python -m benchmarks.sampling.verify --data configs/quickstart/test.jsonl.gz \
+		--model models/SmolLM2-135M-Instruct --json benchmarks/results/sampling_verified.json $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .
