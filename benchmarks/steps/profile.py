@@ -17,7 +17,7 @@ GROUPS = {
     "matrix products": r"gemm|cutlass|nvjet|xmma|cublas|matmul",
     "rmfast's other kernels": (
         r"^(rms_norm|rope|swiglu|score_head|linear_log_prob|ranking_loss|difference_loss|gae|policy_loss|value_loss"
-        r"|masked_mean|info_nce|normalize|sinkhorn|swapped)(_\w+)?_kernel"
+        r"|masked_mean|info_nce|normalize|sinkhorn|swapped|decode)(_\w+)?_kernel"
     ),
     "optimizer": r"adam|multi_tensor|foreach|lpnorm",
     "copies": r"^mem(cpy|set)|copy",

@@ -123,10 +123,12 @@ def test_answer_start_without_a_separate_prompt_is_the_common_prefix(tokenizer: 
     for row in (
         {"chosen": "the cat sat", "rejected": "the cat ran"},
         {"chosen": ask("q") + say("a"), "rejected": ask("q") + say("b")},
-        {"prompt_ids": [9, 8], "chosen_ids": [7, 6], "rejected_ids": [7, 5]},
+        {"chosen_ids": [9, 8, 7, 6], "rejected_ids": [9, 8, 7, 5]},
     ):
         encoded = one(tokenizer, row)
         assert set(encoded.answer_start) == {encoded.prefix}
+    ids = one(tokenizer, {"prompt_ids": [9, 8], "chosen_ids": [7, 6], "rejected_ids": [7, 5]})
+    assert ids.prefix == 3 and ids.answer_start == (2, 2)  # a prompt of ids is one by itself
 
 
 def test_prefix_of_one_of_identical_and_of_contained_responses(tokenizer: PreTrainedTokenizerFast) -> None:

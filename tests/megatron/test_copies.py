@@ -102,7 +102,7 @@ def test_a_weight_is_cast_once_a_step_whatever_the_number_of_packs(make: Make, s
     engine = make(sequence=sequence, lm=lm)
     weights = dict.fromkeys(products(engine, lm), 1)
     for budget in (1000, 48, 24):
-        packs, totals = batch(budget, lm=lm)
+        packs, totals = batch(budget, predicts="chosen" if lm else None)
         with Casts(engine.held.parameters.items()) as casts:
             engine.forward_backward(packs, RewardObjective(lm=0.5 * lm), totals)
         assert casts.counts == weights, len(packs)
@@ -143,7 +143,7 @@ def test_the_bits_are_those_of_a_cast_in_every_layer(
 ) -> None:
     def train() -> list[Tensor]:
         engine, seen = make(sequence=sequence, lm=True, dtype=dtype), []
-        packs, totals = batch(48, lm=True)
+        packs, totals = batch(48, predicts="chosen")
         for _ in range(4):
             seen.append(sums(engine.forward_backward(packs, RewardObjective(lm=0.5), totals)))
             seen.append(engine.optimizer_step(1e-2))
