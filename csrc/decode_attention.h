@@ -13,7 +13,7 @@ struct DecodeAttention {
   int64_t q_row, q_head;
   const float* prompt;  // keys; values are a plane behind them
   int64_t prompt_plane, prompt_token;
-  float* own;
+  float* own_pool;  // keys of the rows' tokens after their prompts; values likewise
   int64_t own_plane, own_token;
   const int32_t* layout;  // [4, rows]
   const float *k, *v;     // current tokens to append, or null

@@ -40,7 +40,7 @@ void decode_attention(
   op.out = const_cast<float*>(floats(out, 3));
   op.q = floats(q, 3), op.q_row = q.stride(0), op.q_head = q.stride(1);
   op.prompt = floats(prompt_kv, 4), op.prompt_plane = prompt_kv.stride(0), op.prompt_token = prompt_kv.stride(1);
-  op.own = const_cast<float*>(floats(own_kv, 4)), op.own_plane = own_kv.stride(0), op.own_token = own_kv.stride(1);
+  op.own_pool = const_cast<float*>(floats(own_kv, 4)), op.own_plane = own_kv.stride(0), op.own_token = own_kv.stride(1);
   op.layout = ranges;
   if (k && v) {
     op.k = floats(*k, 3), op.k_row = k->stride(0), op.k_head = k->stride(1);

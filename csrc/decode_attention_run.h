@@ -27,7 +27,7 @@ void attend(
   const int64_t padded = (queries + WIDTH - 1) / WIDTH * WIDTH;
   const int64_t room = padded * (3 * dim + 2) + WIDTH * dim;
   scratch.assign(room * (last_head - first_head), 0.0f);
-  const int32_t *begin = op.layout, *end = begin + op.rows, *own = end + op.rows, *own_end = own + op.rows;
+  const int32_t *begin = op.layout, *end = begin + op.rows, *own_begin = end + op.rows, *own_end = own_begin + op.rows;
   const int64_t prompt = length(begin, end, first);
 
   const bool few = group <= 4 && dim % WIDTH == 0;
@@ -44,7 +44,7 @@ void attend(
     return to;
   };
   auto unseen = [&](int64_t row) {
-    return op.window ? std::max<int64_t>(prompt + length(own, own_end, row) - op.window, 0) : 0;
+    return op.window ? std::max<int64_t>(prompt + length(own_begin, own_end, row) - op.window, 0) : 0;
   };
 
   std::vector<Tile> tiles;
@@ -59,7 +59,8 @@ void attend(
   add(op.prompt + begin[first] * op.prompt_token, op.prompt_plane, op.prompt_token, -1, least / TILE * TILE, prompt);
   for (int64_t row = first; row < last; ++row) {
     const int64_t from = std::max<int64_t>(unseen(row) - prompt, 0);
-    add(op.own + own[row] * op.own_token, op.own_plane, op.own_token, row, from, length(own, own_end, row));
+    const float* keys = op.own_pool + own_begin[row] * op.own_token;
+    add(keys, op.own_plane, op.own_token, row, from, length(own_begin, own_end, row));
   }
 
   for (int64_t head = first_head; head < last_head; ++head) {
@@ -73,8 +74,8 @@ void attend(
       transpose(state.q + i * dim, std::min<int64_t>(queries - i, WIDTH), state.blocks + i * dim);
     }
     for (int64_t row = first; row < last && op.k; ++row) {
-      if (own_end[row] <= own[row]) continue;
-      float* to = op.own + (own_end[row] - 1) * op.own_token + head * dim;
+      if (own_end[row] <= own_begin[row]) continue;
+      float* to = op.own_pool + (own_end[row] - 1) * op.own_token + head * dim;
       std::copy_n(op.k + row * op.k_row + head * op.k_head, dim, to);
       std::copy_n(op.v + row * op.v_row + head * op.v_head, dim, to + op.own_plane);
     }

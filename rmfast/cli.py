@@ -158,7 +158,7 @@ def _sample(command: ArgumentParser) -> None:
     add("--data", required=True, metavar="PROMPTS", help=f"{SOURCE}, whose prompts are taken")
     add("--out", required=True, metavar="FILE.jsonl", help="the prompts with their answers")
     add("--limit", type=positive, metavar="K", help="only the first K prompts")
-    many = "samples of each prompt (1); torchrun takes --n for an option of its own, and knows no --samples"
+    many = "samples of each prompt (1); torchrun takes --n for one of its options, but not --samples"
     add("--n", "--samples", dest="n", type=positive, default=1, metavar="N", help=many)
     add("--max-new-tokens", type=positive, default=256, metavar="N", help="longest answer (256)")
     add("--temperature", type=amount, default=1.0, metavar="T", help="logits are divided by it; 0: greedy (1)")

@@ -68,12 +68,19 @@ def flops(model: str, prompt_lengths: list[int], tokens: int) -> float:
     return 2.0 * (layers * (sum(prompt_lengths) + tokens - samples) + table * (len(prompt_lengths) + tokens - samples))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(text: str | None) -> argparse.ArgumentParser:
+    """The arguments that all commands here have."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", required=True, help="a file with prompts")
     add("--model", required=True, help="a Hugging Face folder of a causal language model")
-    add("--json", type=Path, required=True, help="write everything that was measured to this file")
+    add("--json", type=Path, required=True, help="write everything that was found to this file")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    add = parser.add_argument
     add("--only", nargs="+", default=("equal", "mixed", "top-p"), help="workloads")
     args = parser.parse_args()
     ids = prompts(args.data, args.model)

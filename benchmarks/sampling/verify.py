@@ -7,8 +7,6 @@ all rows at once, against 1, 7 and 64 rows at a time and against two processes' 
 its place. fp32 on a CPU.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.origin import origin, write_json
-from benchmarks.sampling.compare import prompts
+from benchmarks.sampling.compare import parser_of, prompts
 from rmfast.rollout.draft import Draft
 from rmfast.rollout.options import SampleOptions
 from rmfast.rollout.policy import Policy, draw_numbers, load_policy
@@ -77,11 +75,8 @@ def companies(policy: Policy, ids: list[list[int]], tokens: int, n: int) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--data", required=True, help="a file with prompts")
-    add("--model", required=True, help="a Hugging Face folder of a causal language model")
-    add("--json", type=Path, required=True, help="write what was found to this file")
     add("--prompts", type=int, default=64, help="prompts (64)")
     add("--n", type=int, default=4, help="samples of each (4)")
     add("--tokens", type=int, default=128, help="tokens of each (128)")

@@ -41,7 +41,7 @@ def decode_attention(
     if not rows:
         return q.new_empty(q.shape)
     layout = layout.long()
-    prompt, own = (layout[1::2] - layout[::2]).clamp(min=0)
+    prompt_count, own_count = (layout[1::2] - layout[::2]).clamp(min=0)
     first, run, slot = _runs(layout)
     queries = (q.to(dtype) * scale).reshape(rows, kv_heads, -1, dim)
     group, places = queries.shape[2], int(slot.max()) + 1
@@ -55,12 +55,12 @@ def decode_attention(
     def by_row(x: Tensor) -> Tensor:
         return x.unflatten(2, (places, group)).transpose(1, 2)[run, slot]
 
-    prompt_keys, prompt_values = _gather(prompt_kv, layout[0, first], prompt[first], dtype)
-    own_keys, own_values = _gather(own_kv, layout[2], own, dtype)
+    prompt_keys, prompt_values = _gather(prompt_kv, layout[0, first], prompt_count[first], dtype)
+    own_keys, own_values = _gather(own_kv, layout[2], own_count, dtype)
     logits = (by_row(by_run(queries) @ prompt_keys.mT), queries @ own_keys.mT)
-    unseen = (prompt + own - window).clamp(min=0) if window is not None else torch.zeros_like(own)
+    unseen = (prompt_count + own_count - window).clamp(min=0) if window is not None else torch.zeros_like(own_count)
     seen = []
-    for part, count, hidden in zip(logits, (prompt, own), (unseen, unseen - prompt), strict=True):
+    for part, count, hidden in zip(logits, (prompt_count, own_count), (unseen, unseen - prompt_count), strict=True):
         place = torch.arange(part.shape[-1], device=q.device)
         seen.append((place < count[:, None]) & (place >= hidden[:, None]))
     mask = torch.cat(seen, 1)[:, None, None]

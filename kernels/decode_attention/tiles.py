@@ -38,7 +38,7 @@ TILES: Table[Tile] = Table(
 
 class Split(NamedTuple):
     """Heads of a program, of those that share a key head (`blocks` of them), padded to a power of two; rows of a
-    program; parts of a prompt's keys and of a row's own."""
+    program; parts of a prompt's keys, and of the keys that a row has after it."""
 
     heads: int
     blocks: int

@@ -53,19 +53,19 @@ def decode_parts_kernel(
     live = (row < rows) & (member < GROUP)
     prompt = tl.load(layout_ptr + row, live, 0)
     prompt_end = tl.load(layout_ptr + rows + row, live, 0)
-    own = tl.load(layout_ptr + 2 * rows + row, live, 0)
+    own_begin = tl.load(layout_ptr + 2 * rows + row, live, 0)
     own_end = tl.load(layout_ptr + 3 * rows + row, live, 0)
     begin, end, first = prompt, tl.maximum(prompt, prompt_end), prompt
     plane, token, pool = prompt_plane, prompt_token, prompt_ptr
     split, splits, slot = part, prompt_parts, part
     if WINDOW:
         prompt_count = tl.maximum(prompt_end - prompt, 0)
-        hidden = tl.maximum(prompt_count + tl.maximum(own_end - own, 0) - WINDOW, 0)
+        hidden = tl.maximum(prompt_count + tl.maximum(own_end - own_begin, 0) - WINDOW, 0)
         first = prompt + tl.minimum(hidden, prompt_count)
     if part >= prompt_parts:
-        begin, end, first = own, tl.maximum(own, own_end), own
+        begin, end, first = own_begin, tl.maximum(own_begin, own_end), own_begin
         if WINDOW:
-            first = own + tl.maximum(hidden - prompt_count, 0)
+            first = own_begin + tl.maximum(hidden - prompt_count, 0)
         plane, token, pool = own_plane, own_token, own_ptr
         split, splits = (part - prompt_parts) % own_parts, own_parts
         slot = prompt_parts + split
@@ -83,9 +83,9 @@ def decode_parts_kernel(
     while tl.max(left, 0) > 0:  # the ranges of the tile, each once for all of its rows
         chosen = tl.max(tl.where(left > 0, M - lane, 0), 0)  # the first lane that is left
         low, high = tl.max(tl.where(lane == M - chosen, begin, 0), 0), tl.max(tl.where(lane == M - chosen, end, 0), 0)
-        mine = (left > 0) & (begin == low) & (end == high)
+        alike = (left > 0) & (begin == low) & (end == high)
         if WINDOW:
-            low = tl.minimum(tl.min(tl.where(mine, first, high), 0), high)
+            low = tl.minimum(tl.min(tl.where(alike, first, high), 0), high)
         steps = tl.cdiv(high - low, N)
         top = tl.full((M,), -1e30, MATHS)  # finite so that no inf - inf arises
         total = tl.zeros((M,), MATHS)
@@ -95,7 +95,7 @@ def decode_parts_kernel(
             here = tl.arange(0, N) < high - at
             k = tl.load(k_tile + at.to(tl.int64) * token, here[None, :] & (d < DIM)[:, None], 0.0)
             s = dot(q, k, tl.zeros((M, N), MATHS), UP)
-            seen = mine[:, None] & here[None, :]
+            seen = alike[:, None] & here[None, :]
             if WINDOW:
                 seen = seen & ((at - first)[:, None] + tl.arange(0, N)[None, :] >= 0)
             s = tl.where(seen, s, -float("inf"))
@@ -108,10 +108,10 @@ def decode_parts_kernel(
                 p = p.to(v.dtype)
             acc = dot(p, v, acc * shrink[:, None], UP)
             top = new_top
-        tl.store(top_ptr + out, top, mine)
-        tl.store(total_ptr + out, total, mine)
-        tl.store(acc_ptr + out[:, None] * DIM + d[None, :], acc, mine[:, None] & (d < DIM)[None, :])
-        left = tl.where(mine, 0, left)
+        tl.store(top_ptr + out, top, alike)
+        tl.store(total_ptr + out, total, alike)
+        tl.store(acc_ptr + out[:, None] * DIM + d[None, :], acc, alike[:, None] & (d < DIM)[None, :])
+        left = tl.where(alike, 0, left)
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])

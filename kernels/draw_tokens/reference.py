@@ -94,10 +94,10 @@ def race(scores: Tensor, masses: Tensor, keys: Tensor, positions: Tensor, first:
 def best_of_ranks(found: Sequence[Tensor], group: dist.ProcessGroup | None) -> Sequence[Tensor]:
     """Token, logit and score of the rank whose value is largest (the lowest id among equal ones), and both normalisers
     over all ranks; [R] each, fp64."""
-    own = torch.stack([x.double() for x in found])
-    every = [own] if group is None else [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    here = torch.stack([x.double() for x in found])
+    every = [here] if group is None else [torch.empty_like(here) for _ in range(dist.get_world_size(group))]
     if group is not None:
-        dist.all_gather(every, own, group=group)
+        dist.all_gather(every, here, group=group)
     value, token, logit, score, raw_normaliser, normaliser = torch.stack(every, 1)
     rank = torch.where(value == value.amax(0), -token, -torch.inf).argmax(0, keepdim=True)
     chosen = [x.gather(0, rank).squeeze(0) for x in (token, logit, score)]

@@ -19,14 +19,13 @@ def table_product(hidden: Tensor, table: Tensor, dtype: torch.dtype, out: Tensor
     """hidden [N, d] @ table [V, d]^T in `dtype`, without gradients.
 
     Args:
-        out: [N, V] to write to; memory of this size is not new in every call then, which on a CPU takes a third of the
-            product's time.
+        out: [N, V] to write to; memory of this size is new in every call otherwise, which on a CPU takes long.
     """
     if hidden.is_cuda or hidden.dtype != dtype:
         return wide_product(hidden, table.t(), dtype)
     if out is None:
         out = hidden.new_empty(len(hidden), len(table))
-    # A CPU's product of few rows and a large table is up to a third faster in slices, which stay in its caches.
+    # A CPU's product of few rows and a large table is faster in slices, which stay in its caches.
     for rows, columns in zip(table.split(TABLE_ROWS), out.split(TABLE_ROWS, dim=1), strict=True):
         torch.mm(hidden, rows.t(), out=columns)
     return out
