@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
 	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-numbers verify-sampling FORCE
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-faults verify-numbers verify-sampling verify-ppo-optimum FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -40,7 +40,8 @@ test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, 
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo "error: torch finds no CUDA device; make test runs the kernels in Triton's interpreter" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/kernels/test_long_prefixes.py
-	$(BIN)/python -m pytest tests/kernels tests/models tests/parallel/test_graphs.py tests/test_csrc.py $(ARGS)
+	$(BIN)/python -m pytest tests/kernels tests/models tests/parallel/test_graphs.py tests/parallel/test_residence.py \
+		tests/rollout/test_steps.py tests/test_csrc.py $(ARGS)
 
 test-versions: $(VENV)/.dev ## run what depends on each library with its oldest and newest version (hours); docs/versions.md
 	@code=0; $(BIN)/python benchmarks/versions.py $(ARGS) || code=$$?; $(BIN)/python benchmarks/figures.py && exit $$code
@@ -59,6 +60,12 @@ verify-numbers: $(VENV)/.dev ## short runs of every task and engine: the same bi
 verify-sampling: smollm2 ## samples of a real decoder: greedy ones are generate's, all are the same in any batch (an hour)
 	$(BIN)/python -m benchmarks.sampling.verify --data configs/quickstart/test.jsonl.gz \
 		--model models/SmolLM2-135M-Instruct --json benchmarks/results/sampling_verified.json $(ARGS)
+
+verify-faults: $(VENV)/.dev ## kills, damaged files, signals, full disks: runs go on to the same bits or end in a line (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(ARGS)
+
+verify-ppo-optimum: $(VENV)/.dev ## tiny policies reach their known optimum, planted mistakes do not (under an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ppo_optimum --json benchmarks/results/ppo_optimum.json $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

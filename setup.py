@@ -80,6 +80,7 @@ setup(
             "triton>=3.6; sys_platform == 'linux'",
             "numpy<2.4",
             "openai>=1.60",
+            "peft>=0.18",  # adapters are compared with its own
         ],
         "dev": ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "types-PyYAML"],
         "bench": ["trl>=1.16", "accelerate>=1.4"],

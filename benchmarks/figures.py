@@ -1,4 +1,4 @@
-"""The tables and plots of README.md, benchmarks/README.md, docs/versions.md and the GPU's page, from committed results.
+"""The tables and plots of README.md, benchmarks/README.md, docs and the GPU's page, from committed results.
 
     python benchmarks/figures.py [--check]
 
@@ -26,7 +26,8 @@ from rmfast.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GPU, PLOTS = RESULTS / "gpu", RESULTS / "plots"
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "versions.md")
+DOCS = ("benchmarks/README.md", "docs/versions.md", "docs/lora.md", "docs/ppo.md")
+PAGES = (ROOT / "README.md", *(ROOT / page for page in DOCS))
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)
 NOTHING = "Nothing has run on a GPU yet."

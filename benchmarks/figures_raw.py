@@ -57,13 +57,37 @@ def of_tiles(result: Result) -> Said:
                     yield f"{line['name']}, {which}", line[f"{which}_milliseconds"], row["milliseconds"]
 
 
+def of_adapters(result: Result) -> Said:
+    """Steps with adapters beside PEFT's, as lora_cost.py writes them."""
+    for name, steps in result["steps"].items():
+        ours = steps["seconds"]["rmfast"]
+        for way, each in steps["seconds"].items():
+            yield f"{name}, {way}, cpu_seconds", steps["cpu_seconds"][way], median(each)
+            if way in steps["rmfast_share"]:
+                share = median(a / b for a, b in zip(ours, each, strict=True))
+                yield f"{name}, {way}, rmfast_share", steps["rmfast_share"][way], share
+
+
+def of_members(result: Result) -> Said:
+    """Members over one trunk, as ensemble_top.py writes them."""
+    full, alone, trunk, members = (result["seconds"][way] for way in ("full", "alone", "trunk", "members"))
+    ours = [a + b for a, b in zip(trunk, members, strict=True)]
+    for way, each in (result["seconds"] | {"ensemble": ours}).items():
+        yield f"{way}, cpu_seconds", result["cpu_seconds"][way], median(each)
+    share = median(a / b for a, b in zip(ours, full, strict=True))
+    yield "share_of_one_full_member", result["share_of_one_full_member"], share
+    times = median(result["settings"]["members"] * b / a for a, b in zip(ours, alone, strict=True))
+    yield "times_less_than_one_after_another", result["times_less_than_one_after_another"], times
+
+
 RAW = {"kernels": of_kernels, "tiles": of_tiles, "steps": of_modes}
 
 
 def said(result: Result) -> Said:
     """All that a file says and can be computed again."""
     if "parts" not in result:
-        yield from of_modes(result) if "rounds" in result else ()
+        kinds = {"rounds": of_modes, "steps": of_adapters, "share_of_one_full_member": of_members}
+        yield from next((raw(result) for key, raw in kinds.items() if key in result), ())
         return
     for name, record in result["parts"].items():
         if "result" in record and result["stage"] in RAW:

@@ -104,7 +104,65 @@ def versions(result: Result) -> str:
     return rows(f"environment | Python | {' | '.join(SHOWN)} | outcome | tests | commit, day", body)
 
 
+def adapters_time(result: Result) -> str:
+    """A step with adapters beside PEFT's."""
+    body = []
+    for name, steps in result["steps"].items():
+        for way, seconds in steps["cpu_seconds"].items():
+            of = steps["rmfast_share"].get(way)
+            body.append([name, way, f"{seconds:.2f}", "1" if of is None else f"{1 / of:.2f} x"])
+    return rows("lengths | way | CPU s/step | ratio", body)
+
+
+def adapters_memory(result: Result) -> str:
+    """What training holds beside activations, with adapters and without."""
+    kinds = ("weights", "copies", "gradients", "optimizer")
+    body = []
+    for way, sizes in result["bytes"].items():
+        body.append([way, *(f"{size / 1e6:,.0f} MB" for size in (*map(sizes.get, kinds), sum(sizes.values())))])
+    return rows(f" | {' | '.join(kinds)} | together", body)
+
+
+def members(result: Result) -> str:
+    """Members over one trunk, beside one that is fully trained and others one after another."""
+    seconds, settings = result["cpu_seconds"], result["settings"]
+    count, top = settings["members"], settings["top_layers"]
+    ways = {
+        f"one member, all {settings['layers']} layers": seconds["full"],
+        f"{count} members, top {top} layers, one after another": count * seconds["alone"],
+        f"{count} members, top {top} layers, over one trunk": seconds["ensemble"],
+        "of which the trunk's states": seconds["trunk"],
+    }
+    return rows("way | CPU s/step", [[way, f"{value:.1f}"] for way, value in ways.items()])
+
+
+def members_memory(result: Result) -> str:
+    """What they hold beside activations."""
+    body, top = [], result["settings"]["top_layers"]
+    names = {"ensemble": "members over one trunk", "full": "one member, all layers"}
+    for way, sizes in result["bytes"].items():
+        weights = sizes["weights"] + sizes.get("trunk", 0)
+        parts = (weights, sizes["gradients"], sizes["moments"], weights + sizes["gradients"] + sizes["moments"])
+        name = names.get(way, f"one member, top {top} layers")
+        body.append([name, *(f"{size / 1e6:,.0f} MB" for size in parts)])
+    return rows(" | weights | gradients | moments | together", body)
+
+
+def ppo_optimum(result: Result) -> str:
+    """How near policies came to their known optimum, run by run."""
+    body = [
+        [
+            name,
+            ", ".join(f"{100 * run['missing']:.1f} %" for run in runs),
+            ", ".join(f"{run['variation']:.3f}" for run in runs),
+        ]
+        for name, runs in result["results"].items()
+    ]
+    return rows("run | of the possible gain, missing | total variation", body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
-    "versions": versions,
+    "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
+    "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from rmfast.data.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "transformers", "trl", "accelerate", "numpy", "rmfast")
+PACKAGES = ("torch", "triton", "transformers", "trl", "peft", "accelerate", "numpy", "rmfast")
 PACKAGES += ("liger_kernel", "flash_attn", "apex")
 
 

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.lengths import draw_lengths
 from benchmarks.origin import origin, write_json
-from benchmarks.runs import MeasuredRun, open_run
+from benchmarks.runs import MeasuredRun, open_run, steps_parser
 from benchmarks.steps.inputs import prepare_model, write_rows
 from rmfast.config import load_config
 from rmfast.tasks.build.inputs import open_inputs, open_world
@@ -90,13 +90,7 @@ def summary(seconds: dict[str, list[float]], tokens: dict[str, list[int]]) -> di
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rounds", 3), ("pairs", 4), ("prompts", 4), ("samples", 5), ("layers", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--lengths", default="hh")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args(arguments)
+    args = steps_parser(__doc__, rounds=3, pairs=4, prompts=4, samples=5, layers=30).parse_args(arguments)
     torch.set_num_threads(1)
     about = origin()
     with tempfile.TemporaryDirectory() as folder:

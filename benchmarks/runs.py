@@ -1,5 +1,6 @@
 """Runs of the package for what measures them: its engine, learner and loop, without files."""
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,10 +20,10 @@ from rmfast.tasks.build.inputs import Inputs
 from rmfast.tasks.build.training import Training
 from rmfast.tasks.meta import open_meta
 from rmfast.tasks.reward import open_reward
+from rmfast.trainer.batch_learner import BatchLearner
 from rmfast.trainer.learner import Figures, Learner
 from rmfast.trainer.loop import take_steps
 from rmfast.trainer.meta_learner import MetaLearner
-from rmfast.trainer.pair_learner import PairLearner
 
 
 class Lines:
@@ -56,10 +57,10 @@ class MeasuredRun:
         self.training, self.engine, self.learner = training, training.engine, training.learner
 
     @property
-    def pairs(self) -> PairLearner:
+    def pairs(self) -> BatchLearner:
         """What learns from the pairs."""
         learner = self.learner.pairs if isinstance(self.learner, MetaLearner) else self.learner
-        assert isinstance(learner, PairLearner)
+        assert isinstance(learner, BatchLearner)
         return learner
 
     def build(self) -> None:
@@ -77,6 +78,17 @@ class MeasuredRun:
         take_steps(run, Marked(self.learner, mark))  # type: ignore[arg-type]
         mark()
         return lines.values
+
+
+def steps_parser(about: str | None, **counts: int) -> argparse.ArgumentParser:
+    """Arguments of a command that measures steps: some counts with their defaults, the shape, lengths, a file."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in counts.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--lengths", default="hh")
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def open_run(config: Config, world: World, table: GroupTable) -> MeasuredRun:

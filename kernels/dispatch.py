@@ -9,7 +9,7 @@ from torch import Tensor
 _R = TypeVar("_R")
 
 # Of other types (fake and sharded tensors, symbolic sizes) the dispatcher knows more than a plain call would.
-PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, type(None)})
+PLAIN = frozenset({Tensor, torch.nn.Parameter, int, float, bool, tuple, type(None)})  # tuples are of numbers
 
 
 def _watched() -> bool:

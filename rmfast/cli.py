@@ -3,54 +3,28 @@
 Training is another command: torchrun rmfast/train.py CONFIG.yaml
 """
 
-import argparse
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from rmfast.commands.words import WordParser, amount, count, date, machines, positive, positive_amount, template
 from rmfast.config import DenoiseConfig
-from rmfast.data.clock import DEFAULT_DATE, iso_date
+from rmfast.data.clock import DEFAULT_DATE
 from rmfast.data.denoise import PRESETS
-from rmfast.environment import nobody_reads, prepare
-from rmfast.errors import RunError, UserError
+from rmfast.environment import end_with_launcher, nobody_reads, prepare
 from rmfast.evaluation.combine import RULES
+from rmfast.outputs.failure import ending
 
 CONFIG = "YAML files and --section.key value, as for training"
 SOURCE = "file, folder or datasets name"
 MODEL = "Hugging Face folder, run folder or checkpoint"
 
 
-def _number(kind: type[int] | type[float], low: float, words: str) -> Callable[[str], Any]:
-    """A finite number from `low` on, for argparse."""
-
-    def read(text: str) -> int | float:
-        if not low <= (value := kind(text)) < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not {words}")
-        return value
-
-    read.__name__ = kind.__name__  # argparse names it where the text is no number
-    return read
-
-
-positive = _number(int, 1, "positive")
-count = _number(int, 0, "a number of at least 0")
-amount = _number(float, 0, "a number of at least 0")
-positive_amount = _number(float, sys.float_info.min, "positive")
-
-
-def date(text: str) -> str:
-    """A date as YYYY-MM-DD, for argparse."""
-    try:
-        return iso_date(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def parser() -> ArgumentParser:
     """The commands and their options. `run` of what is parsed is the function that does it, in rmfast.commands."""
-    root = ArgumentParser(prog="rmfast", description=__doc__)
+    root = WordParser(prog="rmfast", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     looks = _named(commands, "data", "look at preference data").add_subparsers(
         dest="what", required=True, metavar="WHAT"
@@ -63,6 +37,7 @@ def parser() -> ArgumentParser:
     _score(_named(commands, "score", "write the reward of every response; with several models, strengths too"))
     _compare(_named(commands, "compare", "diagnostics of results of eval, several side by side"))
     _export(_named(commands, "export", "write a checkpoint as a Hugging Face folder, and check its scores"))
+    _doctor(_named(commands, "doctor", "say whether a run folder is whole, and what the run would go on from"))
     _plan(_named(commands, "plan", "which layouts of N GPUs fit a run, and what a step would take"))
     launch = _named(commands, "launch", "write the scripts that a scheduler takes")
     _slurm(_named(launch.add_subparsers(dest="what", required=True, metavar="WHAT"), "slurm", "write sbatch files"))
@@ -86,6 +61,8 @@ def _report(command: ArgumentParser) -> None:
     add = command.add_mutually_exclusive_group().add_argument
     add("--samples", type=positive, metavar="K", help="read the sources as MetaRM does: K responses of each prompt")
     add("--prompts", action="store_true", help="read the sources as prompts to sample from, without their answers")
+    learnt = "read the sources as demonstrations to learn; last: of conversations the last answer alone"
+    add("--demonstrations", nargs="?", const="all", choices=["all", "last"], help=learnt)
 
 
 def _denoise(command: ArgumentParser) -> None:
@@ -169,7 +146,7 @@ def _sample(command: ArgumentParser) -> None:
     )
     penalty = "divides the logits of tokens that were there before (1: off)"
     add("--repetition-penalty", type=positive_amount, default=1.0, metavar="X", help=penalty)
-    add("--stop", action="append", default=[], metavar="TEXT", help="a text that ends an answer; repeatable")
+    add("--stop", type=str, action="append", default=[], metavar="TEXT", help="a text that ends an answer; repeatable")
     add("--seed", type=count, default=0, help="of the noise (0)")
     add("--rows", type=positive, default=256, metavar="N", help="samples that are decoded at once (256)")
     memory = "gigabytes of keys and values, at most (default: half of what is free)"
@@ -212,14 +189,24 @@ def _export(command: ArgumentParser) -> None:
     _label(command)
 
 
+def _doctor(command: ArgumentParser) -> None:
+    command.set_defaults(run="doctor.doctor")
+    command.add_argument("run_folder", metavar="RUN", help="run folder; nothing in it is changed")
+
+
 def _plan(command: ArgumentParser) -> None:
     command.set_defaults(run="plan.plan")
     add = command.add_argument
     add("config", nargs="+", metavar="CONFIG", help=CONFIG)
-    add("--gpus", type=positive, required=True, metavar="N", help="number of GPUs")
+    add("--gpus", type=machines, required=True, metavar="N", help="number of GPUs")
     gpu = "h100 (default), h200, a100, or a file of rates that benchmarks/scaling/ceilings.py measured"
     add("--gpu", default="h100", metavar="KIND", help=gpu)
-    add("--tokens-per-group", type=positive, metavar="N", help="tokens of a prompt group (those of data.train)")
+    add(
+        "--tokens-per-group",
+        type=positive,
+        metavar="N",
+        help="tokens of a prompt group, for ppo of a prompt (those of the data)",
+    )
     add("--show", type=positive, default=8, metavar="N", help="layouts shown (8)")
     add("--out", metavar="FILE.json", help="write all layouts with all terms")
 
@@ -228,15 +215,29 @@ def _slurm(command: ArgumentParser) -> None:
     command.set_defaults(run="launch.slurm")
     add = command.add_argument
     add("config", nargs="+", metavar="CONFIG", help=CONFIG)
-    add("--nodes", type=positive, default=1, metavar="N", help="nodes of the job (1)")
+    add("--nodes", type=machines, default=1, metavar="N", help="nodes of the job (1)")
     add("--gpus-per-node", type=int, default=8, choices=range(65), metavar="N", help="GPUs of a node (8); 0: the CPU")
     add("--time", required=True, metavar="12:00:00", help="limit of one start")
     add("--partition", metavar="NAME", help="Slurm's partition")
     add("--account", metavar="NAME", help="Slurm's account")
     add("--mem", metavar="SIZE", help="memory of each node")
     add("--cpus-per-task", type=positive, metavar="N", help="cores of each node")
-    add("--sbatch", action="append", default=[], metavar="=--OPTION", help="another option of sbatch; repeatable")
-    add("--setup", action="append", default=[], metavar="LINE", help="shell line before the training; repeatable")
+    add(
+        "--sbatch",
+        type=str,
+        action="append",
+        default=[],
+        metavar="=--OPTION",
+        help="another option of sbatch; repeatable",
+    )
+    add(
+        "--setup",
+        type=str,
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="shell line before the training; repeatable",
+    )
     add("--job-name", metavar="NAME", help="name of the job (default: the run folder's)")
     add("--logs", default=".", metavar="DIR", help="folder of the jobs' logs (default: where they are submitted)")
     add("--lead", type=positive, default=300, metavar="S", help="seconds to save and end before the limit (300)")
@@ -245,7 +246,7 @@ def _slurm(command: ArgumentParser) -> None:
     add = command.add_mutually_exclusive_group().add_argument
     array, sizes = "a job for each member of an ensemble, K at once", "a weak and a strong measurement at each size"
     add("--array", nargs="?", type=positive, const=0, metavar="K", help=array)
-    add("--scaling", nargs="+", type=positive, metavar="NODES", help=sizes)
+    add("--scaling", nargs="+", type=machines, metavar="NODES", help=sizes)
     command.add_argument("--out", metavar="FILE.sbatch", help="write the script there (default: print it)")
     command.add_argument("--submit", action="store_true", help="hand the script to sbatch")
 
@@ -290,7 +291,7 @@ def _label(command: ArgumentParser) -> None:
 
 def _template(command: ArgumentParser) -> None:
     add = command.add_argument
-    add("--chat-template", metavar="PATH", help="jinja file that replaces the tokenizer's template")
+    add("--chat-template", type=template, metavar="PATH", help="jinja file that replaces the tokenizer's template")
     clock = f"date for a template that reads the clock (default: as the model was trained, else {DEFAULT_DATE})"
     add("--template-date", type=date, metavar="YYYY-MM-DD", help=clock)
 
@@ -303,19 +304,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if more and options.command not in ("plan", "launch"):  # whose config takes keys
         root.error(f"unrecognized arguments: {' '.join(more)}")
     prepare()
+    end_with_launcher()
     module, _, name = options.run.partition(".")
     command = getattr(import_module(f"rmfast.commands.{module}"), name)  # after parsing: it imports torch
     try:
         command(options)
         if sys.stdout is not None:  # as it is after a shell's >&-
             sys.stdout.flush()  # a closed pipe shows here rather than at the interpreter's exit
-    except (UserError, RunError) as error:
-        print(f"rmfast: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:
         if not nobody_reads():
             raise
         return 128 + 13  # as a shell says of a program that SIGPIPE has ended
+    except KeyboardInterrupt:
+        print("rmfast: interrupted", file=sys.stderr)
+        return 128 + 2
+    except Exception as error:
+        if (end := ending(error)) is None:
+            raise
+        print(f"rmfast: {end[1]}", file=sys.stderr)
+        return end[0]
     return 0
 
 

@@ -4,7 +4,10 @@ output."""
 import os
 import select
 import sys
+import threading
+import time
 
+POLL = 1.0  # seconds between looks whether the parent lives
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
 
 
@@ -14,8 +17,36 @@ def prepare() -> None:
     # allocator then frees all that it keeps, for which the device must be idle.
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # of a name that is not there one line is enough, which is ours
     # DDP looks for unused parameters so that its sums keep their order (parallel/native.py), and would warn of it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def end_with_launcher() -> None:
+    """End this process when torchrun has ended without ending it, as after SIGKILL; the first rank of a machine says
+    so. A process that torchrun has not started may outlive its parent, a shell."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        line = "torchrun has ended, and its processes end with it; the same command goes on from what is saved"
+        end_with_parent(line if os.environ.get("LOCAL_RANK") == "0" else None)
+
+
+def end_with_parent(line: str | None = None, parent: int | None = None) -> None:
+    """End this process, also in the midst of its work, when the one that started it has ended.
+
+    Args:
+        line: that is printed then.
+        parent: its number, where it may have ended already.
+    """
+    parent = os.getppid() if parent is None else parent
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        if line is not None:
+            print(f"rmfast: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="rmfast.parent").start()
 
 
 def nobody_reads() -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
 
 _TOKENIZER = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
 """Keys of the tokenizer that are kept beside its token ids; its vocabulary is transformers' to read."""
@@ -44,6 +44,9 @@ class GGUFTensor:
 
     def get_shape(self) -> list[int]:
         return list(self.shape)
+
+    def get_dtype(self) -> str:
+        return "F32"
 
     def __getitem__(self, index: Any) -> Tensor:
         return self.read()[index]
@@ -104,8 +107,7 @@ def _read_part(path: Path) -> GGUFModel:
             for t in reader.tensors
         }
     except Exception as error:  # whatever comes of bytes that are no GGUF
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: is no whole GGUF file: {cause}") from error
+        raise UserError(f"{path}: is no whole GGUF file: {first_line(error)}") from error
     if (reader.endianess == GGUFEndian.BIG) != (sys.byteorder == "big"):
         raise UserError(f"{path}: was written for machines of the other byte order; convert the model again")
     return GGUFModel(keys, tensors)

@@ -9,9 +9,11 @@ from pathlib import Path
 if sys.path and sys.path[0] == str(Path(__file__).resolve().parent):
     del sys.path[0]
 
-from rmfast.config import config_help, load_config, split_arguments  # noqa: E402
-from rmfast.environment import nobody_reads, prepare  # noqa: E402
-from rmfast.errors import Interrupted, RunError, UserError  # noqa: E402
+from rmfast import signals  # noqa: E402
+from rmfast.console import unbreakable  # noqa: E402
+from rmfast.environment import end_with_launcher, nobody_reads, prepare  # noqa: E402
+from rmfast.errors import Interrupted  # noqa: E402
+from rmfast.outputs.failure import ending  # noqa: E402
 
 prepare()
 
@@ -20,12 +22,22 @@ def main(arguments: list[str]) -> int:
     """Run a config; the exit code: 0, also where it was asked to stop; 2 for the user's errors, 1 for a run that cannot
     go on."""
     if not arguments or {"-h", "--help"} & set(arguments):
+        from rmfast.config import config_help
+
         try:
             print(f"{__doc__}\n\nLater files and keys win. Keys:\n{config_help()}", flush=True)
         except BrokenPipeError:
             if not nobody_reads():
                 raise
         return 0 if arguments else 2
+    with signals.noted(), unbreakable():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    end_with_launcher()
+    from rmfast.config import load_config, split_arguments  # it takes a while: after signals are noted
+
     rank = int(os.environ.get("RANK", 0))
     try:
         config = load_config(arguments)
@@ -33,17 +45,16 @@ def main(arguments: list[str]) -> int:
         from rmfast.tasks import run_task
 
         run_task(config, split_arguments(arguments)[0])
-    except (UserError, RunError) as error:
-        code = 2 if isinstance(error, UserError) else 1
-        if _left_open():
-            _abandon(code, str(error))
-        if rank == 0:
-            print(f"rmfast: {error}", file=sys.stderr, flush=True)
-        return code
     except Interrupted as stopped:
         if rank == 0:
             print(f"rmfast: {stopped}", flush=True)
     except BaseException as error:
+        if (end := ending(error)) is not None:
+            if _left_open():
+                _abandon(*end)
+            if end[1] and (rank == 0 or isinstance(error, OSError)):  # which may be this machine's alone
+                print(f"rmfast: {end[1]}", file=sys.stderr, flush=True)
+            return end[0]
         if not _left_open():
             raise
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -68,7 +79,7 @@ def _abandon(code: int, line: str | None = None) -> None:
     from rmfast.parallel.process_group import say_for_all
 
     try:
-        if line is not None:
+        if line:
             say_for_all(line)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,13 +1,18 @@
 """Before anything imports Triton: without a GPU its kernels run in the interpreter. The same examples in every run."""
 
+import fcntl
 import os
 import runpy
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from rmfast.signals import ASKS
 
 # Other examples every time are for whoever looks for them: `pytest --hypothesis-profile default`.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -17,10 +22,20 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """What a test does with signals ends with it: a shell that a later one starts cannot trap what is ignored."""
+    before = {number: signal.getsignal(number) for number in ASKS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def csrc_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled ops for the CPU: the package's where they are built, for two libraries in one process end it; else
-    built into a folder of their own and loaded, once for all tests."""
+    built into a folder of their own and loaded, once for all tests and processes of tests."""
     from rmfast.kernels import compiled
 
     if compiled.missing() is None:
@@ -28,8 +43,13 @@ def csrc_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = runpy.run_path(str(Path(__file__).resolve().parents[1] / "csrc" / "build.py"))
     if build["torch_folder"]() is None or not any(map(shutil.which, ("g++", "c++"))):
         pytest.skip("no g++")
-    out = tmp_path_factory.mktemp("csrc") / "_C.so"
-    build["build"](out, cuda=False)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    out = folder / "_C.so"
+    with (folder / "_C.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            build["build"](out, cuda=False)
     compiled.missing.cache_clear()
     torch.ops.load_library(out)
     return out

@@ -4,17 +4,18 @@ As a script it runs the cases of a JSON file one after another, each rank in a f
 processes of its own, with the variables that torchrun would set, and the imports are paid once.
 """
 
+import contextlib
 import json
 import os
 import random
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed import TCPStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,30 +91,32 @@ def final_weights(run: Path) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Case:
     """One run. `kill` says where SIGKILL strikes: "step:K", in the process's K-th step; "manifest:K" and "rename:K",
-    before the K-th checkpoint gets its manifest or its name (on the rank that writes). "step:K@R": on rank R alone.
-    "signal:K" is no kill: SIGUSR1 reaches the last rank alone, in its K-th step. `ranks`: of the job, where it is not
-    the launch's number."""
+    before the K-th checkpoint gets its manifest or its name (on the rank that writes); "publish:K", before the K-th
+    file or folder that is written whole gets its name; "read:K", before an engine reads scores, values or
+    log-probabilities for the K-th time; "draw:K", before the K-th prompt is handed over with its samples; "any:K", at
+    the K-th of these POINTS. "step:K@R": on rank R alone. "signal:K" and "signal draw:K" are no kill: SIGUSR1 reaches
+    the last rank alone, in its K-th step or at another point. `ranks`: of the job, where it is not the launch's number.
+
+    With a `kill` the log names each point that was reached, with the functions that say in which phase it was ("point
+    read _experience read_values"), and each prompt that was drawn, by its draw's number ("drew 7"). "none:0" strikes
+    nowhere."""
 
     name: str
     arguments: list[str]
     kill: str = ""
-    port: int = 0
     ranks: int = 0
 
 
-def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, list[int]]:
+def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1, timeout: float = 300) -> dict[str, list[int]]:
     """Run cases in order at a number of ranks (1: a plain process); each case's exit codes by rank, -9 for SIGKILL.
 
     What a rank printed is in folder/NAME-RANK.log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    placed = [
-        replace(case, port=port, ranks=case.ranks or ranks)
-        for case, port in zip(cases, free_ports(len(cases)), strict=True)
-    ]
+    placed = [replace(case, ranks=case.ranks or ranks) for case in cases]
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in placed]), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=300, env=environment()
+        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=timeout, env=environment()
     )
     assert done.returncode == 0, done.stderr
     codes: dict[str, list[int]] = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
@@ -123,17 +127,42 @@ def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1) -> dict[str, 
     return codes
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on. They lie below those that systems give to connections by themselves: one of
-    these could be taken between this moment and the run's own."""
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise RuntimeError(f"no {count} free ports")
+@contextlib.contextmanager
+def meeting_point(ranks: int) -> Iterator[dict[str, str]]:
+    """A place where ranks meet, held by this process as torchrun holds it; the variables that name it to them.
+
+    The port is bound from here on: one that is looked for first may be taken before rank 0 binds it."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    yield {name: str(value) for name, value in place.items()} | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    del store
+
+
+def fork_ranks(count: int, work: Callable[[], None]) -> list[int]:
+    """Run something in forks of this process that torchrun could have started; their exit codes.
+
+    As torch's threads do not survive a fork, a rank has one.
+    """
+    children = []
+    with meeting_point(count) as place:
+        for rank in range(count):
+            if child := os.fork():
+                children.append(child)
+                continue
+            code = TRACEBACK
+            try:
+                signal.alarm(300)
+                torch.set_num_threads(1)
+                os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                work()
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -146,6 +175,7 @@ def environment() -> dict[str, str]:
 
 
 def _run_all(folder: Path) -> None:
+    import rmfast.tasks.ppo
     import rmfast.tasks.reward  # noqa: F401  (before the forks)
 
     cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
@@ -154,13 +184,15 @@ def _run_all(folder: Path) -> None:
         import rmfast.parallel.megatron.engine  # noqa: F401
     codes = {}
     for case in cases:
-        ranks = [_fork(case, rank, folder / f"{case.name}-{rank}.log") for rank in range(case.ranks)]
-        codes[case.name] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
+        with meeting_point(case.ranks) as place:
+            place = place if case.ranks > 1 else {}
+            ranks = [_fork(case, rank, place, folder / f"{case.name}-{rank}.log") for rank in range(case.ranks)]
+            codes[case.name] = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in ranks]
     (folder / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
-def _fork(case: Case, rank: int, log: Path) -> int:
-    """Start a rank; its process id."""
+def _fork(case: Case, rank: int, place: dict[str, str], log: Path) -> int:
+    """Start a rank, which meets the others at a place (none: it is alone); its process id."""
     child = os.fork()
     if child:
         return child
@@ -169,11 +201,9 @@ def _fork(case: Case, rank: int, log: Path) -> int:
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        if case.ranks > 1:  # a meeting point of the case's own
-            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "LOCAL_WORLD_SIZE": case.ranks}
-            os.environ |= {name: str(value) for name, value in own.items()}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(case.port)}
-        _set_trap(case.kill)
+        if place:
+            os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        set_trap(case.kill)
         from rmfast.train import main
 
         code = main(case.arguments)
@@ -184,12 +214,21 @@ def _fork(case: Case, rank: int, log: Path) -> int:
     os._exit(code)
 
 
-def _set_trap(kill: str) -> None:
+POINTS = ("step", "read", "draw", "publish", "manifest")
+AROUND = ("_begin", "evaluate", "_experience", "_train", "save", "export", "keep", "score", "read_log_probs")
+AROUND += ("read_values",)
+"""Functions that say in which phase of a run a point is."""
+
+
+def set_trap(kill: str) -> None:
+    """Let this process reach the point that a case's `kill` says, and name all points before it."""
     import rmfast.tasks.build.training as task
     import rmfast.tasks.ensemble.strength as strength
     from rmfast.checkpoint import store
     from rmfast.data import files
+    from rmfast.parallel.native import NativeEngine
     from rmfast.parallel.stepping import Stepping
+    from rmfast.rollout.sampler import Sampler
     from rmfast.tasks.ensemble.head_learner import HeadLearner
 
     # The plots take longer than all the rest of a tiny run.
@@ -198,29 +237,53 @@ def _set_trap(kill: str) -> None:
     if not kill:
         return
     kill, _, rank = kill.partition("@")
-    if rank and rank != os.environ.get("RANK", "0"):
-        return
-    where, count = kill.split(":")
-    left = int(count)
-
+    where, count = kill.split(":") if rank in ("", os.environ.get("RANK", "0")) else ("none", "0")
+    asked, left = where.startswith("signal"), int(count)
+    struck = (where.removeprefix("signal").strip() or "step") if asked else where
+    if struck not in (*POINTS, "rename", "any", "none"):
+        raise ValueError(kill)
     last = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
 
-    def strike(*_: object) -> None:
+    def reach(point: str) -> None:
         nonlocal left
-        left -= 1
-        if not left and (where != "signal" or last):
-            os.kill(os.getpid(), signal.SIGUSR1 if where == "signal" else signal.SIGKILL)
+        # What is written beside the steps ends first, so that points come in one order; its own are reached in it.
+        for thread in threading.enumerate():
+            if thread.name == "save" and thread is not threading.current_thread():
+                thread.join()
+        names = [threading.current_thread().name, *(f.name for f in traceback.extract_stack())]
+        within = dict.fromkeys(name for name in names if name in AROUND)
+        print("point", point, *within, flush=True)
+        if point == struck or (struck == "any" and point in POINTS):
+            left -= 1
+            if not left and (last or not asked):
+                os.kill(os.getpid(), signal.SIGUSR1 if asked else signal.SIGKILL)
 
-    step, heads_step, write_json, sync = Stepping.optimizer_step, HeadLearner.step, store._write_json, files.sync
-    if where in ("step", "signal"):
-        Stepping.optimizer_step = lambda self, lr: (strike(), step(self, lr))[1]  # type: ignore[method-assign]
-        HeadLearner.step = lambda self, batch: (strike(), heads_step(self, batch))[1]  # type: ignore[method-assign]
-    elif where == "manifest":
-        store._write_json = lambda path, value: (path.name == store.MANIFEST and strike(), write_json(path, value))
-    elif where == "rename":
-        files.sync = lambda path: (path.name.endswith(".partial") and strike(), sync(path))
-    else:
-        raise ValueError(kill)
+    def before(holder: Any, name: str, point: str, when: Callable[..., bool] = lambda *_: True) -> None:
+        """Reach a point before each call of a function."""
+        function = getattr(holder, name)
+
+        def trapped(*arguments: Any) -> Any:
+            if when(*arguments):
+                reach(point)
+            return function(*arguments)
+
+        setattr(holder, name, trapped)
+
+    before(Stepping, "optimizer_step", "step")
+    before(HeadLearner, "step", "step")
+    before(NativeEngine, "read", "read")
+    before(files, "publish", "publish")
+    before(store, "write_json", "manifest", lambda path, _: path.name == store.MANIFEST)
+    before(files, "sync", "rename", lambda path: path.name.endswith(".partial"))
+    draw = Sampler.sample
+
+    def sample(self: Sampler, requests: Any, n: int, progress: Any = None) -> Iterator[Any]:
+        for number, drafts in draw(self, requests, n, progress):
+            reach("draw")
+            print("drew", requests[number].draw_number, flush=True)
+            yield number, drafts
+
+    Sampler.sample = sample  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,28 @@ def test_a_reader_that_goes_ends_it_quietly(
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["score", "m", "--data", "a\0b", "--out", "o"],
+            r"argument --data: 'a\x00b' holds a character that no path can have",
+        ),
+        (["score", "", "--data", "d", "--out", "o"], "argument CKPT: is empty; give a path"),
+        (["plan", "c.yaml", "--gpus", "9" * 5000], "argument --gpus: invalid int value: '" + "9" * 299 + "..."),
+        (["plan", "c.yaml", "--gpus", "2000000"], "argument --gpus: 2000000 is above 1,048,576"),
+        (["plan", "c.yaml", "--gpus", "1_0"], "argument --gpus: invalid int value: '1_0'"),
+        (["eval", "m", "--data", "d", "--timeout", "1e300"], "argument --timeout: 1e300 is above 1,000,000,000"),
+        (["score\x1b[31m"], r"invalid choice: 'score\x1b[31m'"),
+    ],
+)
+def test_odd_words_end_in_a_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert said in line and line.isprintable()
+
+
 def test_what_is_printed_without_a_flush_counts_too(closed: TextIOWrapper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmfast.commands.plan.plan", lambda options: print("short"))
     monkeypatch.setattr("sys.stdout", closed)
@@ -78,7 +100,7 @@ def leaves(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def test_every_command_names_a_function_that_is_there() -> None:
     names = [str(command.get_default("run")) for command in leaves(parser())]
-    assert len(set(names)) == len(names) == 9
+    assert len(set(names)) == len(names) == 10
     for module, function in (name.split(".") for name in names):
         assert callable(getattr(import_module(f"rmfast.commands.{module}"), function))
 

@@ -11,18 +11,26 @@ from rmfast.errors import UserError
 KEYS = """
 task
 run: dir seed epochs max_steps resume log_every tensorboard wandb threads
-model: path dtype from_scratch heads top_layers dropout recompute kernels attention
+model: path dtype from_scratch heads top_layers adapter lora_rank lora_alpha lora_targets lora_dropout lora_rslora
+    dropout recompute kernels attention
 data: train eval train_weights max_length over_long bad_rows pairs_per_step tokens_per_pack shuffle columns
     chat_template template_date cache workers denoise
 denoise: flip drop drop_below margin margin_scale margin_min margin_max smooth smooth_slice soft_temperature
     weight_temperature
-optim: lr schedule warmup floor betas eps weight_decay clip backend on_nonfinite
+optim: lr schedule warmup floor betas eps weight_decay clip backend on_nonfinite max_skipped
 objective: center lm contrastive on beta views temperature prototypes epsilon iterations queue freeze_prototypes
 eval: every at_start suites suites_every
 checkpoint: every keep
-parallel: engine data tensor pipeline virtual sequence cuda_graphs timeout_minutes
+parallel: engine data tensor pipeline virtual sequence cuda_graphs timeout_minutes lock_minutes
 meta: data k prompts_per_step eta rho normaliser check_every
-ensemble: members folds mode spread ranks_per_member part
+sft: turns
+ensemble: members folds mode state_memory spread ranks_per_member part
+ppo: preset reward reward_rule reward_k reference critic critic_warmup critic_lr prompts eval_prompts
+    prompts_per_step samples minibatches epochs advantage kl kl_in kl_estimator kl_target kl_horizon gamma lam clip
+    clip_high value_clip reward_norm reward_clip reward_warmup whiten entropy max_new_tokens temperature
+    top_p top_k min_p repetition_penalty truncated truncated_score overlong_buffer overlong_penalty
+    ptx ptx_data ptx_rows offload gold stop_kl stop_entropy stop_cut
+rollout: rows memory
 """
 """Every key by section. A new one is added here with a reader in the code and a test of what it does."""
 
@@ -88,7 +96,7 @@ def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
         ("optim: {schedule: cosin}", "optim.schedule", "'cosine'"),
         ("optim: {betas: [0.9]}", "optim.betas", "too few values"),
         ("optim: {betas: [0.9, 0.9, 0.9]}", "optim.betas", "got"),
-        ("data: {train: []}", "data.train", "at least 1"),
+        ("data: {train: []}", "data.train", "missing; set it in the file or with --data.train"),
         ("data: {train: {a: b}}", "data.train", "not a section"),
         ("optim: 3", "optim", "section"),
         ("optim: [1, 2]", "optim", "section"),
@@ -96,6 +104,14 @@ def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
         ("data: {train_weights: [1, 2]}", "data.train_weights", "2 numbers for 1 sources"),
         ("data: {train_weights: [0]}", "data.train_weights", "one must be positive"),
         ("objective: {lm: 1}\nmodel: {top_layers: 0}", "objective.lm", "model.top_layers is 0"),
+        ("model: {lora_rank: 8}", "model.lora_rank", "belongs to model.adapter lora"),
+        ("model: {lora_targets: q_proj}", "model.lora_targets", "belongs to model.adapter lora"),
+        ("model: {adapter: lora, lora_targets: [q]}", "model.lora_targets", "'q_proj'"),
+        ("model: {adapter: lora, lora_targets: []}", "model.lora_targets", "at least 1 item"),
+        ("model: {adapter: lora, top_layers: 1}", "model.top_layers", "model.adapter lora trains adapters"),
+        ("model: {adapter: lora, from_scratch: true}", "model.from_scratch", "no trained weights to adapt"),
+        ("model: {adapter: lora}\nparallel: {engine: megatron}", "model.adapter", "parallel.engine native"),
+        ("task: ensemble\nmodel: {adapter: lora}\nensemble: {mode: heads}", "model.adapter", "trains nothing in"),
         ("eval: {every: 5}", "eval.every", "data.eval is empty"),
         ("parallel: {cuda_graphs: true, data: fsdp}", "parallel.cuda_graphs", "parallel.data ddp"),
         ("parallel: {cuda_graphs: true}\nmodel: {recompute: full}", "parallel.cuda_graphs", "recompute none"),

@@ -23,7 +23,7 @@ from tokenizers.normalizers import Prepend, Replace
 from tokenizers.normalizers import Sequence as Normalizers
 from transformers.utils import logging
 
-from rmfast.checkpoint.export import write_model
+from rmfast.checkpoint.export import ModelParts, write_model
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.hf import load_network
 from tests.tiny import CONFIGS, hf_model
@@ -84,7 +84,7 @@ def write_exports(root: Path, scratch: Path) -> dict[str, Any]:
         tokenizer = load_tokenizer(source)
         network, hf = load_network(source)
         state = dict(network.state_dict())
-        write_model(root / name, hf=hf, config=network.config, state=state, tokenizer=tokenizer, dtype=torch.float32)
+        write_model(root / name, ModelParts(hf, network.config, state, tokenizer, torch.float32))
         ids = [tokenizer(text)["input_ids"] for text in TEXTS]
         with torch.no_grad():  # unpadded, one by one: what rmfast is tested to give
             hidden = [model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in ids]

@@ -33,15 +33,15 @@ SWEPT = 12  # prompts of the sweep
 HALF_GIGABYTE = 0.5e9
 
 
-def prompts(data: str, model: str) -> list[list[int]]:
-    """Token ids of the first prompts of a file, of at most 512 tokens."""
+def prompts(data: str, model: str, *, longest: int = 512, count: int = PROMPT_COUNT) -> list[list[int]]:
+    """Token ids of the first prompts of a file that have at most so many tokens."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     found: dict[bytes, list[int]] = {}
     for label, _, row in read_rows(data):
         encoded = encode(tokenizer, [read_row(label, row, kind=PROMPTS)])[0]
-        if isinstance(encoded, Encoded) and len(ids := encoded.sequences[0]) <= 512:
+        if isinstance(encoded, Encoded) and len(ids := encoded.sequences[0]) <= longest:
             found.setdefault(ids.tobytes(), ids.tolist())
-        if len(found) == PROMPT_COUNT:
+        if len(found) == count:
             break
     return list(found.values())
 

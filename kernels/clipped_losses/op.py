@@ -10,16 +10,30 @@ from rmfast.kernels.dispatch import custom_op
 
 @custom_op("rmfast::clipped_loss")
 def _clipped_loss(
-    policy: bool, x: Tensor, old: Tensor, goal: Tensor, mask: Tensor, clip: float | None, total: Tensor | None
+    policy: bool,
+    x: Tensor,
+    old: Tensor,
+    goal: Tensor,
+    mask: Tensor,
+    clip: float | None,
+    clip_high: float | None,
+    total: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from rmfast.kernels.clipped_losses import triton
 
-    return triton.clipped_loss_fwd(policy, x, old, goal, mask, clip, total)
+    return triton.clipped_loss_fwd(policy, x, old, goal, mask, clip, clip_high, total)
 
 
 @_clipped_loss.register_fake
 def _(
-    policy: bool, x: Tensor, old: Tensor, goal: Tensor, mask: Tensor, clip: float | None, total: Tensor | None
+    policy: bool,
+    x: Tensor,
+    old: Tensor,
+    goal: Tensor,
+    mask: Tensor,
+    clip: float | None,
+    clip_high: float | None,
+    total: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = maths_dtype(x, old, goal)
     number = x.new_empty((), dtype=dtype)
@@ -44,20 +58,21 @@ def _clipped_loss_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped
 
 
 def _clipped_loss_grad(ctx, grad: Tensor, *_: Tensor):  # type: ignore[no-untyped-def]
-    return None, _clipped_loss_backward(grad, *ctx.saved_tensors), *[None] * 5
+    return None, _clipped_loss_backward(grad, *ctx.saved_tensors), *[None] * 6
 
 
 _clipped_loss.register_autograd(_clipped_loss_grad, setup_context=_clipped_loss_setup)
 
 
 def _prepared(
-    op: str, tensors: dict[str, Tensor], clip: float | None, total: Tensor | float | None
+    op: str, tensors: dict[str, Tensor], total: Tensor | float | None, **clips: float | None
 ) -> tuple[list[Tensor], Tensor | None]:
     """The tensors after x, detached, and `total` as a tensor on their device; raises where shapes differ."""
     x, *_ = tensors.values()
     for name, tensor in tensors.items():
         check(tensor.dim() == 1 and len(tensor) == len(x), op, f"{name} must be [T], got {tuple(tensor.shape)}")
-    check(clip is None or clip >= 0, op, f"clip must not be negative, got {clip}")
+    for name, clip in clips.items():
+        check(clip is None or clip >= 0, op, f"{name} must not be negative, got {clip}")
     dtype = maths_dtype(*list(tensors.values())[:3])
     if isinstance(total, Tensor):
         check(total.dim() == 0, op, f"total must be a number, got {tuple(total.shape)}")
@@ -74,19 +89,20 @@ def policy_loss(
     mask: Tensor,
     *,
     clip: float,
+    clip_high: float | None = None,
     total: Tensor | float | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """PPO's clipped loss of the policy, mean over the mask. Differentiable in `log_prob`.
 
-    Per token max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) with rho = exp(log_prob - old_log_prob). Where both are
-    equal each gives half of its gradient, as in `torch.maximum`.
-    Source: Schulman et al. 2017, equation 7; Secrets of RLHF Part I.
+    Per token max(-A rho, -A clip(rho, 1 - clip, 1 + clip_high)) with rho = exp(log_prob - old_log_prob). Where both
+    are equal each gives half of its gradient, as in `torch.maximum`.
+    Source: Schulman et al. 2017, equation 7; Secrets of RLHF Part I; two ends: Yu et al. 2025 (DAPO), equation 10.
 
     Args:
         log_prob, old_log_prob, advantage: [T].
         mask: bool or float [T], weights of tokens; what stands where it is 0 does not matter, even nan.
-        clip: half the width of the ratio's range.
+        clip: how far the ratio may fall below 1. clip_high: how far it may rise above 1; default as far.
         total: what the weighted sum is divided by; default the mask's sum. Part of a batch passes the batch's sum.
         impl: "auto", "triton" or "reference". No second derivative through the kernels.
 
@@ -96,14 +112,15 @@ def policy_loss(
     Raises:
         ValueError: shapes that do not fit together, or a negative clip.
     """
-    op = "policy_loss"
+    op, high = "policy_loss", clip if clip_high is None else clip_high
     check(clip is not None, op, "clip must be a number, got None")
     tensors = {"log_prob": log_prob, "old_log_prob": old_log_prob, "advantage": advantage, "mask": mask}
-    (old, goal, weights), total = _prepared(op, tensors, clip, total)
+    (old, goal, weights), total = _prepared(op, tensors, total, clip=clip, clip_high=clip_high)
     if use_triton(op, impl, log_prob):
-        return _clipped_loss(True, log_prob, old, goal, weights, clip, total)[0]
+        return _clipped_loss(True, log_prob, old, goal, weights, clip, high, total)[0]
     dtype = maths_dtype(log_prob, old, goal)
-    return reference.policy_loss(log_prob.to(dtype), old.to(dtype), goal.to(dtype), weights.to(dtype), clip, total)
+    x, old, goal, weights = (t.to(dtype) for t in (log_prob, old, goal, weights))
+    return reference.policy_loss(x, old, goal, weights, clip, high, total)
 
 
 def value_loss(
@@ -136,8 +153,8 @@ def value_loss(
     """
     op = "value_loss"
     tensors = {"value": value, "old_value": old_value, "returns": returns, "mask": mask}
-    (old, goal, weights), total = _prepared(op, tensors, clip, total)
+    (old, goal, weights), total = _prepared(op, tensors, total, clip=clip)
     if use_triton(op, impl, value):
-        return _clipped_loss(False, value, old, goal, weights, clip, total)[0]
+        return _clipped_loss(False, value, old, goal, weights, clip, None, total)[0]
     dtype = maths_dtype(value, old, goal)
     return reference.value_loss(value.to(dtype), old.to(dtype), goal.to(dtype), weights.to(dtype), clip, total)

@@ -22,12 +22,18 @@ def _greater(free: Tensor, clipped: Tensor, held: Tensor, inside: Tensor) -> Ten
 
 
 def policy_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, mask: Tensor, clip: float, total: Tensor | None
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip: float,
+    clip_high: float,
+    total: Tensor | None,
 ) -> Tensor:
     log_ratio, advantage = (torch.where(mask != 0, x, 0) for x in (log_prob - old_log_prob, advantage))
     with torch.no_grad():
         ratio = log_ratio.exp()
-        within = ratio.clamp(1 - clip, 1 + clip)
+        within = ratio.clamp(1 - clip, 1 + clip_high)
         clipped = -advantage * within
         held = -advantage * ratio < clipped
     free = -advantage * torch.where(held, 0, log_ratio).exp()

@@ -21,7 +21,7 @@ def free_grad(grad, free, clipped, inside):
 def policy_loss_fwd_kernel(
     log_prob_ptr, old_ptr, advantage_ptr, mask_ptr, unit_ptr, partial_ptr, tokens,
     log_prob_stride, old_stride, advantage_stride, mask_stride,
-    CLIP: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,
+    CLIP: tl.constexpr, HIGH: tl.constexpr, BLOCK: tl.constexpr, MATHS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = token < tokens
@@ -31,7 +31,7 @@ def policy_loss_fwd_kernel(
     old = tl.load(old_ptr + token * old_stride, counts, 0.0).to(MATHS)
     advantage = tl.load(advantage_ptr + token * advantage_stride, counts, 0.0).to(MATHS)
     ratio = tl.exp(log_prob - old)
-    low, high = tl.full((BLOCK,), 1.0 - CLIP, MATHS), tl.full((BLOCK,), 1.0 + CLIP, MATHS)
+    low, high = tl.full((BLOCK,), 1.0 - CLIP, MATHS), tl.full((BLOCK,), 1.0 + HIGH, MATHS)
     within = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
     free, clipped = -advantage * ratio, -advantage * within
     unit = free_grad(free, free, clipped, within == ratio)
@@ -87,7 +87,14 @@ def masked_mean_kernel(
 
 
 def clipped_loss_fwd(
-    policy: bool, x: Tensor, old: Tensor, goal: Tensor, mask: Tensor, clip: float | None, total: Tensor | None
+    policy: bool,
+    x: Tensor,
+    old: Tensor,
+    goal: Tensor,
+    mask: Tensor,
+    clip: float | None,
+    clip_high: float | None,
+    total: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of log-probabilities and advantages, or of values and returns, all [T] -> loss [], its gradient of x before the
     division by the mask's sum (or `total`) [T], 1 / that sum."""
@@ -101,7 +108,7 @@ def clipped_loss_fwd(
     launch(
         policy_loss_fwd_kernel if policy else value_loss_fwd_kernel, (programs,), x, old, goal, mask, unit, partial,
         tokens, *strides,
-        CLIP=clip, BLOCK=block, MATHS=maths(unit),
+        CLIP=clip, **({"HIGH": clip_high} if policy else {}), BLOCK=block, MATHS=maths(unit),
     )  # fmt: skip
     launch(
         masked_mean_kernel, (1,), partial, loss if total is None else total, loss, inverse, programs,

@@ -15,20 +15,30 @@ def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else torch.mm(a.to(dtype), b.to(dtype))
 
 
-def table_product(hidden: Tensor, table: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """hidden [N, d] @ table [V, d]^T in `dtype`, without gradients.
+class TableProduct:
+    """hidden [N, d] @ table [V, d]^T in a dtype that is theirs or wider, without gradients, for calls with one table:
+    a CPU, which has no product of narrow operands with a wide result, widens it in the first of them."""
 
-    Args:
-        out: [N, V] to write to; memory of this size is new in every call otherwise, which on a CPU takes long.
-    """
-    if hidden.is_cuda or hidden.dtype != dtype:
-        return wide_product(hidden, table.t(), dtype)
-    if out is None:
-        out = hidden.new_empty(len(hidden), len(table))
-    # A CPU's product of few rows and a large table is faster in slices, which stay in its caches.
-    for rows, columns in zip(table.split(TABLE_ROWS), out.split(TABLE_ROWS, dim=1), strict=True):
-        torch.mm(hidden, rows.t(), out=columns)
-    return out
+    def __init__(self) -> None:
+        self._wide: Tensor | None = None
+
+    def __call__(self, hidden: Tensor, table: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """The product.
+
+        Args:
+            out: [N, V] to write to, on a CPU; memory of this size is new otherwise, which takes long there.
+        """
+        if hidden.is_cuda:
+            return wide_product(hidden, table.t(), dtype)
+        if table.dtype != dtype:
+            self._wide = table.to(dtype) if self._wide is None else self._wide
+            hidden, table = hidden.to(dtype), self._wide
+        if out is None:
+            out = hidden.new_empty(len(hidden), len(table))
+        # A CPU's product of few rows and a large table is faster in slices, which stay in its caches.
+        for rows, columns in zip(table.split(TABLE_ROWS), out.split(TABLE_ROWS, dim=1), strict=True):
+            torch.mm(hidden, rows.t(), out=columns)
+        return out
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:

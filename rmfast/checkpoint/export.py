@@ -1,18 +1,22 @@
-"""Export to a Hugging Face folder, and the proof that transformers scores it as we do."""
+"""Export to a Hugging Face folder, and the proof that transformers gives the scores or log-probabilities we do."""
 
 import json
-import shutil
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from rmfast import signals
 from rmfast.data.example import Example
-from rmfast.data.files import publish
+from rmfast.data.files import folder_written_whole
 from rmfast.data.probe import readable
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable
@@ -20,15 +24,19 @@ from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import RunError, UserError
 from rmfast.models.config import DecoderConfig
-from rmfast.models.save import save_hf
+from rmfast.models.save import SharedWeights, save_hf
 from rmfast.outputs.marks import kept_model, mark_model
+
+if TYPE_CHECKING:  # transformers' models take 3 s of a CPU to import: at the end of a run, not before its first step
+    from transformers import PreTrainedModel
 
 CHECK_TEXTS = (  # tokenised, and by `rmfast export` scored, on both sides of an export
     Example(prompt="What is the capital of France?\n", responses=("Paris.", "I do not know, and I do not want to.")),
     Example(prompt="", responses=("One line.",)),
 )
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference of a score from transformers', relative to the largest score."""
+"""Largest difference of a score or log-probability from transformers', relative to the largest one."""
+LATER = "all steps are saved, the model is not exported yet"
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: Collection[int] = ()) -> int:
@@ -71,23 +79,40 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {int(ids[-1]) for made in encoded if isinstance(made, Encoded) for ids in made.ids}
 
 
-def publish_model(
-    folder: Path,
-    *,
-    hf: PreTrainedConfig,
-    config: DecoderConfig,
-    state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    sequences: Sequence[list[int]],
-    scores: Tensor,
-    ends: Collection[int] = (),
-) -> float:
-    """Write a Hugging Face folder under a temporary name, check it, and rename it; one that rmfast wrote before is
-    replaced.
+@dataclass(frozen=True, eq=False)
+class ModelParts:
+    """What a Hugging Face folder is made of.
 
     Args:
-        state: as for `write_model`; emptied, for transformers loads another copy to check.
+        hf: the config that the model began with. config: its sizes.
+        state: all weights, by our names; a policy's has no reward heads.
+        dtype: of the weights in the folder.
+        ends: see `choose_pad_token`; of a policy, the ids that end its samples.
+        merged: an adapter was added to the weights, which rounds them to `dtype` once more.
+        shared: see `save_hf`.
+    """
+
+    hf: PreTrainedConfig
+    config: DecoderConfig
+    state: dict[str, Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    ends: Collection[int] = ()
+    merged: bool = False
+    shared: SharedWeights | None = None
+
+    @property
+    def slack(self) -> float:
+        """How many times `TOLERANCE` an export may differ from what was trained."""
+        return 2.0 if self.merged else 1.0
+
+
+def publish_model(folder: Path, parts: ModelParts, *, sequences: Sequence[list[int]], scores: Tensor) -> float:
+    """Write a reward model's Hugging Face folder under a temporary name, check it, and rename it; one that rmfast wrote
+    before is replaced.
+
+    Args:
+        parts: whose state is emptied, for transformers loads another copy to check.
         sequences: token ids. scores: fp32 [len(sequences), M], what the trained model gives them.
 
     Returns:
@@ -97,40 +122,54 @@ def publish_model(
         UserError: a folder of that name holds what rmfast did not write.
         RunError: the folder gives other tokens or scores; it keeps its temporary name.
     """
-    if (file := kept_model(folder)) is not None:
-        raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    write_model(temporary, hf=hf, config=config, state=state, tokenizer=tokenizer, dtype=dtype, ends=ends)
-    state.clear()
-    check_tokenizer(temporary, tokenizer)
-    difference = check_export(temporary, sequences, scores, dtype)
-    publish(temporary, folder)
-    return difference
+    return _write_checked(folder, parts, partial(check_export, sequences=sequences, scores=scores))
 
 
-def write_model(
-    folder: Path,
-    *,
-    hf: PreTrainedConfig,
-    config: DecoderConfig,
-    state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype,
-    ends: Collection[int] = (),
-) -> None:
-    """Write a new Hugging Face folder.
+def publish_policy(
+    folder: Path, parts: ModelParts, *, sequences: Sequence[list[int]], log_probs: Sequence[Tensor]
+) -> float:
+    """As `publish_model`, of a policy.
 
     Args:
-        state: all weights, by our names.
-        dtype: of the weights in the folder.
-        ends: see `choose_pad_token`.
+        sequences: token ids. log_probs: fp32 [L] of each, of its last L tokens, what the trained policy gives them
+            at temperature 1 over the tokenizer's ids.
+
+    Returns:
+        Largest difference of a log-probability from transformers', relative to the largest (see `check_policy`).
     """
-    pad = choose_pad_token(tokenizer, config.vocabulary, ends)
+    ids = min(len(parts.tokenizer), parts.config.vocabulary)
+    check = partial(check_policy, sequences=sequences, log_probs=log_probs, ids=ids)
+    return _write_checked(folder, parts, check)
+
+
+def _write_checked(folder: Path, parts: ModelParts, check: Callable[..., float]) -> float:
+    if (file := kept_model(folder)) is not None:
+        raise UserError(f"{folder}: rmfast did not write {file}, and will not remove it; move it")
+    with folder_written_whole(folder) as temporary:
+        signals.check(LATER)
+        write_model(temporary, parts)
+        signals.check(LATER)
+        parts.state.clear()
+        check_tokenizer(temporary, parts.tokenizer)
+        return check(temporary, dtype=parts.dtype, slack=parts.slack)
+
+
+def write_model(folder: Path, parts: ModelParts) -> None:
+    """Write a new Hugging Face folder."""
+    pad = choose_pad_token(parts.tokenizer, parts.config.vocabulary, parts.ends)
     folder.mkdir(parents=True)
-    write_tokenizer(tokenizer, folder, pad)
-    save_hf(folder, hf, config, state, dtype=dtype, pad_token_id=pad)
-    mark_model(folder)
+    write_tokenizer(parts.tokenizer, folder, pad)
+    written = save_hf(
+        folder,
+        parts.hf,
+        parts.config,
+        parts.state,
+        dtype=parts.dtype,
+        pad_token_id=pad,
+        ends=parts.ends,
+        shared=parts.shared,
+    )
+    mark_model(folder, written)
 
 
 def rows_to_check(table: GroupTable) -> np.ndarray:
@@ -172,7 +211,9 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 @torch.no_grad()
-def check_export(folder: Path, sequences: Sequence[list[int]], scores: Tensor, dtype: torch.dtype) -> float:
+def check_export(
+    folder: Path, sequences: Sequence[list[int]], scores: Tensor, dtype: torch.dtype, slack: float = 1.0
+) -> float:
     """Load an exported folder with transformers and score some sequences in one padded batch.
 
     Args:
@@ -182,19 +223,70 @@ def check_export(folder: Path, sequences: Sequence[list[int]], scores: Tensor, d
         Largest difference relative to the largest score.
 
     Raises:
-        RunError: the difference exceeds `TOLERANCE`.
+        RunError: the difference exceeds `slack` times `TOLERANCE`.
     """
-    logging.disable_progress_bar()
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype).eval()
+    from transformers import AutoModelForSequenceClassification
+
+    model = _loaded(AutoModelForSequenceClassification, folder, dtype)
     pad = model.config.pad_token_id
     length = max(len(s) for s in sequences)
     ids = torch.tensor([[*s, *[pad] * (length - len(s))] for s in sequences])
     mask = torch.tensor([[1] * len(s) + [0] * (length - len(s)) for s in sequences])
     theirs = model(input_ids=ids, attention_mask=mask).logits.float()
-    difference = float((theirs - scores).abs().max() / scores.abs().max().clamp(min=1e-6))
-    if not difference <= TOLERANCE[dtype]:
+    scale = float(scores.abs().max().clamp(min=1e-6))
+    what = "scores the exported model differently"
+    return _compared(folder, theirs, scores, scale, slack * TOLERANCE[dtype], what, "score")
+
+
+@torch.no_grad()
+def check_policy(
+    folder: Path,
+    sequences: Sequence[list[int]],
+    log_probs: Sequence[Tensor],
+    dtype: torch.dtype,
+    ids: int,
+    slack: float = 1.0,
+) -> float:
+    """Load an exported folder with transformers and take the log-probabilities of some sequences, one at a time.
+
+    Args:
+        sequences: token ids. log_probs: fp32 [L] of each, of its last L tokens, what we give them over the first `ids`
+            ids.
+
+    Returns:
+        Largest difference relative to the largest log-probability or, where all are smaller, that of a guess, log ids.
+
+    Raises:
+        RunError: the difference exceeds `slack` times `TOLERANCE`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = _loaded(AutoModelForCausalLM, folder, dtype)
+    theirs = []
+    for sequence, ours in zip(sequences, log_probs, strict=True):
+        tokens = torch.tensor([sequence])
+        logits = model(input_ids=tokens, logits_to_keep=len(ours) + 1).logits[0, :-1, :ids].float()
+        theirs.append(logits.log_softmax(-1).gather(1, tokens[0, len(sequence) - len(ours) :, None])[:, 0])
+    ours = torch.cat(list(log_probs))
+    scale = max(float(ours.abs().max()), math.log(ids))
+    what = "gives other log-probabilities of the exported policy"
+    return _compared(folder, torch.cat(theirs), ours, scale, slack * TOLERANCE[dtype], what, "log-probability")
+
+
+def _loaded(kind: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    logging.disable_progress_bar()
+    model: PreTrainedModel = kind.from_pretrained(folder, dtype=dtype)
+    return model.eval()
+
+
+def _compared(
+    folder: Path, theirs: Tensor, ours: Tensor, scale: float, tolerance: float, what: str, figure: str
+) -> float:
+    """The largest difference, relative to `scale`."""
+    difference = float((theirs - ours).abs().max() / scale)
+    if not difference <= tolerance:
         raise RunError(
-            f"{folder}: transformers scores the exported model differently (by {difference:.1e} of the largest score); "
+            f"{folder}: transformers {what} (by {difference:.1e} of the largest {figure}); "
             "the folder is kept for inspection, do not use it"
         )
     return difference

@@ -2,72 +2,39 @@
 
 A folder `step-N` is complete by its name alone: a crash at any instant leaves the newest one loadable. Tensors are
 saved as parts with their place in the whole (rows, and of these some columns), so that another number of ranks or
-another engine can read them.
+another engine can read them. The manifest has the checksums of all files, and of itself.
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rmfast.data import files
 from rmfast.errors import UserError, first_line
+from rmfast.models.tensor_file import write_tensors
+from rmfast.outputs.checksums import Checksum, sealed, unsealed, write_json, write_summed
+from rmfast.outputs.failure import naming
 from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.world import World
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
+Checksums = dict[str, Checksum]
+"""Of files, by their names in a folder."""
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    state: dict[str, Shard],
-    progress: dict[str, Any],
-    world: World,
-    *,
-    write_extras: Callable[[Path], None],
-    keep: int,
-) -> Path:
-    """Write `folder/step-N` from every rank's part of the state, and drop all but the newest `keep`.
 
-    Args:
-        state: this process's shards.
-        progress: plain values that the run goes on from.
-        write_extras: writes what makes the folder a model (config, tokenizer); called on rank 0.
-    """
-    final, temporary = folder / f"step-{step}", folder / f".step-{step}.partial"
-    if world.main:
-        for left in folder.glob(".step-*.partial"):  # of saves that were killed; none runs: all ranks left the last one
-            shutil.rmtree(left, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_extras(temporary)
-    world.barrier()
-    written = {n: s for n, s in state.items() if s.tensor.numel() and _writes(s, world)}
-    name = f"rank-{world.rank:05d}"
-    save_file({n: s.tensor.detach().cpu().contiguous() for n, s in written.items()}, temporary / f"{name}.safetensors")
-    places = {
-        n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in written.items()
-    }
-    _write_json(temporary / f"{name}.json", places)
-    for ending in ("safetensors", "json"):  # here: rank 0 cannot flush what another node's memory still holds
-        files.sync(temporary / f"{name}.{ending}")
-    world.barrier()
-    if world.main:
-        _write_json(temporary / MANIFEST, {"format": FORMAT, "step": step, "ranks": world.size, "progress": progress})
-        files.publish(temporary, final)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    world.barrier()
-    return final
+def written_by(world: World, state: Mapping[str, Shard]) -> dict[str, Shard]:
+    """The shards of a state that this process writes."""
+    return {name: shard for name, shard in state.items() if shard.tensor.numel() and _writes(shard, world)}
 
 
 def _writes(shard: Shard, world: World) -> bool:
@@ -76,19 +43,91 @@ def _writes(shard: Shard, world: World) -> bool:
     return world.main or shard.tensor.shape[0] < shard.shape[0]
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def partial_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return folder / f".step-{step}.partial"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Take away what saves that were killed left; none may be on its way."""
+    for left in folder.glob(".step-*.partial"):
+        files.remove(left)
+
+
+def write_extras(folder: Path, extras: Mapping[str, bytes]) -> Checksums:
+    """Write what makes a checkpoint a model; the files' checksums, by name."""
+    written = {}
+    for name, data in extras.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with naming(folder / name):
+            written[name] = write_summed(folder / name, data)
+    return written
+
+
+def write_part(folder: Path, rank: int, shards: Mapping[str, Shard]) -> Checksums:
+    """Write and flush a rank's part of a checkpoint; the files' checksums, by name.
+
+    Args:
+        shards: on the CPU, contiguous.
+    """
+    index, tensors = f"rank-{rank:05d}.json", f"rank-{rank:05d}.safetensors"
+    places = {
+        n: {"start": s.start, "shape": s.shape} | ({"column": s.column} if s.column else {}) for n, s in shards.items()
+    }
+    written = {}
+    with naming(folder / tensors):
+        written[tensors] = write_tensors(folder / tensors, {name: shard.tensor for name, shard in shards.items()})
+    with naming(folder / index):
+        written[index] = write_json(folder / index, places)
+    for name in written:  # here: rank 0 cannot flush what another node's memory still holds
+        files.sync(folder / name)
+    return written
+
+
+def publish_checkpoint(folder: Path, step: int, *, ranks: int, progress: Mapping[str, Any], written: Checksums) -> bool:
+    """Write the manifest of a checkpoint whose parts are written, and give it its name.
+
+    Args:
+        progress: plain values that the run goes on from.
+        written: the checksums of all its files.
+
+    Returns:
+        Whether something had its name, which is removed.
+    """
+    temporary, final = partial_folder(folder, step), folder / f"step-{step}"
+    manifest = {"format": FORMAT, "step": step, "ranks": ranks, "progress": progress}
+    sums = {name: asdict(checksum) for name, checksum in written.items()}
+    with naming(temporary / MANIFEST):
+        write_json(temporary / MANIFEST, sealed({**manifest, "files": sums}))
+    replaced = final.exists()
+    files.publish(temporary, final)
+    return replaced
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Folders that have a checkpoint's name, whole or not, oldest first."""
+    found = [path for path in folder.glob("step-*") if is_checkpoint(path)]
+    return sorted(found, key=step_of)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a folder, oldest first."""
-    found = [p for p in folder.glob("step-*") if p.name[5:].isdigit() and (p / MANIFEST).is_file()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    return [path for path in all_checkpoints(folder) if (path / MANIFEST).is_file()]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder has a checkpoint's name."""
+    return path.name.startswith("step-") and path.name[5:].isdecimal()
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.name[5:])
 
 
 def remove_checkpoint(path: Path) -> None:
     """Take a checkpoint away; a crash leaves no part of it under its name."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.removed.partial")  # the next save removes what is left of it
     path.rename(temporary)
     files.sync(path.parent)
     shutil.rmtree(temporary)
@@ -101,11 +140,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: it is damaged or of another format.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable {MANIFEST}: {error}") from None
+        manifest = unsealed(json.loads((path / MANIFEST).read_text(encoding="utf-8")), sums="files")
+    except OSError as error:
+        raise UserError(f"{path}: no readable {MANIFEST}: {error.strerror}") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: no readable {MANIFEST}: {first_line(error)}") from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path}: checkpoint format {manifest.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(manifest.get("progress"), dict):
+        raise UserError(f"{path}: no readable {MANIFEST}: it says nothing of the run's progress")
     return manifest
 
 
@@ -118,16 +161,14 @@ def open_checkpoint(path: Path) -> Iterator[tuple[ReadRows, dict[str, tuple[int,
         for index in sorted(path.glob("rank-*.json")):
             try:
                 handle = stack.enter_context(safe_open(index.with_suffix(".safetensors"), framework="pt"))
-                places = json.loads(index.read_text(encoding="utf-8"))
-            except (OSError, ValueError, SafetensorError) as error:
+                for key, place in json.loads(index.read_text(encoding="utf-8")).items():
+                    part, name = handle.get_slice(key), tensor_name(key)
+                    piece = _Piece(part, place["start"], place.get("column", 0), tuple(part.get_shape()))
+                    pieces.setdefault(name, []).append(piece)
+                    shapes[name] = tuple(place["shape"])
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
                 reason = first_line(error)
                 raise UserError(f"{path}: damaged checkpoint ({reason}); delete it to go on from another") from None
-            for key, place in places.items():
-                part, name = handle.get_slice(key), tensor_name(key)
-                pieces.setdefault(name, []).append(
-                    _Piece(part, place["start"], place.get("column", 0), tuple(part.get_shape()))
-                )
-                shapes[name] = tuple(place["shape"])
 
         def read(name: str, begin: int, end: int, columns: tuple[int, int] | None = None) -> Tensor:
             if name not in pieces:

@@ -7,7 +7,7 @@ from typing import Any
 from rmfast.commands.flags import columns_of
 from rmfast.console import say
 from rmfast.data.report import data_report
-from rmfast.data.row_kinds import PAIRS, PROMPTS, RowKind, samples
+from rmfast.data.row_kinds import PAIRS, PROMPTS, RowKind, demonstrations, samples
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
@@ -34,4 +34,6 @@ def _kind(options: Namespace) -> RowKind:
     """As what the rows are read."""
     if options.prompts:
         return PROMPTS
+    if options.demonstrations:
+        return demonstrations(options.demonstrations)
     return samples(options.samples) if options.samples else PAIRS

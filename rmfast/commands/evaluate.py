@@ -14,7 +14,8 @@ from rmfast.commands.flags import (
     check_differ,
     check_models,
     columns_of,
-    load_model,
+    grouped,
+    load_models,
     out_file,
     read_by,
     reader,
@@ -74,12 +75,12 @@ def evaluate(options: Namespace) -> None:
 
 
 def _by_models(options: Namespace, items: Sequence[Item]) -> tuple[dict[str, Any], Answers]:
-    paths = options.models
+    paths, groups = options.models, grouped(options.models, options)
     readers = [reader(path, options) for path in paths]
     answers = answers_of_models(
         items,
         readers,
-        [partial(load_model, path, options, progress=_progress(path, len(paths))) for path in paths],
+        [partial(load_models, group, options, _progress(group, len(groups))) for group in groups],
         rule=options.combine or "mean",
         k=1.0 if options.k is None else options.k,
         standardised=options.standardise,
@@ -115,10 +116,10 @@ def _name(path: str) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def _progress(path: str, models: int) -> Progress:
+def _progress(paths: Sequence[str], groups: int) -> Progress:
     """Prints the progress of a long evaluation, a line each ten seconds."""
     start = said = time.monotonic()
-    who = f" by {path}" if models > 1 else ""
+    who = f" by {', '.join(paths)}" if groups > 1 else ""
 
     def tell(done: int, total: int) -> None:
         nonlocal said

@@ -1,25 +1,30 @@
 """What several commands do with their flags: models, devices and files that are written."""
 
+import errno
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rmfast.console import say
 from rmfast.data.columns import Columns, read_columns
-from rmfast.data.files import written_whole
+from rmfast.data.files import remove, temporary_name, written_whole
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
-from rmfast.errors import UserError, first_line
+from rmfast.errors import UserError
 from rmfast.evaluation.scoring.foreign import ForeignModel, is_foreign, load_any, longest_sequence
 from rmfast.evaluation.scoring.reader import Reader
-from rmfast.evaluation.scoring.reward_model import RewardModel, find_folder
+from rmfast.evaluation.scoring.reward_model import find_folder
 from rmfast.evaluation.scoring.score import Progress
+from rmfast.evaluation.scoring.shared import by_trunk, load_together
+from rmfast.evaluation.suites.answers import Scorer
 from rmfast.models.config import DTYPES, context_window
 from rmfast.models.hf import read_config
+from rmfast.models.placement import check_device
 from rmfast.outputs.kinds import Kind, check_kind
 from rmfast.outputs.overlap import Input, Output, check_overlap
 from rmfast.tasks.build.model import say_date
@@ -30,12 +35,7 @@ def check_models(paths: Sequence[str], options: Namespace) -> None:
     for path in paths:
         is_foreign(path, options.label)
         say_date(path, load_tokenizer(find_folder(path), options.chat_template, options.template_date))
-    try:
-        if torch.device(device_of(options)).type not in ("cpu", "cuda"):
-            raise UserError(f"--device {options.device}: models run on cpu or cuda")
-        torch.empty(0, device=device_of(options))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {options.device}: {first_line(error)}") from None
+    device_of(options)
 
 
 def reader(path: str, options: Namespace) -> Reader:
@@ -55,23 +55,37 @@ def columns_of(options: Namespace) -> Columns:
 
 
 def device_of(options: Namespace) -> str:
-    """--device, or CUDA where it is."""
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """--device, or CUDA where it is; refused where there is no such device."""
+    device: str = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        check_device(device)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
+    return device
 
 
-def load_model(path: str, options: Namespace, progress: Progress | None = None) -> RewardModel | ForeignModel:
-    """A reward model, as the options of `rmfast score` and `rmfast eval` say; a slow one says that it is."""
-    model = load_any(
-        path,
-        device_of(options),
-        DTYPES[options.dtype],
-        label=options.label,
-        scored_token=options.scored_token,
-        chat_template=options.chat_template,
-        template_date=options.template_date,
-        tokens_per_pack=options.tokens_per_pack,
-        progress=progress,
-    )
+def grouped(paths: Sequence[str], options: Namespace) -> list[list[str]]:
+    """Models in their order, those of one trunk together."""
+    if options.label is not None:
+        return [[path] for path in paths]
+    return [[str(path) for path in group] for group in by_trunk(paths)]
+
+
+def load_models(paths: Sequence[str], options: Namespace, progress: Progress | None = None) -> Scorer:
+    """A reward model, or one made of several that share a trunk, with a head for each; as the options of `rmfast score`
+    and `rmfast eval` say. A slow one says that it is."""
+    shared: dict[str, Any] = {
+        "scored_token": options.scored_token,
+        "chat_template": options.chat_template,
+        "template_date": options.template_date,
+        "tokens_per_pack": options.tokens_per_pack,
+        "progress": progress,
+    }
+    where = device_of(options), DTYPES[options.dtype]
+    if len(paths) > 1:
+        say(f"{len(paths)} models share a trunk, which is computed once: {', '.join(paths)}")
+        return load_together(paths, *where, **shared)
+    model = load_any(paths[0], *where, label=options.label, **shared)
     if isinstance(model, ForeignModel):
         say(model.note)
     return model
@@ -99,7 +113,27 @@ def out_file(option: str, path: str, kind: Kind, inputs: Sequence[Input]) -> Pat
         raise UserError(f"{option} {out}: there is no folder {out.absolute().parent}")
     check_overlap([Output(option, out, "name another file")], inputs)
     check_kind(option, out, kind)
+    check_writable(option, out)
     return out
+
+
+def check_writable(option: str, out: Path) -> None:
+    """Refuse what could not be written, by writing a byte beside it; nothing is written to a pipe or a device."""
+    temporary = temporary_name(out)
+    try:
+        if _replaces(out):
+            temporary.write_bytes(b"\n")
+        elif not os.access(out, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(f"{option} {out}: cannot be written: {error.strerror}") from None
+    finally:
+        remove(temporary)
+
+
+def _replaces(path: Path) -> bool:
+    """Whether a file is written under another name and renamed, as all are but pipes and devices."""
+    return path.is_file() or not path.exists()
 
 
 def check_differ(first: tuple[str, Path], second: tuple[str, Path]) -> None:
@@ -126,9 +160,9 @@ def out_files(inputs: Sequence[Input], *wanted: tuple[str, str | None, Kind]) ->
 
 def write_file(path: Path, chunks: Iterable[bytes]) -> int:
     """Write a file whole or not at all; how many chunks it holds. A pipe or a device is written to."""
-    count, whole = 0, path.is_file() or not path.exists()
+    count = 0
     try:
-        with written_whole(path) if whole else nullcontext(path) as target, target.open("wb") as file:
+        with written_whole(path) if _replaces(path) else nullcontext(path) as target, target.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 count += 1

@@ -16,6 +16,7 @@ from rmfast.evaluation.judge.plan import JudgeOptions
 from rmfast.evaluation.judge.run import Judged, judge_items
 from rmfast.evaluation.suites.base import Item
 from rmfast.models.config import DTYPES
+from rmfast.paths import whole_text
 from rmfast.tasks.build.model import say_date
 
 KEYS = ("RMFAST_JUDGE_KEY", "OPENAI_API_KEY")  # variables of the environment, the first that is set
@@ -78,7 +79,7 @@ def _criteria(name: str) -> str | None:
     if name in ("none", "builtin"):
         return None if name == "none" else name
     try:
-        text = Path(name).read_text(encoding="utf-8").strip()
+        text = whole_text(name).strip()
     except OSError as error:
         raise UserError(f"--criteria {name}: neither none, builtin nor a file: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.commands.flags import check_models, load_model, out_file, reader, write_file
+from rmfast.commands.flags import check_models, grouped, load_models, out_file, reader, write_file
 from rmfast.console import say
 from rmfast.data.example import BadRow
 from rmfast.data.row_kinds import RESPONSES
@@ -102,8 +102,8 @@ def _rewards(paths: Sequence[str], options: Namespace, rows: Sequence[ReadRow]) 
     examples = [row.example for row in rows if row.example]
     names: list[str] = []
     scores: list[list[Floats]] = []
-    for path in paths:  # one model is in memory at a time
-        scores.append(load_model(path, options).score_examples(examples))
+    for group in grouped(paths, options):  # one model, or trunk with its models, is in memory at a time
+        scores.append(load_models(group, options).score_examples(examples))
         heads = scores[-1][0].shape[1]
-        names += [path] if heads == 1 else [f"{path}, head {head}" for head in range(heads)]
+        names += group if heads == len(group) else [f"{group[0]}, head {head}" for head in range(heads)]
     return names, [np.concatenate(of_row, axis=1).T for of_row in zip(*scores, strict=True)]

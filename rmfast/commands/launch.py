@@ -19,6 +19,7 @@ from rmfast.models.rows import open_rows
 from rmfast.outputs.kinds import SCRIPT
 from rmfast.outputs.overlap import Output, check_overlap
 from rmfast.tasks.build.folder import config_inputs
+from rmfast.tasks.build.model import network_heads
 from rmfast.tasks.ensemble.members import check_ranks
 
 MODES = ("weak", "strong")
@@ -74,8 +75,7 @@ def _check_model(config: Config) -> None:
         return
     hf = read_config(model.path)
     decoder_config(hf, model.path)
-    lm = config.objective.lm > 0
-    with open_rows(model.path, hf, heads=model.heads, seed=0, from_scratch=model.from_scratch, lm=lm):
+    with open_rows(model.path, hf, seed=0, from_scratch=model.from_scratch, **network_heads(config)):
         load_tokenizer(model.path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmfast.commands.flags import out_file, write_file
+from rmfast.commands.plan_ppo import plan_ppo
 from rmfast.config import Config, load_config, split_arguments
 from rmfast.console import say
 from rmfast.data.columns import read_columns
@@ -22,10 +23,12 @@ from rmfast.errors import UserError
 from rmfast.launch.cost import Workload, parameters
 from rmfast.launch.hardware import GPUS, find_gpu
 from rmfast.launch.layouts import Plan, plans
-from rmfast.models.config import DTYPES, decoder_config
+from rmfast.models.config import DTYPES, DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
+from rmfast.models.lora import adapter_weights
 from rmfast.outputs.kinds import PLANS
 from rmfast.outputs.overlap import Input
+from rmfast.tasks.build.adapter import lora_options
 from rmfast.tasks.build.folder import config_inputs
 from rmfast.tasks.build.model import check_window
 
@@ -39,12 +42,16 @@ def plan(options: Namespace) -> None:
     gpu = find_gpu(options.gpu)
     arguments = [*options.config, *options.more]
     config = load_config(arguments)
+    if config.task == "sft":
+        raise UserError("rmfast plan counts steps of reward models and PPO, not those of task sft")
     inputs = [*config_inputs(config, split_arguments(arguments)[0]), Input("--gpu", Path(options.gpu))]
+    if config.task == "ppo":
+        return plan_ppo(options, config, inputs)
     out = out_file("--out", options.out, PLANS, inputs) if options.out else None
     hf = read_config(config.model.path)
     shape = decoder_config(hf, config.model.path)
     check_window(config, hf)
-    load = workload(config, options.tokens_per_group)
+    load = workload(config, shape, options.tokens_per_group)
     fit, rest = plans(shape, options.gpus, gpu, load)
     say(
         f"{config.model.path}: {parameters(shape) / 1e6:,.1f} M weights; steps of {config.data.pairs_per_step} groups, "
@@ -76,12 +83,12 @@ def uncounted(config: Config) -> list[str]:
         "task meta's second batch and copy of the weights": config.task == "meta",
         "the masks of model.dropout": bool(config.model.dropout),
         "what model.top_layers saves": config.model.top_layers is not None,
-        "the other members": config.task == "ensemble" and config.ensemble.mode == "full",
+        "the other members": config.task == "ensemble" and config.ensemble.mode != "heads",
     }
     return [what for what, is_asked in asked.items() if is_asked]
 
 
-def workload(config: Config, tokens_per_group: int | None) -> Workload:
+def workload(config: Config, shape: DecoderConfig, tokens_per_group: int | None) -> Workload:
     """A step's batch: of lengths that are given, or those of the first rows of the data.
 
     Raises:
@@ -99,7 +106,9 @@ def workload(config: Config, tokens_per_group: int | None) -> Workload:
         tokens, responses, visible = (int(data.pairs_per_step * float(np.mean(x))) for x in (stored, count, seen))
     pack, lm = min(data.tokens_per_pack, tokens), config.objective.lm > 0
     width = DTYPES[config.model.dtype].itemsize
-    return Workload(tokens, responses, pack, visible, every_token=lm, activation=width)
+    lora = lora_options(config.model)
+    adapters = None if lora is None else adapter_weights(shape, lora)
+    return Workload(tokens, responses, pack, visible, every_token=lm, activation=width, adapters=adapters)
 
 
 def _sample(config: Config) -> tuple[list[int], list[int], list[int]]:

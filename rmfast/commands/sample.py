@@ -1,10 +1,11 @@
 """rmfast sample: answers of a language model to the prompts of a file."""
 
+import math
 import re
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from rmfast.evaluation.scoring.rows import ReadRow, bad_line, columns_used, note
 from rmfast.jsonio import json_line
 from rmfast.models.config import DTYPES
 from rmfast.outputs.kinds import BEST, BEST_WORST, SAMPLED, SCORED
+from rmfast.outputs.lock import FolderLock, Words
 from rmfast.outputs.overlap import Input
+from rmfast.parallel.agree import all_or_none
+from rmfast.parallel.gather import gather_launchers
 from rmfast.parallel.world import World
 from rmfast.rollout.options import SampleOptions
 from rmfast.rollout.policy import Policy, draw_numbers, load_policy
-from rmfast.rollout.records import record, sampled_row, settings
-from rmfast.rollout.sample_file import SampleFile, claimed
+from rmfast.rollout.records import flaw, record, sampled_row, settings
+from rmfast.rollout.sample_file import SampleFile
 from rmfast.tasks.build.model import say_date
 
 SECONDS = 10.0
@@ -46,23 +50,28 @@ def sample(options: Namespace) -> None:
         requests = draw_numbers(policy.encode([row.example for row in rows if row.example]))
         known = settings(policy.network, DTYPES[options.dtype], requests, options.n, drawing, policy.ends)
         whole = out.with_name(f"{out.stem}.samples.jsonl")
-        if world.main:
-            claim.enter_context(claimed(whole))
-            _join(whole, known)
-        world.barrier()
+        launchers = gather_launchers(world)
+
+        def begin() -> None:
+            if world.main:
+                lock = FolderLock(whole.parent, launchers=launchers, file=whole, words=Words("--out", ""))
+                claim.callback(lock.release)
+                for line in (*lock.notes(), *_join(whole, known)):
+                    say(line)
+
+        all_or_none(world, begin)
         with SampleFile(whole, known, MEND) as file:
-            found = set(file.found)
+            found = _found(file, len(requests), options.n)
         world.barrier()
         todo = [i for i in range(len(requests)) if i not in found][world.rank :: world.size]
         if world.main:
             _say_begin(options, rows, policy, len(requests), len(found), whole)
-        watch = _Watch(len(todo) * options.n, world.main)
-        with SampleFile(_file_of(whole, world.rank), known, MEND) as file:
+        with world.apart() as show_life, SampleFile(_file_of(whole, world.rank), known, MEND) as file:
+            watch = _Watch(len(todo) * options.n, options.max_new_tokens, world.main, show_life)
             for place, drafts in policy.sampler(drawing).sample([requests[i] for i in todo], options.n, watch):
                 samples = [policy.finish(requests[todo[place]], draft, drawing) for draft in drafts]
                 file.add(todo[place], record(samples))
-        watch.end()
-        world.barrier()
+            watch.end()
         if world.main:
             _join(whole, known)
             with SampleFile(whole, known, MEND) as file:
@@ -122,19 +131,33 @@ def _load(options: Namespace, world: World) -> Policy:
 
 def _prompts(options: Namespace, policy: Policy) -> list[ReadRow]:
     """The rows of --data, those that the model cannot answer marked as bad."""
-    room = None if policy.window is None else policy.window - 1  # for a token of the answer
-    rows = readable(read_file(options.data, columns_of(options), PROMPTS, "train"), Reader(policy.tokenizer, room))
+    reader = Reader(policy.tokenizer, policy.window, answer=1)
+    rows = readable(read_file(options.data, columns_of(options), PROMPTS, "train"), reader)
     usable = [place for place, row in enumerate(rows, 1) if row.example]
     return rows if options.limit is None else rows[: usable[: options.limit][-1]]
 
 
-def _join(file: Path, known: dict[str, Any]) -> None:
-    """Add what other processes left in files of theirs: any of them, for a crash may have come between two."""
+def _join(file: Path, known: dict[str, Any]) -> list[str]:
+    """Add what other processes left in files of theirs: any of them, for a crash may have come between two.
+
+    Returns:
+        Lines that say what was damaged.
+    """
     of_process = re.compile(rf"{re.escape(file.stem)}\.\d+\.jsonl")
     with SampleFile(file, known, MEND) as whole:
         for other in sorted(file.parent.iterdir()):
             if of_process.fullmatch(other.name):
                 whole.absorb(other, known, MEND)
+        return whole.notes
+
+
+def _found(file: SampleFile, prompts: int, n: int) -> set[int]:
+    """Prompts that have their samples in a file, which a person may have edited."""
+    for number in file.found:
+        why = flaw(file.record(number), n) if number in range(prompts) else f"there are {prompts:,} prompts, from 0 on"
+        if why:
+            raise UserError(f"{file.path}: the line of number {number}: {why}; {MEND}")
+    return set(file.found)
 
 
 def _file_of(file: Path, rank: int) -> Path:
@@ -163,21 +186,36 @@ def _say_begin(
 
 
 class _Watch:
-    """Lines of progress: what is drawn, how fast, and the time that is left."""
+    """Lines of progress: what is drawn, how fast, and the time that is left.
 
-    def __init__(self, samples: int, speaks: bool) -> None:
-        self.total, self.speaks = samples, speaks
+    Args:
+        samples: how many there will be. longest: tokens of each, at most. speaks: whether lines are printed.
+        each: called as often as a line is due, printed or not.
+    """
+
+    def __init__(self, samples: int, longest: int, speaks: bool, each: Callable[[], object]) -> None:
+        self.total, self.longest, self.speaks, self.each = samples, longest, speaks, each
         self.began = self.said = time.monotonic()
         self.tokens = 0
 
     def __call__(self, tokens: int, samples: int) -> None:
         self.tokens, now = tokens, time.monotonic()
-        if not self.speaks or now - self.said < SECONDS:
+        if now - self.said < SECONDS:
             return
         self.said = now
+        self.each()
+        if not self.speaks:
+            return
         rate = tokens / (now - self.began)
-        left = f"left {clock((now - self.began) * (self.total - samples) / samples)}" if samples else "none ended yet"
-        say(f"{samples:,} of {self.total:,} samples, {tokens:,} tokens, {rate:,.0f} tokens/s, {left}")
+        left = self._left(samples, rate)
+        say(f"{samples:,} of {self.total:,} samples ended, {tokens:,} tokens, {rate:,.0f} tokens/s, {left}")
+
+    def _left(self, samples: int, rate: float) -> str:
+        """From the mean length of a sample: all tokens so far for each that has ended (of lengths that are exponential,
+        some of them not known yet, the likeliest mean). Those that end first are short: alone they promise too much."""
+        mean = self.tokens / samples if samples else math.inf
+        bound = "" if mean <= self.longest else "at most "
+        return f"left {bound}{clock((self.total * min(mean, self.longest) - self.tokens) / rate)}"
 
     def end(self) -> None:
         seconds = time.monotonic() - self.began

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from rmfast.commands.flags import check_models, columns_of, load_model, out_file, read_by, reader, write_file
+from rmfast.commands.flags import check_models, columns_of, grouped, load_models, out_file, read_by, reader, write_file
 from rmfast.console import say
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines
@@ -31,13 +31,14 @@ def score(options: Namespace) -> None:
     for path in options.models:  # a row that one model's tokenizer refuses is scored by none
         rows = readable(rows, reader(path, options))
     examples = [row.example for row in rows if row.example]
-    # One model is in memory at a time.
-    scores: list[list[np.ndarray]] = [load_model(path, options).score_examples(examples) for path in options.models]
+    # One model, or trunk with its models, is in memory at a time.
+    groups = grouped(options.models, options)
+    scores: list[list[np.ndarray]] = [load_models(group, options).score_examples(examples) for group in groups]
     # Every head of every model is a member: each [members, N].
     written = written_rows(rows, (np.concatenate(of_models, axis=1).T for of_models in zip(*scores, strict=True)))
     write_file(out, (f"{json_line(line)}\n".encode() for line in written))
     heads = sum(of_rows[0].shape[1] for of_rows in scores)
-    many = f" ({heads} heads)" if heads > len(scores) else ""
+    many = f" ({heads} heads)" if heads > len(options.models) else ""
     say(f"{len(examples):,} rows scored by {len(options.models)} model(s){many}: {out}")
     if broken := sum(int((~np.isfinite(values)).sum()) for of_rows in scores for values in of_rows):
         say(f"{broken:,} scores are not finite, and null in the file: a model is broken")

@@ -2,12 +2,13 @@
 
 from rmfast.config.config import Config
 from rmfast.config.load import config_help, known_keys, load_config, read_denoise, split_arguments
-from rmfast.config.sections import DataConfig, DenoiseConfig, OptimConfig, ParallelConfig
+from rmfast.config.sections import DataConfig, DenoiseConfig, ModelConfig, OptimConfig, ParallelConfig
 
 __all__ = [
     "Config",
     "DataConfig",
     "DenoiseConfig",
+    "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
     "config_help",

@@ -1,16 +1,25 @@
 """What every section of a config is made of: types of values, and the one way to refuse keys that do not fit."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from rmfast.data.columns import read_columns
-from rmfast.errors import KeyClash
+from rmfast.errors import KeyClash, shown
+from rmfast.paths import usable_path
 from rmfast.trainer.schedule import Schedule
 
-Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+PathText = Annotated[str, AfterValidator(usable_path)]
+Paths = Annotated[tuple[PathText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+TemplateText = Annotated[str, AfterValidator(lambda value: value if "{" in value else usable_path(value))]
+"""A chat template's file, or its text."""
 Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_columns(value).words)]
+LoraTargets = Annotated[
+    tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...],
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -19,14 +28,14 @@ def _suites(value: Any) -> Any:
     values = (value,) if isinstance(value, str) else value
     for one in values if isinstance(values, list | tuple) else ():
         if not all(str(one).partition("=")):
-            raise ValueError(f"is SUITE=PATH, as in rmb=RMB_dataset, got {one!r}")
+            raise ValueError(f"is SUITE=PATH, as in rmb=RMB_dataset, got {shown(one)}")
     return values
 
 
 def _slice(value: Any) -> Any:
     """Quantiles or the name of some edges."""
     if value not in ("negative", "all", None) and not (isinstance(value, list | tuple) and len(value) == 2):
-        raise ValueError(f"is negative, all or two quantiles, got {value!r}")
+        raise ValueError(f"is negative, all or two quantiles, got {shown(value)}")
     return value
 
 
@@ -35,7 +44,7 @@ def _spelling(value: Any) -> Any:
     return {"bf16": "bfloat16", "fp32": "float32", "inverse-sqrt": "inverse_sqrt"}.get(str(value), value)
 
 
-Suites = Annotated[tuple[str, ...], BeforeValidator(_suites)]
+Suites = Annotated[tuple[PathText, ...], BeforeValidator(_suites)]
 EdgeSlice = Annotated[Literal["negative", "all"] | tuple[float, float] | None, BeforeValidator(_slice)]
 Dtype = Annotated[Literal["float32", "bfloat16"], BeforeValidator(_spelling)]
 ScheduleName = Annotated[Schedule, BeforeValidator(_spelling)]
@@ -43,6 +52,10 @@ Preset = Annotated[
     Literal["baseline", "margin", "flip", "flip_margin", "soft_margin"],
     BeforeValidator(lambda v: "baseline" if v == "none" else v),
 ]
+
+
+LARGEST, SMALLEST = 2.0**31, 1e-30
+"""Of every number of a config, beside 0: others are slips, and overflow where they are computed with."""
 
 
 class Section(BaseModel):
@@ -54,8 +67,17 @@ class Section(BaseModel):
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic takes true for 1; YAML takes a bare yes or on for true.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError(f"is not true or false, got {value}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _within_reason(cls, value: Any) -> Any:
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int | float) and one and not SMALLEST <= abs(one) <= LARGEST:
+                raise ValueError(f"is beyond {SMALLEST:g} to {LARGEST:,.0f}, got {shown(one)}")
         return value
 
     def check(self, config: Any) -> None:

@@ -11,7 +11,12 @@ from rmfast.config.sections import ParallelConfig, Shared
 class EnsembleConfig(Section):
     members: int = Field(10, ge=2, le=1024, description="reward models, each of another data order and, if new, head")
     folds: int | None = Field(None, ge=2, description="K: member m leaves out and scores fold m mod K; null: in-sample")
-    mode: Literal["full", "heads"] = Field("full", description="a reward run each, or heads alone on one frozen trunk")
+    mode: Literal["full", "top_layers", "heads"] = Field(
+        "full", description="a reward run each, or top layers (model.top_layers) or heads alone on one frozen trunk"
+    )
+    state_memory: float = Field(
+        16.0, ge=0, le=1e6, description="mode top_layers: GiB for the trunk's states of all rows, so that orders differ"
+    )
     spread: Literal["turn", "ranks"] = Field("turn", description="all ranks on one member, or a group of ranks on each")
     ranks_per_member: int | None = Field(
         None, ge=1, description="spread ranks: size of a group; null: 1, for megatron parallel.tensor x pipeline"
@@ -25,7 +30,7 @@ class EnsembleConfig(Section):
         return self.ranks_per_member or parallel.tensor * parallel.pipeline
 
     def check(self, config: Shared) -> None:
-        model, objective, parallel = config.model, config.objective, config.parallel
+        model, parallel = config.model, config.parallel
         folds, members = self.folds or 0, self.members
         above = f"({folds}) is above ensemble.members ({members}): no member would score some folds"
         refuse(folds > members, "ensemble.folds", above)
@@ -49,21 +54,11 @@ class EnsembleConfig(Section):
             f"({model.heads}) above 1: a member of an ensemble has one head; leave model.heads out "
             "and set ensemble.members",
         )
-        if self.mode == "heads":
-            refuse(
-                model.top_layers or model.dropout or objective.lm,
-                "ensemble.mode",
-                "heads trains one head a member on a frozen trunk: it takes no model.top_layers above 0, "
-                "model.dropout or objective.lm",
-            )
-            nothing = "trains nothing in ensemble.mode heads"
-            refuse(objective.contrastive != "none", "objective.contrastive", nothing)
-            refuse(
-                self.spread == "ranks" or parallel.cuda_graphs,
-                "ensemble.mode",
-                "heads trains all heads at once: it takes no ensemble.spread ranks and no parallel.cuda_graphs",
-            )
-            refuse(parallel.engine == "megatron", "parallel.engine", "megatron runs ensemble.mode full alone")
+        if self.mode != "full":
+            self._check_together(config)
+        budget = EnsembleConfig.model_fields["state_memory"].default
+        unused = self.mode != "top_layers" and self.state_memory != budget
+        refuse(unused, "ensemble.state_memory", "belongs to ensemble.mode top_layers")
         size = self.group_size(parallel)
         refuse(
             parallel.engine == "megatron" and size % (parallel.tensor * parallel.pipeline),
@@ -80,3 +75,34 @@ class EnsembleConfig(Section):
             "set them for task reward on the ensemble's data.jsonl (denoise.smooth of all edges may stay)",
             "denoise",
         )
+
+    def _check_together(self, config: Shared) -> None:
+        """What members that are trained at once, over one trunk, do not take."""
+        mode, model, objective, parallel = self.mode, config.model, config.objective, config.parallel
+        if mode == "heads":
+            refuse(
+                model.top_layers or model.dropout or objective.lm,
+                "ensemble.mode",
+                "heads trains one head a member on a frozen trunk: it takes no model.top_layers above 0, "
+                "model.dropout or objective.lm",
+            )
+        else:
+            refuse(
+                not model.top_layers,
+                "model.top_layers",
+                "says how many layers ensemble.mode top_layers trains: set it to 1 or more",
+            )
+            refuse(objective.lm, "objective.lm", "reads a head that ensemble.mode top_layers does not train")
+            refuse(
+                parallel.data == "fsdp", "parallel.data", "fsdp shards one model; ensemble.mode top_layers needs ddp"
+            )
+        nothing = f"trains nothing in ensemble.mode {mode}"
+        refuse(objective.contrastive != "none", "objective.contrastive", nothing)
+        refuse(model.adapter != "none", "model.adapter", nothing)
+        what = "heads" if mode == "heads" else "members"
+        refuse(
+            self.spread == "ranks" or parallel.cuda_graphs,
+            "ensemble.mode",
+            f"{mode} trains all {what} at once: it takes no ensemble.spread ranks and no parallel.cuda_graphs",
+        )
+        refuse(parallel.engine == "megatron", "parallel.engine", "megatron runs ensemble.mode full alone")

@@ -3,10 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -14,7 +12,9 @@ from rmfast.config.base import Section
 from rmfast.config.config import Config
 from rmfast.config.sections import DenoiseConfig
 from rmfast.data.denoise import Denoise, resolve
-from rmfast.errors import KeyClash, UserError, first_line
+from rmfast.errors import KeyClash, UserError, shown
+from rmfast.paths import usable_path, whole_text
+from rmfast.yaml_text import NotYAML, parse_word, parse_yaml
 
 MAPPINGS = ("data.columns",)
 """Keys whose value may be a mapping; others that hold one are sections."""
@@ -29,7 +29,7 @@ def load_config(arguments: Sequence[str]) -> Config:
     files, overrides = split_arguments(arguments)
     if not files and not overrides:
         raise UserError("no config given: rmfast/train.py CONFIG.yaml [MORE.yaml ...] [--section.key value ...]")
-    given = [(file, key, value) for file in files for key, value in _flatten(_read_yaml(Path(file)))]
+    given = [(file, key, value) for file in files for key, value in _flatten(_read_yaml(file))]
     given += [("command line", key, value) for key, value in overrides]
     origin = {key: where for where, key, _ in given}
     try:
@@ -79,49 +79,21 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str
 
 def _value(words: Sequence[str]) -> Any:
     """What the words after a key mean: one value, or a list."""
-    values = [_scalar(word) for word in words]
+    values = [parse_word(word) for word in words]
     return values[0] if len(values) == 1 else values
 
 
-def _scalar(word: str) -> Any:
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        return yaml.safe_load(word)
-    except (yaml.YAMLError, ValueError):  # a ValueError: 2020-99-99 looks like a date
-        return word
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may appear once and is the word that it is (`on`, too), and nothing holds itself."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, value in node.value:
-            if value is node:
-                raise yaml.constructor.ConstructorError(None, None, "a mapping that holds itself", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
-            seen.add(key.value)
-            if key.tag == "tag:yaml.org,2002:bool":  # PyYAML's YAML 1.1 takes on, off, yes and no for true and false
-                key.tag = "tag:yaml.org,2002:str"
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        values = parse_yaml(whole_text(usable_path(path)))
     except OSError as error:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: the config is not UTF-8 text") from None
-    except RecursionError:
-        raise UserError(f"{path}: the config is nested too deeply") from None
+    except NotYAML as error:
+        raise UserError(f"{path}{f':{error.line}' if error.line else ''}: not valid YAML: {error}") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or first_line(error)
-        raise UserError(f"{where}: not valid YAML: {problem}") from None
+        raise UserError(f"the config's path {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config is a mapping of sections, not {type(values).__name__}")
     return values
@@ -170,7 +142,7 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
         close = get_close_matches(key, known_keys(), n=1, cutoff=0.6)
         text = f"{key}: unknown key" + (f"; did you mean {close[0]}?" if close else "")
     elif kind == "missing" and len(first["loc"]) > 2:
-        text = f"{key}: too few values, got {first['input']!r}"
+        text = f"{key}: too few values, got {shown(first['input'])}"
     elif kind == "missing":
         text = f"{key}: missing; set it in the file or with --{key}"
     elif kind.startswith("model_"):
@@ -178,7 +150,7 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     elif raised is not None:
         text = str(raised) if isinstance(raised, KeyClash) else f"{key}: {raised}"
     else:
-        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+        text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}"
     rest = f" (and {len(more)} more)" if more else ""
     return f"{found[0] if found else 'config'}: {text}{rest}"
 

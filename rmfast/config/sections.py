@@ -2,19 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rmfast.config.base import (
     Beta,
     Columns,
     Dtype,
     EdgeSlice,
+    LoraTargets,
     Numbers,
     Paths,
+    PathText,
     Preset,
     ScheduleName,
     Section,
     Suites,
+    TemplateText,
     refuse,
 )
 from rmfast.data.clock import DEFAULT_DATE, iso_date
@@ -23,10 +26,12 @@ from rmfast.errors import KeyClash
 
 
 class RunConfig(Section):
-    dir: str = Field("runs/reward", min_length=1, description="folder of the run: metrics, checkpoints, model, report")
+    dir: PathText = Field("runs/reward", description="folder of the run: metrics, checkpoints, model, report")
     seed: int = Field(0, ge=0, lt=2**31, description="decides data order, new heads and dropout")
-    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training data, where max_steps is not given")
-    max_steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; null: `epochs` passes")
+    epochs: float = Field(1.0, gt=0, le=1e6, description="passes over the training data, where max_steps is null")
+    max_steps: int | None = Field(
+        None, ge=1, le=10**9, description="steps, which are iterations in ppo; null: `epochs` passes"
+    )
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: from the newest checkpoint in dir; never: rename dir"
     )
@@ -37,13 +42,21 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(..., min_length=1, description="Hugging Face folder or .gguf file: base, chat or reward model")
+    path: PathText = Field(..., description="Hugging Face folder or .gguf file: base, chat or reward model")
     dtype: Dtype = Field("float32", description="dtype of activations; weights are fp32 masters")
     from_scratch: bool = Field(
         False, description="take config and tokenizer from `path`; weights are randomly initialised"
     )
     heads: int | None = Field(None, ge=1, le=1024, description="reward heads; null: as in `path`, or 1")
     top_layers: int | None = Field(None, ge=0, description="train only the top k layers, norm and head; 0: head only")
+    adapter: Literal["none", "lora"] = Field("none", description="lora: train low-rank adapters and the head alone")
+    lora_rank: int = Field(16, ge=1, le=4096, description="rank of each adapter")
+    lora_alpha: float | None = Field(None, gt=0, description="its term is times alpha / rank; null: 2 x rank")
+    lora_targets: LoraTargets | None = Field(
+        None, description="adapted layers: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj; null: all"
+    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what adapters read, in training")
+    lora_rslora: bool = Field(False, description="alpha / sqrt(rank) in place of alpha / rank")
     dropout: float | None = Field(
         None, ge=0, lt=1, description="dropout on residual branches in training; null: 0, with a contrastive term 0.05"
     )
@@ -57,27 +70,46 @@ class ModelConfig(Section):
         "kernel", description="over packs; kernel: as model.kernels; flash: flash_attn's or torch's (CUDA, bf16)"
     )
 
+    def check(self, config: "Shared") -> None:
+        if self.adapter == "none":
+            for key in ("lora_rank", "lora_alpha", "lora_targets", "lora_dropout", "lora_rslora"):
+                differs = getattr(self, key) != ModelConfig.model_fields[key].default
+                refuse(differs, f"model.{key}", "belongs to model.adapter lora")
+            return
+        layers = "chooses layers to train, and model.adapter lora trains adapters"
+        refuse(self.top_layers is not None, "model.top_layers", layers, "model.adapter")
+        nothing = "leaves model.adapter lora no trained weights to adapt"
+        refuse(self.from_scratch, "model.from_scratch", nothing, "model.adapter")
+        engine = "lora needs parallel.engine native: megatron computes no adapters"
+        refuse(config.parallel.engine == "megatron", "model.adapter", engine, "parallel.engine")
+
 
 class DataConfig(Section):
-    train: Paths = Field(..., min_length=1, description="files, folders or datasets names (NAME[:CONFIG][#SPLIT])")
+    train: Paths = Field(
+        (), description="required but for task ppo: files, folders or datasets names (NAME[:CONFIG][#SPLIT])"
+    )
     eval: Paths = Field((), description="held-out data, in the same forms")
     train_weights: Numbers | None = Field(None, description="passes over each training source in an epoch; null: 1")
     max_length: int = Field(1024, ge=2, lt=2**31, description="tokens of prompt + response")
     over_long: Literal["drop", "truncate", "error"] = Field("drop", description="truncate: the left of the prompt")
     bad_rows: Literal["drop", "error"] = Field("drop", description="rows that cannot be used: counted, or fatal")
-    pairs_per_step: int = Field(8, ge=1, description="global batch in prompt groups (a pair or a ranked list is one)")
+    pairs_per_step: int = Field(
+        8, ge=1, description="global batch in prompt groups (a pair, a ranked list or a demonstration)"
+    )
     tokens_per_pack: int = Field(16384, ge=2, lt=2**31, description="token budget of one forward pass")
     shuffle: bool = Field(True, description="new order each epoch; false: as in the files")
     columns: Columns = Field(
         (),
         description="meaning of other columns: THEIRS=OURS, a layout (orca, alpaca, ...), ignore (docs/data.md)",
     )
-    chat_template: str | None = Field(None, description="jinja file or text, in place of the tokenizer's template")
+    chat_template: TemplateText | None = Field(
+        None, description="jinja file or text, in place of the tokenizer's template"
+    )
     template_date: Annotated[str, BeforeValidator(iso_date)] = Field(
         DEFAULT_DATE, description="YYYY-MM-DD, the date for a chat template that reads the clock"
     )
-    cache: str = Field("~/.cache/rmfast", min_length=1, description="where tokenised data is kept")
-    workers: int | None = Field(None, ge=1, description="tokenising processes; null: the number of cores")
+    cache: PathText = Field("~/.cache/rmfast", description="where tokenised data is kept")
+    workers: int | None = Field(None, ge=1, le=4096, description="tokenising processes; null: the number of cores")
     denoise: Preset | None = Field(None, description="treatment of training edges by their strength (denoise.*)")
 
     def fitted(self, copies: int) -> "DataConfig":
@@ -143,6 +175,7 @@ class OptimConfig(Section):
         "auto", description="what computes AdamW; auto: the compiled ops of csrc where they were built, else torch's"
     )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="a NaN or Inf loss or gradient: stop, or skip it")
+    max_skipped: int = Field(10, ge=1, description="steps in a row that may be skipped; one more ends the run")
 
 
 class ObjectiveConfig(Section):
@@ -189,7 +222,8 @@ class EvalConfig(Section):
     suites_every: int | None = Field(None, ge=1, description="steps between scoring the suites in training too")
 
     def check(self, config: "Shared") -> None:
-        refuse(self.every and not config.data.eval, "eval.every", "is set but data.eval is empty")
+        held_out = config.data.eval or config.task == "ppo"  # whose key is ppo.eval_prompts
+        refuse(self.every and not held_out, "eval.every", "is set but data.eval is empty")
         refuse(self.suites_every and not self.suites, "eval.suites_every", "is set but eval.suites is empty")
 
 
@@ -207,6 +241,9 @@ class ParallelConfig(Section):
     sequence: bool = Field(False, description="megatron: tensor ranks share the residual stream (sequence parallelism)")
     cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, run as recorded CUDA graphs")
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
+    lock_minutes: float = Field(
+        3.0, ge=1, le=1e6, description="without a sign of the run folder's holder on another machine until it is free"
+    )
 
     def check(self, config: "Shared") -> None:
         native = self.engine == "native"
@@ -233,16 +270,22 @@ class ParallelConfig(Section):
 class Shared(Section):
     """What every task reads."""
 
-    task: Literal["reward", "ensemble", "meta"] = Field("reward", description="what is trained")
+    task: Literal["reward", "ensemble", "meta", "sft", "ppo"] = Field("reward", description="what is trained")
     run: RunConfig = RunConfig()
     model: ModelConfig
-    data: DataConfig
+    data: DataConfig = DataConfig()
     denoise: DenoiseConfig = DenoiseConfig()
     optim: OptimConfig = OptimConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _pairs_are_there(self) -> "Shared":
+        if not self.data.train and self.task != "ppo":
+            raise KeyClash("data.train: missing; set it in the file or with --data.train", "data.train")
+        return self
 
     def denoise_options(self) -> Denoise:
         """What is done to the training edges: the preset, with the values of the denoise section in its place."""

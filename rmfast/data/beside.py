@@ -11,9 +11,10 @@ from typing import Any, NoReturn, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.example import CONTRADICTION, BadRow, Example, bad, is_messages, shown
+from rmfast.data.example import CONTRADICTION, BadRow, Example, bad, check_unicode, is_messages
 from rmfast.data.messages import read_messages
 from rmfast.data.notes import Note
+from rmfast.errors import shown
 
 IDS_ALONE = "token ids taken, texts beside them cannot be compared with them"
 PART = "token ids taken, which hold a part of the texts beside them"
@@ -42,6 +43,7 @@ def compare_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
 
     def meant(text: str | None) -> str:
         text = (text or "").rpartition("</think>")[2]
+        check_unicode(text)
         return said(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     prompt, answers = meant(example.texts[0]), [meant(text) for text in example.texts[1:]] or [""]

@@ -10,11 +10,10 @@ from collections.abc import Collection
 from pathlib import Path, PurePath
 from typing import Any
 
-import yaml
-
 from rmfast.data.splits import UNNAMED, by_place, place_of
 from rmfast.data.unpack import suffix_of
 from rmfast.errors import UserError, first_line
+from rmfast.yaml_text import parse_yaml
 
 Configs = dict[str, dict[str, list[PurePath]]]
 """Of each configuration, of each split, the files in the folder."""
@@ -52,7 +51,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
         if not all("config_name" in entry for entry in listed):
             raise ValueError("an entry of `configs` has no config_name")
         return list(listed)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         reason = first_line(error)
         raise UserError(f"{folder}: the dataset card in its README.md cannot be read: {reason}") from None
 
@@ -65,7 +64,7 @@ def _yaml_of(file: Path, fenced: bool) -> dict[str, Any]:
         if lines[:1] != ["---"] or "---" not in lines[1:]:
             return {}
         lines = lines[1 : lines.index("---", 1)]
-    content = yaml.safe_load("\n".join(lines))
+    content = parse_yaml("\n".join(lines))
     return content if isinstance(content, dict) else {}
 
 

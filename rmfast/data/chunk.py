@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.columns import AS_NAMED, Columns, Uses, add_uses, uses_of
+from rmfast.data.demonstrations import encode_demonstrations
 from rmfast.data.example import BadRow, Example
 from rmfast.data.notes import Note, Notes, add_notes
 from rmfast.data.prompt import prompt_key
@@ -37,8 +38,15 @@ DTYPES: dict[str, type] = {
     "row": np.int64,
     "prompt": np.uint64,
 }
+TRAINED: dict[str, type] = {"trained": np.bool_}
+"""Of demonstrations alone."""
 STARTS = ("token_start", "response_start", "edge_start")
 _EXAMPLES_PER_CAUSE = 5
+
+
+def dtypes_of(kind: RowKind) -> dict[str, type]:
+    """The arrays of a store of such rows."""
+    return DTYPES if kind.turns is None else DTYPES | TRAINED
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,10 @@ def encode_chunk(
         UserError: a row has a column that looks like a prompt and that `columns` says nothing of.
     """
     parsed = [_parsed(f"{label}:{number}", row, columns, kind) for label, number, row in rows]
-    encoded = iter(encode(tokenizer, [example for example in parsed if isinstance(example, Example)]))
+    usable = [example for example in parsed if isinstance(example, Example)]
+    encoded = iter(
+        encode(tokenizer, usable) if kind.turns is None else encode_demonstrations(tokenizer, usable, kind.turns)
+    )
     files = {label: 0 for label, _, _ in rows}
     bad: list[tuple[str, BadRow]] = []
     notes: list[tuple[str, Note]] = []
@@ -94,6 +105,9 @@ def encode_chunk(
     examples = [example for _, example, _ in groups]
     keys = [prompt_key(example) for example in examples]
     arrays = _arrays(groups) | {"prompt": np.array([key for key, _ in keys], dtype=DTYPES["prompt"])}
+    if kind.turns is not None:
+        masks = [encoded.trained for _, _, encoded in groups if encoded.trained is not None]
+        arrays["trained"] = np.concatenate([np.empty(0, np.bool_), *masks])
     return Chunk(
         arrays=arrays,
         rows=len(rows),

@@ -8,6 +8,7 @@ from typing import Any
 
 from rmfast.data.example import CONTRADICTION, UnmappedColumn, bad
 from rmfast.data.layouts import LAYOUTS
+from rmfast.errors import shown
 
 UsedAs = tuple[tuple[str, str], ...]
 """(column, what it is used as)"""
@@ -26,7 +27,10 @@ BY_NAME = frozenset(
     + _IDS
 )
 """Columns that mean what they are called."""
-TARGETS = (*sorted(BY_NAME), *TURNS)
+DEMONSTRATED = frozenset(("messages", "completion", "text", "prompt", "tools", "chat_template_kwargs"))
+"""Columns of demonstrations that mean what they are called (see `rmfast.data.demonstration_rows`)."""
+_OF_DEMONSTRATIONS = DEMONSTRATED - BY_NAME
+TARGETS = (*sorted(BY_NAME), *TURNS, *sorted(_OF_DEMONSTRATIONS))
 IGNORE = "ignore"
 REPEATED = "repeated"
 """What a column was used as that says what others say too: nothing."""
@@ -133,17 +137,22 @@ class Columns:
         """Whether parts of conversations are in separate columns, so that prompts are conversations."""
         return any(target in TURNS for target in self.targets.values())
 
-    def read(self, row: dict[str, Any], *, answered: bool = True) -> dict[str, Any]:
+    def read(self, row: dict[str, Any], *, answered: bool = True, names: frozenset[str] = BY_NAME) -> dict[str, Any]:
         """A row's values under rmfast's names.
 
         Args:
             answered: without, answers that are not in columns as rmfast has them are not looked at.
+            names: rmfast's, of columns that mean what they are called.
 
         Raises:
             BadRow: two columns that are the same in rmfast's terms hold different things.
+            UnmappedColumn: one is used as what such rows do not have.
         """
         if not self.targets:
-            return {name: value for name, value in row.items() if name in BY_NAME}
+            return {name: value for name, value in row.items() if name in names}
+        for name, target in self.targets.items():
+            if target in _OF_DEMONSTRATIONS and target not in names and name in row:
+                raise UnmappedColumn(f"data.columns (--columns) {name}={target}: only demonstrations have {target}")
         ours: dict[str, Any] = {}
         parts = [part for layout in self.layouts for part in LAYOUTS[layout].answers if answered]
         theirs = {name: value for name, value in row.items() if name not in dict(self.names)} if parts else {}
@@ -151,7 +160,7 @@ class Columns:
         taken = {name for part in parts for name in part.columns} if made else set()
         named = [(name, self._renames.get(name, name), value) for name, value in row.items() if name not in taken]
         for name, target, value in named + made:
-            if target not in BY_NAME and target not in TURNS:
+            if target not in names and target not in TURNS:
                 continue
             if _empty(ours.get(target)):
                 ours[target] = value
@@ -293,15 +302,18 @@ def read_columns(given: str | Sequence[str] | Mapping[str, str] | None) -> Colum
     names: dict[str, str] = {}
     layouts: list[str] = []
     for word in words:
-        theirs, equals, ours = str(word).partition("=")
+        word = str(word)
+        theirs, equals, ours = word.partition("=")
         if not equals and word in LAYOUTS:
             layouts.append(word)
         elif not equals and word != IGNORE:
-            raise ValueError(f"is {IGNORE}, THEIRS=OURS or a layout ({', '.join(LAYOUTS)}), got {word!r}")
+            raise ValueError(f"is {IGNORE}, THEIRS=OURS or a layout ({', '.join(LAYOUTS)}), got {shown(word)}")
         elif equals and (not theirs or ours not in (*TARGETS, IGNORE)):
-            raise ValueError(f"{word!r}: a column is used as {', '.join(_shown())} or {IGNORE}, not as {ours!r}")
+            raise ValueError(
+                f"{shown(word)}: a column is used as {', '.join(_shown())} or {IGNORE}, not as {shown(ours)}"
+            )
         elif equals and names.setdefault(theirs, ours) != ours:
-            raise ValueError(f"{theirs!r} cannot be both {names[theirs]} and {ours}")
+            raise ValueError(f"{shown(theirs)} cannot be both {names[theirs]} and {ours}")
     return Columns(tuple(names.items()), tuple(dict.fromkeys(layouts)), IGNORE in words)
 
 

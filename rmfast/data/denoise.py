@@ -14,6 +14,8 @@ from rmfast.errors import KeyClash, UserError
 Slice = tuple[float, float]
 """Quantiles of strength from low to high, the latter not in it; (0, 0.1) are the weakest tenth."""
 
+LARGEST_MARGIN = 1e4
+"""No difference of scores is ever beyond it: the edge would pull for ever, or never."""
 MAKE_STRENGTHS = (
     "write strengths (columns strength_mean and strength_std) into the data with `task: ensemble`, or with "
     "`rmfast score` and several checkpoints"
@@ -236,6 +238,11 @@ def denoise_edges(
         wanted = np.clip(options.margin_scale * strength, options.margin_min, options.margin_max)
         replaced_margins = int((kept & (margin != 0)).sum())
         margin = np.where(kept, wanted, margin).astype(np.float32)
+        if not (largest := np.abs(margin).max(initial=0.0)) <= LARGEST_MARGIN:
+            raise UserError(
+                f"denoise ({options}): margins of up to {largest:g}, and beyond {LARGEST_MARGIN:,.0f} an edge trains "
+                "nothing: lower denoise.margin_scale, or set margin_min and margin_max"
+            )
     if options.smooth or options.soft_temperature is not None:
         if options.smooth_slice == "all":
             smoothed = ~identical & ~dropped

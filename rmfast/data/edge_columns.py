@@ -48,7 +48,7 @@ def join_edges(parts: Sequence[EdgeColumns[A]], join: Callable[[list[A]], A]) ->
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoreEdges(EdgeColumns[np.ndarray]):
-    """The edges of a store's G groups as a run uses them: the store's own arrays, or denoised ones in memory.
+    """The edges of a store's G groups as a run uses them: the store's arrays, or denoised ones in memory.
 
     Group g's are those from `start[g]` to `start[g + 1]` (int64 [G + 1]), their responses numbered within the group.
     """

@@ -6,17 +6,21 @@ from typing import Any
 import numpy as np
 
 from rmfast.data.columns import EDGE_COLUMNS
-from rmfast.data.example import BAD_NUMBER, CONTRADICTION, WRONG_TYPE, Edge, bad, shown
+from rmfast.data.denoise import LARGEST_MARGIN
+from rmfast.data.example import BAD_NUMBER, CONTRADICTION, WRONG_TYPE, Edge, bad
+from rmfast.errors import shown
 
 Pair = tuple[int, int]
 """Places of the better and of the worse response."""
 
 _MAX = float(np.finfo(np.float32).max)
-_RANGES = dict.fromkeys(EDGE_COLUMNS, (-_MAX, _MAX)) | {
+RANGES = dict.fromkeys(EDGE_COLUMNS, (-_MAX, _MAX)) | {
+    "margin": (-LARGEST_MARGIN, LARGEST_MARGIN),
     "target": (0.0, 1.0),
-    "weight": (0.0, _MAX),
+    "weight": (0.0, 1e9),
     "strength_std": (0.0, _MAX),
 }
+"""Smallest and largest number of each column."""
 
 
 def ranked_pairs(ours: dict[str, Any], count: int) -> list[Pair]:
@@ -109,10 +113,10 @@ def _numbers(ours: dict[str, Any], name: str, count: int) -> list[float]:
 
 def read_edges(ours: dict[str, Any], pairs: Sequence[Pair], strengths: bool) -> tuple[tuple[Edge, ...], bool]:
     """The edges with their optional columns, and whether their weight came one per edge."""
-    if _RANGES.keys().isdisjoint(ours):
+    if RANGES.keys().isdisjoint(ours):
         return tuple([Edge(better, worse) for better, worse in pairs]), False
     columns: list[dict[str, float]] = [{} for _ in pairs]
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in RANGES.items():
         if name not in ours or (name.startswith("strength") and not strengths):
             continue
         values = ours[name] if isinstance(ours[name], list) else [ours[name]] * len(pairs)

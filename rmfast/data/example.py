@@ -51,12 +51,17 @@ def bad(cause: str, detail: str) -> NoReturn:
     raise BadRow(cause, detail)
 
 
-def shown(value: Any) -> str:
-    """A value as a detail quotes it: its beginning, on one line that any terminal can print."""
-    try:
-        return repr(value if len(text := value if isinstance(value, str) else repr(value)) <= 80 else f"{text[:80]}...")
-    except ValueError:  # an integer of thousands of digits
-        return f"a huge {type(value).__name__}"
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, which no tokenizer takes.
+
+    Raises:
+        BadRow: it names the character.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(NOT_UTF8, f"character {text[error.start]!r} is half of a surrogate pair") from None
 
 
 def is_messages(value: Any) -> bool:

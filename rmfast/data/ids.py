@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.data.example import BAD_NUMBER, CONTRADICTION, EMPTY, MISSING_COLUMN, WRONG_TYPE, bad, shown
+from rmfast.data.example import BAD_NUMBER, CONTRADICTION, EMPTY, MISSING_COLUMN, WRONG_TYPE, bad
 from rmfast.data.notes import Note
+from rmfast.errors import shown
 
 _SPELLINGS = ("{}_ids", "{}_input_ids", "input_ids_{}")
 _MASKS = ("{}_attention_mask", "attention_mask_{}")

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rmfast.data.example import MISSING_COLUMN, WRONG_TYPE, bad, shown
+from rmfast.data.example import MISSING_COLUMN, WRONG_TYPE, bad
 from rmfast.data.messages import objects
+from rmfast.errors import shown
 
 
 @dataclass(frozen=True)

@@ -132,13 +132,13 @@ class StepLoader:
         ranks: int,
         rank: int,
         budget: int,
-        lm: bool = False,
+        predicts: Predicts | None = None,
         pin: bool = False,
         fixed: bool = False,
         views: Views | None = None,
     ) -> None:
         self.table, self.plan, self.total = table, plan, total
-        self.ranks, self.rank, self.budget, self.lm = ranks, rank, budget, lm
+        self.ranks, self.rank, self.budget, self.predicts = ranks, rank, budget, predicts
         self.pin, self.fixed, self.views = pin, fixed, views
         self.step = BuiltAhead(self.build, total)
 
@@ -151,7 +151,7 @@ class StepLoader:
             ranks=self.ranks,
             rank=self.rank,
             budget=self.budget,
-            predicts="chosen" if self.lm else None,
+            predicts=self.predicts,
             fixed=self.fixed,
             views=self.views,
         )
@@ -166,6 +166,11 @@ class StepLoader:
 
     def labels(self, step: Step) -> str:
         """The first rows of a step by file and line, and how many more there are."""
-        rows = [self.table.label(int(group)) for group in step.rows[:NAMED_ROWS]]
-        more = f" and {len(step.rows) - NAMED_ROWS} more" if len(step.rows) > NAMED_ROWS else ""
-        return f"{', '.join(rows)}{more}"
+        return named_rows(self.table, step.rows)
+
+
+def named_rows(table: GroupTable, rows: np.ndarray) -> str:
+    """The first of some rows of a table by file and line, and how many more there are."""
+    named = [table.label(int(group)) for group in rows[:NAMED_ROWS]]
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return f"{', '.join(named)}{more}"

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, BadRow, Message, bad, is_messages, shown
+from rmfast.data.example import WRONG_ROLES, WRONG_TYPE, BadRow, Message, bad, is_messages
 from rmfast.data.jsonfile import DOUBLED_KEY, parse_json
+from rmfast.errors import shown
 
 ASKING = frozenset(
     {"system", "developer", "user", "human", "tool", "function", "observation", "environment", "ipython"}

@@ -12,8 +12,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rmfast.data.example import WRONG_ROLES, BadRow, Message, shown
+from rmfast.data.example import WRONG_ROLES, BadRow, Message
 from rmfast.data.notes import Note
+from rmfast.errors import shown
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython"})
 """Roles that chat templates know; they take others or leave them out."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmfast.data.edge_columns import NO_EDGE, EdgeColumns
-from rmfast.data.pack import Pack, TokenColumns
+from rmfast.data.pack import Pack
 from rmfast.kernels import prefix_layout
 
 SMALLEST = 16
@@ -62,5 +62,5 @@ def pad_pack(pack: Pack, tokens: int) -> Pack:
         is_response=end(pack.is_response, scores, False),
         group=torch.cat((pack.group, pack.group[-1:] + 1 + torch.arange(scores))),
         edges=EdgeColumns(**filled),
-        targets=TokenColumns(rows=end(pack.targets.rows, targets, 0), ids=end(pack.targets.ids, targets, -1)),
+        targets=replace(pack.targets.map(lambda c: end(c, targets, 0)), ids=end(pack.targets.ids, targets, -1)),
     )

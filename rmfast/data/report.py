@@ -58,6 +58,16 @@ def _lengths(store: TokenStore, max_length: int) -> list[tuple[str, str]]:
     over = (f"over {max_length:,} tokens", f"{_share(store.longest() > max_length)} of the groups")
     if _are_prompts(store):
         return [header, ("  prompt tokens", _quantiles(store.prefix_length)), over]
+    if store.trained is not None:
+        targets = np.add.reduceat(store.trained, store.token_start[:-1], dtype=np.int64)
+        of_all = f"{targets.sum():,} of {len(store.tokens):,} tokens ({targets.sum() / len(store.tokens):.1%})"
+        return [
+            ("trained on", of_all),
+            header,
+            ("  trained tokens", _quantiles(targets)),
+            ("  whole sequences", _quantiles(store.lengths())),
+            over,
+        ]
     lengths = store.lengths()
     sizes, counts = np.unique(np.diff(store.response_start), return_counts=True)
     return [
@@ -76,7 +86,7 @@ def _are_prompts(store: TokenStore) -> bool:
 
 def _edges(store: TokenStore) -> list[tuple[str, str]]:
     if not len(store.better):
-        return [] if _are_prompts(store) else [("edges", "none")]
+        return [] if _are_prompts(store) or store.trained is not None else [("edges", "none")]
     lengths = store.lengths().astype(np.int64)
     first = np.repeat(store.response_start[:-1], np.diff(store.edge_start))
     longer = lengths[first + store.better] - lengths[first + store.worse]
@@ -147,7 +157,7 @@ def _packing(store: TokenStore) -> list[tuple[str, str]]:
     padded = int((longest * np.add.reduceat(rows[order], first)).sum())
     saved = ("prefix sharing saves", f"{1 - len(store.tokens) / total:.1%} of {total:,} tokens")
     padding = ("padding avoided", f"{1 - total / padded:.1%} of a padded batch of {_BATCH} in random order")
-    return [padding] if prompts else [saved, padding]
+    return [padding] if prompts or store.trained is not None else [saved, padding]
 
 
 def _quantiles(values: np.ndarray) -> str:

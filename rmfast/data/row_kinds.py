@@ -1,6 +1,10 @@
 """What rows are: what is asked of a row, and of the prompt group that it becomes. A new kind is a constant here."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Turns = Literal["all", "last"]
+"""Which of the assistant's turns in a conversation are trained on."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,7 @@ class RowKind:
             with none that differs from the others, cannot be used; responses that repeat one are merged. None for all
             responses as they are.
         answered: rows have responses; without, a row is its prompt alone, whatever answers stand beside it.
+        turns: rows are demonstrations, one response each, of which some tokens are targets; None for other rows.
     """
 
     name: str
@@ -22,10 +27,13 @@ class RowKind:
     empty: bool = False
     distinct: int | None = None
     answered: bool = True
+    turns: Turns | None = None
 
     @property
     def key(self) -> str:
         """What tells caches of the same rows apart."""
+        if self.turns is not None:
+            return f" {self.name}, {self.turns} turns"
         if not self.answered:
             return f" {self.name}"
         return "" if self.distinct is None else f" {self.distinct} samples"
@@ -44,3 +52,8 @@ PROMPTS = RowKind("prompts", answered=False)
 def samples(count: int) -> RowKind:
     """MetaRM's: so many different responses of a prompt."""
     return RowKind("samples", distinct=count)
+
+
+def demonstrations(turns: Turns = "all") -> RowKind:
+    """Answers to learn token by token, those of the assistant's turns that are asked for."""
+    return RowKind("demonstrations", turns=turns)

@@ -13,7 +13,7 @@ Optional columns `margin`, `target`, `weight`, `strength_mean`, `strength_std` h
 `tools` and `chat_template_kwargs` go to the chat template. Columns of other names: see `rmfast.data.columns`.
 
 What a row says twice is used once where it agrees and is a bad row where it does not. Rows as prompts to sample from:
-see `rmfast.data.prompt_rows`.
+see `rmfast.data.prompt_rows`; as demonstrations, `rmfast.data.demonstration_rows`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,13 +21,14 @@ from typing import Any
 
 from rmfast.data.beside import IDS_ALONE, text_of
 from rmfast.data.columns import AS_NAMED, BY_NAME, EDGE_COLUMNS, Columns, is_rank
+from rmfast.data.contents import check_contents, check_turns
+from rmfast.data.demonstration_rows import best_answer, demonstrated, parse_demonstration
 from rmfast.data.edges import Pair, check_pairs, pair_order, ranked_pairs, read_edges
 from rmfast.data.example import (
     CONTRADICTION,
     EMPTY,
     MISSING_COLUMN,
     NO_EDGE,
-    WRONG_ROLES,
     WRONG_TYPE,
     BadRow,
     Edge,
@@ -36,9 +37,9 @@ from rmfast.data.example import (
     bad,
     is_messages,
 )
-from rmfast.data.ids import check_ids, has_ids, holds_ids, read_ids
+from rmfast.data.ids import has_ids, read_ids
 from rmfast.data.layouts import layouts_with_answers
-from rmfast.data.messages import asks, several, template_arguments
+from rmfast.data.messages import several, template_arguments
 from rmfast.data.notes import Note
 from rmfast.data.parts import joined_prompt, settle
 from rmfast.data.prompt_rows import parse_prompt
@@ -91,9 +92,23 @@ def parse_row(row: dict[str, Any], columns: Columns = AS_NAMED, kind: RowKind = 
     if None in row.values():
         row = {name: value for name, value in row.items() if value is not None}
     try:
-        return _parse(row, columns, kind) if kind.answered else parse_prompt(row, columns)
+        return _parse_kind(row, columns, kind)
     except RecursionError:
         raise BadRow(WRONG_TYPE, "lists or objects nested too deep") from None
+
+
+def _parse_kind(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
+    if not kind.answered:
+        return parse_prompt(row, columns)
+    if kind.turns is None:
+        return _parse(row, columns, kind)
+    if (ours := demonstrated(row, columns)) is not None:
+        return parse_demonstration(ours, row, columns, kind)
+    ours = columns.read(row)
+    if "chosen" not in ours and "responses" not in ours and not has_ids(ours):
+        has = ", ".join(map(repr, row)) or "no columns"
+        bad(MISSING_COLUMN, f"no `messages`, no `prompt` and `completion`, and no `text`; the row has {has}")
+    return best_answer(_parse(row, columns, kind))
 
 
 def _parse(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
@@ -119,7 +134,7 @@ def _parse(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
         bad(NO_EDGE, "no response is preferred to another")
     edges, per_edge_weight = read_edges(ours, pairs, strengths=not kind.empty)
     tools, template_kwargs = template_arguments(ours)
-    _check_contents(prompt, responses, kind)
+    check_contents(prompt, responses, kind)
     if tools and prompt is not None and isinstance(responses[0], str) and isinstance(prompt, str):
         used -= {"tools", "chat_template_kwargs"}  # no template is rendered over texts
     if has_ids(ours):
@@ -127,7 +142,7 @@ def _parse(row: dict[str, Any], columns: Columns, kind: RowKind) -> Example:
     else:
         repeated = repeated_prompts(prompt, responses, row, columns, names)
     if not prompt:
-        _check_turns(responses)  # after the columns that could have been it
+        check_turns(responses)  # after the columns that could have been it
     if prompt is None and "prompt" in used and "prompt" in ours:
         repeated |= {name for name in names if columns.targets.get(name, name) == "prompt"}
     return Example(
@@ -153,19 +168,13 @@ def _plain_pair(row: dict[str, Any], columns: Columns, names: tuple[str, ...], k
         return None
     notes: list[Note] = []
     prompt, responses = settle(row.get("prompt"), answers, notes)
-    _check_contents(prompt, responses, kind)
+    check_contents(prompt, responses, kind)
     if not prompt:
-        _check_turns(responses)
+        check_turns(responses)
     repeated = _PROMPT if prompt is None and "prompt" in row else _NONE
     return Example(
         prompt, tuple(responses), _ONE_EDGE, notes=tuple(notes), columns=columns.uses(names, _PAIR, repeated)
     )
-
-
-def _check_turns(responses: list[Any]) -> None:
-    """Refuse answers to nothing."""
-    if any(len(response) == 1 and is_messages(response) for response in responses):
-        bad(WRONG_ROLES, "no turn before the answer")
 
 
 def _ranked(ours: dict[str, Any], notes: list[Note]) -> tuple[Any, list[Any], list[Pair], frozenset[str]]:
@@ -286,26 +295,3 @@ def _rated_otherwise(row: dict[str, Any], rated: Iterable[tuple[str, str]]) -> I
 
 def _is_below(value: Any, other: Any) -> bool:
     return all(type(one) in (int, float) for one in (value, other)) and value < other
-
-
-def _check_contents(prompt: Any, responses: list[Any], kind: RowKind) -> None:
-    """Types that fit together, turns in order, text in every response."""
-    if prompt is not None and not isinstance(prompt, str) and not is_messages(prompt):
-        bad(WRONG_TYPE, f"the prompt is neither text nor a list of messages but {type(prompt).__name__}")
-    if set(map(type, responses)) == {str}:
-        if not kind.empty and not all(map(str.strip, responses)):
-            bad(EMPTY, "a response has no text")
-        if prompt == []:
-            bad(WRONG_ROLES, "no turn before the answer")
-        return
-    if prompt is None and all(map(holds_ids, responses)):
-        for ids in responses:
-            check_ids(ids, "a response")
-        return
-    if isinstance(prompt, str) or not all(map(is_messages, responses)):
-        bad(WRONG_TYPE, "the responses are not all text, all lists of messages or all lists of token ids")
-    for response in responses:
-        if not response or asks(response[-1]):
-            bad(WRONG_ROLES, "prompt and answer do not end in an assistant turn")
-        if not kind.empty and not (response[-1].get("content") or "").strip() and not response[-1].get("tool_calls"):
-            bad(EMPTY, "the last assistant turn has no text")

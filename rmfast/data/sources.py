@@ -20,7 +20,8 @@ from rmfast.data.example import BadRow
 from rmfast.data.jsonfile import Rows, json_rows
 from rmfast.data.splits import UNNAMED, choose_config, choose_split
 from rmfast.data.unpack import NOT_READ, SUFFIXES, suffix_of
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line
+from rmfast.paths import usable_path
 
 if TYPE_CHECKING:
     import datasets
@@ -120,7 +121,10 @@ def _parts(source: str) -> tuple[str, str | None, str | None]:
 
 def _locate(source: str, default_split: str) -> _Found:
     root, config, split = _parts(source)
-    path = Path(root)
+    try:
+        path = Path(usable_path(root))
+    except ValueError as error:
+        raise UserError(f"the path in source {source!r} {error}") from None
     if path.is_file():
         if asked := ("" if config is None else f":{config}") + ("" if split is None else f"#{split}"):
             raise UserError(f"{root} is one file and has no configuration or split: leave out {asked}")
@@ -194,8 +198,9 @@ def _hub_split(found: _Found, default_split: str) -> tuple[str, "datasets.Datase
     except Exception as error:  # every kind comes out of the hub's and the builders' code
         if configs := _hub_configs(found.root, error):
             choose_config(found.root, configs, found.config)
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{where}: no such file, and cannot load a dataset of that name: {cause}") from error
+        raise UserError(
+            f"{where}: no such file, and cannot load a dataset of that name: {first_line(error)}"
+        ) from error
     taken = choose_split(where, splits, found.split, default_split)
     return taken, splits[taken]
 

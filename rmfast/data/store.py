@@ -5,6 +5,7 @@ source's bytes, the tokenizer and the format, so a change of any makes a new one
 what stands under its name is complete, and of several builders at once the first to finish wins.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -16,26 +17,34 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, encode_chunk
+from rmfast import signals
+from rmfast.console import say
+from rmfast.data.array_file import ArrayFile, map_array
+from rmfast.data.chunk import DTYPES, STARTS, Chunk, Summary, dtypes_of, encode_chunk
 from rmfast.data.columns import AS_NAMED, Columns
 from rmfast.data.example import Example
-from rmfast.data.files import sync, sync_tree
+from rmfast.data.files import publish_first, sweep, temporary_name
 from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.sources import Row, content_key, read_rows, source_root, split_note
 from rmfast.data.tokenizer import fingerprint
-from rmfast.errors import UserError
+from rmfast.environment import end_with_parent
+from rmfast.errors import UserError, first_line
+from rmfast.outputs.checksums import Checksum, sealed, unsealed
+from rmfast.outputs.failure import naming
 
-FORMAT = 8
+FORMAT = 10
 """Raise it whenever the arrays or the tokenisation change: old stores are then built again."""
 
+META = "meta.json"
+CHECKSUMS = "checksums"  # in it; of the arrays
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
 _POOL_FROM = 5_000  # rows below which starting processes costs more than it saves
 
@@ -76,6 +85,7 @@ class TokenStore:
     row: np.ndarray  # int64 [G]
     prompt: np.ndarray  # uint64 [G]
     meta: dict[str, Any] = field(repr=False)
+    trained: np.ndarray | None = None  # bool, as `tokens`: which are targets; None where it holds no demonstrations
 
     def __len__(self) -> int:
         return len(self.prefix_length)
@@ -93,6 +103,11 @@ class TokenStore:
     def lengths(self) -> np.ndarray:
         """Length of every response's full sequence, int32 [R]."""
         return np.repeat(self.prefix_length, np.diff(self.response_start)) + self.suffix_length
+
+    def targets(self) -> np.ndarray:
+        """How many targets come before each token, int64 [tokens + 1]; for stores of demonstrations."""
+        assert self.trained is not None
+        return np.concatenate(([0], np.cumsum(self.trained, dtype=np.int64)))
 
     def longest(self) -> np.ndarray:
         """Length of every group's longest sequence, int32 [G]; of a group without responses the prompt's."""
@@ -142,8 +157,9 @@ def build_store(
     bad_rows: Literal["drop", "error"] = "drop",
     kind: RowKind = PAIRS,
     columns: Columns = AS_NAMED,
+    verify: bool = True,
 ) -> TokenStore:
-    """Tokenise a source into `cache_dir`, or open what an earlier call left there.
+    """Tokenise a source into `cache_dir`, or open what an earlier call left there; what is damaged is built again.
 
     Args:
         source: see `rmfast.data.sources`.
@@ -154,6 +170,7 @@ def build_store(
         bad_rows: drop and count rows that cannot be used, or stop at the first.
         kind: what is asked of the rows.
         columns: what the rows' columns are.
+        verify: compare what was there with its checksums, for which all of it is read; one process of a machine does.
 
     Raises:
         UserError: nothing readable there, no usable row, a column that looks like a prompt and that `columns` says
@@ -163,19 +180,22 @@ def build_store(
     content += kind.key + (f" {columns.words}" if columns.words else "")
     key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
-    if not folder.is_dir():
+    store = _stored(folder, source, kind, verify) if folder.is_dir() else None
+    if store is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            temporary = folder.with_name(f".{key[:16]}-{uuid.uuid4().hex}")
+            sweep(folder.parent, also=r"\.[0-9a-f]{16}-[0-9a-f]{32}")  # half-built; so called by earlier versions
+            temporary = temporary_name(folder.with_name(f"{key[:16]}-{uuid.uuid4().hex}"))
             temporary.mkdir()
         except OSError as error:
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
-            _build(source, tokenizer, temporary, default_split, workers, bad_rows, kind, columns)
-            _publish(temporary, folder)
+            with naming(folder, temporary):
+                _build(source, tokenizer, temporary, default_split, workers, bad_rows, kind, columns)
+                publish_first(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    store = _open(folder, source)
+        store = _open(folder, source, kind, verify=False)
     store.meta["split"] = split_note(source, default_split)
     if bad_rows == "error" and store.meta["first_bad"]:
         raise UserError(store.meta["first_bad"])
@@ -197,12 +217,13 @@ def _build(
     head = list(itertools.islice(rows, _POOL_FROM + 1))
     count = workers or _cores()
     chunks = _serial if len(head) <= _POOL_FROM or count == 1 else _parallel
-    files = {name: _ArrayFile(folder / f"{name}.npy", dtype) for name, dtype in DTYPES.items()}
+    files = {name: ArrayFile(folder / f"{name}.npy", dtype) for name, dtype in dtypes_of(kind).items()}
     offset = dict.fromkeys(STARTS, 0)
     for name in STARTS:
         files[name].append(np.zeros(1, np.int64))
     summary = Summary()
     for chunk in chunks(itertools.chain(head, rows), tokenizer, count, kind, columns):
+        signals.check(f"{source} is not tokenised yet")
         summary.add(chunk, bad_rows)
         for name, array in chunk.arrays.items():
             if name in STARTS and len(array):
@@ -210,10 +231,8 @@ def _build(
                 offset[name] = int(array[-1])
             files[name].append(array)
     meta = summary.meta(source, tokenizer) | {"root": source_root(source)}
-    for array_file in files.values():
-        array_file.close()
-    with (folder / "meta.json").open("w", encoding="utf-8") as file:
-        json.dump(meta, file)
+    meta[CHECKSUMS] = {name: asdict(array_file.close()) for name, array_file in files.items()}
+    (folder / META).write_text(json.dumps(sealed(meta)), encoding="utf-8")
 
 
 def _cores() -> int:
@@ -245,6 +264,7 @@ def _parallel(
             except RecursionError:  # a row that is nested too deep to be sent
                 yield encode_chunk(batch, tokenizer, kind, columns)
     except BrokenProcessPool:
+        signals.check("the data is not tokenised yet")
         raise UserError("a tokenising process died (out of memory?): ask for fewer workers") from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -255,6 +275,9 @@ _worker_tokenizer: PreTrainedTokenizerBase | None = None
 
 def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     global _worker_tokenizer
+    signals.left_to_parent()
+    run = parent_process()  # which may have been killed while this one imported what it needs
+    end_with_parent(parent=None if run is None else run.pid)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_tokenizer = tokenizer
 
@@ -264,42 +287,29 @@ def _work(rows: list[Row], kind: RowKind, columns: Columns) -> Chunk:
     return encode_chunk(rows, _worker_tokenizer, kind, columns)
 
 
-class _ArrayFile:
-    """An .npy file of one dimension that grows; its header is written again when the length is known."""
-
-    def __init__(self, path: Path, dtype: type) -> None:
-        self.file = path.open("wb")
-        self.dtype, self.length = np.dtype(dtype), 0
-        self._write_header()
-
-    def append(self, array: np.ndarray) -> None:
-        self.file.write(array.astype(self.dtype, copy=False).tobytes())
-        self.length += len(array)
-
-    def close(self) -> None:
-        self.file.seek(0)
-        self._write_header()  # numpy pads headers, so that the length may grow in place
-        self.file.close()
-
-    def _write_header(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    """Give the finished folder its name, unless another builder was first."""
-    sync_tree(temporary)
+def _stored(folder: Path, source: str, kind: RowKind, verify: bool) -> TokenStore | None:
+    """A store that is there; one that is damaged is said, removed and None."""
     try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    sync(folder.parent)
+        return _open(folder, source, kind, verify)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError) as error:
+        say(f"{folder}: damaged data cache ({first_line(error)}): it is built again")
+        left = folder.with_name(f".{folder.name[:16]}-{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            folder.rename(left)
+            shutil.rmtree(left, ignore_errors=True)
+        return None
 
 
-def _open(folder: Path, source: str) -> TokenStore:
-    """Map a finished store. Its labels get the root under which the content was found this time."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+def _open(folder: Path, source: str, kind: RowKind, verify: bool) -> TokenStore:
+    """Map a finished store. Its labels get the root under which the content was found this time.
+
+    Args:
+        verify: compare it with its checksums, which one of an earlier version has not.
+    """
+    meta = unsealed(json.loads((folder / META).read_text(encoding="utf-8")), CHECKSUMS)
+    noted = meta.pop(CHECKSUMS, {})
+    sums = {name: Checksum(**checksum) for name, checksum in noted.items()} if verify else {}
+    arrays = {name: map_array(folder / f"{name}.npy", dtype, sums.get(name)) for name, dtype in dtypes_of(kind).items()}
     old, new = meta.pop("root"), source_root(source)
 
     def moved(label: str) -> str:
@@ -313,4 +323,4 @@ def _open(folder: Path, source: str) -> TokenStore:
         cause: [[moved(where), detail] for where, detail in shown] for cause, shown in meta["bad_examples"].items()
     }
     meta["notes"] = {kind: [n, moved(where), detail] for kind, (n, where, detail) in meta["notes"].items()}
-    return TokenStore(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in DTYPES}, meta=meta)
+    return TokenStore(**arrays, meta=meta)

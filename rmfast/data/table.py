@@ -27,9 +27,10 @@ class GroupTable:
 
     `cut` tokens are left out at the left of the prompt (after a BOS that every sequence begins with). `stored` counts
     the tokens that a pack holds, `sequences` those of all the group's sequences, prompt repeated; of a group without
-    responses both count its prompt. `lm` counts the predicted tokens of the chosen responses, `visible` the pairs of a
-    query and a key that it sees (attention's work). `weight` (float64) is the sum over the group's edges. Responses are
-    numbered through the table; `first_response` (int64 [G + 1]) is where a group's begin.
+    responses both count its prompt. `lm` counts the predicted tokens: a demonstration's targets, or else the tokens of
+    the chosen responses; `visible` the pairs of a query and a key that it sees (attention's work). `weight` (float64)
+    is the sum over the group's edges. Responses are numbered through the table; `first_response` (int64 [G + 1]) is
+    where a group's begin.
     """
 
     stores: tuple[TokenStore, ...]
@@ -134,7 +135,10 @@ def _columns(
         # Only the prompt is cut, and of no sequence all of it: a response may end inside the prefix.
         shortest = prefix + store.by_group(np.minimum, store.suffix_length, np.zeros_like(prefix))
         prompt = store.by_group(np.minimum, store.answer_start, prefix).astype(np.int64) - bos
-        room = np.maximum(np.minimum(prompt, shortest - 1), 0)
+        room = np.minimum(prompt, shortest - 1)
+        if store.trained is not None:  # of a conversation earlier answers are cut too, but not the last target
+            room = _last_targets(store) - 1
+        room = np.maximum(room, 0)
         too_long = excess > room if truncate else excess > 0
         cut = np.where(too_long, 0, excess) if truncate else cut
     columns = {
@@ -146,7 +150,21 @@ def _columns(
         "visible": _visible(store, prefix - cut),
         "responses": responses,
     }
-    return columns | edge_columns(store, _edges_of(store), cut), too_long
+    columns |= edge_columns(store, _edges_of(store), cut)
+    return columns if store.trained is None else columns | {"lm": _targets(store, cut)}, too_long
+
+
+def _last_targets(store: TokenStore) -> np.ndarray:
+    """Where in its sequence each demonstration has its last target, int64 [G]."""
+    assert store.trained is not None
+    places = np.flatnonzero(store.trained)
+    return places[store.targets()[store.token_start[1:]] - 1] - store.token_start[:-1]
+
+
+def _targets(store: TokenStore, cut: np.ndarray) -> np.ndarray:
+    """Targets of each demonstration, int64 [G], without those that are cut or that come first then."""
+    before = store.targets()
+    return before[store.token_start[1:]] - before[store.token_start[:-1] + cut + 1]
 
 
 def shared_prefix(stored: np.ndarray, sequences: np.ndarray, responses: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ A prompt without responses is what an answer is to follow: a string without an e
 messages with the template's generation prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,18 +21,18 @@ from rmfast.data.beside import compare_texts
 from rmfast.data.example import (
     EMPTY,
     IDENTICAL,
-    NOT_UTF8,
     TOO_FEW,
     WRONG_TYPE,
     BadRow,
     Example,
     Message,
     Response,
-    shown,
+    check_unicode,
 )
 from rmfast.data.notes import Note
 from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, without_tools
 from rmfast.data.template import render
+from rmfast.errors import shown
 
 Ids = np.ndarray
 
@@ -47,12 +47,15 @@ class Encoded:
     Attributes:
         ids: one int32 array per response: the whole sequence, prompt included.
         prefix: length of the longest token prefix common to all of them (the whole sequence where N = 1).
-        answer_start: per response, how many of its leading tokens it shares with the tokenised prompt alone (the
-            template's assistant header included). Without a separate prompt it is the common prefix.
+        answer_start: per response, how many of its leading tokens it shares with the tokenised prompt alone (with the
+            template's assistant header, without an eos that the tokenizer appends). Without a separate prompt it is the
+            common prefix.
         double_bos: sequences from which a second bos was taken.
         merged: samples that were the same as an earlier one (see `distinct_samples`).
         notes: the example's, and what its tokenisation adds to them.
         prompt: where N = 0, the prompt's ids, int32, which are the prefix; else None.
+        trained: of a demonstration, which of its tokens are targets, bool [length]; never the first, which nothing
+            predicts. Else None.
     """
 
     ids: tuple[Ids, ...]
@@ -62,6 +65,7 @@ class Encoded:
     merged: int = 0
     notes: tuple[Note, ...] = ()
     prompt: Ids | None = None
+    trained: np.ndarray | None = None
 
     @property
     def sequences(self) -> tuple[Ids, ...]:
@@ -84,17 +88,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
         UserError: messages need a chat template and there is none, or it is not valid.
     """
     texts: dict[_Way, dict[str, None]] = {"rendered": {}, "plain": {}, "open": {}}  # a dict keeps each text once
-    drafts: list[_Draft | BadRow] = []
+    drafts: list[Draft | BadRow] = []
     for example in examples:
         try:
-            draft = _write(tokenizer, example)
+            draft = write(tokenizer, example)
         except BadRow as bad:
             drafts.append(bad)
             continue
         texts[draft.way].update(dict.fromkeys(draft.all_texts))
         drafts.append(draft)
-    ids = {way: _tokenise(tokenizer, list(keys), way) for way, keys in texts.items()}
-    return [draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft, ids[draft.way]) for draft in drafts]
+    appends_eos = cache(partial(_appends_eos, tokenizer))
+    ids = {way: _tokenise(tokenizer, list(keys), way, appends_eos) for way, keys in texts.items()}
+    return [
+        draft if isinstance(draft, BadRow) else _assemble(tokenizer, draft, ids[draft.way], appends_eos)
+        for draft in drafts
+    ]
 
 
 def distinct_samples(encoded: Encoded, k: int) -> Encoded | BadRow:
@@ -121,7 +129,7 @@ def common_prefix(a: Ids, b: Ids) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class Draft:
     """The texts of an example: of each response with the prompt (none for ready ids), and of the prompt alone.
 
     Where there is no response, the prompt is the one text.
@@ -143,33 +151,34 @@ class _Draft:
         return "plain" if self.example.responses else "open"
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
+def write(tokenizer: PreTrainedTokenizerBase, example: Example) -> Draft:
+    """The texts of an example that are to be tokenised.
+
+    Raises:
+        BadRow, UserError: as `encode`.
+    """
     if example.is_messages:
         draft = _rendered(tokenizer, example)
     elif example.is_text:
         prompt = cast(str | None, example.prompt)
         whole = tuple((prompt or "") + cast(str, response) for response in example.responses)
-        draft = _Draft(example, whole, prompt) if whole else _Draft(example, (cast(str, prompt),))
+        draft = Draft(example, whole, prompt) if whole else Draft(example, (cast(str, prompt),))
     else:
         draft = _ready(tokenizer, example)
     for text in draft.all_texts:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:  # a lone surrogate, which no tokenizer takes
-                raise BadRow(NOT_UTF8, f"character {text[error.start]!r} is half of a surrogate pair") from None
+        check_unicode(text)
     return draft
 
 
-def _ready(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
+def _ready(tokenizer: PreTrainedTokenizerBase, example: Example) -> Draft:
     """Ids that are there already. Raises BadRow where they are not the tokenizer's, or not the texts' beside them."""
     vocabulary, sequences = len(tokenizer), cast(tuple[list[int], ...], example.contents)
     if any(ids and not 0 <= min(ids) <= max(ids) < vocabulary for ids in sequences):
         raise BadRow(WRONG_TYPE, f"a token id outside the tokenizer's vocabulary of {vocabulary}")
-    return _Draft(example, notes=compare_texts(tokenizer, example) if example.texts else ())
+    return Draft(example, notes=compare_texts(tokenizer, example) if example.texts else ())
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
+def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> Draft:
     """The chat template's texts, and notes on what they lack."""
     write = partial(render, tokenizer, tools=example.tools, arguments=example.template_kwargs)
     alone = not example.responses
@@ -189,15 +198,17 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, example: Example) -> _Draft:
     if example.tools:
         bare = partial(write, conversations[0], is_prompt=alone, tools=None)
         notes += without_tools(example.tools, texts[0], bare)
-    return _Draft(example, texts, prompt, notes)
+    return Draft(example, texts, prompt, notes)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, texts: list[str], way: _Way) -> dict[str, Ids]:
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], way: _Way, appends_eos: Callable[[], bool]
+) -> dict[str, Ids]:
     if not texts:
         return {}
     special = way != "rendered"
     lists = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-    if way == "open" and _appends_eos(tokenizer):
+    if way == "open" and appends_eos():
         lists = [ids[:-1] for ids in lists]
     return {text: np.asarray(ids, dtype=np.int32) for text, ids in zip(texts, lists, strict=True)}
 
@@ -207,10 +218,14 @@ def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id])
 
 
-def _assemble(tokenizer: PreTrainedTokenizerBase, draft: _Draft, ids_of: dict[str, Ids]) -> Encoded | BadRow:
+def _assemble(
+    tokenizer: PreTrainedTokenizerBase, draft: Draft, ids_of: dict[str, Ids], appends_eos: Callable[[], bool]
+) -> Encoded | BadRow:
     example = draft.example
     is_text = example.is_text
     prompt = None if draft.prompt is None else ids_of[draft.prompt]
+    if draft.way == "plain" and prompt is not None and _ends_in(prompt, tokenizer.eos_token_id) and appends_eos():
+        prompt = prompt[:-1]  # or an empty response, which ends in the same eos, would have no token
     if draft.texts:
         sequences = [ids_of[text] for text in draft.texts]
     else:
@@ -271,4 +286,8 @@ def _single_bos(ids: Ids, bos: int | None) -> Ids:
 
 
 def _append_eos(ids: Ids, eos: Any) -> Ids:
-    return ids if len(ids) and ids[-1] == eos else np.append(ids, np.int32(eos))
+    return ids if _ends_in(ids, eos) else np.append(ids, np.int32(eos))
+
+
+def _ends_in(ids: Ids, token: int | None) -> bool:
+    return bool(len(ids) and ids[-1] == token)

@@ -3,14 +3,17 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmfast.data.clock import fix_date, iso_date
 from rmfast.data.gguf_tokenizer import check_reader, set_splits
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line, shown
 from rmfast.gguf_file import first_part
+from rmfast.models.peft import tokenizer_folder
+from rmfast.paths import whole_text
 
 
 def load_tokenizer(
@@ -19,7 +22,7 @@ def load_tokenizer(
     """Load the fast tokenizer of a Hugging Face folder, a GGUF file or a hub name.
 
     Args:
-        path: a folder, a .gguf file, or a name on the hub.
+        path: a folder, a .gguf file, or a name on the hub. An adapter's folder may leave its tokenizer to its base.
         chat_template: a template file or the template's text; it replaces the tokenizer's.
         template_date: YYYY-MM-DD, what a template that reads the clock is given; None for the date that it was given
             before, or else `rmfast.data.clock.DEFAULT_DATE`.
@@ -31,6 +34,7 @@ def load_tokenizer(
     is_local = path.exists()
     if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):
         raise UserError(f"no tokenizer at {path}: no such file or folder")
+    path = tokenizer_folder(path)
     if path.is_dir() and not (path / "tokenizer_config.json").is_file():
         ggufs = {first_part(file) for file in path.iterdir() if file.suffix.lower() == ".gguf"}
         path = ggufs.pop() if len(ggufs) == 1 else path
@@ -46,10 +50,12 @@ def load_tokenizer(
     except UserError:
         raise
     except Exception as error:  # the libraries below raise every kind, a bare Exception for a broken tokenizer.json
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load a tokenizer from {path}: {cause}") from error
+        raise UserError(f"cannot load a tokenizer from {path}: {first_line(error)}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {path} has no fast version: convert it to a tokenizer.json")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        longest = shown(tokenizer.model_max_length)
+        raise UserError(f"{path}: model_max_length in its tokenizer_config.json is {longest}, which is no number")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token  # BERT and its like end a text so
     if tokenizer.eos_token_id is None:
@@ -79,17 +85,23 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 of all that decides token ids: vocabulary and rules, chat template with its date, eos, bos."""
+    backend, *others = _rules(tokenizer)
+    parts = [backend, tokenizer.chat_template, *others]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def same_ids(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers give every text the same ids, whatever their chat templates."""
+    return _rules(one) == _rules(other)
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """All that decides the token ids of a text."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     # Padding and truncation are leftovers of the last call, and each of our calls sets them again.
     backend = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
-    parts = [
-        backend,
-        tokenizer.chat_template,
-        tokenizer.eos_token_id,
-        tokenizer.bos_token_id,
-        tokenizer("")["input_ids"],  # what the tokenizer adds by itself
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    # The last: what the tokenizer adds by itself.
+    return [backend, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer("")["input_ids"]]
 
 
 def _template_text(chat_template: str) -> str:
@@ -99,6 +111,6 @@ def _template_text(chat_template: str) -> str:
     if not path.is_file():
         raise UserError(f"data.chat_template: no such file: {path}")
     try:
-        return path.read_text(encoding="utf-8")
+        return whole_text(path)
     except UnicodeDecodeError:
         raise UserError(f"data.chat_template: {path} is not UTF-8") from None

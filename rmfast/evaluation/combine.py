@@ -73,6 +73,42 @@ def ballot(gaps: ArrayLike) -> Floats:
     return np.sign(np.where(np.isfinite(g), g, np.nan)).sum(0)
 
 
+def vote_scores(rewards: ArrayLike, groups: ArrayLike) -> Floats:
+    """A vote as a score of each response [R], of members' rewards [M, R]: votes for it less votes against it, a mean
+    over the members and over the other responses of its group; in [-1, 1], and 0 where there is no other.
+
+    1 + it, halved, is the share of members that prefer the response to another one, of which a tie is half a vote. It
+    depends on the members' rankings alone. Source: the symmetric Borda score (Zwicker, Introduction to the theory of
+    voting, in Handbook of Computational Social Choice, 2016), over the members' number and that of the others.
+
+    Args:
+        groups: integers [R], equal for responses to one prompt.
+    """
+    r, g = np.asarray(rewards, dtype=np.float64), np.asarray(groups)
+    one, other = pairs_within(g)
+    votes = majority(r, one, other)
+    total = np.bincount(one, votes, len(g)) - np.bincount(other, votes, len(g))
+    others = np.bincount(np.concatenate((one, other)), minlength=len(g))
+    return total / (len(r) * np.maximum(others, 1))
+
+
+def pairs_within(groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both responses of every pair of a group, once: numbers below R [P], of groups [R] as in `vote_scores`."""
+    g = np.asarray(groups)
+    order = np.argsort(g, kind="stable")
+    pairs = [
+        group[np.stack(np.triu_indices(len(group), 1))]
+        for group in np.split(order, np.flatnonzero(np.diff(g[order])) + 1)
+    ]
+    one, other = np.concatenate(pairs, 1)
+    return one, other
+
+
+def combined_scores(rewards: ArrayLike, groups: ArrayLike, rule: Rule, k: float = 1.0) -> Floats:
+    """One score a response [R] by any rule, of members' rewards [M, R]: `combine`, or `vote_scores`."""
+    return vote_scores(rewards, groups) if rule == "majority" else combine(rewards, rule, k)
+
+
 def combined_metrics(
     rewards: ArrayLike, edges: Edges, rule: Rule, *, k: float = 1.0, center: float = 0.0
 ) -> dict[str, float | int | str]:

@@ -26,7 +26,8 @@ class Workload:
         tokens: computed tokens, prompts once. responses: scored tokens. pack: tokens of a pack.
         visible: pairs of a query and a key that it sees, over all tokens.
         every_token: whether the last layer's output is read at all tokens, for an LM loss.
-        activation: bytes of one, 2 or 4. Weights, gradients and moments are fp32 in any case.
+        activation: bytes of one, 2 or 4. Weights that are trained, gradients and moments are fp32 in any case.
+        adapters: weights of adapters, where these and the head are trained alone; the others are stored as activations.
     """
 
     tokens: int
@@ -35,6 +36,7 @@ class Workload:
     visible: int
     every_token: bool = False
     activation: int = 2
+    adapters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
 
     ddp: fp32 weights, gradients (torch's buckets where there are several ranks) and two moments, and a bf16 copy of
     what matmuls read. fsdp: all by ranks, two layers and embedding gathered, a layer's gradients whole. megatron: what
-    ddp has of a rank's part of the model, the moments divided by data ranks.
+    ddp has of a rank's part of the model, the moments divided by data ranks. Under adapters (ddp, fsdp) the weights are
+    stored as activations are, and the rest is of the adapters alone; their small products are not counted.
     """
     b, tokens = load.activation, min(load.pack, max(1, load.tokens // layout.data))
     packs = ceil(load.tokens / layout.data / load.pack)
@@ -108,7 +111,12 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     cast = b if b < 4 else 0  # fp32 weights are read as they are
     # Where an LM loss reads the table, it does so on the last stage, which is not the fullest.
     copies = cast * (layers * layer + (load.every_token and layout.pipeline == 1) * table)
-    if layout.engine == "ddp":
+    if (trained := load.adapters) is not None:
+        part = layout.data if layout.engine == "fsdp" else 1
+        whole = {"weights": b * weights + 4 * trained, "gradients": 4 * trained, "optimizer": 8 * trained}
+        state = {name: size / part for name, size in whole.items()}
+        copies = cast * trained if part == 1 else b * (2 * layer + table)
+    elif layout.engine == "ddp":
         state = {"weights": 4 * weights, "gradients": 4 * weights, "optimizer": 8 * weights}
     elif layout.engine == "fsdp":
         shard = parameters(config) / layout.data
@@ -126,18 +134,20 @@ def memory(config: DecoderConfig, layout: Layout, load: Workload) -> dict[str, f
     # A run's first layer has no residual yet; its input is no matmul's output.
     start = {"none": 0, "selective": b * d, "full": -b * d}[layout.recompute] * layout.virtual
     kept = tokens * flying * ((layers - trimmed) * saved(layout.recompute) + start)
+    frozen = trained is not None  # no gradient of a matrix, nor of the embedding
     # A layer's backward at its widest: two hidden states' gradients, and those of gate and up (the product's
     # replaces the product), or later that of the largest matrix, as computed and in fp32, when the MLP keeps no more.
     f = config.ffn / layout.tensor
     working = tokens * b * 2 * d
     gathered = -cast if layout.engine == "fsdp" else 2 * cast
-    working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + (8 + gathered) * f * config.width)
+    largest = 0 if frozen else (8 + gathered) * f * config.width
+    working += max(tokens * b * 2 * f, tokens * b * (d - 3 * f) + largest)
     if layout.recompute != "none":  # the layer's activations that are made again
         working += tokens * (saved("none") - (saved("selective") if layout.recompute == "selective" else 0))
     if layout.sequence:
         working += tokens * b * config.width  # megatron-core's buffer for a gathered stream
     # At the end of a pack's backward, when it keeps nothing any more: the embedding's gradient.
-    last = (4 + (cast if layout.engine == "fsdp" else 0)) * table + 4 * tokens * d
+    last = 0 if frozen else (4 + (cast if layout.engine == "fsdp" else 0)) * table + 4 * tokens * d
     working = max(working, last - kept / flying)
     return state | {"copies": copies, "activations": kept, "working": working, "reserve": RESERVE}
 
@@ -154,8 +164,9 @@ def seconds(
     matrices = 2 * config.layers * config.layer_parameters * load.tokens
     attention = 4 * config.layers * config.heads * config.head_dim * load.visible
     passes = 4 if layout.recompute == "full" else 3
+    frozen = matrices if load.adapters is not None else 0  # have no gradient
     rate = (gpu.matrix if b == 2 else gpu.single) * gpu.matrix_share
-    compute = passes * (matrices + attention) / layout.world / rate
+    compute = (passes * (matrices + attention) - frozen) / layout.world / rate
     # Norms (read 2 d, write 2 d, twice), RoPE and SwiGLU move bytes; their backward twice as many.
     q, k = config.heads * config.head_dim / layout.tensor, config.kv_heads * config.head_dim / layout.tensor
     d, f = config.width / (layout.tensor if layout.sequence else 1), config.ffn / layout.tensor
@@ -177,10 +188,11 @@ def seconds(
     pipe = hops / (1 if not layout.sequence else layout.tensor) / link(layout.pipeline, layout.tensor * layout.data)
     waits = bubble(layout.pipeline, layout.virtual, packs) * (compute + elementwise + tensor) / packs
     weights = _largest_stage(config, layout)
+    trained = weights if load.adapters is None else load.adapters
     share = (layout.data - 1) / layout.data
     # Gradients: summed once a step (ddp), scattered once (megatron) or with every pack (fsdp). Weights: gathered after
     # the step (megatron) or twice a pack (fsdp).
-    sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * weights * share
+    sent = {"ddp": 8.0, "fsdp": 4.0 * packs, "megatron": 4.0}[layout.engine] * trained * share
     gathered = {"ddp": 0.0, "fsdp": 2 * b * packs, "megatron": 4.0}[layout.engine] * weights * share
     reduced, data = sent / link(layout.data, layout.tensor), gathered / link(layout.data, layout.tensor)
     # The second half of the last pack's backward hides gradients, except those of the last run of layers where stages
@@ -189,7 +201,7 @@ def seconds(
     late = reduced / layout.virtual if layout.virtual > 1 else 0.0
     hides = min(reduced + data, busy) if layout.engine == "fsdp" else min(reduced - late, busy / 3 / packs)
     hidden = hides if overlap else 0.0
-    updated = weights / (1 if layout.engine == "ddp" else layout.data)
+    updated = trained / (1 if layout.engine == "ddp" else layout.data)
     return {
         "compute": compute, "elementwise": elementwise, "tensor": tensor, "pipeline": pipe, "bubble": waits,
         "data": reduced - hidden + data, "optimizer": 28 * updated / gpu.bandwidth,

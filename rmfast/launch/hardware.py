@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from rmfast.errors import UserError
+from rmfast.paths import whole_text
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def find_gpu(name: str) -> Gpu:
     path = Path(name)
     known = f"--gpu knows {', '.join(GPUS)} and files like those of benchmarks/scaling/ceilings.py"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(whole_text(path))
     except OSError as error:
         raise UserError(f"--gpu {name}: {error.strerror or error}; {known}") from None
     except (ValueError, RecursionError) as error:

@@ -53,8 +53,9 @@ def _divisors(number: int) -> list[int]:
 
 
 def plans(config: DecoderConfig, gpus: int, gpu: Gpu, load: Workload) -> tuple[list[Plan], list[Plan]]:
-    """Plans that fit into memory, fastest first; and those that do not, smallest first."""
-    made = [Plan(x, memory(config, x, load), seconds(config, x, load, gpu)) for x in layouts(config, gpus, gpu)]
+    """Plans that fit into memory, fastest first; and those that do not, smallest first. Adapters are native's alone."""
+    able = (x for x in layouts(config, gpus, gpu) if load.adapters is None or x.engine != "megatron")
+    made = [Plan(x, memory(config, x, load), seconds(config, x, load, gpu)) for x in able]
     fit = [plan for plan in made if plan.memory <= gpu.memory]
     rest = [plan for plan in made if plan.memory > gpu.memory]
     return sorted(fit, key=lambda plan: plan.step), sorted(rest, key=lambda plan: plan.memory)

@@ -63,7 +63,8 @@ def seconds(time: str) -> int | None:
     """
     if time.lower() in ("infinite", "unlimited"):
         return None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    number = r"(\d{1,9})"  # of more digits no cluster's limit is
+    found = re.fullmatch(rf"(?:{number}-)?{number}(?::{number})?(?::{number})?", time, re.ASCII)
     if not found:
         raise UserError(f"--time {time}: is no time limit of Slurm (minutes, 12:00:00 or 2-00:00:00)")
     days, *rest = found.groups()

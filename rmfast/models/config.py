@@ -1,5 +1,6 @@
 """The shape of a decoder, read from a Hugging Face config. One table lists the families that work."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rmfast.errors import UserError
+from rmfast.errors import UserError, first_line, shown
 
 FAMILIES = {
     "llama": "Llama 2/3 and SmolLM2",
@@ -66,7 +67,10 @@ def context_window(hf: PreTrainedConfig) -> int | None:
         return None
     rope: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
     before = {"linear": limit, "dynamic": limit, "yarn": rope.get("original_max_position_embeddings") or limit}
-    return max(limit, int(before.get(rope.get("rope_type", ""), 0) * (rope.get("factor") or 1)))
+    try:
+        return max(limit, int(before.get(rope.get("rope_type", ""), 0) * (rope.get("factor") or 1)))
+    except (TypeError, ValueError, OverflowError):  # of a RoPE that makes no angles, which is said where they are made
+        return limit
 
 
 def supported_families() -> str:
@@ -86,6 +90,7 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
     family = hf.model_type
     if family not in FAMILIES:
         raise UserError(f"{where}: architecture {family!r} is not supported; these are: {supported_families()}")
+    _check_numbers(hf, where)
     if hf.hidden_act not in ("silu", "swish"):
         raise UserError(f"{where}: activation {hf.hidden_act!r} is not supported; the decoder uses silu")
     heads, kv_heads = hf.num_attention_heads, hf.num_key_value_heads or hf.num_attention_heads
@@ -118,6 +123,34 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
     )
 
 
+SIZES = {  # of a model, with the largest that is one
+    "vocab_size": 2**24, "hidden_size": 2**20, "num_hidden_layers": 2**12, "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14, "head_dim": 2**14, "intermediate_size": 2**24, "sliding_window": 2**31,
+}  # fmt: skip
+OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")
+REALS = {"rms_norm_eps": 1.0, "initializer_range": 1e3}
+
+
+def _check_numbers(hf: PreTrainedConfig, where: str) -> None:
+    """Refuse sizes that no model has.
+
+    Raises:
+        UserError: it names the key of config.json.
+    """
+    for name, largest in SIZES.items():
+        value = getattr(hf, name, None)
+        if value is None and name in OPTIONAL:
+            continue
+        if type(value) is not int or not 1 <= value <= largest:
+            raise UserError(
+                f"{where}: {name} in config.json is {shown(value)}, not a whole number from 1 to {largest:,}"
+            )
+    for name, most in REALS.items():
+        value = getattr(hf, name, None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise UserError(f"{where}: {name} in config.json is {shown(value)}, not a number from 0 to {most:g}")
+
+
 def _windows(hf: PreTrainedConfig) -> tuple[int | None, ...]:
     window = getattr(hf, "sliding_window", None)
     if hf.model_type == "mistral":
@@ -127,7 +160,17 @@ def _windows(hf: PreTrainedConfig) -> tuple[int | None, ...]:
 
 
 def _rope(hf: PreTrainedConfig, head_dim: int, where: str) -> tuple[tuple[float, ...], float]:
-    parameters: dict[str, Any] = dict(hf.rope_parameters or {})
+    try:
+        return _angles(hf, dict(hf.rope_parameters or {}), head_dim, where)
+    except UserError:
+        raise
+    except Exception as error:  # arithmetic with whatever the folder holds, ours and transformers'
+        raise UserError(f"{where}: rope_parameters in config.json make no angles: {first_line(error)}") from error
+
+
+def _angles(
+    hf: PreTrainedConfig, parameters: dict[str, Any], head_dim: int, where: str
+) -> tuple[tuple[float, ...], float]:
     kind = parameters.get("rope_type", "default")
     if kind == "longrope" and parameters["short_factor"] == parameters["long_factor"]:
         pass  # with one list it does not depend on the batch's longest sequence
@@ -138,6 +181,9 @@ def _rope(hf: PreTrainedConfig, head_dim: int, where: str) -> tuple[tuple[float,
     if kind == "default":
         # fp32 arithmetic as in transformers, so that the angles agree to the last bit.
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
-        return tuple((1.0 / (parameters["rope_theta"] ** exponent)).tolist()), 1.0
-    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
+        inv_freq, scale = 1.0 / (parameters["rope_theta"] ** exponent), 1.0
+    else:
+        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
+    if not (torch.isfinite(inv_freq).all() and math.isfinite(scale)):
+        raise ValueError("they are not finite")
     return tuple(inv_freq.tolist()), float(scale)

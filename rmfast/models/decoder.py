@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmfast.kernels import add_rms_norm, prefix_attention, rms_norm, rope_tables, rotate, split_rope, swiglu
+from rmfast.kernels import prefix_attention, rope_tables, rotate, split_rope, swiglu
 from rmfast.models.config import DecoderConfig
 from rmfast.models.layers import LayerFactory, NativeLayers
+from rmfast.models.low_rank import Adapters
 from rmfast.models.recompute import Recompute, recomputed
 
 
@@ -73,13 +74,13 @@ class DecoderLayer(nn.Module):
         """
         eps, impl = self.config.norm_eps, self.impl
         if residual is None:
-            normed, residual = rms_norm(branch, self.attention_norm.weight, eps=eps, impl=impl), branch
+            normed, residual = self.attention_norm(branch, eps=eps, impl=impl), branch
         else:
-            normed, residual = add_rms_norm(branch, residual, self.attention_norm.weight, eps=eps, impl=impl)
+            normed, residual = self.attention_norm.added(branch, residual, eps=eps, impl=impl)
         attended = self.drop(self.attention(normed, tables, layout, rows))
         if rows is not None:
             residual = self.factory.pick(residual, rows)
-        normed, residual = add_rms_norm(attended, residual, self.mlp_norm.weight, eps=eps, impl=impl)
+        normed, residual = self.mlp_norm.added(attended, residual, eps=eps, impl=impl)
         return self.drop(self.down(swiglu(self.gate_up(normed), impl=impl))), residual
 
     def attention(self, normed: Tensor, tables: Tensor, layout: Tensor | Memory, rows: Tensor | None) -> Tensor:
@@ -95,8 +96,8 @@ class DecoderLayer(nn.Module):
         q = q.unflatten(-1, (self.heads, c.head_dim))  # [T or S, H, D]
         k, v = kv.unflatten(-1, (2, self.kv_heads, c.head_dim)).unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
-            q = rms_norm(q, self.q_norm.weight, eps=c.norm_eps, impl=impl)
-            k = rms_norm(k, self.k_norm.weight, eps=c.norm_eps, impl=impl)
+            q = self.q_norm(q, eps=c.norm_eps, impl=impl)
+            k = self.k_norm(k, eps=c.norm_eps, impl=impl)
         if rows is None:
             q, k = rotate(q, k, tables, impl=impl)
             return self.out(self.attend(q, k, v, layout, None))
@@ -147,6 +148,7 @@ class Decoder(nn.Module):
         self.config, self.dtype, self.dropout, self.recompute = config, dtype, dropout, recompute
         self.impl, self.attention_impl = impl, attention or impl
         self.first_trained = 0
+        self.adapters = Adapters()
         self.register_buffer("inv_freq", torch.tensor(config.rope), persistent=False)
         self.inv_freq: Tensor
         self.embed = self.factory.embedding(config.vocabulary, config.width) if 0 in self.held else None
@@ -175,6 +177,7 @@ class Decoder(nn.Module):
         layout: Tensor | Memory,
         rows: Tensor,
         before: Tensor | None = None,
+        adapter: str | None = None,
     ) -> Tensor:
         """Hidden states at some tokens of a pack, before the final norm.
 
@@ -182,6 +185,7 @@ class Decoder(nn.Module):
             tokens, positions: int [T]. rows: int [S], in any order, repeats allowed.
             layout: int32 [4, T], of a pack; or what holds the tokens before these.
             before: the residual stream after the layers before the first that is held; None where that is the first.
+            adapter: the one that its layers compute with; None for none.
 
         Returns:
             [S, d] in the decoder's dtype; without the model's last layer, the residual stream after those it holds.
@@ -199,7 +203,8 @@ class Decoder(nn.Module):
         for i, layer in zip(self.held, self.layers, strict=True):
             # A frozen trunk keeps nothing for a backward that will not come.
             with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_trained):
-                run = recomputed(layer, self.recompute) if torch.is_grad_enabled() else layer
+                run = self.adapters.bound(layer, adapter)
+                run = recomputed(run, self.recompute) if torch.is_grad_enabled() else run
                 branch, residual = run(branch, residual, tables, layout, trim if i == last else None)
         assert residual is not None
         hidden = branch + residual

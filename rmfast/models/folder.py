@@ -30,7 +30,7 @@ OTHERS = (
     ),
     (
         ("consolidated*", "params.json"),
-        "Meta's or Mistral's own format: take the model's Hugging Face version, or convert it by transformers' scripts",
+        "Meta's or Mistral's format: take the model's Hugging Face version, or convert it by transformers' scripts",
     ),
     (
         ("tf_model*", "flax_model*", "*.onnx", "onnx", "openvino*", "rust_model.ot"),
@@ -40,6 +40,10 @@ OTHERS = (
     (
         ("optimizer.*", "scheduler.pt", "rng_state*", "training_args.bin"),
         "a trainer's state without the model's weights",
+    ),
+    (
+        ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"),
+        "weights whose config.json is missing: bring it back, or download the model again",
     ),
     (
         ("*.safetensors", "*.bin", "*.pt", "*.pth"),

@@ -1,6 +1,6 @@
 """Models from GGUF files: config and weights, by the rules of llama.cpp, which writes and runs them.
 
-transformers' own reader passes over tensors and keys that it does not know, among them the RoPE scaling of Llama 3 and
+transformers' reader passes over tensors and keys that it does not know, among them the RoPE scaling of Llama 3 and
 all biases, and so loads another model. Here each tensor and each key of the architecture is used, changes nothing, or
 is refused by name. Rules: llama.cpp, conversion/llama.py and conversion/base.py (what the names mean, how queries and
 keys are permuted), src/llama-model.cpp and src/llama-context.cpp (defaults, RoPE).
@@ -10,16 +10,19 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from rmfast.errors import UserError, first_line
 from rmfast.gguf_file import GGUFModel, GGUFTensor, first_part, open_gguf
 from rmfast.models.config import FAMILIES, supported_families
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head", "cls.output": "score"}
 LAYER_TENSORS = {
@@ -90,7 +93,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
         family = "mistral"  # to transformers, a Llama with a window
     try:
         return CONFIG_MAPPING[family](**settings)
-    except Exception as error:  # its validation raises kinds of its own
+    except Exception as error:  # its validation raises errors of several kinds
         raise UserError(f"{path}: the model's config cannot be read: {first_line(error)}") from error
 
 
@@ -138,12 +141,14 @@ def tensor_name(name: str) -> str:
     return name if found is None else f"{f'blk.{layer[1]}.' if layer else ''}{found}.{kind}"
 
 
-def load_gguf_language_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_gguf_language_model(path: Path, dtype: torch.dtype) -> "PreTrainedModel":
     """transformers' causal language model with the weights of a GGUF file.
 
     Raises:
         UserError: see `read_gguf_config` and `gguf_weights`; or tensors are missing or of another model.
     """
+    from transformers import AutoModelForCausalLM  # it takes seconds to import
+
     model = AutoModelForCausalLM.from_config(read_gguf_config(path), dtype=dtype)
     state = {name: weight().to(dtype) for name, weight in gguf_weights(path).items()}
     try:

@@ -12,36 +12,37 @@ from transformers import AutoConfig, PreTrainedConfig
 from rmfast.errors import UserError, first_line
 from rmfast.models.config import FAMILIES, decoder_config, supported_families
 from rmfast.models.decoder import Decoder
-from rmfast.models.folder import Reader, open_files, read_json, refuse_adapter, told, weight_files
+from rmfast.models.exported import check_exported
+from rmfast.models.folder import Reader, open_files, read_json, told, weight_files
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
 from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
 from rmfast.models.network import Network, initialise
+from rmfast.models.peft import chain
 from rmfast.models.recompute import Recompute
-from rmfast.models.weights import HEAD, StoredWeight, hf_parts, join
+from rmfast.models.weights import EMBEDDING, HEAD, LM_HEAD, StoredWeight, hf_parts, join
 
 IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", "masked_bias")
 
 
 def read_config(path: str | Path) -> PreTrainedConfig:
-    """The Hugging Face config of a model folder or GGUF file.
+    """The Hugging Face config of a model folder or GGUF file; of an adapter's folder, that of its base.
 
     Raises:
         UserError: there is none, or its architecture is not known.
     """
-    path = Path(path)
+    path = chain(Path(path))[1]
     gguf = gguf_file(path)
     if gguf is not None:
         return read_gguf_config(gguf)
-    refuse_adapter(path)
     if not (path / "config.json").is_file():
         reason = "holds no config.json and no .gguf file" if path.is_dir() else "is not a folder or .gguf file"
         what = f"{reason}; a model is a Hugging Face folder or a .gguf file (model.path)"
         raise UserError(f"{path} {what}{told(path)}")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)  # None would ask on the terminal
-    except Exception as error:  # transformers' own validation raises kinds of its own
+    except Exception as error:  # transformers' validation raises errors of several kinds
         kind = read_json(path / "config.json").get("model_type")
-        if kind is not None and kind not in FAMILIES:
+        if isinstance(kind, str) and kind not in FAMILIES:
             raise UserError(
                 f"{path}: architecture {kind!r} is not supported; these are: {supported_families()}"
             ) from error
@@ -69,7 +70,8 @@ def _shown(path: Path) -> Callable[[str], str]:
 
 @contextlib.contextmanager
 def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iterator[tuple[Reader, bool]]:
-    """A folder's weights by the names of its architecture, and whether its files have others.
+    """A folder's weights by the names of its architecture, and whether its files have others. Those of an adapter's
+    folder are its base's, with the adapter merged in.
 
     Args:
         names: the architecture's. Where `score.weight` is one of them, it is the folder's reward head, if there is one.
@@ -77,11 +79,15 @@ def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iter
     Raises:
         UserError: weights or a head that cannot be read rightly (see `rmfast.models.names`).
     """
-    with open_weights(path) as stored, contextlib.ExitStack() as stack:
+    adapters, base = chain(path)
+    with open_weights(base) as stored, contextlib.ExitStack() as stack:
         beside = Reader()
-        for file in head_files(path):
+        for file in (file for folder in (base, *(one.path for one in adapters)) for file in head_files(folder)):
             beside |= head_names(stack.enter_context(open_files([file])), file)
-        reader = joined(unwrapped(stored, names, path), beside, path)
+        reader = joined(unwrapped(stored, names, base), beside, path)
+        tied = bool(getattr(hf, "tie_word_embeddings", False))
+        for adapter in reversed(adapters):
+            reader = adapter.applied(stack.enter_context(open_files([adapter.weights])), reader, tied=tied)
         if SCORE in names:
             reader = with_head(reader, path, getattr(hf, "value_head_prefix", None), _shown(path))
         elif other := [name for name in beside if name not in names]:
@@ -89,7 +95,7 @@ def open_named(path: Path, hf: PreTrainedConfig, names: Collection[str]) -> Iter
                 f"{path}: {other[0]}, in a file beside the weights, is no part of the classifier that transformers has "
                 f"for {hf.model_type!r}: give its tensors the names that it has there, or move the file away"
             )
-        yield reader, reader.keys() != stored.keys()
+        yield reader, bool(adapters) or reader.keys() != stored.keys()
 
 
 @contextlib.contextmanager
@@ -175,16 +181,20 @@ def load_network(
     stored = weights_dtype or dtype
     if from_scratch:
         network = build_network(hf, where=str(path), heads=1 if heads is None else heads, **options)
-        empty = {name: torch.empty(p.shape, dtype=stored) for name, p in network.named_parameters()}
+        try:
+            empty = {name: torch.empty(p.shape, dtype=stored) for name, p in network.named_parameters()}
+        except RuntimeError as error:
+            raise UserError(f"{path}: weights of these sizes find no room: {first_line(error)}") from None
         network.load_state_dict(empty, assign=True)
         initialise(network, seed)
         return network, hf
+    check_exported(path)
     with open_model(path, hf, heads=heads, label=label) as reader:
         absent, heads = head_count(reader, heads, new_heads, path)
         network = build_network(hf, where=str(path), heads=heads, **options)
         state = _read_state(network, reader, absent, stored, path)
     if absent:
-        state[HEAD] = torch.empty(network.head.weight.shape, dtype=stored)
+        state[HEAD] = torch.empty(network.get_parameter(HEAD).shape, dtype=stored)
     network.load_state_dict(state, assign=True)
     if absent:
         initialise(network, seed, absent)
@@ -206,7 +216,7 @@ def head_count(reader: Reader, asked: int | None, new: bool, path: Path) -> tupl
     if asked == 0:
         if SCORE in reader:
             raise UserError(f"{path}: a reward model; a policy is a causal language model")
-        return {HEAD}, 0
+        return set(), 0
     if SCORE not in reader:
         if not new:
             raise no_head(path, reader)
@@ -256,8 +266,17 @@ def find_weights(network: Network, reader: Reader, absent: set[str], path: Path)
                 raise UserError(f"{path}: weight {shown(theirs)} is missing: {unlike}")
             used.add(theirs)
             stored[part] = reader[theirs]
+            if not stored[part].real:
+                raise UserError(f"{path}: {shown(theirs)} holds {stored[part].kind}, and weights are fp16 to fp64")
             if stored[part].shape != shape:
                 raise UserError(f"{path}: {shown(theirs)} has shape {stored[part].shape} where {say} {shape}")
+    if network.lm and network.lm_head is None and LM_HEAD in reader:
+        (embedding, _), *_ = parts[EMBEDDING]
+        if not torch.equal(stored[embedding](), reader[LM_HEAD]()):
+            raise UserError(
+                f"{path}: lm_head.weight is not the embedding, to which config.json ties it (tie_word_embeddings): "
+                "save the model with false there, an adapter's merged into it by PEFT (merge_and_unload)"
+            )
     unexpected = sorted(n for n in reader if n not in used and not n.endswith(IGNORED))
     if unexpected:
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""

@@ -1,4 +1,4 @@
-"""Linear layers, embedding and norms. A decoder takes them from a factory, so that an engine can put in its own."""
+"""Linear layers, embedding and norms. A decoder takes them from a factory, so that an engine can put in others."""
 
 from typing import Protocol
 
@@ -6,26 +6,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmfast.kernels import linear_log_prob
+from rmfast.kernels import add_rms_norm, linear_log_prob, rms_norm
 from rmfast.models.copies import cast
+from rmfast.models.low_rank import Adapters, LowRank
 
 
 class Linear(nn.Module):
-    """y = x W^T + b in x's dtype, whatever the dtype that the weights are stored in (fp32 masters under bf16)."""
+    """y = x W^T + b in x's dtype, whatever the dtype that the weights are stored in (fp32 masters under bf16).
+
+    Attributes:
+        adapters: by name; `trunk` says which of them adds to y. A layer without any has None for both.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.adapters: nn.ModuleDict | None = None
+        self.trunk: Adapters | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, cast(self.weight, x.dtype), None if self.bias is None else cast(self.bias, x.dtype))
+        bias = None if self.bias is None else cast(self.bias, x.dtype)
+        return self._product(x, cast(self.weight, x.dtype), bias)
 
     def split(self, x: Tensor, rows: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The first sizes[0] outputs at some rows of x alone, the others at all of them."""
-        biases = (None, None) if self.bias is None else cast(self.bias, x.dtype).split(sizes)
-        first, rest = cast(self.weight, x.dtype).split(sizes)
-        return F.linear(x[rows], first, biases[0]), F.linear(x, rest, biases[1])
+        biases = (None, None) if self.bias is None else cast(self.bias, x.dtype).split(sizes, dim=-1)
+        first, rest = cast(self.weight, x.dtype).split(sizes, dim=-2)
+        return self._product(x[rows], first, biases[0]), self._product(x, rest, biases[1], sizes[0])
+
+    def adapter(self) -> LowRank | None:
+        """The one that is chosen, if this layer has it."""
+        name = None if self.trunk is None else self.trunk.chosen
+        found = (
+            self.adapters[name] if name is not None and self.adapters is not None and name in self.adapters else None
+        )
+        assert found is None or isinstance(found, LowRank)
+        return found
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int = 0) -> Tensor:
+        """The outputs from `start` on, of whose rows weight and bias are."""
+        adapter = self.adapter()
+        return F.linear(x, weight, bias) if adapter is None else adapter(x, weight, bias, start)
 
 
 def linear_weights(module: nn.Module) -> list[nn.Parameter]:
@@ -45,11 +67,18 @@ class Embedding(nn.Module):
 
 
 class Norm(nn.Module):
-    """Holds the weight of an RMSNorm; the ops take it."""
+    """RMSNorm of rows [..., width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor, *, eps: float, impl: str) -> Tensor:
+        return rms_norm(x, self.weight, eps=eps, impl=impl)
+
+    def added(self, branch: Tensor, residual: Tensor, *, eps: float, impl: str) -> tuple[Tensor, Tensor]:
+        """Of the sum of two streams, and the sum."""
+        return add_rms_norm(branch, residual, self.weight, eps=eps, impl=impl)
 
 
 class LayerFactory(Protocol):
@@ -97,8 +126,11 @@ class LayerFactory(Protocol):
         """A residual stream on every rank, whose further use all ranks repeat."""
         ...
 
-    def log_prob(self, hidden: Tensor, table: Tensor, targets: Tensor, impl: str) -> Tensor:
-        """fp32 [N]: log-probabilities of tokens under hidden [N, d] times a table of this factory's."""
+    def log_prob(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of tokens and entropies, fp32 [N] each, under the softmax of hidden [N, d] times a table of
+        this factory's, over the temperature."""
         ...
 
 
@@ -134,5 +166,7 @@ class NativeLayers:
     def whole(self, stream: Tensor) -> Tensor:
         return stream
 
-    def log_prob(self, hidden: Tensor, table: Tensor, targets: Tensor, impl: str) -> Tensor:
-        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, impl=impl)[0]
+    def log_prob(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+    ) -> tuple[Tensor, Tensor]:
+        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, temperature=temperature, impl=impl)

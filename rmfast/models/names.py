@@ -18,6 +18,8 @@ from rmfast.errors import UserError
 from rmfast.models.folder import Reader
 
 SCORE = "score.weight"
+VALUES = "rmfast_values"
+"""Key of a critic's config.json, with `shift` and `scale`: a value is (score - shift) / scale."""
 ENSEMBLE = "ensemble"
 HEADS = (  # of transformers, OpenRLHF, TRL and LLaMA-Factory, MOSS-RLHF, UltraRM, safe-rlhf; then what others use
     "score", "value_head", "v_head.summary", "v_head", "reward_head", "regression_head", "score_head", "rm_head",

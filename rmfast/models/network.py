@@ -1,5 +1,6 @@
 """A decoder, the final norm and named heads: M reward heads and the language model's; the caller says what is read."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmfast.kernels import rms_norm, score_head
-from rmfast.kernels.linear_log_prob.products import table_product
+from rmfast.kernels.linear_log_prob.products import TableProduct
 from rmfast.models.copies import cast
 from rmfast.models.decoder import Decoder, Memory
 from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
@@ -42,12 +43,16 @@ class Reads:
             None for the targets their hidden states are computed and not read, which draws the same dropout.
         features: what the reward heads read is given too.
         ids: log-probabilities are over the first so many ids of a whole vocabulary; None for all.
+        temperature: logits are divided by it.
+        entropy: those of the distributions that the targets are predicted from are given too.
     """
 
     scores: Tensor
     log_prob: tuple[Tensor, Tensor | None] | None = None
     features: bool = False
     ids: int | None = None
+    temperature: float = 1.0
+    entropy: bool = False
 
     @property
     def rows(self) -> Tensor:
@@ -61,19 +66,24 @@ class Reads:
 
 class Outputs(NamedTuple):
     """scores fp32 [S, M]; log_prob fp32 [L] of the targets; features fp32 [S, d], what the reward heads read;
-    prototypes fp32 [K, d], beside features. What is not computed is None."""
+    prototypes fp32 [K, d], beside features; entropy fp32 [L], beside log_prob. What is not asked for is None."""
 
     scores: Tensor
     log_prob: Tensor | None = None
     features: Tensor | None = None
     prototypes: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+Product = Callable[[Tensor, Tensor, torch.dtype], Tensor]
+"""Logits of hidden states and a table, in a dtype; see `TableProduct`."""
 
 
 class NextLogits(Protocol):
     """What follows some tokens; see `Network.logits`."""
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, out: Tensor | None = None
+        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
     ) -> Tensor: ...
 
 
@@ -82,9 +92,13 @@ class Network(nn.Module):
 
     Args:
         decoder: the trunk.
-        heads: M; 0 for a language model.
+        heads: M; 0 for a language model, which has no `head`.
         lm: whether log-probabilities are read. With untied weights the network then holds a language-model head, and
             also where the decoder lacks the embedding.
+
+    Attributes:
+        adapter: the decoder's adapter that it computes with; None for the trunk itself. Networks may share a decoder,
+            each with another adapter.
     """
 
     def __init__(self, decoder: Decoder, *, heads: int = 1, lm: bool = False) -> None:
@@ -93,29 +107,34 @@ class Network(nn.Module):
         self.config = config
         self.decoder = decoder
         self.norm = Norm(config.width)
-        self.head = Linear(config.width, heads, bias=False)
+        self.head = Linear(config.width, heads, bias=False) if heads else None
         self.lm = lm
         untied = lm and not (config.tied and decoder.embed is not None)
         self.lm_head = decoder.factory.output(config.width, config.vocabulary) if untied else None
         self.prototypes: nn.Parameter | None = None
+        self.adapter: str | None = None
 
     def forward(self, pack: PackInputs, reads: Reads, before: Tensor | None = None) -> Outputs:
         """What is read; `before` is the decoder's."""
-        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before)
+        hidden = self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before, self.adapter)
         scored = hidden if reads.log_prob is None else hidden[: len(reads.scores)]
         eps, impl = self.config.norm_eps, self.decoder.impl
-        scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
-        features = prototypes = log_prob = None
+        wide = torch.promote_types(scored.dtype, torch.float32)
+        if self.head is None:
+            scores = scored.new_empty(len(scored), 0, dtype=wide)
+        else:
+            scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
+        features = prototypes = log_prob = entropy = None
         if reads.features:
-            wide = torch.promote_types(scored.dtype, torch.float32)
             features = rms_norm(scored.to(wide), self.norm.weight.to(wide), eps=eps, impl=impl)
-            # A tensor of its own, so that whoever reads it does so within the forward pass, where it is whole.
+            # A new tensor, so that whoever reads it does so within the forward pass, where it is whole.
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
             normed = rms_norm(hidden[len(reads.scores) :], self.norm.weight, eps=eps, impl=impl)
             table = self._table().weight if reads.ids is None else self._table().weight[: reads.ids]
-            log_prob = self.decoder.factory.log_prob(normed, table, targets.clamp(min=0), impl)
-        return Outputs(scores, log_prob, features, prototypes)
+            target = targets.clamp(min=0)
+            log_prob, entropy = self.decoder.factory.log_prob(normed, table, target, reads.temperature, impl)
+        return Outputs(scores, log_prob, features, prototypes, entropy if reads.entropy else None)
 
     def score(self, pack: ScoredPack) -> Tensor:
         """Scores [S, M] of the pack's scored tokens."""
@@ -124,23 +143,46 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logits(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, out: Tensor | None = None
+        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
     ) -> Tensor:
         """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
-        rank's part. Arguments are the decoder's; `out` may be written to and given back."""
-        hidden = self.decoder(tokens, positions, memory, rows)
+        rank's part. Arguments are the decoder's; `product` is of calls between which no weight changes."""
+        hidden = self.decoder(tokens, positions, memory, rows, adapter=self.adapter)
         normed = rms_norm(hidden, self.norm.weight, eps=self.config.norm_eps, impl=self.decoder.impl)
         table = cast(self._table().weight, normed.dtype)
-        return table_product(normed, table, torch.promote_types(normed.dtype, torch.float32), out)
+        return (product or TableProduct())(normed, table, torch.promote_types(normed.dtype, torch.float32))
 
     def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head
         assert table is not None
         return table
 
+    def beside(self, *, heads: int = 0, lm: bool = False, adapter: str | None = None) -> "Network":
+        """Another network over the same decoder and final norm, whose reward heads are new and have no values yet.
+
+        Args:
+            adapter: the decoder's that it computes with; None for the trunk itself.
+        """
+        with torch.device("meta"):
+            network = Network(self.decoder, heads=heads, lm=lm)
+        network.norm, network.adapter = self.norm, adapter
+        network.lm_head = self.lm_head if lm else None
+        if network.head is not None:
+            network.head.to_empty(device=self.norm.weight.device)
+        return network
+
+    def parts(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and weights, but those of adapters that it does not compute with."""
+        for name, parameter in self.named_parameters():
+            _, mark, inner = name.partition(".adapters.")
+            if not mark or inner.partition(".")[0] == self.adapter:
+                yield name, parameter
+
     def cast_weights(self) -> list[nn.Parameter]:
         """Weights that products read in the decoder's dtype, whatever they are stored in."""
-        return linear_weights(self.decoder) + (list(self._table().parameters()) if self.lm else [])
+        read = {id(weight) for weight in linear_weights(self.decoder)}
+        read |= {id(weight) for weight in self._table().parameters()} if self.lm else set()
+        return [weight for _, weight in self.parts() if id(weight) in read]
 
     def unread(self, reads: Reads) -> list[nn.Parameter]:
         """Weights of heads that are not read: a step that reads nothing else has no gradient of them."""
@@ -159,16 +201,26 @@ class Network(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(drawn, dim=1))
 
     def freeze(self, top_layers: int) -> None:
-        """Train only the top layers, the final norm and the reward heads; with 0 only the reward heads.
+        """Train only the top layers, the final norm and the reward heads; with 0 only the reward heads, if any.
 
         Raises:
             ValueError: there are not that many layers.
         """
         self.requires_grad_(False)
         self.decoder.freeze(top_layers)
-        self.head.requires_grad_(True)
+        if self.head is not None:
+            self.head.requires_grad_(True)
         if top_layers:
             self.norm.requires_grad_(True)
+
+    def narrow(self) -> "Network":
+        """This network, frozen, with all that is read in the decoder's dtype stored in it: every weight but those of
+        norms and reward heads. What it computes keeps its bits."""
+        self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, Linear | Embedding) and module is not self.head:
+                module.to(self.decoder.dtype)
+        return self
 
 
 @torch.no_grad()
@@ -178,13 +230,13 @@ def initialise(network: Network, seed: int, names: set[str] | None = None) -> No
     Args:
         names: parameters to draw; default all.
     """
-    for i, (name, parameter) in enumerate(network.named_parameters()):
+    for i, (name, parameter) in enumerate(network.parts()):
         if names is None or name in names:
             parameter.copy_(draw(network, seed, i, name))
 
 
 def draw(network: Network, seed: int, number: int, name: str) -> Tensor:
-    """fp32: a parameter's random weights, whole. Each draws from a stream of its own, so that the heads of a pretrained
+    """fp32: a parameter's random weights, whole. Each draws from a separate stream, so that the heads of a pretrained
     model come out as they do in one from scratch.
 
     Args:

@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-import rmfast.kernels  # noqa: F401  (registers the op that is kept below)
+import rmfast.kernels  # noqa: F401  (registers ops that are kept below, as does the next line)
+import rmfast.models.low_rank  # noqa: F401
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -23,6 +23,7 @@ KEPT = {
     aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.rmfast.prefix_attention.default,
     torch.ops.rmfast.flash_prefix_attention.default,
+    torch.ops.rmfast.adapted_linear.default,
 }
 
 
@@ -30,7 +31,7 @@ def _policy(_context: object, op: object, *_args: object, **_kwargs: object) -> 
     return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def recomputed(layer: nn.Module, mode: Recompute) -> Callable[..., Any]:
+def recomputed(layer: Callable[..., Any], mode: Recompute) -> Callable[..., Any]:
     """The layer as a function that keeps as little for its backward as `mode` says."""
     if mode == "none":
         return layer

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from rmfast.models.exported import check_exported
 from rmfast.models.hf import build_network, find_weights, head_count, open_model
 from rmfast.models.network import Network, draw
 from rmfast.models.weights import StoredWeight, hf_parts
@@ -52,12 +53,13 @@ def open_rows(
     from_scratch: bool,
     lm: bool,
 ) -> Iterator[ModelRows]:
-    """What `load_network` would load (with `new_heads`), to be read in parts. Arguments and errors are its own."""
+    """What `load_network` would load (with `new_heads`), to be read in parts. Arguments and errors are the same."""
     path = Path(path)
     if from_scratch:
-        network = build_network(hf, where=str(path), heads=heads or 1, lm=lm)
+        network = build_network(hf, where=str(path), heads=1 if heads is None else heads, lm=lm)
         yield ModelRows(network, {}, {name for name, _ in network.named_parameters()}, seed)
         return
+    check_exported(path)
     with open_model(path, hf, heads=heads) as reader:
         absent, heads = head_count(reader, heads, True, path)
         network = build_network(hf, where=str(path), heads=heads, lm=lm)

@@ -1,6 +1,6 @@
 """The names of our weights and of Hugging Face's: which of theirs, joined along the rows, make one of ours."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,14 @@ TRAINING_ONLY = (LM_HEAD, PROTOTYPES)
 """Weights that some objectives train beside the reward model; they are no part of it."""
 
 
+def heads_of(state: Mapping[str, Tensor]) -> int:
+    """How many reward heads a state dict of ours has: 0 of a policy."""
+    return state[HEAD].shape[0] if HEAD in state else 0
+
+
+REAL = {"F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16"}
+
+
 @dataclass(frozen=True)
 class StoredWeight:
     """A weight of a model folder. Calling it reads it whole; `view` gives what reads a part where it is indexed."""
@@ -32,6 +40,17 @@ class StoredWeight:
     def shape(self) -> tuple[int, ...]:
         view = self.view()
         return tuple(view.shape if isinstance(view, Tensor) else view.get_shape())
+
+    @property
+    def kind(self) -> str:
+        """The dtype by safetensors' name, or by torch's; GGUF's are dequantised, to fp32."""
+        view = self.view()
+        return str(view.dtype if isinstance(view, Tensor) else view.get_dtype())
+
+    @property
+    def real(self) -> bool:
+        """Whether it holds plain floating-point numbers, of which a model can be made."""
+        return self.kind in REAL
 
     def row(self, number: int) -> "StoredWeight":
         """One of its rows, as a weight of one row."""
@@ -75,10 +94,15 @@ def join(parts: list[tuple[str, int]], get: Callable[[str], Tensor]) -> Tensor:
 
 
 def to_hf(config: DecoderConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Hugging Face names and weights of a state dict of ours; what is for training only is left out."""
+    """Hugging Face names and weights of a state dict of ours.
+
+    With reward heads it is a reward model, of which what is for training only is left out; without, a policy, which has
+    a language-model head where that is not the embedding.
+    """
     parts = hf_parts(config)
+    left_out = TRAINING_ONLY if heads_of(state) or config.tied else (PROTOTYPES,)
     for name, tensor in state.items():
-        if name in TRAINING_ONLY:
+        if name in left_out or not tensor.shape[0]:
             continue
         names = [hf for hf, _ in parts[name]]
         rows = [tensor.shape[0]] if len(names) == 1 else [count for _, count in parts[name]]

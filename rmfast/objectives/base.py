@@ -61,6 +61,12 @@ class BatchTotals(Protocol):
     def lm_tokens(self) -> Tensor | float: ...
 
 
+def token_count(totals: BatchTotals) -> Tensor | float:
+    """What means over predicted tokens are divided by, also where there are none."""
+    count = totals.lm_tokens
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
 class BatchCounts(Protocol):
     """What logged means of a global batch divide by, known to the host."""
 
@@ -68,6 +74,8 @@ class BatchCounts(Protocol):
     def edges(self) -> int: ...
     @property
     def responses(self) -> int: ...
+    @property
+    def lm_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def join_statistics(packs: Sequence[Statistics], add: Reduce, highest: Reduce) -
 
 
 def copied(statistics: Statistics) -> Statistics:
-    """The same figures in memory of their own."""
+    """The same figures in other memory."""
     return join_statistics([statistics], lambda sums: sums, lambda maxima: maxima)
 
 

@@ -110,7 +110,7 @@ class ContrastiveObjective:
 
     @torch.no_grad()
     def codes(self, s: Tensor, t: Tensor, prototypes: Tensor, queue: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes [n, K] of both views' items, each from its own view's batch and queue."""
+        """Codes [n, K] of both views' items, each from its view's batch and queue."""
         centres = F.normalize(prototypes, dim=1)
 
         def of(rows: Tensor, earlier: Tensor | None) -> Tensor:

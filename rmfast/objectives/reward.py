@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmfast.kernels import ranking_loss
 from rmfast.models.network import Outputs, Reads
-from rmfast.objectives.base import BatchCounts, BatchTerm, BatchTotals, EdgePack, Statistics
+from rmfast.objectives.base import BatchCounts, BatchTerm, BatchTotals, EdgePack, Statistics, token_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,7 @@ class RewardObjective:
         loss = ranking
         lm_loss = torch.zeros_like(ranking)
         if self.lm and outputs.log_prob is not None:
-            count = totals.lm_tokens
-            count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-            lm_loss = -outputs.log_prob.where(pack.targets.ids >= 0, 0.0).sum() / count
+            lm_loss = -outputs.log_prob.where(pack.targets.ids >= 0, 0.0).sum() / token_count(totals)
             loss = loss + self.lm * lm_loss
         return loss, _statistics(loss, ranking, lm_loss, outputs.scores, pack)
 

@@ -1,30 +1,37 @@
 """How a run folder and an exported model are told from what people or other programs wrote."""
 
-import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rmfast.outputs.checksums import Checksum, file_checksum, sealed, unsealed, write_json
 from rmfast.outputs.kinds import json_object
 
 LOCK = "rmfast.lock"  # in a run folder from its first moment on
 MODEL_MARK = "rmfast.json"  # in an exported model: names of the files that were exported with it
+CHECKSUMS = "checksums"  # in it
 CONFIG = "config.yaml"
 CONFIG_MARK = "# Written by rmfast: the resolved config of the run in this folder.\n"
 # What shells, Slurm and the scripts of `rmfast launch` put into a run folder, before or beside the run.
 HARMLESS = ("*.log", "*.out", "*.err", "*.sbatch", ".slurm-*", "stop", "requeue", LOCK)
 HARMLESS_FOLDER = "scaling"
 
+MODELS = ("model", "adapter", "critic")
+"""Folders that a run exports."""
 RUN_FILES = (
-    *(CONFIG, "metrics.jsonl", "eval.jsonl", "eval", "checkpoints", "model", "report", "summary.json"),
-    *("tensorboard", "wandb", "stop", "requeue", LOCK),
+    *(CONFIG, "metrics.jsonl", "eval.jsonl", "eval", "checkpoints", "rollouts", *MODELS),
+    *("report", "summary.json", "tensorboard", "wandb", "stop", "requeue", LOCK),
 )
-LINKED = frozenset({"checkpoints", "tensorboard", "members", "wandb"})  # large, and so kept elsewhere by a link
-ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", "features.npy", "features.json")
+LINKED = frozenset(
+    {"checkpoints", "rollouts", "tensorboard", "members", "wandb"}
+)  # large, and so kept elsewhere by a link
+KEPT_ARRAYS = ("features.npy", "features.json", "states.npy", "states.json")
+ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", *KEPT_ARRAYS)
 
 
 def config_text(values: dict[str, Any]) -> str:
@@ -82,17 +89,39 @@ def stranger(folder: Path, known: Collection[Path]) -> Path | None:
     return None
 
 
-def mark_model(folder: Path) -> None:
-    """Note which files a model folder holds: these are rmfast's to replace."""
+def mark_model(folder: Path, written: Mapping[str, Checksum] | None = None) -> None:
+    """Note which files a model folder holds: these are rmfast's to replace.
+
+    Args:
+        written: checksums that were made while files were written; the other files' are made of what is there. None:
+            no checksums are noted.
+    """
     names = sorted(set(os.listdir(folder)) - {MODEL_MARK})
-    text = json.dumps({"written_by": "rmfast", "files": names}, indent=1)
-    (folder / MODEL_MARK).write_text(text + "\n", encoding="utf-8")
+    values: dict[str, Any] = {"written_by": "rmfast", "files": names}
+    if written is not None:
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        sums = {name: written.get(name) or file_checksum(folder / name) for name in files if name != MODEL_MARK}
+        values = sealed({**values, CHECKSUMS: {name: asdict(checksum) for name, checksum in sums.items()}})
+    write_json(folder / MODEL_MARK, values)
+
+
+def exported_files(folder: Path) -> dict[str, Any]:
+    """The checksums of the files that an exported model came with, by name; none where none were noted.
+
+    Raises:
+        ValueError: the file that notes them is damaged.
+    """
+    values = _values(folder / MODEL_MARK)
+    if not values and (folder / MODEL_MARK).is_file():
+        raise ValueError("it is no JSON object")
+    return dict(unsealed(values, CHECKSUMS).get(CHECKSUMS, {}))
 
 
 def mark_earlier_model(run: Path) -> None:
     """Mark the model of a run that began before there were marks."""
-    if is_unmarked_run(run) and (run / "model").is_dir() and not (run / "model" / MODEL_MARK).exists():
-        mark_model(run / "model")
+    model = run / "model"
+    if is_unmarked_run(run) and model.is_dir() and not (model / MODEL_MARK).exists():
+        mark_model(model)
 
 
 def kept_model(folder: Path) -> Path | None:

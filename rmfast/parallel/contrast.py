@@ -1,7 +1,7 @@
 """The contrastive term of a step: features of every rank's packs together, and what each feature's gradient is.
 
 The term is a function of the whole global batch's features. Every rank gathers them and computes it whole, so that the
-gradient of its own features is exact without a second collective. Where a rank has more than one pack, a first pass
+gradient of the rank's features is exact without a second collective. Where a rank has more than one pack, a first pass
 without gradients collects the features, with the dropout that the second one repeats (GradCache, Gao et al. 2021).
 """
 

@@ -77,7 +77,7 @@ class Engine(Protocol):
         """Move the trained weights up the gradient g and drop it: theta' = theta + eta g (MetaRM's ascent, Part II,
         algorithm 1), or, with rho, theta + rho g / |g| (ours). `restore` must come before `optimizer_step`.
 
-        Where g or the loss that it is of is not finite, the next `optimizer_step` is left out, whatever its own.
+        Where g or the loss that it is of is not finite, the next `optimizer_step` is left out, whatever its gradient.
 
         Returns:
             |g| over all weights and ranks, a scalar on the device.
@@ -110,14 +110,20 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights, whole, on the CPU of rank 0; empty on the others."""
+        """All weights, whole, with the adapter merged into them, on the CPU of rank 0; empty on the others."""
+        ...
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What a PEFT folder holds of the adapter and the reward head, by its names, on the CPU of rank 0; empty on
+        the others, and without an adapter."""
         ...
 
 
 class SampledEngine(Protocol):
-    """An engine whose weights can be sampled from."""
+    """An engine whose weights can be sampled from. `sharded`: they are gathered by hooks of the modules."""
 
     device: torch.device
+    sharded: bool
 
     def decoding(self) -> AbstractContextManager[tuple[NextLogits, DecoderConfig, torch.dtype]]:
         """Within it, each process alone samples from the weights that are trained, whole on each.

@@ -1,15 +1,12 @@
 """The native engine: one process, DDP or FSDP2, from torch as it is."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +15,7 @@ from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.config import DecoderConfig
 from rmfast.models.copies import Copies
+from rmfast.models.lora import merged, to_peft
 from rmfast.models.network import Network, NextLogits, Outputs, Reads
 from rmfast.objectives.base import (
     BatchTerm,
@@ -30,26 +28,21 @@ from rmfast.objectives.base import (
 from rmfast.parallel.engine import ReadRows, Shard
 from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
+from rmfast.parallel.replicas import DataParallel, first_row, replicate, shard_weights, sharded_modules
 from rmfast.parallel.stepping import Stepping
+from rmfast.parallel.trunk import TRUNK, check_fingerprint, fingerprint
 from rmfast.parallel.world import World
-
-DataParallel = Literal["ddp", "fsdp"]
-
-
-def _sum_hook(_state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """Sum gradients over ranks: each rank's loss is already its share of the global mean."""
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
 
 
 class NativeEngine(Stepping):
     """Runs a reward network on this process's device.
 
     Args:
-        network: on the CPU, frozen as wanted.
+        network: on the CPU, frozen as wanted; one that is frozen whole is only read.
         options: of the optimizer.
         data_parallel: how more than one process shares the work: "ddp" holds the model whole, "fsdp" shards weights,
             gradients and optimizer state.
+        origin: the key that names the model's folder, for errors.
         recorder: run packs by graphs that it records; packs must then be padded, and objectives have no batch term. Not
             with "fsdp".
     """
@@ -61,36 +54,31 @@ class NativeEngine(Stepping):
         world: World,
         options: AdamWOptions,
         data_parallel: DataParallel = "ddp",
+        origin: str = "model.path",
         recorder: Recorder | None = None,
     ) -> None:
         super().__init__()
         self.world = self.data = world
         self.device, self.leads = world.device, world.main
-        self.recorder = recorder
+        self.origin, self.recorder = origin, recorder
         self.gradients: FlatGradients | None = None
         self._graphs: dict[Objective[Pack], PackGraphs] = {}
         self.network = network
         self.sharded = world.size > 1 and data_parallel == "fsdp"
-        self.module: nn.Module = network
+        self.module: nn.Module = network.to(self.device)
         if self.sharded:
-            self._shard()
-        else:
-            network.to(self.device)
-            if recorder is not None:
-                self.gradients = FlatGradients(network.parameters())
-            elif world.size > 1:
-                self._wrap()
+            shard_weights(network, world)
+        elif recorder is not None:
+            self.gradients = FlatGradients(parameter for _, parameter in network.parts())
+        elif world.size > 1 and any(p.requires_grad for _, p in network.parts()):
+            self._wrap()
         # FSDP2 casts what it gathers.
         self.copies = Copies([] if self.sharded else network.cast_weights(), network.decoder.dtype)
-        self.optimizer = Optimizer(network.named_parameters(), options, world, sharded=self.sharded)
+        self.optimizer = Optimizer(network.parts(), options, world, sharded=self.sharded)
 
     def _wrap(self) -> None:
         """Share the work by DDP."""
-        # Looking for unused parameters keeps DDP from rebuilding its buckets after the first step: the order of sums
-        # never changes, so that a resumed run repeats an uninterrupted one bit for bit.
-        self.module = DistributedDataParallel(self.network, find_unused_parameters=True, gradient_as_bucket_view=True)
-        self.module.broadcast_buffers = False  # they are constants; torch 2.13 warns of the argument
-        self.module.register_comm_hook(None, _sum_hook)
+        self.module = replicate(self.network)
         # Gradients become views of DDP's buckets in a backward that reduces them. Let the first be one of no work, so
         # that no step adds up its packs in tensors beside the buckets.
         pack = empty_pack().to(self.device)
@@ -106,29 +94,6 @@ class NativeEngine(Stepping):
         none = reads.scores[:0]
         log_prob = reads.log_prob or ((none, none) if self.network.lm else None)
         return replace(reads, log_prob=log_prob, features=reads.features or self.network.prototypes is not None)
-
-    def _shard(self) -> None:
-        mesh = init_device_mesh(self.device.type, (self.world.size,))
-        dtype = self.network.decoder.dtype
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=torch.float32)
-        # A layer's inputs have their dtypes already: activations that of the weights, RoPE's tables fp32.
-        inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        # What makes scores of hidden states is read as DDP reads it.
-        exact = torch.promote_types(dtype, torch.float32)
-        wide = MixedPrecisionPolicy(param_dtype=exact, reduce_dtype=torch.float32)
-        self.network.to(self.device)
-        for layer in self.network.decoder.layers:
-            fully_shard(layer, mesh=mesh, mp_policy=inner)
-        ends = [module for name, module in self.network.named_children() if name in ("norm", "head")]
-        together, *_ = fully_shard(ends, mesh=mesh, mp_policy=wide, reshard_after_forward=False)
-        fully_shard(self.network, mesh=mesh, mp_policy=policy)
-        register_fsdp_forward_method(self.network, "logits")
-        # Their weights are read without a call of theirs, which would gather them.
-        self.network.register_forward_pre_hook(lambda *_: together.unshard())
-        for module in self.network.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)  # sum, not mean
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum, which 1.0 would ask for
 
     def forward_backward(self, packs: Sequence[Pack], objective: Objective[Pack], totals: Totals) -> Statistics:
         """See `Engine`. DDP reduces gradients once, with the last pack; FSDP2 each pack's, for to wait would keep
@@ -235,12 +200,11 @@ class NativeEngine(Stepping):
 
     def _weights_changed(self) -> None:
         """FSDP2 may hold weights that it gathered before, where no backward pass came after."""
-        for module in self.network.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        for module in sharded_modules(self.network):
+            module.reshard()
 
     def _stepped(self) -> None:
-        """DDP's weights are whole, and FSDP2 gathers its own again."""
+        """DDP's weights are whole, and FSDP2 gathers them again."""
 
     def _drop_gradients(self) -> None:
         if self.gradients is not None:
@@ -248,16 +212,28 @@ class NativeEngine(Stepping):
         elif isinstance(self.module, DistributedDataParallel):
             # Its buckets stay. A weight that a step leaves out (MetaRM's the LM head) has its part of them, so that DDP
             # does not copy to the host which weights other ranks used: it would wait for the device.
-            torch._foreach_zero_([p.grad for p in self.network.parameters() if p.grad is not None])
+            torch._foreach_zero_([p.grad for _, p in self.network.parts() if p.grad is not None])
         else:
             self.optimizer.zero_grad()
 
     def _prototypes(self) -> Tensor | None:
         return self.network.prototypes
 
+    def parameters(self) -> list[nn.Parameter]:
+        """All weights that it computes with, trained or not."""
+        return [parameter for _, parameter in self.network.parts()]
+
+    def moment_bytes(self) -> int:
+        """Of the optimizer's moments, on this process."""
+        return sum(tensor.nbytes for kind in self.optimizer.state().values() for tensor in kind.values())
+
+    def move_moments(self, device: torch.device) -> None:
+        """Bring the optimizer's moments to a device; they must be where the weights are before its next step."""
+        self.optimizer.move(device)
+
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.network.parameters()]
+        sizes = [(p.numel(), p.requires_grad) for _, p in self.network.parts()]
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
     @torch.no_grad()
@@ -271,7 +247,8 @@ class NativeEngine(Stepping):
     def decoding(self) -> Iterator[tuple[NextLogits, DecoderConfig, torch.dtype]]:
         """See `SampledEngine`. FSDP2 gathers all weights at its beginning: processes need not take the same steps."""
         self.network.eval()
-        sharded = [module for module in self.network.modules() if isinstance(module, FSDPModule)]
+        sharded = list(sharded_modules(self.network))
+        layers: list[object] = [*self.network.decoder.layers]
         for module in sharded:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
@@ -280,40 +257,61 @@ class NativeEngine(Stepping):
                 yield self.network.logits, self.network.config, self.network.decoder.dtype
         finally:
             for module in sharded:
-                module.set_reshard_after_forward(module in self.network.decoder.layers.children(), recurse=False)
+                module.set_reshard_after_forward(module in layers, recurse=False)
             self._weights_changed()
 
-    def _start(self, tensor: Tensor) -> int:
-        """First row of this process's part: FSDP2 cuts the first dimension into equal chunks, the last ones shorter."""
-        if not isinstance(tensor, DTensor):
-            return 0
-        rows = tensor.shape[0]
-        return min(self.world.rank * -(-rows // self.world.size), rows)
-
     def state(self) -> dict[str, Shard]:
-        """See `Engine`."""
+        """See `Engine`. With an adapter: of what is trained alone, and the trunk's fingerprint."""
         self._weights_changed()  # FSDP2 may hold weights whole after a forward pass: their parts' places are asked for
-        parameters = dict(self.network.named_parameters())
-        out = {f"model/{n}": Shard(local(p).detach(), self._start(p), tuple(p.shape)) for n, p in parameters.items()}
+        parameters = dict(self._kept())
+        starts = {name: first_row(p, self.world) for name, p in parameters.items()}
+        out = {f"model/{n}": Shard(local(p).detach(), starts[n], tuple(p.shape)) for n, p in parameters.items()}
         for key, moments in self.optimizer.state().items():
             for name, tensor in moments.items():
-                out[f"{key}/{name}"] = Shard(tensor, self._start(parameters[name]), tuple(parameters[name].shape))
+                out[f"{key}/{name}"] = Shard(tensor, starts[name], tuple(parameters[name].shape))
+        if self.network.adapter is not None:
+            out[TRUNK] = Shard(self._fingerprint, 0, tuple(self._fingerprint.shape))
         return out | {"step": Shard(self.optimizer.steps.reshape(1), 0, (1,))}
+
+    def _kept(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weights that a checkpoint holds: all, or with an adapter those that are trained."""
+        for name, parameter in self.network.parts():
+            if self.network.adapter is None or parameter.requires_grad:
+                yield name, parameter
+
+    @cached_property
+    def _fingerprint(self) -> Tensor:
+        """Of the trunk under an adapter, whole."""
+        sums = fingerprint(local(p) for _, p in self.network.parts() if not p.requires_grad)
+        return (self.world.sum_(sums) if self.sharded else sums).cpu()
 
     @torch.no_grad()
     def load_state(self, read: ReadRows) -> None:
         """See `Engine`."""
         for name, shard in self.state().items():
             rows = shard.tensor.shape[0]
-            if rows:
+            if name == TRUNK:
+                check_fingerprint(self.origin, shard.tensor, read(TRUNK, 0, rows))
+            elif rows:
                 shard.tensor.copy_(read(name, shard.start, shard.start + rows))
 
-    @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
+        state, adapter = self._whole(self.network.parts()), self.network.adapter
+        return merged(self.network, state, adapter) if state and adapter is not None else state
+
+    def adapter(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        if (adapter := self.network.adapter) is None:
+            return {}
+        return to_peft(self.network, state, adapter) if (state := self._whole(self._kept())) else {}
+
+    @torch.no_grad()
+    def _whole(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+        """Weights, whole, on the CPU of rank 0; empty on the others."""
         self._weights_changed()  # FSDP2 may hold some whole after a forward pass, rounded to the activations' dtype
         out = {}
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in parameters:
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             if self.world.main:
                 out[name] = whole.detach().cpu()

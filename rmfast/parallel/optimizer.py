@@ -119,9 +119,15 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, over all ranks: an fp32 scalar on the device."""
         grads = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
-        grads = [grad for grad in grads if grad.numel()]  # a rank may own no part of a small weight
+        grads = [grad for grad in grads if grad.numel()]  # a rank may hold no part of a small weight
         norm = gradient_norm(grads, impl=self.backend).to(self.world.device)
         return self.world.sum_(norm.double().square()).sqrt().float() if self.sharded else norm
+
+    def move(self, device: torch.device) -> None:
+        """Bring the moments to a device."""
+        for moments in (self.exp_avg, self.exp_avg_sq):
+            for name, tensor in moments.items():
+                moments[name] = tensor.to(device)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """ "exp_avg" and "exp_avg_sq" -> name of each part -> the moments, the tensors themselves."""

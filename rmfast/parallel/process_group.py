@@ -10,11 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rmfast.errors import PeerError
+
 STEP = timedelta(minutes=10)
 """How long a collective on GPUs may take at most. Ranks that wait for one of them to do something alone (prepare data,
 write a checkpoint, export) wait on the CPU."""
 GRACE = timedelta(seconds=5)  # for rank 0 to say what it ends of, before another rank says it
-SAID = "rmfast/said"  # a key of the store by which ranks met
+SAID = "rmfast/said"  # a key of the store by which ranks met: rank 0 has said what the job ends of
+TOLD = "rmfast/told"  # how often ranks said what it ends of
 
 
 def open_group(device: torch.device, timeout: timedelta, **place: Any) -> None:
@@ -56,7 +59,7 @@ def line_group(lines: Sequence[Sequence[int]], device: torch.device, timeout: ti
         return next((group for line, group in zip(lines, groups, strict=True) if list(line) in of_rank), None)
     group = dist.split_group(split_ranks=[list(line) for line in lines], timeout=timeout)
     if group is not None:
-        group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)  # torch gives gloo its own default
+        group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)  # torch gives gloo another default
         _shorten(group, device, timeout)
     return group
 
@@ -69,12 +72,6 @@ def sole_group() -> Any:
 def _shorten(group: Any, device: torch.device, timeout: timedelta) -> None:
     if device.type == "cuda" and isinstance(group, dist.ProcessGroup):
         group._get_backend(device)._set_default_timeout(min(timeout, STEP))
-
-
-def lost(error: RuntimeError) -> bool:
-    """Whether a collective on the CPU failed for want of another rank: gloo has no error class of its own. One on GPUs
-    raises nothing: NCCL's watchdog ends the process."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
 @cache
@@ -96,8 +93,33 @@ def say_where_main_does_not(line: str) -> None:
     if rank == 0:
         with contextlib.suppress(RuntimeError):
             store.set(SAID, line)
+            store.add(TOLD, 1)
         return
     try:
         store.wait([SAID], GRACE)
     except RuntimeError:  # also where the store is gone
         say_error(rank, line)
+        with contextlib.suppress(RuntimeError):
+            store.add(TOLD, 1)
+
+
+def lost_peer(error: BaseException | None) -> PeerError | None:
+    """What a collective on the CPU that failed for want of another rank is called; None of other errors.
+
+    Gloo has no error class. A collective on GPUs raises nothing: NCCL's watchdog ends the process. The line
+    is empty where a rank has said why, or another one that one is lost.
+    """
+    if not (isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))):
+        return None
+    rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
+    try:
+        if store.add(TOLD, 1) > 1:
+            return PeerError("")
+    except RuntimeError:  # the store went with the rank that held it
+        pass
+    why = "does not answer (parallel.timeout_minutes)" if "imed out" in str(error) else "has ended without a word"
+    line = f"another rank {why}: was it killed, is its machine there? Logs of the kernel and the scheduler may tell"
+    if rank == 0:
+        return PeerError(line)
+    say_error(rank, line)
+    return PeerError("")

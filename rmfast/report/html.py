@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rmfast.report.run_folder import Run, Scores, number, read_run
+from rmfast.data.files import write_text
+from rmfast.report.policy.outcome import trains_policy
+from rmfast.report.policy.page import policy_page
+from rmfast.report.policy.plots import policy_plots
+from rmfast.report.run_folder import Run, Scores, last_rows, read_run
 from rmfast.report.run_plots import all_plots
-from rmfast.report.template import page, write, write_picture
+from rmfast.report.template import metric_table, page, write, write_picture
 
 WORST = 10  # rows of the table of mistakes
 
@@ -15,6 +19,13 @@ WORST = 10  # rows of the table of mistakes
 METRICS = (
     ("accuracy", "Accuracy (pairs ranked right)", "share"),
     ("loss", "Loss (nats)", "real"),
+    ("perplexity", "Perplexity", "real"),
+    ("perplexity_low", "Perplexity, 95 % interval from", "real"),
+    ("perplexity_high", "Perplexity, 95 % interval to", "real"),
+    ("mean_token_accuracy", "Targets that are the likeliest token", "share"),
+    ("entropy", "Entropy (nats)", "real"),
+    ("rows", "Demonstrations", "count"),
+    ("tokens", "Targets", "count"),
     ("margin", "Mean margin, better - worse (logits)", "real"),
     ("calibration_error", "Calibration error", "share"),
     ("mean_reward", "Mean reward (logits)", "real"),
@@ -39,6 +50,7 @@ METRICS = (
     ("num_tokens", "Tokens seen", "count"),
     ("tokens_per_second", "Tokens per second", "count"),
     ("pairs_per_second", "Pairs per second", "real"),
+    ("rows_per_second", "Demonstrations per second", "real"),
     ("step_seconds", "Seconds per step", "real"),
     ("mfu", "Model FLOP utilisation", "share"),
     ("padding_share", "Slots that held no token", "share"),
@@ -59,37 +71,28 @@ def write_report(run_dir: str | Path) -> list[Path]:
     run = read_run(Path(run_dir))
     folder = run.path / "report"
     folder.mkdir(exist_ok=True)
-    plots = {folder / f"{plot.name}.png": plot for plot in all_plots(run)}
+    found = policy_plots(run) if trains_policy(run) else all_plots(run)
+    plots = {folder / f"{plot.name}.png": plot for plot in found}
     text = report_page(run, [write_picture(plot, file) for file, plot in plots.items()])
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    write_text(folder / "report.html", text)
     return [*plots, folder / "report.html"]
 
 
 def report_page(run: Run, pictures: Sequence[Mapping[str, str]]) -> str:
     """The page's HTML; pictures are those of `write_picture`."""
-    columns, metrics = _metrics(run)
+    if trains_policy(run):
+        return policy_page(run, pictures)
+    columns, metrics = metric_table(last_rows(run), METRICS)
     return page(
         "run.html",
         title=run.path.resolve().name,
         run=run,
+        notes=run.notes,
         plots=pictures,
         columns=columns,
         metrics=metrics,
         mistakes={name: _mistakes(scores) for name, scores in run.finals.items()},
     )
-
-
-def _metrics(run: Run) -> tuple[list[str], list[list[str]]]:
-    """Head and lines of a table: last values of each held-out set and of training; rows without any value are left
-    out."""
-    columns = {f"held out: {name}": rows[-1] for name, rows in run.evals.items()}
-    columns |= {"train, last step": run.train[-1]} if run.train else {}
-    lines = []
-    for key, label, kind in METRICS:
-        values = [number(row, key) for row in columns.values()]
-        if np.isfinite(values).any():
-            lines.append([label, *(write(value, kind) for value in values)])
-    return ["", *columns], lines
 
 
 def _mistakes(scores: Scores) -> list[list[str]]:

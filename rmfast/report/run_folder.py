@@ -3,10 +3,8 @@
 Reading never fails on a part that is missing or broken: the part is left out and a note says so.
 """
 
-import json
 import math
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -16,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmfast.errors import UserError, first_line
+from rmfast.outputs.arrays import read_arrays
+from rmfast.outputs.checksums import unsealed_line
 
 Row = Mapping[str, Any]
 Floats = NDArray[np.float64]
@@ -43,6 +43,11 @@ class Run:
     config: str | None
     notes: tuple[str, ...]  # what is missing or unreadable
 
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """Steps that were left out, in whole or of some members, as loss or gradient was not finite."""
+        return tuple(int(row["step"]) for row in self.train if row.get("skipped"))
+
 
 def read_run(path: Path) -> Run:
     """Read `config.yaml`, `metrics.jsonl`, `eval.jsonl` and `eval/*-final.npz` of a run folder.
@@ -55,9 +60,9 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; give the run.dir of a training run")
     notes: list[str] = []
-    train = {row["step"]: row for row in _rows(path / "metrics.jsonl", notes)}
+    train = {row["step"]: row for row in json_rows(path / "metrics.jsonl", notes, has_step)}
     evals: dict[str, dict[float, Row]] = {}
-    for row in _rows(path / "eval.jsonl", notes):
+    for row in json_rows(path / "eval.jsonl", notes, has_step):
         plain = {key.removeprefix("eval_"): value for key, value in row.items()}
         evals.setdefault(str(row.get("name", "held-out")), {})[row["step"]] = plain
     finals = {}
@@ -78,12 +83,22 @@ def read_run(path: Path) -> Run:
     )
 
 
+def last_rows(run: Run) -> dict[str, Row]:
+    """The last rows of a run's held-out sets and of its training, by what they are."""
+    rows = {f"held out: {name}": rows[-1] for name, rows in run.evals.items()}
+    return rows | ({"train, last step": run.train[-1]} if run.train else {})
+
+
 def number(row: Row, key: str) -> float:
     """A row's value as a finite float, NaN where it is absent, null, not a number or not finite."""
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, Real):
         return float("nan")
-    return float(value) if math.isfinite(float(value)) else float("nan")
+    try:
+        found = float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return float("nan")
+    return found if math.isfinite(found) else float("nan")
 
 
 def column(rows: Sequence[Row], key: str) -> Floats:
@@ -91,18 +106,18 @@ def column(rows: Sequence[Row], key: str) -> Floats:
     return np.array([number(row, key) for row in rows], dtype=np.float64)
 
 
-def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """JSON objects with a finite step, a line each; other lines (a crash cuts the last one) are counted in a note."""
+def json_rows(path: Path, notes: list[str], usable: Callable[[Row], bool]) -> list[dict[str, Any]]:
+    """The usable JSON objects of a file, a line each; other lines (a crash cuts the last one) are counted in a note."""
     if not path.is_file():
         notes.append(f"{path.name} is missing.")
         return []
     rows, unreadable = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            row = line
-        if isinstance(row, dict) and np.isfinite(number(row, "step")):
+            row = unsealed_line(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = {}
+        if row and usable(row):
             rows.append(row)
         elif row is not None:
             unreadable += 1
@@ -111,22 +126,25 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def has_step(row: Row) -> bool:
+    return math.isfinite(number(row, "step"))
+
+
 def _sorted(rows: Mapping[float, Row]) -> tuple[Row, ...]:
     return tuple(rows[step] for step in sorted(rows))
 
 
 def _scores(path: Path, notes: list[str]) -> Scores | None:
     try:
-        # numpy leaves a file open that it cannot read: so the file is opened here.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            found = Scores(
-                scores=arrays["scores"].astype(np.float64),
-                better=arrays["better"].astype(np.intp),
-                worse=arrays["worse"].astype(np.intp),
-                lengths=arrays["lengths"].astype(np.float64),
-                labels=arrays["labels"].astype(np.str_),
-            )
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        arrays = read_arrays(path)
+        found = Scores(
+            scores=arrays["scores"].astype(np.float64),
+            better=arrays["better"].astype(np.intp),
+            worse=arrays["worse"].astype(np.intp),
+            lengths=arrays["lengths"].astype(np.float64),
+            labels=arrays["labels"].astype(np.str_),
+        )
+    except (OSError, KeyError, ValueError) as error:
         notes.append(f"eval/{path.name} is unreadable ({first_line(error)}).")
         return None
     ends = np.concatenate([found.better, found.worse])

@@ -4,11 +4,14 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rmfast.report.run_folder import Row, number
+
+SHOWN = 10  # steps that are named
 
 
 def percent(share: float) -> str:
@@ -74,15 +77,51 @@ def final_summary(
         pairs = number(metrics, "edges")
         scope = f" on {pairs:,.0f} {'pair' if pairs == 1 else 'pairs'}" if np.isfinite(pairs) else ""
         lines = [f"Accuracy on {name}: {accuracy_line(metrics)}{scope}", verdict(metrics)]
-    lines += ["", f"Model    {model}"]
-    if checkpoints is not None:
-        lines.append(f"States   {checkpoints} (the same command goes on from the newest)")
-    if report is not None:
-        lines.append(f"Report   {report / 'report.html'} (plots beside it)")
     source = shlex.quote(data) if data else "PAIRS.jsonl"
     out = shlex.quote(str(model.parent / "pairwise.json"))
-    lines.append(f"Next     {_command()} eval {shlex.quote(str(model))} --suite pairwise --data {source} --out {out}")
-    return "\n".join(lines)
+    command = f"eval {shlex.quote(str(model))} --suite pairwise --data {source} --out {out}"
+    return closing(lines, command, model=model, report=report, checkpoints=checkpoints)
+
+
+def sft_summary(
+    metrics: Row | None, *, model: Path, report: Path | None, checkpoints: Path | None = None, data: str | None = None
+) -> str:
+    """The console's final summary of a run of supervised fine-tuning. Arguments are those of `final_summary`."""
+    if metrics is None:
+        lines = [
+            "No held-out demonstrations were given (data.eval): nothing tells how well this model predicts others."
+        ]
+    else:
+        low, high = number(metrics, "perplexity_low"), number(metrics, "perplexity_high")
+        scope = f"{number(metrics, 'tokens'):,.0f} tokens of {number(metrics, 'rows'):,.0f} demonstrations"
+        lines = [
+            f"Perplexity on held-out: {number(metrics, 'perplexity'):.3f} (95 % interval {low:.3f} to {high:.3f}) on "
+            f"{scope}",
+            f"Likeliest token: right in {percent(number(metrics, 'mean_token_accuracy'))}",
+        ]
+    source = shlex.quote(data) if data else "PROMPTS.jsonl"
+    out = shlex.quote(str(model.parent / "samples.jsonl"))
+    command = f"sample {shlex.quote(str(model))} --data {source} --out {out}"
+    return closing(lines, command, model=model, report=report, checkpoints=checkpoints)
+
+
+def skipped_line(steps: Sequence[int]) -> str:
+    """What is said of the steps that were left out; empty where there are none."""
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps[:SHOWN])) + (", ..." if len(steps) > SHOWN else "")
+    what = f"{len(steps):,} steps were" if len(steps) > 1 else "1 step was"
+    return f"{what} left out, as loss or gradient was not finite (optim.on_nonfinite): {named}"
+
+
+def closing(lines: Sequence[str], command: str, *, model: Path, report: Path | None, checkpoints: Path | None) -> str:
+    """A final summary of some lines: where everything is, and the command of rmfast to type next."""
+    places = ["", f"Model    {model}"]
+    if checkpoints is not None:
+        places.append(f"States   {checkpoints} (the same command goes on from the newest)")
+    if report is not None:
+        places.append(f"Report   {report / 'report.html'} (plots beside it)")
+    return "\n".join([*lines, *places, f"Next     {_command()} {command}"])
 
 
 def _command() -> str:

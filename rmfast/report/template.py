@@ -5,6 +5,7 @@ Every value is escaped, and a character that HTML forbids is shown by its symbol
 
 import base64
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rmfast.data.files import write_bytes
 from rmfast.evaluation.diagnostics.words import counted
 from rmfast.report.plots import DARK, Plot, render
-from rmfast.report.run_folder import number
-from rmfast.report.summary import accuracy_line, baseline, clears_baseline, percent, verdict
+from rmfast.report.run_folder import Row, number
+from rmfast.report.summary import accuracy_line, baseline, clears_baseline, percent, skipped_line, verdict
 
 
 def page(name: str, **values: Any) -> str:
@@ -44,10 +46,24 @@ def write(value: float, kind: str) -> str:
     return {"share": percent(value), "count": f"{value:,.0f}", "real": f"{value:.4g}", "signed": f"{value:+.3f}"}[kind]
 
 
+def metric_table(rows: Mapping[str, Row], kinds: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of a table with a column a row; metrics without any value are left out.
+
+    Args:
+        kinds: each metric's key, what it says, and how it is written (see `write`).
+    """
+    lines = []
+    for key, label, kind in kinds:
+        values = [number(row, key) for row in rows.values()]
+        if np.isfinite(values).any():
+            lines.append([label, *(write(value, kind) for value in values)])
+    return ["", *rows], lines
+
+
 def write_picture(plot: Plot, file: Path) -> dict[str, str]:
     """Write the plot as PNG; what the template's `picture` shows of it, in both themes."""
     light = render(plot)
-    file.write_bytes(light)
+    write_bytes(file, light)
     images = {"light": light, "dark": render(plot, DARK)}
     return {"title": plot.title, "note": plot.note} | {k: base64.b64encode(v).decode() for k, v in images.items()}
 
@@ -64,5 +80,5 @@ ENVIRONMENT = Environment(
 ENVIRONMENT.filters |= {"write": write, "percent": percent, "grouped": "{:,}".format, "finite": np.isfinite}
 ENVIRONMENT.globals |= {
     **{"number": number, "counted": counted, "verdict": verdict, "baseline": baseline},
-    **{"accuracy_line": accuracy_line, "clears_baseline": clears_baseline},
+    **{"accuracy_line": accuracy_line, "clears_baseline": clears_baseline, "skipped_line": skipped_line},
 }

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from rmfast.errors import RunError, UserError
-from rmfast.kernels import draw_tokens, prefix_layout, row_keys
+from rmfast.kernels import Drawn, prefix_layout, row_keys
 from rmfast.rollout.decoding import Decodes
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.pool import Extents
+from rmfast.rollout.steps import Steps
 from rmfast.rollout.stops import Stops
 
 
@@ -69,6 +70,7 @@ class Batch:
         rows = min(settings.rows, n * len(requests))
         tokens = self._room(rows)
         self.pool, self.free = self.model.pool(tokens), Extents(tokens)
+        self.next = Steps(self.model, self.options, self.pool)
         self.idle = list(range(rows))[::-1]
         self.group: list[_Group | None] = [None] * rows
         self.number = np.zeros(rows, np.int64)  # which sample of its prompt
@@ -177,7 +179,8 @@ class Batch:
         for group in owners:
             if group.started == self.n:
                 group.logits = None
-        self._draw(chosen, logits)
+        columns = torch.from_numpy(np.stack((self.keys[chosen], self.count[chosen]))).to(self.model.device)
+        self._keep(chosen, self.next.draw(logits, columns[0], columns[1], self._seen(chosen)))
 
     def step(self) -> None:
         """One token for every row."""
@@ -187,26 +190,17 @@ class Batch:
         rows, prompt, begin = (np.array(x) for x in zip(*lengths, strict=True))
         prompt, begin = prompt.repeat(rows), begin.repeat(rows)
         tokens = self.ids[slots, count - 1].astype(np.int64)
-        first = self.begin[slots]
-        columns = np.stack((tokens, prompt + count - 1, begin, begin + prompt, first, first + count))
-        data = torch.from_numpy(columns).to(self.model.device)
-        logits = self.model.decode(self.pool, data[0], data[1], data[2:].int())
-        self._draw(slots, logits)
+        first, keys = self.begin[slots], self.keys[slots]
+        layout = (begin, begin + prompt, first, first + count)
+        self._keep(slots, self.next(np.stack((tokens, prompt + count - 1, *layout, keys, count)), self._seen(slots)))
 
-    def _draw(self, slots: np.ndarray, logits: Tensor) -> None:
-        """Draw the rows' next tokens, keep them, and end the rows that they end."""
-        o, model = self.options, self.model
-        data = torch.from_numpy(np.stack((self.keys[slots], self.count[slots], slots))).to(model.device)
-        seen = None if self.seen is None else self.seen[data[2]]
-        drawn = draw_tokens(
-            logits, data[0], data[1], temperature=o.temperature, top_k=o.top_k, top_p=o.top_p, min_p=o.min_p,
-            repetition_penalty=o.repetition_penalty, seen=seen, size=model.ids, first=model.first, group=model.group,
-        )  # fmt: skip
+    def _keep(self, slots: np.ndarray, drawn: Drawn) -> None:
+        """Keep the rows' next tokens, and end the rows that they end."""
         tokens, log_prob, behaviour = (x.cpu().numpy() for x in drawn)
         if not np.isfinite(log_prob).all():
             raise RunError("the model's logits are not finite: its weights are broken, or its dtype is too narrow")
         if self.seen is not None:
-            self._see(data[2], drawn.tokens)
+            self._see(slots, drawn.tokens)
         count = self.count[slots]
         self.ids[slots, count] = tokens
         self.log_prob[slots, count] = log_prob
@@ -261,12 +255,15 @@ class Batch:
             self.seen[slot] = False
             self.seen[slot, ids[(ids >= 0) & (ids < vocabulary)].to(self.seen.device)] = True
 
-    def _see(self, slots: Tensor, tokens: Tensor) -> None:
+    def _seen(self, slots: np.ndarray) -> Tensor | None:
+        return None if self.seen is None else self.seen[torch.from_numpy(slots).to(self.seen.device)]
+
+    def _see(self, slots: np.ndarray, tokens: Tensor) -> None:
         assert self.seen is not None
         at = tokens - self.model.first
         here = (at >= 0) & (at < self.seen.shape[1])
         at = at.where(here, 0)
-        self.seen[slots, at] |= here
+        self.seen[torch.from_numpy(slots).to(at.device), at] |= here
 
 
 def _signed(number: int) -> int:

@@ -2,15 +2,20 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from rmfast.kernels.common import HAS_TRITON
+from rmfast.kernels.decode_attention.op import MAX_HEAD_DIM
+from rmfast.kernels.linear_log_prob.products import TableProduct
 from rmfast.models.config import DecoderConfig
 from rmfast.models.network import Network, NextLogits
 from rmfast.parallel.engine import SampledEngine
+from rmfast.parallel.graphs import CudaRecorder, Recorder
 from rmfast.rollout.pool import Pool, PromptMemory, RowMemory, token_bytes
 
 
@@ -21,12 +26,14 @@ class Decodes(Protocol):
         ids: how many ids the tokenizer has; the vocabulary's rest is never drawn.
         first, group: of logits that are this process's slice of the vocabulary: the slice's first id, and the processes
             that hold the others; None where logits are whole.
+        recorder: of steps, which are then replayed; None starts their kernels one by one.
     """
 
     device: torch.device
     ids: int
     first: int
     group: ProcessGroup | None
+    recorder: Recorder | None
 
     @property
     def token_bytes(self) -> int:
@@ -61,7 +68,7 @@ class Decodes(Protocol):
 
 
 class Decoding:
-    """A whole model on this process, as sampling calls it.
+    """A whole model on this process, as sampling calls it, while its weights stay as they are.
 
     Args:
         logits: of a network, or of an engine that holds one.
@@ -76,8 +83,12 @@ class Decoding:
         self, logits: NextLogits, config: DecoderConfig, ids: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.logits, self.config, self.dtype, self.device = logits, config, dtype, device
+        # Attention in plain torch waits for the layout on the host, which no graph can hold.
+        kernel = device.type == "cuda" and HAS_TRITON and config.head_dim <= MAX_HEAD_DIM
+        self.recorder: Recorder | None = CudaRecorder(device) if kernel else None
         self.ids = min(ids, config.vocabulary)
-        self._written = torch.empty(0)  # what `decode` gives, written again by its next call
+        self._product = TableProduct()
+        self._written = torch.empty(0)  # what `decode` gives on a CPU, written again by its next call
 
     @property
     def token_bytes(self) -> int:
@@ -90,15 +101,18 @@ class Decoding:
     def prompts(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor, places: Tensor) -> Tensor:
         ends = (positions[1:] == 0).nonzero().flatten()  # where another prompt follows
         ends = torch.cat((ends, ends.new_full((1,), len(tokens) - 1)))
-        return self.logits(tokens, positions, PromptMemory(pool, layout, places), ends)
+        return self.logits(tokens, positions, PromptMemory(pool, layout, places), ends, self._product)
 
     def decode(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor) -> Tensor:
         count = len(tokens)
+        rows = torch.arange(count, device=tokens.device)
+        if tokens.is_cuda:
+            return self.logits(tokens, positions, RowMemory(pool, layout), rows, self._product)
         if len(self._written) < count:
             dtype = torch.promote_types(self.dtype, torch.float32)
             self._written = torch.empty(count, self.config.vocabulary, dtype=dtype, device=self.device)
-        rows = torch.arange(count, device=tokens.device)
-        return self.logits(tokens, positions, RowMemory(pool, layout), rows, self._written[:count])
+        product = partial(self._product, out=self._written[:count])
+        return self.logits(tokens, positions, RowMemory(pool, layout), rows, product)
 
 
 def network_decoding(network: Network, ids: int) -> Decoding:
@@ -111,4 +125,7 @@ def network_decoding(network: Network, ids: int) -> Decoding:
 def engine_decoding(engine: SampledEngine, ids: int) -> Iterator[Decoding]:
     """An engine that holds the model whole, as sampling calls it, with the weights that it trains."""
     with engine.decoding() as (logits, config, dtype):
-        yield Decoding(logits, config, ids, dtype=dtype, device=engine.device)
+        model = Decoding(logits, config, ids, dtype=dtype, device=engine.device)
+        if engine.sharded:
+            model.recorder = None  # FSDP2's hooks make streams wait for each other, within a graph for good
+        yield model

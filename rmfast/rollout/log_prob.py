@@ -1,12 +1,9 @@
 """Log-probabilities of the tokens of responses, from packs."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from rmfast.data.loader import rank_packs
-from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable
 from rmfast.models.network import Network, Reads
 
@@ -28,18 +25,8 @@ def table_log_probs(network: Network, table: GroupTable, ids: int, budget: int) 
         reads = Reads(scores=inputs.scored[:0], log_prob=(inputs.targets.rows, inputs.targets.ids), ids=ids)
         log_prob = network(inputs, reads).log_prob
         assert log_prob is not None
-        parts = np.split(log_prob.float().cpu().numpy(), np.cumsum(_counts(table, pack))[:-1])
+        counts = np.bincount(pack.targets.response.numpy(), minlength=len(pack.responses))
+        parts = np.split(log_prob.float().cpu().numpy(), np.cumsum(counts)[:-1])
         for response, values in zip(pack.responses.tolist(), parts, strict=True):
             out[response] = values
     return out
-
-
-def _counts(table: GroupTable, pack: Pack) -> Sequence[int]:
-    """Predicted tokens of each response of a pack."""
-    counts = []
-    for group in pack.groups.tolist():
-        store, g = table.stores[table.store[group]], int(table.index[group])
-        first, last = int(store.response_start[g]), int(store.response_start[g + 1])
-        lengths = int(store.prefix_length[g]) + store.suffix_length[first:last].astype(np.int64)
-        counts += (lengths - np.maximum(store.answer_start[first:last], 1)).tolist()
-    return counts

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from rmfast.checkpoint.network import load_checkpoint
+from rmfast.checkpoint.store import MANIFEST
 from rmfast.data.example import BadRow, Example
 from rmfast.data.prompt_rows import CUT
 from rmfast.data.row_kinds import PROMPTS, RESPONSES, RowKind
@@ -23,17 +25,19 @@ from rmfast.data.tokenise import Encoded, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import too_long
-from rmfast.evaluation.scoring.reward_model import find_folder
-from rmfast.models.config import context_window, decoder_config
-from rmfast.models.hf import load_network, read_config
+from rmfast.evaluation.scoring.reward_model import model_folder
+from rmfast.models.config import context_window
+from rmfast.models.hf import load_network
 from rmfast.models.network import Network
+from rmfast.models.peft import chain
+from rmfast.models.placement import check_device, check_dtype
 from rmfast.rollout.decoding import network_decoding
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.free_memory import free_memory
 from rmfast.rollout.log_prob import table_log_probs
 from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.sampler import Sampler
-from rmfast.rollout.stops import Stops, StopStrings, answer_text, cut
+from rmfast.rollout.stops import Stops, StopStrings, cut, draft_text
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def load_policy(
     """Load a language model.
 
     Args:
-        path: a Hugging Face folder of a `*ForCausalLM` model of a supported family, a GGUF file, or a run folder (its
-            `model/`).
+        path: a Hugging Face folder of a `*ForCausalLM` model of a supported family, a GGUF file, a run folder (its
+            `model/`), or a checkpoint folder of a run.
         device: where it computes. dtype: of weights and activations; log-probabilities are fp32.
         chat_template: jinja file or text, in place of the tokenizer's.
         template_date: see `rmfast.load`.
@@ -78,11 +82,15 @@ def load_policy(
         tokens_per_pack: of prompts that are computed at once.
 
     Raises:
-        UserError: nothing there, another architecture, a reward model.
+        UserError: nothing there, another architecture, a reward model, no such device or dtype.
     """
-    path = find_folder(path)
-    decoder_config(read_config(path), str(path))
-    network, hf = load_network(path, heads=0, lm=True, dtype=dtype, weights_dtype=dtype)
+    check_device(device)
+    check_dtype(dtype)
+    path = model_folder(path)
+    if (path / MANIFEST).is_file():
+        network, hf = load_checkpoint(path, lm=True, dtype=dtype)
+    else:
+        network, hf = load_network(path, heads=0, lm=True, dtype=dtype, weights_dtype=dtype)
     tokenizer = load_tokenizer(path, chat_template, template_date)
     return Policy(
         network.to(device), hf, tokenizer, ends=end_ids(path, hf, tokenizer), rows=rows, memory=memory,
@@ -92,10 +100,13 @@ def load_policy(
 
 def end_ids(path: Path, hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The ids that end a sample: the tokenizer's eos, the config's, and those of generation_config.json, of which
-    nothing else is read. What is no id of the tokenizer's, such as -1, ends nothing."""
-    file = path / "generation_config.json"
+    nothing else is read; an adapter's folder without that file has its base's. What is no id of the tokenizer's, such
+    as -1, ends nothing."""
+    adapters, base = chain(path)
+    files = (folder / "generation_config.json" for folder in (*(one.path for one in adapters), base))
+    file = next((file for file in files if file.is_file()), None)
     found = [tokenizer.eos_token_id, hf.get_text_config().eos_token_id]
-    if file.is_file():
+    if file is not None:
         try:
             found.append(json.loads(file.read_text(encoding="utf-8")).get("eos_token_id"))
         except (ValueError, AttributeError):
@@ -272,8 +283,7 @@ class Policy:
 
     def finish(self, request: Request, draft: Draft, options: SampleOptions) -> Sample:
         """A sample with its text."""
-        ids = draft.ids[:-1] if draft.stop_reason == "eos" else draft.ids
-        text = cut(answer_text(self.tokenizer, request.ids, ids), options.stop)
+        text = cut(draft_text(self.tokenizer, request.ids, draft), options.stop)
         columns = (x.tolist() for x in (draft.ids, draft.log_prob, draft.behaviour_log_prob))
         token_ids, log_prob, behaviour = columns
         return Sample(text, token_ids, draft.stop_reason, log_prob, behaviour)

@@ -83,7 +83,7 @@ class PromptMemory:
 
 
 class RowMemory:
-    """Attention of one token for each of some rows, to the row's prompt and to its own tokens so far.
+    """Attention of one token for each of some rows, to the row's prompt and to its tokens so far.
 
     Args:
         layout: int32 [4, R], as `decode_attention` takes it; both parts are in the pool.

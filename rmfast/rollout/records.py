@@ -1,17 +1,19 @@
 """Samples as rows: the record that keeps all of them, and the rows that other commands read."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.data.example import Example
 from rmfast.models.network import Network
 from rmfast.rollout.draft import Request
-from rmfast.rollout.options import SampleOptions
+from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.policy import Sample
 
 DIGITS = 6
@@ -44,11 +46,14 @@ def settings(
 
 def weights_digest(network: Network) -> str:
     """A number of a model's weights, of some elements of each."""
-    digest = hashlib.blake2b(digest_size=8)
-    for _, weight in sorted(network.named_parameters()):
-        flat = weight.detach().flatten()
-        digest.update(flat[:: max(1, len(flat) // STRIDED)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+    weights = [weight for _, weight in sorted(network.named_parameters())]
+    return hashlib.blake2b(strided(weights).tobytes(), digest_size=8).hexdigest()
+
+
+def strided(weights: Sequence[Tensor]) -> np.ndarray:
+    """fp32: some elements of each tensor, copied to the host at once."""
+    flat = [weight.detach().reshape(-1) for weight in weights]
+    return torch.cat([one[:: max(1, len(one) // STRIDED)].float() for one in flat]).cpu().numpy()
 
 
 def record(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -58,6 +63,34 @@ def record(samples: Sequence[Sample]) -> dict[str, Any]:
             asdict(sample) | {name: _rounded(getattr(sample, name)) for name in PER_TOKEN} for sample in samples
         ]
     }
+
+
+def flaw(record: Mapping[str, Any], n: int) -> str | None:
+    """Why something is not what `record` makes of n samples; None where it is."""
+    samples = record.get("samples")
+    if not isinstance(samples, list) or len(samples) != n:
+        return f"samples must be a list of {n}"
+    for sample in samples:
+        if not isinstance(sample, dict) or not isinstance(sample.get("text"), str):
+            return "a sample must have its text"
+        ids, reason = sample.get("token_ids"), sample.get("stop_reason")
+        if (
+            not isinstance(ids, list)
+            or not ids
+            or any(type(value) is not int or not 0 <= value < 2**31 for value in ids)
+        ):
+            return "token_ids must be a list of ids"
+        if reason not in get_args(StopReason):
+            return f"stop_reason must be one of {', '.join(get_args(StopReason))}"
+        for name in PER_TOKEN:
+            values = sample.get(name)
+            if not isinstance(values, list) or len(values) != len(ids) or not all(map(_is_log_prob, values)):
+                return f"{name} must be log-probabilities, one for each id"
+    return None
+
+
+def _is_log_prob(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e-3
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

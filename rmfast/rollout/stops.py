@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmfast.rollout.draft import Request
+from rmfast.rollout.draft import Draft, Request
 
 SLACK = 16
 """Tokens beyond a stop string's bytes that are looked at, and of the prompt: some show no text."""
@@ -18,6 +18,11 @@ def answer_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] | np.n
     before = decode(tokenizer, np.asarray(prompt))
     whole = decode(tokenizer, np.concatenate((np.asarray(prompt), ids)))
     return whole[len(before) :] if whole.startswith(before) else decode(tokenizer, ids)
+
+
+def draft_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int] | np.ndarray, draft: Draft) -> str:
+    """The text of a draft, without the eos that ended it."""
+    return answer_text(tokenizer, prompt, draft.ids[:-1] if draft.stop_reason == "eos" else draft.ids)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:

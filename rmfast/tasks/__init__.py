@@ -14,8 +14,12 @@ def run_task(config: Config, files: Sequence[str] = ()) -> None:
     from rmfast.tasks.build.folder import check_run
     from rmfast.tasks.ensemble.run import run as ensemble
     from rmfast.tasks.meta import run as meta
+    from rmfast.tasks.ppo import run as ppo
     from rmfast.tasks.reward import run as reward
+    from rmfast.tasks.sft import run as sft
 
-    tasks: dict[str, Callable[[Config], None]] = {"reward": reward, "ensemble": ensemble, "meta": meta}
+    tasks: dict[str, Callable[[Config], None]] = {
+        "reward": reward, "ensemble": ensemble, "meta": meta, "sft": sft, "ppo": ppo,
+    }  # fmt: skip
     check_run(config, files)
     tasks[config.task](config)

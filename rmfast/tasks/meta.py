@@ -8,7 +8,8 @@ from rmfast.data.row_kinds import samples
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.parallel.world import World
 from rmfast.tasks.build.engine import open_engine
-from rmfast.tasks.build.inputs import Inputs
+from rmfast.tasks.build.inputs import Inputs, open_inputs
+from rmfast.tasks.build.reward_training import reward_training
 from rmfast.tasks.build.run import kept_settings, loader_of, open_run
 from rmfast.tasks.build.tables import data_key, group_counts, make_table, open_stores
 from rmfast.tasks.build.training import Training, train_in_folder
@@ -18,7 +19,7 @@ from rmfast.trainer.meta_learner import MetaLearner
 
 def run(config: Config) -> None:
     """Train as the config says; see `train_in_folder`."""
-    train_in_folder(config, open_meta)
+    train_in_folder(config, lambda world: open_meta(config, world, open_inputs(config, world)))
 
 
 def open_meta(config: Config, world: World, inputs: Inputs) -> Training:
@@ -56,4 +57,4 @@ def open_meta(config: Config, world: World, inputs: Inputs) -> Training:
     )
     length = f"eta {meta.eta:g}" if meta.rho is None else f"length {meta.rho:g}"
     note = f"MetaRM: {plan.groups_per_step} prompts of up to {meta.k} samples a step, ascent of {length}"
-    return Training(config=config, world=world, inputs=inputs, engine=engine, learner=learner, run=run, notes=(note,))
+    return reward_training(config, world, inputs, engine, learner, run, (note,))

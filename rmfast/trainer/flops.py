@@ -35,36 +35,43 @@ class Work:
 
     Args:
         first_trained: layers below it run forward only.
+        adapted: see `step_flops`.
         peak: FLOP/s of all ranks' devices together; None where it is not known.
     """
 
     decoder: DecoderConfig
     first_trained: int = 0
+    adapted: bool = False
     peak: float | None = None
 
     def flops(self, totals: Totals, *, lm: bool = False) -> float:
         """See `step_flops`."""
-        return step_flops(self.decoder, totals, first_trained=self.first_trained, lm=lm)
+        return step_flops(self.decoder, totals, first_trained=self.first_trained, adapted=self.adapted, lm=lm)
 
 
-def step_flops(config: DecoderConfig, totals: Totals, *, first_trained: int = 0, lm: bool = False) -> float:
+def step_flops(
+    config: DecoderConfig, totals: Totals, *, first_trained: int = 0, adapted: bool = False, lm: bool = False
+) -> float:
     """FLOPs of a step's forward and backward: matrix products and visible attention, prompts once, nothing recomputed.
 
     The last layer counts queries, output projection and MLP at the scored tokens only (not under an LM loss).
 
     Args:
         first_trained: layers below it run forward only.
+        adapted: adapters alone are trained, so that matrices have no gradient; the adapters' small products are
+            not counted.
     """
     keys_values = 2 * config.width * config.kv_heads * config.head_dim
     rest = config.layer_parameters - keys_values
     total = 0.0
     for layer in range(config.layers):
         passes = 3 if layer >= first_trained else 1  # a backward is twice a forward
+        of_matrices = 2 if adapted else passes  # by their inputs alone
         trimmed = layer == config.layers - 1 and not lm
         tokens = totals.responses if trimmed else totals.stored_tokens
         matrices = 2 * (keys_values * totals.stored_tokens + rest * tokens)
         attention = 0 if trimmed else 4 * config.heads * config.head_dim * totals.visible
-        total += passes * (matrices + attention)
+        total += of_matrices * matrices + passes * attention
     if lm:
-        total += 3 * 2 * config.width * config.vocabulary * totals.lm_tokens
+        total += (2 if adapted else 3) * 2 * config.width * config.vocabulary * totals.lm_tokens
     return total

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rmfast.data.files import written_whole
 from rmfast.data.table import GroupTable
 from rmfast.evaluation.scoring.score import evaluate_table
 from rmfast.parallel.engine import Engine
@@ -65,7 +66,8 @@ class HeldOut:
 
 def keep_scores(name: str, arrays: Mapping[str, np.ndarray], folder: Path) -> None:
     """Write what plots of a held-out source need."""
-    np.savez_compressed(folder / f"{name}-final.npz", allow_pickle=False, **arrays)
+    with written_whole(folder / f"{name}-final.npz") as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
 def table_prefix(name: str) -> str:

@@ -12,8 +12,8 @@ from rmfast.parallel.engine import ReadRows, Shard
 
 @dataclass(frozen=True)
 class Line:
-    """A finished step as it is logged. `error` says what was not finite and what to do about it; the step then changed
-    nothing, and `values` has no number that it touched."""
+    """A finished step as it is logged. `error` says what was not finite, in which rows, and what to try, in words that
+    may go on; the step then changed nothing, and `values` has no number that it touched."""
 
     values: dict[str, Any]
     error: str | None = None

@@ -1,23 +1,36 @@
 """Where a run's figures go: metrics.jsonl, eval.jsonl, the console, TensorBoard, wandb."""
 
+import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from rmfast.console import clock, say
+from rmfast.data.files import write_bytes
 from rmfast.jsonio import finite_or_null
+from rmfast.outputs.failure import naming
+from rmfast.outputs.kinds import json_object
 
 COLUMNS = (  # metric, label, format
     ("loss", "loss", "{:.4f}"),
     ("accuracy", "acc", "{:.3f}"),
     ("margin", "margin", "{:+.3f}"),
     ("difference_loss", "J", "{:.4f}"),
+    ("objective/scores", "reward", "{:+.3f}"),
+    ("objective/kl", "KL", "{:.3f}"),
+    ("policy/entropy_avg", "entropy", "{:.3f}"),
+    ("mean_length", "length", "{:.1f}"),
+    ("cut_share", "cut", "{:.0%}"),
+    ("entropy", "entropy", "{:.3f}"),
     ("grad_norm", "grad", "{:.2f}"),
     ("learning_rate", "lr", "{:.1e}"),
+    ("lr", "lr", "{:.1e}"),
     ("tokens_per_second", "tok/s", "{:,.0f}"),
     ("pairs_per_second", "pairs/s", "{:.2f}"),
+    ("rows_per_second", "rows/s", "{:.2f}"),
     ("mfu", "mfu", "{:.1%}"),
     ("memory_gib", "GiB", "{:.1f}"),
 )
@@ -74,7 +87,9 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
+            threading.excepthook = _without_boards
+            with naming(folder / "tensorboard"):
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=last_step + 1)
         if wandb:
             import wandb as package
 
@@ -101,36 +116,44 @@ class RunLog:
         numbers = {k: v for k, v in finite_or_null(values).items() if isinstance(v, int | float) and k != "step"}
         for key, value in numbers.items():
             if self._board is not None:
-                self._board.add_scalar(f"{prefix}/{key}", value, values["step"])
+                with naming(Path(self._board.log_dir)):
+                    self._board.add_scalar(f"{prefix}/{key}", value, values["step"])
         if self._wandb is not None:
             self._wandb.log({f"{prefix}/{k}": v for k, v in numbers.items()}, step=values["step"])
 
+    def sync(self) -> None:
+        """Force the lines so far onto the disk; any thread may call it."""
+        for file in (self._metrics, self._evals):
+            os.fsync(file.fileno())
+
     def close(self) -> None:
-        """Flush and close everything."""
-        self._metrics.close()
-        self._evals.close()
+        """Close everything."""
+        for file in (self._metrics, self._evals):
+            with contextlib.suppress(OSError):  # of a line that could not be written, which has said so
+                file.close()
         if self._board is not None:
-            self._board.close()
+            with naming(Path(self._board.log_dir)):
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
 def _open_jsonl(path: Path, keeps: Callable[[int], bool]) -> TextIO:
-    """A file to append to, after cutting the lines of steps that `keeps` says no to."""
-    kept = []
+    """A file to append to, without lines of steps that `keeps` says no to, and without damaged ones."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if keeps(json.loads(line)["step"]):
-                    kept.append(line)
-            except (ValueError, KeyError):  # a line cut off by a crash
-                break
-        temporary = path.with_name(f".{path.name}.partial")  # a crash must not take the earlier lines with it
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        lines = [(line, json_object(line).get("step")) for line in path.read_bytes().splitlines()]
+        kept = [line for line, step in lines if isinstance(step, int) and keeps(step)]
+        write_bytes(path, b"".join(line + b"\n" for line in kept))  # a crash must not take the earlier lines with it
     return path.open("a", encoding="utf-8")
 
 
+def _without_boards(failure: threading.ExceptHookArgs) -> None:
+    """Print no traceback of TensorBoard's thread: what it could not write, the next line that is added raises."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
+
+
 def _write(file: TextIO, values: dict[str, Any]) -> None:
-    file.write(json.dumps(finite_or_null(values)) + "\n")
-    file.flush()
+    with naming(Path(file.name)):
+        file.write(json.dumps(finite_or_null(values)) + "\n")
+        file.flush()

@@ -1,16 +1,14 @@
 """The loop: steps, evaluations and checkpoints in their order, and what is logged of them."""
 
-import resource
-import sys
 import time
 from typing import Any
 
-import torch
-
-from rmfast.errors import RunError
+from rmfast.errors import Interrupted, LimitReached
 from rmfast.trainer.learner import Learner
+from rmfast.trainer.memory import memory_figures
 from rmfast.trainer.metric_queue import MetricQueue
 from rmfast.trainer.run import Run
+from rmfast.trainer.skips import Skips
 from rmfast.trainer.stop import StopRequest
 
 
@@ -24,15 +22,16 @@ def fit(run: Run, learner: Learner, stop: StopRequest | None = None) -> dict[str
         Metrics of the last evaluation.
 
     Raises:
-        Interrupted: `stop` said so; a checkpoint was saved.
-        RunError: a step whose figures are not finite, under `stop_on_nonfinite`. It changed nothing.
+        Interrupted: `stop` or a signal said so; a checkpoint was saved.
+        LimitReached: a limit of the config was passed; a checkpoint of the step before was saved.
+        RunError: a step whose figures are not finite, beyond `max_skipped` in a row. It changed nothing.
     """
     with run.logging(learner.total):
         if run.step == 0 and run.options.evaluate_first:
             run.evaluate(learner)
         if run.step < learner.total:
             take_steps(run, learner, stop)
-            run.save(learner)
+            run.save(learner, last=True)
             if stop is not None and stop.asked_now():
                 raise stop.interrupted(f"the last step, {learner.total},")
         return run.evaluate(learner, final=True)
@@ -40,36 +39,49 @@ def fit(run: Run, learner: Learner, stop: StopRequest | None = None) -> dict[str
 
 def take_steps(run: Run, learner: Learner, stop: StopRequest | None = None) -> None:
     """The steps that are left, with the evaluations and checkpoints between them; see `fit`."""
-    options, total = run.options, learner.total
-    queue, clock = MetricQueue(), _Clock(total)
+    options, total, begin = run.options, learner.total, run.step
+    queue, clock, skips = MetricQueue(), _Clock(total), Skips(options.max_skipped, run.log is not None)
 
     def drain(leave: int, extra: dict[str, Any] | None = None) -> None:
         for line in queue.pop(leave):
-            if line.error is not None and options.stop_on_nonfinite:
-                raise RunError(f"step {line.values['step']}: {line.error}")
+            skips.check(line)
             if run.log is not None:
                 run.log.step(line.values | (extra or {}), clock.left(line.values["step"]))
+
+    def cut_off(owes_evaluation: bool = False) -> None:
+        drain(0)
+        run.owes_evaluation = owes_evaluation
+        run.save(learner, last=True)
 
     if run.owes_evaluation:
         run.evaluate(learner)
         run.owes_evaluation = False
         clock.restart()
     for number in range(run.step, total):
-        figures = learner.step(number)
+        try:
+            figures = learner.step(number)
+        except (Interrupted, LimitReached):  # of a step that had not begun to learn
+            if number > begin:
+                cut_off()
+            raise
         run.step = done = number + 1
         seconds = clock.tick()
         rates = {name: None if amount is None else amount / seconds for name, amount in figures.amounts.items()}
-        queue.push(figures, {"step": done, "step_seconds": seconds} | rates | _memory(run.world.device))
+        queue.push(figures, {"step": done, "step_seconds": seconds} | rates | memory_figures(run.world.device))
         drain(1)
+        run.saver.report()
         evaluating = done < total and run.due(done)
         if stop is not None and done < total and stop.asked():
-            drain(0)
-            run.owes_evaluation = evaluating  # it may take longer than there is time
-            run.save(learner)
+            cut_off(owes_evaluation=evaluating)  # it may take longer than there is time
             raise stop.interrupted(f"step {done} of {total}")
         saving = options.checkpoint_every is not None and done % options.checkpoint_every == 0 and done < total
         if evaluating or saving:
-            drain(0, run.evaluate(learner) if evaluating else None)
+            try:
+                metrics = run.evaluate(learner) if evaluating else None
+            except Interrupted:
+                cut_off(owes_evaluation=True)
+                raise
+            drain(0, metrics)
             if saving:
                 run.save(learner)
             clock.restart()
@@ -96,18 +108,3 @@ class _Clock:
 
     def left(self, step: int) -> float:
         return (self._total - step) * (self._mean or 0.0)
-
-
-def _memory(device: torch.device) -> dict[str, float | None]:
-    """Of this process so far: the most that it used, and on a GPU what torch took for that and how often it had to free
-    all that it kept before it could take more."""
-    if device.type == "cuda":
-        stats = torch.cuda.memory_stats(device)
-        return {
-            "memory_gib": stats["allocated_bytes.all.peak"] / 2**30,
-            "memory_reserved_gib": stats["reserved_bytes.all.peak"] / 2**30,
-            "alloc_retries": stats["num_alloc_retries"],
-        }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = peak if sys.platform == "darwin" else peak << 10
-    return {"memory_gib": peak / 2**30, "memory_reserved_gib": None, "alloc_retries": None}

@@ -6,9 +6,9 @@ from dataclasses import replace
 from rmfast.data.loader import StepLoader
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.parallel.engine import ReadRows, Shard
+from rmfast.trainer.batch_learner import BatchLearner, Share
 from rmfast.trainer.dropout import seed_dropout
 from rmfast.trainer.learner import Evaluation, Figures
-from rmfast.trainer.pair_learner import PairLearner, Share
 
 
 class MetaLearner:
@@ -23,7 +23,7 @@ class MetaLearner:
 
     def __init__(
         self,
-        pairs: PairLearner,
+        pairs: BatchLearner,
         prompts: StepLoader,
         objective: DifferenceObjective,
         *,

@@ -35,7 +35,7 @@ class MetricQueue:
         self._pending: deque[tuple[Fetched, Figures, dict[str, Any]]] = deque()
 
     def push(self, figures: Figures, known: dict[str, Any]) -> None:
-        """Queue a step. known: what the line holds beside the step's own figures."""
+        """Queue a step. known: what the line holds beside the step's figures."""
         tensors = list(figures.device.values())
         device = tensors[-1].device
         flat = torch.cat([tensor.to(device).reshape(-1) for tensor in tensors])

@@ -1,6 +1,7 @@
 """A run: its folder, how it is resumed (tasks say what must not change), its log, evaluations and checkpoints."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,22 @@ from typing import Any
 
 import torch
 
-from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, save_checkpoint
+from rmfast.checkpoint.saver import MOST_FAILURES, Saver
+from rmfast.checkpoint.store import open_checkpoint, read_manifest
+from rmfast.checkpoint.whole import newest_whole
+from rmfast.console import say
 from rmfast.data.files import write_text
-from rmfast.errors import UserError
+from rmfast.errors import PeerError, RunError, UserError
+from rmfast.outputs.lock import check_held
 from rmfast.outputs.marks import CONFIG, config_text
+from rmfast.parallel.agree import all_or_none
 from rmfast.parallel.engine import tensor_name
 from rmfast.parallel.world import World
 from rmfast.trainer.learner import Learner
 from rmfast.trainer.log import RunLog
 
+LAST_PAUSES = (2.0, 10.0)
+"""Seconds before each further try to write a checkpoint that is waited for."""
 ELSE = "set run.resume to never (moves it), or choose another run.dir"
 
 
@@ -27,7 +35,7 @@ class RunOptions:
     Args:
         evaluate_every: of each kind of evaluation; `evaluate_first`: also before the first step.
         checkpoint_every: beside the checkpoint of the last step; the newest `keep` stay.
-        stop_on_nonfinite: where a step's figures are not finite; else it is left out.
+        max_skipped: steps in a row that may be left out because their figures are not finite; 0 for none.
         log_every: between lines of the console.
     """
 
@@ -35,7 +43,7 @@ class RunOptions:
     evaluate_first: bool
     checkpoint_every: int | None
     keep: int
-    stop_on_nonfinite: bool
+    max_skipped: int
     log_every: int
     tensorboard: bool
     wandb: bool
@@ -63,21 +71,25 @@ class Run:
     ) -> None:
         self.folder, self.world, self.options = folder, world, options
         self.config, self.settings, self.data_key = config, dict(settings), data_key
-        self.write_extras = write_extras
+        self.saver = Saver(
+            folder / "checkpoints", world, extras=write_extras, keep=options.keep, before=self._flush_log
+        )
         self.step = 0
         self.owes_evaluation = False  # after `step`: the run was asked to stop when it was due
         self.log: RunLog | None = None
 
     def resume(self, learner: Learner) -> None:
-        """Go on from the newest checkpoint, if there is one.
+        """Go on from the newest whole checkpoint, if there is one.
 
         Raises:
-            UserError: it is of a run with other settings, data or weights; it cannot be read.
+            UserError: it is of a run with other settings, data or weights; there are some, and none is whole.
         """
-        checkpoints = list_checkpoints(self.folder / "checkpoints")
-        if not checkpoints:
+        found = newest_whole(self.folder / "checkpoints", self.world)
+        for line in found.lines() if self.world.main else ():
+            say(line)
+        if found.path is None:
             return
-        newest = checkpoints[-1]
+        newest = found.path
         saved = read_manifest(newest)["progress"]
         for key, value in self.settings.items():
             before = saved["settings"].get(key, value)
@@ -103,19 +115,41 @@ class Run:
             learner.load_state(read)
         learner.counters |= {name: saved[name] for name in learner.counters}
         self.step, self.owes_evaluation = saved["step"], saved.get("owes_evaluation", False)
+        self.saver.safe, self.saver.damaged = self.step, set(found.damaged)
 
-    def save(self, learner: Learner) -> None:
-        """Write a checkpoint of the step that was just done."""
+    def save(self, learner: Learner, *, last: bool = False) -> None:
+        """Begin to write a checkpoint of the step that was just done.
+
+        Args:
+            last: wait until it is written, for the run ends; it is tried a few times. So is one after
+                `MOST_FAILURES` that could not be written.
+
+        Raises:
+            RunError: one that is waited for cannot be written; another process has taken the folder over.
+        """
+        all_or_none(self.world, lambda: check_held(self.folder))
+        if not last or self.saver.begun != self.step:  # a step that ends before it learns leaves the one before it
+            self._begin_to_save(learner)
+        if not last and self.saver.failures < MOST_FAILURES:
+            return
+        for pause in LAST_PAUSES:
+            if not self.saver.wait():
+                return
+            time.sleep(pause)
+            self._begin_to_save(learner)
+        if failure := self.saver.wait():
+            kind = RunError if self.world.main else PeerError
+            raise kind(f"{failure}; make room or mend it, and the same command on the same run.dir goes on from there")
+
+    def _begin_to_save(self, learner: Learner) -> None:
         values = {"step": self.step, **learner.counters, "owes_evaluation": self.owes_evaluation}
-        save_checkpoint(
-            self.folder / "checkpoints",
-            self.step,
-            learner.state(),
-            values | {"data_key": self.data_key, "settings": self.settings},
-            self.world,
-            write_extras=self.write_extras,
-            keep=self.options.keep,
-        )
+        about = {"data_key": self.data_key, "settings": self.settings}
+        self.saver.save(self.step, learner.state(), values | about)
+
+    def _flush_log(self) -> None:
+        check_held(self.folder)
+        if self.log is not None:
+            self.log.sync()
 
     def due(self, step: int) -> bool:
         """Whether something is to be evaluated after that many steps."""
@@ -160,6 +194,7 @@ class Run:
         try:
             yield
         finally:
+            self.saver.leave()
             if self.log is not None:
                 self.log.close()
                 self.log = None

@@ -1,23 +1,19 @@
-"""Ending a run early and whole: on SIGTERM, on SIGUSR1, or where a file RUN/stop appears."""
+"""Ending a run early and whole: on a signal, or where a file RUN/stop appears (see `rmfast.signals`)."""
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rmfast import signals
+from rmfast.data.files import write_text
 from rmfast.errors import Interrupted
 from rmfast.parallel.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 STOP, REQUEUE = "stop", "requeue"
-POLL = 1.0  # seconds between looks for the file
 
 
 class StopRequest:
@@ -26,19 +22,16 @@ class StopRequest:
     Args:
         folder: the command's run folder, where rank 0 looks for `stop`.
         world: the ranks that must agree.
-        signals: names of those that came; `listening` adds to it.
     """
 
-    def __init__(self, folder: Path, world: World, signals: list[str] | None = None) -> None:
+    def __init__(self, folder: Path, world: World) -> None:
         self.folder, self.world = folder, world
-        self.signals: list[str] = [] if signals is None else signals
-        self._found = False
-        self._looked = -POLL
+        self._file = signals.StopFile(folder / STOP)
         self._pending: tuple[Tensor, dist.Work] | None = None
 
     def within(self, world: World) -> "StopRequest":
         """For some of the ranks, which step without the others; their first one looks for them."""
-        return StopRequest(self.folder, world, self.signals)
+        return StopRequest(self.folder, world)
 
     def alone(self) -> "StopRequest":
         """For a rank that steps without the others, and looks for itself."""
@@ -65,48 +58,30 @@ class StopRequest:
         if self._pending is not None:
             self._pending[1].wait()
             self._pending = None
-        return bool(self.world.sum_(torch.tensor(float(self._heard()))))
+        return self.world.any(self._heard())
 
     def interrupted(self, saved: str) -> Interrupted:
         """What ends the run, once something is saved."""
-        found = str(self.folder / STOP) if self._found else "a signal to another rank"
-        why = " and ".join(dict.fromkeys(self.signals)) or found
-        return Interrupted(f"stopped by {why}: {saved} is saved; the same command on the same run.dir goes on")
+        return signals.interrupted(f"{saved} is saved", **({"found": str(self._file.path)} if self._file.seen else {}))
 
     def _heard(self) -> bool:
-        now = time.monotonic()
-        if self.world.main and now - self._looked >= POLL:
-            self._looked = now
-            self._found = (self.folder / STOP).exists()
-        return bool(self.signals) or self._found
+        return bool(signals.heard) or (self.world.main and self._file.found())
 
 
 @contextmanager
 def listening(folder: Path, world: World) -> Iterator[StopRequest]:
-    """Take note of signals instead of dying of them. Where the run ends in Interrupted, rank 0 leaves the file
-    `folder/requeue`, with a line `signals: NAMES` where it was not a person's file that ended it; `stop` is taken away
-    by the run that obeys it, or ends anyway."""
-    request, process = StopRequest(folder, world), os.getpid()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a forked helper, which its pool ends by SIGTERM
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        request.signals.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield request
-    except Interrupted as stopped:
-        if world.main:
-            why = f"signals: {' '.join(dict.fromkeys(request.signals))}\n" if request.signals else ""
-            (folder / REQUEUE).write_text(f"{stopped}\n{why}", encoding="utf-8")
-            (folder / STOP).unlink(missing_ok=True)
-        raise
-    else:
+    """Note signals in place of dying of them, and look for `folder/stop`. Where the run ends in Interrupted, rank 0
+    leaves the file `folder/requeue`, with a line `signals: NAMES` where it was not a person's file that ended it;
+    `stop` is taken away by the run that obeys it, or ends anyway."""
+    with signals.noted(), signals.looking_for(folder / STOP):
+        try:
+            yield StopRequest(folder, world)
+        except Interrupted as stopped:
+            if world.main:
+                why = f"signals: {' '.join(dict.fromkeys(signals.heard))}\n" if signals.heard else ""
+                write_text(folder / REQUEUE, f"{stopped}\n{why}")
+                (folder / STOP).unlink(missing_ok=True)
+            raise
         if world.main:
             (folder / REQUEUE).unlink(missing_ok=True)
             (folder / STOP).unlink(missing_ok=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -69,7 +69,7 @@ def open_suites(
     names = [one.name for one in opened]
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        raise UserError(f"eval.suites: two are called {twice}; give one a label of its own, LABEL:SUITE=PATH")
+        raise UserError(f"eval.suites: two are called {twice}; give one a label, LABEL:SUITE=PATH")
     if world.main:
         for one in opened:
             lost = len(one.rows.unscored) + len(one.read.unscored)

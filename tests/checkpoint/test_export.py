@@ -9,7 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
-from rmfast.checkpoint.export import TOLERANCE, check_export, check_tokenizer, choose_pad_token, publish_model
+from rmfast.checkpoint.export import (
+    TOLERANCE,
+    ModelParts,
+    check_export,
+    check_tokenizer,
+    choose_pad_token,
+    publish_model,
+)
 from rmfast.data.pack import build_pack
 from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
@@ -52,11 +59,7 @@ def export(
     sequences, scores = sequences_and_scores(network, table)
     difference = publish_model(
         folder,
-        hf=hf,
-        config=network.config,
-        state=state,
-        tokenizer=tokenizer,
-        dtype=dtype,
+        ModelParts(hf, network.config, state, tokenizer, dtype),
         sequences=sequences,
         scores=scores + shift,
     )

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from rmfast.checkpoint import store
-from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, read_weights, save_checkpoint
+from rmfast.checkpoint.saver import Saver
+from rmfast.checkpoint.store import list_checkpoints, open_checkpoint, read_manifest, read_weights
 from rmfast.data import files
 from rmfast.errors import UserError
+from rmfast.outputs.checksums import Checksum
 from rmfast.parallel.engine import Shard
 from rmfast.parallel.world import World
 
@@ -23,12 +26,17 @@ WHOLE = {"model/a": torch.arange(21.0).reshape(7, 3), "exp_avg/a": torch.arange(
 class Thread(World):
     """A rank that is a thread."""
 
-    def __init__(self, rank: int, size: int, meet: threading.Barrier) -> None:
+    def __init__(self, rank: int, size: int, meet: threading.Barrier, store: dist.Store) -> None:
         super().__init__()
-        self.rank, self.size, self.meet = rank, size, meet
+        self.rank, self.size, self.meet, self.store = rank, size, meet, store
 
-    def barrier(self) -> None:
+    def thread_store(self) -> dist.Store:
+        return self.store
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """None of the tests has another rank fail."""
         self.meet.wait(timeout=20)
+        return tensor
 
 
 def shards(rank: int, ranks: int) -> dict[str, Shard]:
@@ -44,15 +52,16 @@ def shards(rank: int, ranks: int) -> dict[str, Shard]:
 def save(
     folder: Path, step: int, *, ranks: int = 1, keep: int = 2, extras: Callable[[Path], None] | None = None
 ) -> None:
-    meet = threading.Barrier(ranks)
+    meet, store = threading.Barrier(ranks), dist.HashStore()
 
-    def one(rank: int) -> Path:
-        world = Thread(rank, ranks, meet)
+    def one(rank: int) -> None:
         write = extras or (lambda temporary: (temporary / "config.json").touch())
-        return save_checkpoint(folder, step, shards(rank, ranks), {"step": step}, world, write_extras=write, keep=keep)
+        saver = Saver(folder, Thread(rank, ranks, meet, store), extras=write, keep=keep)
+        saver.save(step, shards(rank, ranks), {"step": step})
+        assert not saver.wait()
 
     with ThreadPoolExecutor(ranks) as pool:
-        assert set(pool.map(one, range(ranks))) == {folder / f"step-{step}"}
+        list(pool.map(one, range(ranks)))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -60,7 +69,9 @@ def test_any_rows_come_back_whichever_ranks_hold_them(tmp_path: Path, ranks: int
     save(tmp_path, 4, ranks=ranks)
     path = tmp_path / "step-4"
     assert len(list(path.glob("rank-*.safetensors"))) == ranks
-    assert read_manifest(path) == {"format": 1, "step": 4, "ranks": ranks, "progress": {"step": 4}}
+    manifest = read_manifest(path)
+    assert manifest.pop("files").keys() == {file.name for file in path.iterdir()} - {"manifest.json"}
+    assert manifest == {"format": 1, "step": 4, "ranks": ranks, "progress": {"step": 4}}
     with open_checkpoint(path) as (read, shapes):
         assert shapes == {name: tuple(tensor.shape) for name, tensor in WHOLE.items()}
         for name, tensor in WHOLE.items():
@@ -101,10 +112,10 @@ def test_a_crash_at_any_instant_leaves_the_one_before(
 
     with monkeypatch.context() as patch:
         if where == "shard":
-            patch.setattr(store, "save_file", crash)
+            patch.setattr(store, "write_tensors", crash)
         elif where in ("index", "manifest"):
             name = "rank-" if where == "index" else "manifest"
-            patch.setattr(store, "_write_json", crash_at(store._write_json, name))
+            patch.setattr(store, "write_json", crash_at(store.write_json, name))
         elif where == "flush":
             patch.setattr(files, "sync", crash_at(files.sync, ".step-2"))
         elif where == "rename":
@@ -136,14 +147,14 @@ def test_a_rank_flushes_its_own_files_before_it_meets_the_others(
 ) -> None:
     """Rank 0, which flushes the folder last, may be on another node."""
     flushed: dict[str, int] = {}
-    sync, write = files.sync, store._write_json
+    sync, write = files.sync, store.write_json
 
-    def note(path: Path, value: object) -> None:
+    def note(path: Path, value: object) -> Checksum:
         if path.name == store.MANIFEST:
             flushed["all met"] = 0
-        write(path, value)
+        return write(path, value)
 
-    monkeypatch.setattr(store, "_write_json", note)
+    monkeypatch.setattr(store, "write_json", note)
     monkeypatch.setattr(
         files, "sync", lambda path: (flushed.setdefault(path.name, threading.get_ident()), sync(path))[1]
     )

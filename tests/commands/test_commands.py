@@ -302,8 +302,8 @@ def test_a_tampered_export_is_refused(
 ) -> None:
     """What the file system or a bug does between the model and the folder that transformers reads."""
 
-    def write_and_spoil(out: Path, **parts: Any) -> None:
-        write_export(out, **parts)
+    def write_and_spoil(out: Path, parts: Any) -> None:
+        write_export(out, parts)
         TAMPERED[what](out)
 
     monkeypatch.setattr("rmfast.checkpoint.export.write_model", write_and_spoil)

@@ -1,5 +1,6 @@
 """No command writes over what it reads, or over a file that it cannot have written."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from rmfast.cli import main
+from rmfast.commands.flags import check_writable
+from rmfast.errors import UserError
 from rmfast.launch.hardware import GPUS
 from tests.commands.rows import PAIRS, write, write_models
 from tests.runs import DECODER
@@ -56,6 +59,28 @@ def refused(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert contents(folder) == before
     assert printed.err.startswith("rmfast: ") and printed.err.count("\n") == 1 and not printed.out, printed
     return printed.err
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
+def test_what_cannot_be_written_is_refused_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def written(path: Path, data: bytes) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Path, "write_bytes", written)
+    monkeypatch.setattr("rmfast.commands.score.load_models", None)  # as all that would take long
+    line = f"rmfast: --out new: cannot be written: {os.strerror(number)}\n"
+    assert refused([*SCORE, "--out", "new"], folder, capsys) == line
+    assert refused(["export", "one", "--out", "new"], folder, capsys) == line
+
+
+def test_a_device_is_asked_and_nothing_is_written_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_writable("--out", Path("/dev/full"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="--out /dev/full: cannot be written: Permission denied"):
+        check_writable("--out", Path("/dev/full"))
 
 
 JUDGE = ["eval", "--judge", "base", "--criteria", "words.txt", "--data", "pairs.jsonl"]

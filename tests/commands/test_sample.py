@@ -1,24 +1,34 @@
 """rmfast sample: answers to a file's prompts, drawn once whatever ends the command, and the best of them kept."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch.distributed.run import parse_args
+from transformers import PreTrainedTokenizerFast
 
 import rmfast
-from rmfast.cli import main
+from rmfast.cli import main, parser
+from rmfast.commands.sample import _Watch
 from rmfast.data.row_kinds import PAIRS, samples
 from rmfast.data.rows import read_row
-from rmfast.rollout.sample_file import claimed
+from rmfast.outputs import lock
+from rmfast.outputs.lock import FolderLock
+from rmfast.outputs.process import this_process
+from rmfast.rollout.sample_file import SampleFile
 from tests.rollout.tiny_policies import save_policy
-from tests.runs import ROOT, environment, torchrun
-from tests.scoring import save_reward_model
+from tests.runs import fork_ranks
+from tests.scoring import save_reward_model, transformers_scores
+from tests.tiny import save_hf_model
 
 PROMPTS: list[Any] = [
     "The capital of France is",
@@ -41,11 +51,24 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    file = tmp_path / "prompts.jsonl"
+    return write(tmp_path / "prompts.jsonl")
+
+
+def write(file: Path) -> Path:
+    """The prompts as data, one of them empty."""
     rows: list[dict[str, Any]] = [{"prompt": prompt, "source": "test"} for prompt in PROMPTS]
     rows.insert(2, {"prompt": ""})
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture(scope="module")
+def drawn(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Lines of a samples file: the settings, then two samples of two tokens of each prompt."""
+    folder = tmp_path_factory.mktemp("drawn")
+    data = write(folder / "prompts.jsonl")
+    assert main(command(models, data, folder / "out.jsonl", n=2, tokens=2)) == 0
+    return (folder / "out.samples.jsonl").read_text().splitlines(keepends=True)
 
 
 def command(models: Path, data: Path, out: Path, *more: str, n: int = 3, tokens: int = 12) -> list[str]:
@@ -128,32 +151,24 @@ def test_what_any_process_left_is_used(
     assert not (tmp_path / "cut.samples.2.jsonl").exists()
 
 
-KILLED = """
-import os, signal, sys
-from rmfast.cli import main
-from rmfast.rollout.sample_file import SampleFile
-
-add = SampleFile.add
-
-def once(file, number, record):
-    add(file, number, record)
-    if len(file.found) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-SampleFile.add = once
-main(sys.argv[1:])
-"""
-
-
 def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Path) -> None:
     """Killed once four prompts have their samples: those are not drawn again, and all tokens are the same."""
     whole, cut, many = (tmp_path / name for name in ("whole.jsonl", "cut.jsonl", "many.jsonl"))
     many.write_text("".join(json.dumps({"prompt": f"Count to {number}:"}) + "\n" for number in range(12)))
     arguments = ("--rows", "6")
     assert main(command(models, many, whole, *arguments)) == 0
-    started = [sys.executable, "-c", KILLED, *command(models, many, cut, *arguments)]
-    done = subprocess.run(started, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL and not cut.exists()
+    add = SampleFile.add
+
+    def once(file: SampleFile, number: int, record: dict[str, Any]) -> None:
+        add(file, number, record)
+        if len(file.found) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed() -> None:
+        SampleFile.add = once  # type: ignore[method-assign]
+        main(command(models, many, cut, *arguments))
+
+    assert fork_ranks(1, killed) == [-signal.SIGKILL] and not cut.exists()
     file = tmp_path / "cut.samples.jsonl"
     before = file.read_bytes()
     assert before.count(b"\n") == 5
@@ -167,14 +182,50 @@ def test_it_goes_on_where_it_was_stopped(models: Path, data: Path, tmp_path: Pat
 
 
 def test_one_command_at_a_time_writes_a_file(
-    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lock, "GRACE", 0.01)
     out, file = tmp_path / "out.jsonl", tmp_path / "out.samples.jsonl"
-    with claimed(file):
-        assert main(command(models, data, out)) == 2
-    says = f"rmfast: {file}: another process is writing it; wait until it ends, or give another --out\n"
+    held = FolderLock(tmp_path, file=file)
+    assert main(command(models, data, out)) == 2
+    says = f"rmfast: --out: {file} is in use by {held._here}; wait until it ends, end it, or choose another --out\n"
     assert capsys.readouterr().err == says
+    held.release()
+    dead = replace(this_process(), host="n7", boot="another", job="12")  # whose file system has its lock still
+    (tmp_path / ".out.samples.jsonl.lock").write_text(dead.text())
+    assert main(command(models, data, out)) == 2
+    assert f"in use by {dead}; " in (line := capsys.readouterr().err)
+    assert line.endswith(" choose another --out; 3 minutes without a sign of it free the folder\n")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(command(models, data, out)) == 0
+    assert f"--out: {file} was in use by {dead}, which is an earlier start of this job" in capsys.readouterr().out
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".lock"]
+
+
+def test_the_time_left_is_told_from_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 samples of at most 100 tokens, 10 tokens a second. What they will have at most, while so few have ended that
+    the tokens of all are more for each of them; then the mean, 60 for each of 6. A line in ten seconds."""
+    clock, lines = 0.0, 0
+
+    def each() -> None:
+        nonlocal lines
+        lines += 1
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    watch = _Watch(8, 100, True, each)
+    for clock, ended in ((12.0, 0), (15.0, 1), (24.0, 2), (36.0, 6), (80.0, 8)):
+        watch(int(10 * clock), ended)
+    watch.end()
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "0 of 8 samples ended, 120 tokens, 10 tokens/s, left at most 0:01:08",
+        "2 of 8 samples ended, 240 tokens, 10 tokens/s, left at most 0:00:56",
+        "6 of 8 samples ended, 360 tokens, 10 tokens/s, left 0:00:12",
+        "8 of 8 samples ended, 800 tokens, 10 tokens/s, left 0:00:00",
+        "800 tokens in 0:01:20, 10 tokens/s",
+    ]
+    assert lines == 4
 
 
 def test_other_settings_are_named(models: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,21 +249,83 @@ def test_other_ends_are_other_settings(
     assert "was begun with ends [2], and this is [0, 2]; " in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_two_processes_draw_what_one_draws(models: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, change, says",
+    [
+        (0, {"samples": None}, "number 0: samples must be a list of 2"),
+        (0, {"samples": []}, "number 0: samples must be a list of 2"),
+        (0, {"text": 3}, "number 0: a sample must have its text"),
+        (0, {"token_ids": [1.5, 2]}, "number 0: token_ids must be a list of ids"),
+        (0, {"token_ids": [5, 10**30]}, "number 0: token_ids must be a list of ids"),
+        (0, {"log_prob": [-1.0, -(10**400)]}, "number 0: log_prob must be log-probabilities"),
+        (0, {"stop_reason": "tired"}, "number 0: stop_reason must be one of eos, stop, length"),
+        (0, {"log_prob": ["x", -1.0]}, "number 0: log_prob must be log-probabilities, one for each id"),
+        (0, {"log_prob": [float("nan"), -1.0]}, "number 0: log_prob must be log-probabilities"),
+        (0, {"behaviour_log_prob": [-1.0]}, "number 0: behaviour_log_prob must be log-probabilities, one for each id"),
+        (5, {}, "number 5: there are 5 prompts, from 0 on"),
+        (-1, {}, "number -1: there are 5 prompts, from 0 on"),
+        ("1", {}, "is no file of samples"),
+        (1.5, {}, "is no file of samples"),
+    ],
+)
+def test_a_samples_file_that_was_edited_is_one_line(
+    models: Path, data: Path, drawn: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    number: Any, change: dict[str, Any], says: str,
+) -> None:  # fmt: skip
+    record = {name: value for name, value in json.loads(drawn[1]).items() if name != "crc32"}  # an earlier version's
+    if "samples" in change:
+        record["samples"] = change["samples"]
+    else:
+        record["samples"][1] |= change
+    file = tmp_path / "out.samples.jsonl"
+    file.write_text(drawn[0] + json.dumps(record | {"number": number}) + "\n")
+    assert main(command(models, data, tmp_path / "out.jsonl", n=2, tokens=2)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"rmfast: {file}: ") and says in error and error.count("\n") == 1
+    assert error.endswith("; give another --out, or remove the file\n")
+
+
+def test_a_record_that_was_damaged_is_named_and_drawn_again_alone(
+    models: Path, data: Path, drawn: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out.samples.jsonl"
+    damaged = [*drawn[:2], drawn[2].replace('"log_prob": [-', '"log_prob": [-9', 1), "torn\n", *drawn[4:]]
+    assert damaged[2] != drawn[2]
+    file.write_text("".join(damaged))
+    assert main(command(models, data, tmp_path / "out.jsonl", n=2, tokens=2)) == 0
+    said = capsys.readouterr().out
+    assert f"{file}: line 3: its checksum differs: it was damaged or edited; its prompt is drawn again\n" in said
+    assert said.count("its prompt is drawn again") == 2 and f"3 prompts have their samples in {file}" in said
+    ids = {line["number"]: [s["token_ids"] for s in line["samples"]] for line in map(json.loads, drawn[1:])}
+    again = [json.loads(line) for line in file.read_text().splitlines()[6:]]
+    assert {line["number"]: [s["token_ids"] for s in line["samples"]] for line in again} == {n: ids[n] for n in (1, 2)}
+
+
+def test_torchrun_leaves_the_commands_options_to_it(models: Path, data: Path, tmp_path: Path) -> None:
+    """All but --n, for which it has --samples."""
+    words = ["--samples" if word == "--n" else word for word in command(models, data, tmp_path / "out.jsonl")]
+    given = parse_args(["--nproc_per_node", "2", "-m", "rmfast.cli", *words])
+    assert (given.module, given.training_script, given.training_script_args) == (True, "rmfast.cli", words)
+    options = parser().parse_args(words)
+    assert (options.run, options.n, options.out) == ("sample.sample", 3, str(tmp_path / "out.jsonl"))
+
+
+def test_two_processes_draw_what_one_draws(
+    models: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """And their files are joined; what one of them left before it ended is used."""
     alone, both = tmp_path / "alone.jsonl", tmp_path / "both.jsonl"
     assert main(command(models, data, alone)) == 0
     line = (tmp_path / "alone.samples.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "both.samples.1.jsonl").write_text(line[0] + line[2])
-    # torchrun would take --n for an abbreviation of its own options.
-    words = ["--samples" if word == "--n" else word for word in command(models, data, both)]
-    started = [*torchrun(2), "-m", "rmfast.cli", *words]
-    done = subprocess.run(
-        started, env=environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "1 prompts have their samples in" in done.stdout and done.stdout.count("5 rows: ") == 1
+    capfd.readouterr()
+
+    def work() -> None:
+        assert main(command(models, data, both)) == 0
+
+    assert fork_ranks(2, work) == [0, 0]
+    said = capfd.readouterr().out
+    assert "1 prompts have their samples in" in said and said.count("5 rows: ") == 1
     for got, want in zip(read(both), read(alone), strict=True):
         assert got.pop("log_probs") == pytest.approx(want.pop("log_probs"), abs=1e-4)
         assert got == want
@@ -255,6 +368,26 @@ def test_the_best_by_reward_models_is_kept(
     assert np.array([row["rewards"] for row in found["all"]]).swapaxes(0, 1) == pytest.approx(members, abs=1e-4)
 
 
+def test_a_reward_model_reads_texts_by_its_tokenizer(models: Path, data: Path, tmp_path: Path) -> None:
+    """Of single bytes, with a chat template of another form: no id is the policy's."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(BPE({token: i for i, token in enumerate([*alphabet, "<end>"])}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    tokenizer.chat_template = "{% for m in messages %}({{ m['role'] }}) {{ m['content'] }}\n{% endfor %}"
+    save_hf_model("llama", tmp_path / "bytes", vocab_size=len(tokenizer), eos_token_id=256, bos_token_id=None)
+    tokenizer.save_pretrained(tmp_path / "bytes")
+    out = tmp_path / "out.jsonl"
+    both = ("--reward", str(models / "first"), str(tmp_path / "bytes"), "--keep", "all")
+    assert main(command(models, data, out, *both)) == 0
+    rows = read(out)
+    assert [row["prompt"] for row in rows] == PROMPTS
+    theirs = transformers_scores(tmp_path / "bytes", rows)
+    for row, scores in zip(rows, theirs, strict=True):
+        assert row["rewards"][1] == pytest.approx(scores, abs=1e-4) and np.ptp(scores) > 1e-3
+        assert row["rewards"][0] != pytest.approx(scores, abs=1e-3)
+
+
 def test_rows_that_reward_models_cannot_read_are_named(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +397,17 @@ def test_rows_that_reward_models_cannot_read_are_named(
     assert main(command(models, data, out, "--reward", str(narrow))) == 0
     assert "1 of 2 rows could not be scored: 1 too long; first: row 1: " in capsys.readouterr().out
     assert [row["prompt"] for row in read(out)] == ["Once"]
+
+
+def test_a_prompt_that_fills_the_context_is_told_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the model has it, with what it must hold."""
+    save_policy(tmp_path / "policy", max_position_embeddings=40)
+    data, out = tmp_path / "two.jsonl", tmp_path / "out.jsonl"
+    data.write_text("".join(json.dumps({"prompt": [5] * count}) + "\n" for count in (40, 39)))
+    assert main(command(tmp_path, data, out, n=1)) == 0
+    says = f"first: {data}:1: too long: 40 tokens, and the model takes 40, answer included"
+    assert f"1 of 2 rows could not be used: 1 too long; {says}" in capsys.readouterr().out
+    assert [row["stop_reasons"] for row in read(out)] == [["length"]]
 
 
 def test_proxy_is_drawn_against_gold(

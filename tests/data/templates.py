@@ -82,3 +82,28 @@ NEEDS_TOOLS = "{% if tools | length > 0 %}{{ tools | tojson }}{% endif %}" + CHA
 NEEDS_A_SYSTEM_TURN = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
 NEEDS_REASONING = CHATML.replace("{{ m.content }}", "{{ m.reasoning_content.strip() if m.role == 'assistant' }}")
 NEEDS_MORE = "{{ topic.strip() }}" + CHATML
+# What the assistant generates is marked, as templates for training do; the line's end after it is not.
+CHATML_MARKED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# Reasoning is kept in the last answer alone, and what is generated is marked, so that the whole can be learnt.
+QWEN3_MARKED = (
+    "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' -}}{%- if m.role == 'assistant' -%}"
+    "{%- generation -%}{%- if loop.last -%}{{- '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' -}}"
+    "{%- endif -%}{{- m.content + '<|im_end|>' -}}{%- endgeneration -%}{{- '\\n' -}}"
+    "{%- else -%}{{- m.content + '<|im_end|>\\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+# A header for each role, eos after each turn.
+ZEPHYR = """{% for m in messages %}
+{% if m.role == 'assistant' %}
+{{ '<|assistant|>\\n'  + m.content + eos_token }}
+{% else %}
+{{ '<|' + m.role + '|>\\n' + m.content + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}"""

@@ -1,6 +1,7 @@
 """A pack, read back through its layout as attention sees it, gives every sequence, position, edge and LM target."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rmfast.data.pack import Pack, build_pack, empty_pack
+from rmfast.data.pad import pad_pack
 from rmfast.data.rows import parse_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import build_table
@@ -21,7 +23,17 @@ from tests.tiny import Group, pack_of, table_of
 
 DTYPES = {
     **dict.fromkeys(
-        ("tokens", "positions", "scored", "edges.better", "edges.worse", "targets.rows", "targets.ids"), torch.int64
+        (
+            "tokens",
+            "positions",
+            "scored",
+            "edges.better",
+            "edges.worse",
+            "targets.rows",
+            "targets.ids",
+            "targets.response",
+        ),
+        torch.int64,
     ),
     **dict.fromkeys(("edges.margin", "edges.target", "edges.weight"), torch.float32),
     "layout": torch.int32,
@@ -68,11 +80,11 @@ def test_reads_back(data: st.DataObject, bos: bool, limit: int | None, random: o
         for (b, w), *values in zip(g.edges, *g.edge_values(), strict=True)
     ]
     predictions = [
-        (seen_by(pack, row), target)
-        for row, target in zip(pack.targets.rows.tolist(), pack.targets.ids.tolist(), strict=True)
+        (seen_by(pack, row), target, flat[response])
+        for row, target, response in zip(*(column.tolist() for column in pack.targets.columns()), strict=True)
     ]
     assert predictions == [
-        (g.sequences[r][:t], g.sequences[r][t])
+        (g.sequences[r][:t], g.sequences[r][t], g.sequences[r])
         for g in laid
         for r in g.chosen()
         for t in range(max(g.answers[r], 1), len(g.sequences[r]))
@@ -111,6 +123,19 @@ def test_a_response_inside_the_prefix_is_scored_there() -> None:
 def test_lm_rows(answer: list[int], rows: list[int], targets: list[int]) -> None:
     pack = pack_of([Group([[3, 4, 5, 6], [3, 4, 7]], ((0, 1),), answer)], lm=True)
     assert pack.targets.rows.tolist() == rows and pack.targets.ids.tolist() == targets
+
+
+def test_columns_beside_the_targets_follow_them() -> None:
+    pack = pack_of([Group([[3, 4, 5], [3, 6]], ((0, 1),), [1, 1])], lm=True)
+    pack = replace(pack, targets=replace(pack.targets, beside={"advantage": torch.tensor([0.5, -1.0])}))
+    assert (
+        pack.targets.response.tolist() == [0, 0] and len(pack.tensors()) == len(pack_of([Group([[3]])]).tensors()) + 1
+    )
+    padded = pad_pack(pack, 16).targets
+    assert padded.beside["advantage"].tolist() == [0.5, -1.0] + [0.0] * 14
+    assert padded.ids.tolist() == [4, 5] + [-1] * 14 and padded.response.tolist() == [0] * 16
+    doubled = pack.map(lambda column: column * 2).targets
+    assert doubled.beside["advantage"].tolist() == [1.0, -2.0] and doubled.ids.tolist() == [8, 10]
 
 
 def test_lm_rows_of_truncated_prompts() -> None:

@@ -226,7 +226,7 @@ def test_a_group_that_fits_no_pack() -> None:
 def loader(ranks: int, rank: int, lm: bool = False) -> StepLoader:
     table = table_of(odd_groups())
     plan = StepPlan([len(table)], [1.0], groups_per_step=5, seed=2)
-    return StepLoader(table, plan, total=7, ranks=ranks, rank=rank, budget=100, lm=lm)
+    return StepLoader(table, plan, total=7, ranks=ranks, rank=rank, budget=100, predicts="chosen" if lm else None)
 
 
 def steps_of(steps: StepLoader, first: int = 0) -> list[Step]:

@@ -1,12 +1,16 @@
 """Stores on disk equal those in memory, whatever the number of processes; cached by content; complete or absent."""
 
 import dataclasses
+import errno
 import json
 import os
+import signal
+import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from rmfast import signals
 from rmfast.data import chunk, store
 from rmfast.data.example import Edge, Example
+from rmfast.data.files import temporary_name
 from rmfast.data.rows import parse_row
 from rmfast.data.store import TokenStore, build_store, store_examples
 from rmfast.errors import UserError
@@ -214,11 +220,50 @@ def test_an_interrupted_build_is_not_taken_for_a_store(
 ) -> None:
     source = write(tmp_path / "a.jsonl", [PAIR])
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_publish", lambda *folders: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(store, "publish_first", lambda *folders: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build_store(source, tokenizer, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     assert len(build_store(source, tokenizer, tmp_path / "cache")) == 1
+
+
+def test_what_a_killed_build_left_is_swept(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+    cache = tmp_path / "cache"
+    ours = temporary_name(cache / "0123456789abcdef-0")
+    dead, earlier = cache / ours.name.replace(f"-{os.getpid()}.", f"-{child.pid}."), cache / f".{'0' * 16}-{'1' * 32}"
+    for folder in (ours, dead, earlier):
+        folder.mkdir(parents=True)
+        (folder / "tokens.npy").touch()
+    for path in (earlier, earlier / "tokens.npy"):
+        os.utime(path, (0, 0))
+    built = build_store(write(tmp_path / "a.jsonl", [PAIR]), tokenizer, cache)
+    assert {path.name for path in cache.iterdir()} == {ours.name, built.meta["key"]}
+
+
+def test_tokenising_processes_end_with_their_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[int | None] = []
+    monkeypatch.setattr(store, "end_with_parent", lambda parent: watched.append(parent))
+    monkeypatch.setattr(store, "parent_process", lambda: SimpleNamespace(pid=4))
+    monkeypatch.setattr(signals, "left_to_parent", lambda: None)
+    monkeypatch.setattr(store, "_worker_tokenizer", None)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    store._start_worker(None)  # type: ignore[arg-type]
+    assert watched == [4]
+
+
+def test_a_full_disk_names_the_store(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, array: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.ArrayFile, "append", full)
+    with pytest.raises(OSError) as raised:
+        build_store(write(tmp_path / "a.jsonl", [PAIR]), tokenizer, tmp_path / "cache")
+    assert raised.value.errno == errno.ENOSPC and Path(raised.value.filename).parent == tmp_path / "cache"
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_builders_at_once_agree(make_tokenizer: Callable[..., PreTrainedTokenizerFast], tmp_path: Path) -> None:
@@ -290,3 +335,16 @@ def test_every_sequence_comes_back(tokenizer: PreTrainedTokenizerFast, groups: l
     same = [answers[0] == answer for _, answers in groups for answer in answers[1:]]
     assert made.identical.tolist() == same
     assert ((made.weight == 0) == made.identical).all()
+
+
+def test_tokenising_processes_leave_signals_to_their_parent(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a SIGINT from the terminal would be an error of theirs, and end the run before it is whole."""
+    handlers: dict[int, object] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(store, "end_with_parent", lambda parent: None)
+    monkeypatch.setattr(store, "_worker_tokenizer", None)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    store._start_worker(tokenizer)
+    assert handlers == dict.fromkeys(signals.ASKS, signal.SIG_IGN)

@@ -81,7 +81,8 @@ def test_a_template_that_is_no_jinja_is_the_users_to_mend_by_its_line(make_token
     "name",
     ["chat_template", "tokenize", "add_generation_prompt", "conversation", "messages", "tools", "return_dict"]
     + ["return_tensors", "continue_final_message", "tokenizer_kwargs", "max_length", "self", "conversations"]
-    + ["strftime_now", "raise_exception", "namespace", "return_assistant_tokens_mask", "sanitize_control_tokens"],
+    + ["strftime_now", "raise_exception", "namespace", "return_assistant_tokens_mask", "sanitize_control_tokens"]
+    + ["bos_token", "eos_token"],
 )
 def test_a_row_cannot_replace_the_template_or_how_it_is_called(make_tokenizer: Make, name: str) -> None:
     tokenizer = make_tokenizer(template=fix_date(DATED))

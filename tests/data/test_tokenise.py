@@ -119,6 +119,17 @@ def test_answer_start_counts_the_assistant_header(tokenizer: PreTrainedTokenizer
         assert tokenizer.decode(ids[start:]) == f"{text}<|im_end|>\n"
 
 
+@pytest.mark.parametrize("habits", [{}, {"add_eos": True}], ids=str)
+def test_the_eos_of_an_empty_response_is_the_response(make_tokenizer: Make, habits: dict[str, bool]) -> None:
+    """Whoever appends it."""
+    tokenizer = make_tokenizer(**habits)
+    (encoded,) = encode(tokenizer, [Example("the cat", ("", " ran"))])
+    assert isinstance(encoded, Encoded)
+    before = len(tokenizer("the cat", add_special_tokens=False)["input_ids"])
+    assert encoded.answer_start == (before, before) and encoded.prefix == before
+    assert encoded.ids[0][before:].tolist() == [tokenizer.eos_token_id]
+
+
 def test_answer_start_without_a_separate_prompt_is_the_common_prefix(tokenizer: PreTrainedTokenizerFast) -> None:
     for row in (
         {"chosen": "the cat sat", "rejected": "the cat ran"},

@@ -8,9 +8,11 @@ from rmfast.evaluation.combine import (
     agreement,
     combine,
     combined_metrics,
+    combined_scores,
     majority,
     mean_agreement,
     standardise,
+    vote_scores,
 )
 
 REWARDS = np.array([[1.0, 2.0, 6.0], [3.0, 0.0, 6.0], [5.0, 1.0, 0.0], [-1.0, 5.0, 4.0]])  # [4 members, 3 responses]
@@ -53,6 +55,16 @@ def test_majority_counts_a_tie_as_an_abstention() -> None:
     assert majority(REWARDS, [0, 2, 0], [1, 0, 2]).tolist() == [0.0, 2.0, -2.0]
     with pytest.raises(ValueError, match="majority"):
         combine(rewards, "majority")
+
+
+def test_a_vote_scores_a_response_by_the_members_that_prefer_it_to_the_others_of_its_prompt() -> None:
+    rewards = np.array([[1.0, 2.0, 5.0, 7.0], [3.0, 1.0, 1.0, 0.0]])
+    # The third one is preferred to the first by one of two, and to the second by one of two, where the other abstains.
+    assert vote_scores(rewards, [4, 4, 4, 2]).tolist() == [0.0, -0.25, 0.25, 0.0]
+    assert vote_scores(rewards * [[9.0], [0.1]] - 3, [4, 4, 4, 2]).tolist() == [0.0, -0.25, 0.25, 0.0]
+    assert vote_scores(rewards, [1, 0, 1, 0]).tolist() == [0.0, 0.0, 0.0, 0.0]
+    assert combined_scores(rewards, [0, 0, 0, 1], "majority").tolist() == [0.0, -0.25, 0.25, 0.0]
+    assert combined_scores(rewards, [0, 0, 0, 1], "worst").tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_one_member_is_itself() -> None:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from rmfast.kernels import Drawn, draw_tokens, row_keys
@@ -35,8 +36,6 @@ def with_seen(options: dict[str, Any], seen: Tensor) -> dict[str, Any]:
 
 def processed(logits: Tensor, options: dict[str, Any], seen: Tensor) -> Tensor:
     """Scores [R, V] as transformers' `generate` would draw from: -inf where a token is left."""
-    import transformers  # not for the ranks, which start without it
-
     made = {
         "repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
         "temperature": transformers.TemperatureLogitsWarper,

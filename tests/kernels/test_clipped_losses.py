@@ -17,6 +17,14 @@ from tests.kernels.harness import DEVICE, assert_exact, compiles, poisoned, regi
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 ONE = [torch.ones((), device=DEVICE)]
 OPS = {"policy": policy_loss, "value": value_loss}
+Clips = dict[str, float | None]
+POLICY_CLIPS: list[Clips] = [
+    {"clip": 0.2},
+    {"clip": 0.0},
+    {"clip": 0.2, "clip_high": 0.6},
+    {"clip": 0.3, "clip_high": 0},
+]
+VALUE_CLIPS: list[Clips] = [{"clip": 0.2}, {"clip": None}]
 
 
 def call(op: Callable[..., Tensor], impl: str, *inputs: Tensor, **options: Any) -> Tensor:
@@ -33,12 +41,13 @@ def masks(count: int, boolean: bool) -> Tensor:
     return mask > 0.4 if boolean else mask * (mask > 0.4)
 
 
-def policy_by_hand(x: list[float], old: list[float], goal: list[float], mask: list[float], clip: float | None) -> float:
-    assert clip is not None
-    total = 0.0
+def policy_by_hand(
+    x: list[float], old: list[float], goal: list[float], mask: list[float], clip: float, clip_high: float | None = None
+) -> float:
+    total, high = 0.0, clip if clip_high is None else clip_high
     for lp, o, a, m in zip(x, old, goal, mask, strict=True):
         rho = math.exp(lp - o)
-        total += m * max(-a * rho, -a * min(max(rho, 1 - clip), 1 + clip))
+        total += m * max(-a * rho, -a * min(max(rho, 1 - clip), 1 + high))
     return total / sum(mask) if sum(mask) else 0.0
 
 
@@ -51,16 +60,16 @@ def value_by_hand(x: list[float], old: list[float], goal: list[float], mask: lis
 
 
 @pytest.mark.parametrize("boolean", [True, False], ids=["bool", "float"])
-@pytest.mark.parametrize("name, clip", [("policy", 0.2), ("policy", 0.0), ("value", 0.2), ("value", None)])
+@pytest.mark.parametrize("name, clips", [*(("policy", c) for c in POLICY_CLIPS), *(("value", c) for c in VALUE_CLIPS)])
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(0, 12))
-def test_reference_against_the_formulas(name: str, clip: float | None, boolean: bool, count: int) -> None:
+def test_reference_against_the_formulas(name: str, clips: Clips, boolean: bool, count: int) -> None:
     """Gradients by central differences, at which a kink would be an accident."""
     x, old, goal = (t.cpu() for t in tokens(count, torch.float64))
     mask = masks(count, boolean).cpu()
-    value, grad = run(partial(call, OPS[name], "reference", clip=clip), [x, old, goal, mask], [torch.ones(())])
-    by_hand = policy_by_hand if name == "policy" else value_by_hand
-    rest = (old.tolist(), goal.tolist(), mask.double().tolist(), clip)
+    value, grad = run(partial(call, OPS[name], "reference", **clips), [x, old, goal, mask], [torch.ones(())])
+    by_hand: Callable[..., float] = partial(policy_by_hand if name == "policy" else value_by_hand, **clips)
+    rest = (old.tolist(), goal.tolist(), mask.double().tolist())
     assert value.item() == pytest.approx(by_hand(x.tolist(), *rest), rel=1e-12)
     for i in range(count):
         up, down = x.tolist(), x.tolist()
@@ -71,14 +80,16 @@ def test_reference_against_the_formulas(name: str, clip: float | None, boolean: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name, clip", [("policy", 0.2), ("value", 0.2), ("value", None)])
+@pytest.mark.parametrize(
+    "name, clips", [("policy", POLICY_CLIPS[0]), ("policy", POLICY_CLIPS[2]), *(("value", c) for c in VALUE_CLIPS)]
+)
 @settings(max_examples=12, deadline=None)
 @given(count=st.sampled_from([0, 1, 15, 17, 70, 300]), boolean=st.booleans(), total=st.sampled_from([None, 0.0, 7.5]))
 def test_values_and_gradients(
-    name: str, clip: float | None, dtype: torch.dtype, count: int, boolean: bool, total: float | None
+    name: str, clips: Clips, dtype: torch.dtype, count: int, boolean: bool, total: float | None
 ) -> None:
     """The loss is a sum of terms of both signs, which may cancel: an error is measured by the terms' size."""
-    op = partial(call, OPS[name], clip=clip, total=total)
+    op = partial(call, OPS[name], **clips, total=total)
     inputs = tokens(count, dtype)
     x, old, goal = (t.detach().double() for t in inputs)
     mask = masks(count, boolean)
@@ -128,6 +139,18 @@ def test_clipping_stops_the_gradient_one_way_only(impl: str) -> None:
     assert (grad != 0).tolist() == [False, True, True, False, True]
     _, grad = run(partial(call, value_loss, impl), [x, zero, 3 * goal, mask], ONE)
     assert (grad != 0).tolist() == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_the_upper_end_of_the_range_has_its_width(impl: str) -> None:
+    x = torch.tensor([0.25, 0.5, -0.25, 0.25, 0.5], device=DEVICE).requires_grad_()  # ratios 1.28, 1.65, 0.78
+    goal = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0], device=DEVICE)
+    inputs = [x, torch.zeros(5, device=DEVICE), goal, torch.ones(5, device=DEVICE)]
+    _, grad = run(partial(call, policy_loss, impl, clip_high=0.4), inputs, ONE)
+    assert (grad != 0).tolist() == [True, False, False, True, True]
+    default, same = (run(partial(call, policy_loss, impl, **clips), inputs, ONE) for clips in ({}, {"clip_high": 0.2}))
+    assert all(torch.equal(a, b) for a, b in zip(default, same, strict=True))
+    assert (default[1] != 0).tolist() == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
@@ -195,7 +218,7 @@ def test_strided_gradcheck_registration(name: str) -> None:
     (grad,) = torch.autograd.grad(op("triton", first, *rest), first, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(grad.sum(), first)
-    registered(torch.ops.rmfast.clipped_loss.default, name == "policy", first, *rest, 0.2, ONE[0])
+    registered(torch.ops.rmfast.clipped_loss.default, name == "policy", first, *rest, 0.2, 0.3, ONE[0])
     compiles(partial(op, total=3.0), [*tokens(20), masks(20, False)])
 
 
@@ -207,6 +230,8 @@ def test_errors() -> None:
                 op(*inputs.values(), clip=0.2)
         with pytest.raises(ValueError, match="negative"):
             op(*[torch.zeros(3)] * 4, clip=-1.0)
+    with pytest.raises(ValueError, match="policy_loss: clip_high must not be negative, got -0.1"):
+        policy_loss(*[torch.zeros(3)] * 4, clip=0.2, clip_high=-0.1)
     with pytest.raises(ValueError, match="policy_loss: clip must be a number, got None"):
         policy_loss(*[torch.zeros(3)] * 4, clip=None)  # type: ignore[arg-type]
 

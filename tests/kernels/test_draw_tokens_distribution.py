@@ -36,10 +36,9 @@ def test_top_p_with_ties(small_blocks: None, seed: int) -> None:
     assert p_value(drawn_many(seed, logits, top_p=0.75).tokens, probabilities) > LEAST
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_blocks_of_256(seed: int) -> None:
+def test_blocks_of_256() -> None:
     logits = 2 * torch.randn(600)
-    assert p_value(drawn_many(seed, logits).tokens, logits.double().softmax(0)) > LEAST
+    assert p_value(drawn_many(0, logits).tokens, logits.double().softmax(0)) > LEAST
 
 
 @pytest.mark.parametrize("level", [noise.BLOCKS, noise.IDS])

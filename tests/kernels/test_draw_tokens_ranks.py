@@ -1,7 +1,5 @@
 """The draw over vocabulary slices on two gloo ranks is that of one process."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from rmfast.kernels import Drawn, draw_tokens
 from tests.kernels.draws import ALL, OPTIONS, keys_of, with_seen, zeros
+from tests.runs import fork_ranks
 
 ROWS, VOCABULARY = 60, 1100
 SIZES = [1100, 1000, 500]
@@ -39,13 +38,17 @@ def draws(**place: Any) -> list[Drawn]:
     ]
 
 
-def test_two_ranks(tmp_path: Path) -> None:
-    from tests.runs import ROOT, environment, torchrun  # not for the ranks: it imports transformers
+def work(out: Path) -> None:
+    dist.init_process_group("gloo")
+    # Slices need not be in the order of ranks.
+    slices = [{"first": SPLIT}, {"end": SPLIT}]
+    found = draws(group=dist.group.WORLD, **slices[dist.get_rank()])
+    torch.save([tuple(drawn) for drawn in found], out / str(dist.get_rank()))
+    dist.destroy_process_group()
 
-    command = [*torchrun(2), __file__, str(tmp_path)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
-    assert done.returncode == 0, done.stderr
+
+def test_two_ranks(tmp_path: Path) -> None:
+    assert fork_ranks(2, lambda: work(tmp_path)) == [0, 0]
     ranks = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
     for one, *found in zip(draws(), *ranks, strict=True):
         for tokens, log_prob, behaviour in found:
@@ -53,12 +56,3 @@ def test_two_ranks(tmp_path: Path) -> None:
             torch.testing.assert_close(log_prob, one.log_prob, rtol=0, atol=1e-6, equal_nan=True)
             torch.testing.assert_close(behaviour, one.behaviour_log_prob, rtol=0, atol=1e-6, equal_nan=True)
         assert one.log_prob[:3].isnan().tolist()[1:] == [True, True] and one.log_prob[4:].isfinite().all()
-
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    # Slices need not be in the order of ranks.
-    slices = [{"first": SPLIT}, {"end": SPLIT}]
-    found = draws(group=dist.group.WORLD, **slices[dist.get_rank()])
-    torch.save([tuple(drawn) for drawn in found], Path(sys.argv[1]) / str(dist.get_rank()))
-    dist.destroy_process_group()

@@ -174,6 +174,11 @@ def test_products_are_summed_wide(narrow: torch.dtype, monkeypatch: pytest.Monke
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
     wide = products.wide_product(a, b, torch.float32)
     torch.testing.assert_close(wide.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(products, "TABLE_ROWS", 4)
+    of_table = products.TableProduct()
+    for rows in (slice(9), slice(9, 12)):
+        logits = of_table(a[rows], b.t().contiguous(), torch.float32)
+        torch.testing.assert_close(logits.double(), a[rows].double() @ b.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

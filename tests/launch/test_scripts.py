@@ -111,7 +111,7 @@ def test_line_breaks_stay_where_they_are_meant(config: Path, tmp_path: Path) -> 
 
 
 def test_an_option_with_a_line_break_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launched(config, "--time", "60", "--job-name", "a\nrm x") == 2
+    assert launched(config, "--time", "60", "--sbatch=--comment=a\nrm x") == 2
     assert "an option of sbatch is one line" in capsys.readouterr().err
 
 
@@ -137,6 +137,7 @@ GROUPS = ("--ensemble.spread", "ranks", "--ensemble.ranks_per_member", "4")
     ("words", "line"),
     [
         (["--time", "5m"], "--time 5m: is no time limit"),
+        (["--time", "9999999999:00"], "--time 9999999999:00: is no time limit"),
         (["--time", "9"], "--time 9: is less than twice --lead (300 s)"),
         (["--time", "60", "--lead", "30"], "--lead 30: must be at least"),
         (["--time", "60", "--run.resume", "never"], "run.resume:"),

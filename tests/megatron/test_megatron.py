@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rmfast.checkpoint.store import list_checkpoints, read_weights
+from rmfast.data.edges import RANGES
 from rmfast.data.pack import Pack
+from rmfast.data.store import build_store
+from rmfast.data.tokenizer import load_tokenizer
 from rmfast.models.config import decoder_config
 from rmfast.models.decoder import DecoderLayer
 from rmfast.models.hf import read_config
@@ -66,6 +69,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "eval.jsonl", 9, seed=1)
     rows = [row | {"margin": 3e38} for row in read_lines(folder / "eval.jsonl")]
     (folder / "overflow.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:  # runs would refuse such margins, and find them tokenised
+        patch.setitem(RANGES, "margin", (-4e38, 4e38))
+        build_store(str(folder / "overflow.jsonl"), load_tokenizer(folder / "qwen3"), folder / "cache")
     draw = random.Random(1)
     prompts = [{"prompt": text(draw, 2, 8), "responses": [text(draw, 1, 6) for _ in range(3)]} for _ in range(16)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")

@@ -99,8 +99,8 @@ def test_an_index_may_name_the_one_file(folder: Path) -> None:
         ("global_step100/mp_rank_00_model_states.pt", "DeepSpeed's shards: its zero_to_fp32.py"),
         ("pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
         ("__0_0.distcp", "accelerate merge-weights"),
-        ("consolidated.00.pth", "Meta's or Mistral's own format"),
-        ("consolidated.safetensors", "Meta's or Mistral's own format"),
+        ("consolidated.00.pth", "Meta's or Mistral's format"),
+        ("consolidated.safetensors", "Meta's or Mistral's format"),
         ("tf_model.h5", "weights of another framework"),
         ("flax_model.msgpack", "weights of another framework"),
         ("model.onnx", "weights of another framework"),
@@ -120,6 +120,11 @@ def test_a_folder_without_weights_says_what_it_holds(folder: Path, name: str, wo
     if not config:
         (folder / "config.json").unlink()
     refused(folder, "no weights" if config else "holds no config.json", words)
+
+
+def test_weights_without_a_config_are_not_asked_for_another_name(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    refused(folder, "holds no config.json", f"it holds {WEIGHTS}, weights whose config.json is missing")
 
 
 def test_files_that_are_not_there_yet(folder: Path) -> None:
@@ -146,22 +151,11 @@ def test_a_pickle_of_more_than_weights_is_named(folder: Path, wrap: Callable[[di
     refused(folder, "is no tensor")
 
 
-@pytest.mark.parametrize("task", ["SEQ_CLS", "CAUSAL_LM"])
-def test_an_adapter_says_how_to_go_on(folder: Path, tmp_path: Path, task: str) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    about = {"peft_type": "LORA", "task_type": task, "base_model_name_or_path": "some/base"}
-    (adapter / "adapter_config.json").write_text(json.dumps(about))
-    save_file({"base_model.model.score.weight": torch.zeros(1, 32)}, adapter / "adapter_model.safetensors")
-    kind = "CausalLM" if task == "CAUSAL_LM" else "SequenceClassification"
-    words = ["a PEFT adapter", "LORA of some/base", f"AutoModelFor{kind}", "merge_and_unload"]
-    refused(adapter, *words)
-    (adapter / "config.json").write_bytes((folder / "config.json").read_bytes())
-    refused(adapter, *words)
-    (adapter / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
-    refused(adapter, "adapter_config.json, LORA of some/base", "beside full weights")
+def test_an_adapter_beside_full_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
+    refused(folder, "adapter_config.json, LORA of some/base", "beside full weights")
     with pytest.raises(UserError, match="beside full weights"):
-        read_config(adapter)
+        read_config(folder)
 
 
 def test_a_model_that_was_not_merged_is_named(folder: Path) -> None:
@@ -169,3 +163,16 @@ def test_a_model_that_was_not_merged_is_named(folder: Path) -> None:
     q_proj = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file(weights | {f"{q_proj}.lora_A.default.weight": torch.zeros(2, 32)}, folder / WEIGHTS)
     refused(folder, "lora_A", "merge_and_unload")
+
+
+def test_a_head_beside_the_embedding_that_it_is_tied_to_must_be_the_same(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = state(folder)
+    embedding = weights["model.embed_tokens.weight"]
+    save_file(weights | {"lm_head.weight": embedding.clone()}, folder / WEIGHTS)
+    load_network(folder, lm=True)
+    save_file(weights | {"lm_head.weight": embedding + 1}, folder / WEIGHTS)
+    load_network(folder)  # no head is read
+    with pytest.raises(UserError, match=r"model: lm_head.weight is not the embedding, to which config.json ties it"):
+        load_network(folder, lm=True)

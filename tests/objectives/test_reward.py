@@ -17,7 +17,7 @@ from tests.figures import maxima, sums
 
 
 def part(pack: Pack, edges: slice, targets: slice) -> Pack:
-    some = TokenColumns(rows=pack.targets.rows[targets], ids=pack.targets.ids[targets])
+    some = pack.targets.map(lambda column: column[targets])
     return replace(pack, edges=pack.edges.map(lambda column: column[edges]), targets=some)
 
 
@@ -40,7 +40,7 @@ def made(heads: int = 1, seed: int = 0) -> tuple[Tensor, Tensor, Pack, Totals]:
         weight=torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 0.25]),
     )
     log_prob = -torch.rand(5, generator=g)
-    targets = TokenColumns(rows=torch.arange(5), ids=torch.arange(5))
+    targets = TokenColumns(rows=torch.arange(5), ids=torch.arange(5), response=torch.zeros(5, dtype=torch.int64))
     pack = replace(empty_pack(), is_response=torch.ones(8, dtype=torch.bool), edges=edges, targets=targets)
     return scores.requires_grad_(), log_prob.requires_grad_(), pack, Totals(4.75, 5)
 

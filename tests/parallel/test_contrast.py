@@ -25,7 +25,7 @@ from rmfast.parallel.contrast import Contrast
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
-from rmfast.trainer.pair_learner import PairLearner
+from rmfast.trainer.batch_learner import BatchLearner
 from tests.figures import sums
 from tests.runs import ROOT, environment, torchrun
 from tests.tiny import (
@@ -106,10 +106,10 @@ class Trial:
         return RewardObjective(batch_term=self.contrast)
 
     @property
-    def learner(self) -> PairLearner:
+    def learner(self) -> BatchLearner:
         loader: Any = SimpleNamespace(total=1)
         nothing: Any = None
-        return PairLearner(self.engine, self.objective, loader, nothing, rate=float, work=nothing, seed=0)
+        return BatchLearner(self.engine, self.objective, loader, nothing, rate=float, work=nothing, seed=0)
 
 
 def trial_of(

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmfast.data.loader import PINNING, StepLoader, rank_packs, totals_of
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.data.pad import pad_pack, round_up
 from rmfast.data.plan import StepPlan
 from rmfast.models.hf import load_network
+from rmfast.models.low_rank import LoraOptions
 from rmfast.models.network import Network
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.reward import RewardObjective
@@ -27,6 +27,8 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.trainer.dropout import seed_dropout
 from tests.figures import maxima, sums
+from tests.models.adapters import add_adapter
+from tests.replay import ReplayOnTheCpu
 from tests.tiny import Group, assert_close_by_norm, gradients, group_of, save_hf_model, table_of
 
 OPTIONS = AdamWOptions(weight_decay=0.1, clip=0.5)
@@ -54,46 +56,6 @@ def batches() -> list[list[Group]]:
         [inside, group_of(g, 5, [3, 2], [(1, 0)])],
         [group_of(g, 2, [9, 3], [(0, 1)])],
     ]
-
-
-class ReplayOnTheCpu:
-    """What a CUDA graph does: the ops of the recorded run again, on the same memory, with the same Python values."""
-
-    def __init__(self, warm_up: int = 0) -> None:
-        self.recorded = self.replayed = 0
-        self.warm_up = warm_up
-
-    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
-        self.recorded += 1
-        calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-
-        class Record(TorchDispatchMode):
-            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-                assert func is not torch.ops.aten._local_scalar_dense.default, "reads the device"
-                out = func(*args, **(kwargs or {}))
-                calls.append((func, args, kwargs or {}, out))
-                return out
-
-        for _ in range(self.warm_up):
-            run()
-        with Record():
-            run()
-
-        @torch.no_grad()
-        def replay() -> None:
-            self.replayed += 1
-            for func, args, kwargs, out in calls:
-                again = func(*args, **kwargs)
-                for old, new in zip(_tensors(out), _tensors(again), strict=True):
-                    if old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-
-        return replay
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    parts = out if isinstance(out, tuple | list) else [out]
-    return [t for t in parts if isinstance(t, Tensor)]
 
 
 def backward(network: Network, pack: Pack, totals: Any) -> tuple[Statistics, dict[str, Tensor]]:
@@ -129,13 +91,20 @@ def test_few_shapes() -> None:
         pad_pack(idle, 4)
 
 
-def steps(model: Path, recorder: Recorder | None) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Three epochs of the batches in small packs; norms and statistics of each step, and the final weights."""
+def adapted(model: Path) -> Network:
     network = network_of(model)
+    add_adapter(network, LoraOptions(rank=2))
+    return network
+
+
+def steps(
+    network: Network, recorder: Recorder | None, data: list[list[Group]]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Three epochs of batches in small packs; norms and statistics of each step, and the final weights."""
     engine = NativeEngine(network, world=World(), options=OPTIONS, recorder=recorder)
     seen = []
     for epoch in range(3):
-        for groups in batches():
+        for groups in data:
             table = table_of(groups)
             rows = np.arange(len(table))
             packs, _ = rank_packs(table, rows, ranks=1, rank=0, budget=18, predicts="chosen", fixed=True)
@@ -145,26 +114,32 @@ def steps(model: Path, recorder: Recorder | None) -> tuple[list[Tensor], dict[st
     return seen, {name: p.detach().clone() for name, p in network.named_parameters()}
 
 
-def check_repeats(model: Path, recorder: Recorder) -> None:
-    fresh, weights = steps(model, None)
-    repeated, repeated_weights = steps(model, recorder)
+def check_repeats(make: Callable[[], Network], recorder: Recorder, data: list[list[Group]]) -> None:
+    fresh, weights = steps(make(), None, data)
+    repeated, repeated_weights = steps(make(), recorder, data)
     for step, (a, b) in enumerate(zip(repeated, fresh, strict=True)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, msg=f"step {step}")
     assert all((w != 0).any() for w in weights.values())
     assert_close_by_norm(repeated_weights, weights, 1e-5)
-    assert not torch.equal(fresh[0], fresh[3]), "training changed nothing"
+    assert not torch.equal(fresh[0], fresh[len(data)]), "training changed nothing"
 
 
 def test_recorded_steps_are_fresh_steps(model: Path) -> None:
     recorder = ReplayOnTheCpu()
-    check_repeats(model, recorder)
+    check_repeats(lambda: network_of(model), recorder, batches())
     assert 1 <= recorder.recorded < recorder.replayed
+
+
+@pytest.mark.slow
+def test_recorded_steps_of_an_adapter_are_fresh_steps(model: Path) -> None:
+    check_repeats(lambda: adapted(model), ReplayOnTheCpu(), batches()[2:])
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_graphs(model: Path) -> None:
-    check_repeats(model, CudaRecorder(torch.device("cuda")))
+    for make in (lambda: network_of(model), lambda: adapted(model)):
+        check_repeats(make, CudaRecorder(torch.device("cuda")), batches())
 
 
 def test_scores_held_from_a_graph_stay(model: Path) -> None:

@@ -23,7 +23,7 @@ from rmfast.models.network import Network
 from rmfast.models.weights import hf_parts
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel import native
+from rmfast.parallel import replicas
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
@@ -293,7 +293,7 @@ def sharded(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NativeEngi
     """An engine that shards, over this process alone."""
     world = World()
     world.size = 2
-    monkeypatch.setattr(native, "init_device_mesh", lambda kind, shape: init_device_mesh(kind, (1,)))
+    monkeypatch.setattr(replicas, "init_device_mesh", lambda kind, shape: init_device_mesh(kind, (1,)))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         network = load_network(model, dtype=torch.bfloat16)[0]

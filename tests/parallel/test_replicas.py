@@ -16,8 +16,9 @@ from rmfast.data.loader import rank_packs, totals_of
 from rmfast.models.hf import load_network
 from rmfast.objectives.meta import DifferenceObjective
 from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel.native import DataParallel, NativeEngine
+from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.replicas import DataParallel
 from rmfast.parallel.world import World
 from tests.figures import sums
 from tests.runs import ROOT, environment, torchrun

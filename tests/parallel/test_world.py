@@ -1,8 +1,10 @@
 """How a run's processes meet and part: on GPUs, of which a CPU plays the part, and over gloo."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,12 +15,13 @@ import torch
 import torch.distributed as dist
 
 import rmfast.tasks
+from rmfast import signals
 from rmfast.errors import Interrupted, RunError, UserError
 from rmfast.parallel import process_group
 from rmfast.parallel.process_group import STEP, say_error, say_for_all
 from rmfast.parallel.world import World
 from rmfast.train import main
-from tests.runs import ROOT, environment, free_ports, torchrun
+from tests.runs import ROOT, environment, fork_ranks, meeting_point, torchrun
 
 GPU = torch.device("cuda", 0)
 
@@ -139,6 +142,37 @@ def test_collectives_between_gpus_wait_ten_minutes_at_most(opened: list[Any], mo
     assert waits == [STEP, STEP, timedelta(minutes=2)] and timedelta(minutes=10) == STEP
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_who_has_ended_waits_while_others_show_that_they_work(monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """For three times 50 minutes, of a world that waits for 60; then the other rank ends, or shows nothing more."""
+    store, clock = dist.HashStore(), 0.0
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    first, other = World(), World()
+    for rank, world in enumerate((first, other)):
+        world.rank, world.size = rank, 2
+    work = other.apart()
+    show = work.__enter__()
+    acts = iter([show, show, show, *([lambda: store.add("rmfast/work 1/arrived", 1)] if ends else [])])
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += 50 * 60
+        next(acts, lambda: None)()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    if ends:
+        with first.apart():
+            pass
+        work.__exit__(None, None, None)
+        assert clock == 4 * 50 * 60
+        return
+    with pytest.raises(RunError) as error, first.apart():
+        pass
+    assert str(error.value) == "1 of 2 processes have not shown for 60 minutes that they work"
+    assert clock == 5 * 50 * 60
+
+
 @pytest.mark.parametrize("local", [0, 3])
 def test_more_processes_than_gpus_are_one_line(
     opened: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local: int
@@ -188,23 +222,79 @@ sys.exit(main(["--model.path", "m", "--data.train", "d"]))
 """
 
 
+def test_a_signal_to_one_rank_ends_the_work_of_all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of two ranks that compute one model, each in a data group of its own."""
+
+    def work() -> None:
+        with World() as world:
+            group = world.line([[0], [1]])
+            assert group is not None
+            data = World.within(world, group)
+            data.check_signals("before")
+            signals.heard += ["SIGTERM"] * (world.rank == 0)
+            with pytest.raises(Interrupted, match="nothing yet"):
+                data.check_signals("nothing yet")
+            with world.part(1, 1.0) as part:  # which works without the others
+                if world.rank:
+                    part.check_signals("other work")
+
+    monkeypatch.setattr(signals, "heard", [])
+    assert fork_ranks(2, work) == [0, 0]
+
+
 def test_two_processes_over_gloo_meet_and_part() -> None:
-    (port,) = free_ports(1)
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment() | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    for one in started:
-        out, err = one.communicate(timeout=120)
+    with meeting_point(2) as place:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-c", TWO],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment() | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(2)
+        ]
+        said = [one.communicate(timeout=120) for one in started]
+    for one, (out, err) in zip(started, said, strict=True):
         assert (one.returncode, out) == (0, "gloo 2 True\nFalse\n"), err
         assert "destroy_process_group" not in err
+
+
+LOST = "another rank has ended without a word"
+
+
+@pytest.mark.parametrize(
+    ("failing", "how", "line"),
+    [(0, "raise", "disk full"), (1, "raise", "rank 1: disk full"), (1, "kill", LOST), (0, "kill", f"rank 1: {LOST}"),
+     (1, "hang", "another rank does not answer (parallel.timeout_minutes)")],
+)  # fmt: skip
+def test_ranks_that_wait_for_one_that_ends_say_one_line(
+    failing: int, how: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process_group, "GRACE", timedelta(seconds=0.2))
+
+    def task(*_: object) -> None:
+        with World(0.03 if how == "hang" else 1.0) as world:
+            world.barrier()
+            if world.rank == failing and how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if world.rank == failing and how == "hang":
+                time.sleep(4)
+                os._exit(9)
+            if world.rank == failing:
+                raise UserError("disk full")
+            world.barrier()
+
+    monkeypatch.setattr("rmfast.tasks.run_task", task)
+
+    def work() -> None:
+        os._exit(main(["--model.path", "m", "--data.train", "d"]))
+
+    codes = fork_ranks(2, work)
+    # Nothing but torch's own log, which a run has switched off before torch is imported.
+    said = [one for one in capfd.readouterr().err.splitlines() if not one.startswith("[rank")]
+    assert codes[1 - failing] == 1 and codes[failing] == {"raise": 2, "kill": -9, "hang": 9}[how]
+    assert len(said) == 1 and said[0].startswith(f"rmfast: {line}"), said
 
 
 @pytest.mark.slow

@@ -55,6 +55,15 @@ def test_whole_report(run_dir):
     assert "width=device-width" in text and "prefers-color-scheme: dark" in text
 
 
+def test_steps_that_were_left_out_are_told(run_dir):
+    assert "left out" not in page(run_dir)[1]
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write("".join(f'{{"step": {step}, "skipped": true}}\n' for step in range(30, 42)))
+    told = "12 steps were left out, as loss or gradient was not finite (optim.on_nonfinite): 30, 31, "
+    (text,) = [text for text in page(run_dir)[0].texts if "left out" in text]
+    assert text.startswith(told) and text.endswith("38, 39, ....")
+
+
 def test_nothing_comes_from_elsewhere(run_dir):
     parsed, text, _ = page(run_dir)
     assert all(address.startswith("data:image/png;base64,") for address in parsed.addresses)

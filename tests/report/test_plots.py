@@ -133,3 +133,10 @@ def test_metarm_has_a_plot_of_its_own(run_dir, measured):
         assert ("an ascent adds 2.0e-03" in plot.title) == measured
         image = pixels(render(plot))[..., :3]
         assert (np.abs(image - 1).max(axis=-1) > 0.2).mean() > 0.01
+
+
+@pytest.mark.parametrize(("step", "when"), [(0, "before training"), (30, "after step 30")])
+def test_the_first_perplexity_is_said_of_its_step(run_dir, step, when):
+    rows = ({"step": step, "perplexity": 717.36}, {"step": 92, "perplexity": 418.7})
+    titles = {plot.name: plot.title for plot in all_plots(replace(read_run(run_dir), evals={"eval": rows}))}
+    assert titles["perplexity"] == f"eval: perplexity 717.36 {when}, 418.70 at the end"

@@ -20,7 +20,7 @@ IDS = 40
 class Checking(Decodes):
     """Logits of a token and its position; a slice of a vocabulary whose first id is `first`. Checks the places."""
 
-    device, group, token_bytes = torch.device("cpu"), None, 1
+    device, group, recorder, token_bytes = torch.device("cpu"), None, None, 1
 
     def __init__(self, first: int = 0) -> None:
         self.first, self.ids = first, first + IDS
@@ -54,11 +54,11 @@ def requests(draw: random.Random, count: int, first: int = 0) -> list[Request]:
     return [Request(np.array(ids, np.int32), number) for number, ids in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("case", range(40))
+@pytest.mark.parametrize("case", range(30))
 def test_every_row_ends_as_it_does_with_room_for_all(case: int) -> None:
     draw = random.Random(case)
-    prompts, n, longest = requests(draw, draw.randint(1, 12)), draw.randint(1, 9), draw.choice([1, 2, 5, 20])
-    window, ends = draw.choice([None, 30]), draw.choice([range(5, 8), range(30)])
+    prompts, n, longest = requests(draw, draw.randint(1, 8)), draw.randint(1, 6), draw.choice([1, 2, 5, 12])
+    window, ends = draw.choice([None, 28]), draw.choice([range(5, 8), range(30)])
     options = SampleOptions(max_new_tokens=longest, repetition_penalty=draw.choice([1.0, 1.3]))
     limits = [longest if window is None else min(longest, window - len(request.ids)) for request in prompts]
     least = max(len(request.ids) + limit - 1 for request, limit in zip(prompts, limits, strict=True))

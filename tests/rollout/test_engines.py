@@ -1,24 +1,24 @@
 """Samples from the weights that an engine trains, by DDP and FSDP2 on two gloo ranks with unequal work, and by one."""
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmfast.data.loader import rank_packs, totals_of
 from rmfast.models.hf import load_network
 from rmfast.objectives.reward import RewardObjective
-from rmfast.parallel.native import DataParallel, NativeEngine
+from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
+from rmfast.parallel.replicas import DataParallel
 from rmfast.parallel.world import World
 from rmfast.rollout.decoding import engine_decoding, network_decoding
 from rmfast.rollout.options import SampleOptions
 from rmfast.rollout.sampler import Sampler
 from tests.rollout.tiny_policies import requests, sampled
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 from tests.tiny import VOCABULARY, group_of, save_hf_model, table_of
 
 MODES: tuple[DataParallel, ...] = ("ddp", "fsdp")
@@ -55,13 +55,9 @@ def worker(folder: Path, out: Path) -> None:
             torch.save(draws(folder, world, mode, torch.float32), out / f"{mode}{world.rank}")
 
 
-@pytest.mark.slow
 def test_two_ranks_draw_what_one_draws(tmp_path: Path) -> None:
     save_hf_model("llama", tmp_path / "model", tie_word_embeddings=True)
-    command = [*torchrun(2), __file__, str(tmp_path / "model"), str(tmp_path)]
-    environment_ = environment() | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment_, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, lambda: worker(tmp_path / "model", tmp_path)) == [0, 0]
     alone = draws(tmp_path / "model", World(), "ddp", torch.float32)
     assert alone[0] != alone[1]  # the step changed the weights
     for mode in MODES:
@@ -90,5 +86,20 @@ def test_bf16_draws_from_weights_cast_once(tmp_path: Path) -> None:
         assert [draft.ids.tolist() for draft in row] == [draft.ids.tolist() for draft in other]
 
 
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))
+def test_a_cpu_widens_a_narrow_table_once(tmp_path: Path) -> None:
+    """For all steps of a call: its logits are fp32, its weights bf16."""
+    save_hf_model("llama", tmp_path / "model", tie_word_embeddings=True)
+    network, _ = load_network(tmp_path / "model", dtype=torch.bfloat16, weights_dtype=torch.bfloat16, lm=True)
+    table = network._table().weight
+    widened = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].shape == table.shape:
+                widened.append(kwargs)
+            return func(*args, **(kwargs or {}))
+
+    model = network_decoding(network.eval(), VOCABULARY)
+    with Watch():
+        sampled(Sampler(model, SampleOptions(max_new_tokens=4), ends=(), rows=3), PROMPTS[:4], 1)
+    assert [kwargs["dtype"] for kwargs in widened] == [torch.float32]

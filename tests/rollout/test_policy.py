@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import rmfast
@@ -147,6 +148,21 @@ def test_log_prob_is_that_of_transformers(
             np.testing.assert_allclose(got, want[:-1] if drops else want, atol=1e-5)
 
 
+@pytest.mark.parametrize("appends", [False, True])
+def test_an_empty_response_has_the_figure_of_its_eos(policy: rmfast.Policy, folder: Path, appends: bool) -> None:
+    """Also where the tokenizer appends the eos to every text, so to the prompt's too."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if appends:
+        end = (tokenizer.eos_token, tokenizer.eos_token_id)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(f"$A {end[0]}", special_tokens=[end])
+        assert tokenizer("x")["input_ids"][-1] == tokenizer.eos_token_id
+    other = rmfast.Policy(policy.network, policy.hf, tokenizer, ends=policy.ends)
+    rows = [{"prompt": "x", "responses": ["", " y"]}]
+    (found,), (bare,), (want,) = other.log_prob(rows), other.log_prob(rows, eos=False), policy.log_prob(rows)
+    assert [len(values) for values in found] == [1, 2] and found == want
+    assert bare == [[], found[1][:1]]
+
+
 def test_what_was_sampled_has_its_log_probabilities(policy: rmfast.Policy) -> None:
     drawn = policy.sample(PROMPTS, n=2, max_new_tokens=9)
     rows = [
@@ -228,6 +244,33 @@ def test_sizes_that_hold_nothing_are_told(folder: Path, sizes: dict[str, Any]) -
     ((name, value),) = sizes.items()
     with pytest.raises(UserError, match=f"{name} must be a whole number of at least 1, got {value}"):
         rmfast.load_policy(folder, **sizes)
+
+
+@pytest.mark.parametrize("load", [rmfast.load_policy, rmfast.load])
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        ({"device": "nope"}, "device nope: models run on cpu or cuda (cuda:1 for the second GPU)"),
+        ({"device": None}, "device None: models run on cpu or cuda (cuda:1 for the second GPU)"),
+        ({"device": "meta"}, "device meta: models run on cpu or cuda (cuda:1 for the second GPU)"),
+        ({"dtype": "bf16"}, "dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.float64, got 'bf16'"),
+        (
+            {"dtype": torch.int8},
+            "dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.float64, got torch.int8",
+        ),
+    ],
+)
+def test_no_device_and_no_dtype_are_one_line(load: Any, given: dict[str, Any], says: str, tmp_path: Path) -> None:
+    """Before anything is read."""
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **given)
+    assert str(error.value) == says
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_here_is_one_line(folder: Path) -> None:
+    with pytest.raises(UserError, match="^device cuda: .*CUDA"):
+        rmfast.load_policy(folder, device="cuda")
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

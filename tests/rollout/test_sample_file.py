@@ -1,5 +1,7 @@
 """Samples on disk survive whatever ends their writer."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,11 @@ def test_a_file_without_a_line_is_not_emptied(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         SampleFile(path, SETTINGS, MEND)
     assert path.read_text() == "precious"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    with pytest.raises(OSError) as raised, SampleFile(path, SETTINGS, MEND) as file, open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), file._file.fileno())
+        file.add(0, {})
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(path))

@@ -51,9 +51,9 @@ def no_plots(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", lambda *_: [])
 
 
-def trained(folder: Path, mode: str) -> Path:
+def trained(folder: Path, mode: str, **more: object) -> Path:
     """The run folder of a whole ensemble."""
     with pytest.MonkeyPatch.context() as patch:
         no_plots(patch)
-        assert main(command(folder, mode, ensemble__mode=mode)) == 0
+        assert main(command(folder, mode, ensemble__mode=mode, **more)) == 0
     return folder / mode

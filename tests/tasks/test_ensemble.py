@@ -18,7 +18,7 @@ from rmfast.tasks.build import training
 from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.tasks.ensemble.members import member_seed
 from rmfast.train import main
-from rmfast.trainer.pair_learner import PairLearner
+from rmfast.trainer.batch_learner import BatchLearner
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest
 from tests.runs import arguments, read_lines, text, write_rows
@@ -256,7 +256,7 @@ def test_no_member_judges_an_edge_that_it_saw(
     if mode == "full":
         fit = training.fit
 
-        def watched(run: Run, learner: PairLearner, stop: StopRequest) -> dict[str, Any]:
+        def watched(run: Run, learner: BatchLearner, stop: StopRequest) -> dict[str, Any]:
             loader = learner.loader
             steps = [loader.build(number) for number in range(loader.total)]
             seen.append(prompts([loader.table.label(int(g)) for step in steps for p in step.packs for g in p.groups]))

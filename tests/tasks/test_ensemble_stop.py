@@ -3,11 +3,13 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rmfast.parallel.native import NativeEngine
 from rmfast.tasks.ensemble.head_learner import HeadLearner
+from rmfast.tasks.ensemble.top_learner import TopLearner
 from rmfast.train import main
 from tests.runs import Case, launch
 from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
@@ -110,24 +112,36 @@ def test_a_part_has_marks_of_its_own(folder: Path, full: Path) -> None:
     assert_same(folder / "marked", full)
 
 
-def test_heads_that_are_asked_to_stop_go_on_bit_for_bit(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("learner", "keys"),
+    [
+        (HeadLearner, {"ensemble__mode": "heads"}),
+        (TopLearner, {"ensemble__mode": "top_layers", "model__top_layers": 1}),
+    ],
+)
+def test_members_trained_at_once_that_are_asked_to_stop_go_on_bit_for_bit(
+    learner: Any,
+    keys: dict[str, Any],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = trained(folder, "heads")
-    step = HeadLearner.step
+    name, more = f"few-{keys['ensemble__mode']}", keys.copy()
+    whole = trained(folder, more.pop("ensemble__mode"), **more)
+    step = learner.step
 
-    def stepped(self: HeadLearner, number: int) -> object:
+    def stepped(self: Any, number: int) -> object:
         if number == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HeadLearner, "step", stepped)
-        assert main(command(folder, "few", ensemble__mode="heads", checkpoint__every=100)) == 0
-    run = folder / "few"
+        patch.setattr(learner, "step", stepped)
+        assert main(command(folder, name, **keys, checkpoint__every=100)) == 0
+    run = folder / name
     assert "step 3 of 6 is saved" in (run / "requeue").read_text() and not (run / "model").exists()
     capsys.readouterr()
-    assert main(command(folder, "few", ensemble__mode="heads", checkpoint__every=100)) == 0
+    assert main(command(folder, name, **keys, checkpoint__every=100)) == 0
     assert "resumed from step 3" in capsys.readouterr().out
     assert_same(run, whole)
 

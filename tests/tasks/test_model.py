@@ -1,6 +1,7 @@
 """What a run and the commands say of a model folder: its window, its head, its labels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,32 @@ def test_an_adapter_is_named_wherever_a_model_is_taken(
         assert "a PEFT adapter (adapter_config.json, LORA of some/base)" in capsys.readouterr().err, words[0]
     assert train(keys) == 2
     assert "a PEFT adapter" in capsys.readouterr().err
+
+
+def test_an_adapter_is_taken_wherever_a_model_is(folder: Path, tmp_path: Path) -> None:
+    """Scored, evaluated, exported and trained from, as the model that it is merged into."""
+    base = shutil.copytree(folder / "base", tmp_path / "base")
+    lora = {"model__path": base, "model__adapter": "lora", "model__lora_rank": 2, "optim__lr": 1e-2}
+    assert train(command(folder, tmp_path / "first", **lora)) == 0
+    adapter, whole = tmp_path / "first" / "adapter", tmp_path / "first" / "model"
+    rows, data = [SHORT], ["--data", str(folder / "rows.jsonl")]
+    expected = transformers_scores(whole, rows)
+    assert_same_scores(rmfast.load(adapter).score(rows), expected)
+    checkpoint = next((tmp_path / "first" / "checkpoints").iterdir())
+    assert_same_scores(rmfast.load(checkpoint).score(rows), expected)
+    for words in (
+        ["score", str(adapter), *data, "--out", str(tmp_path / "o.jsonl")],
+        ["eval", str(adapter), *data],
+        ["export", str(adapter), "--out", str(tmp_path / "merged")],
+        ["export", str(checkpoint), "--out", str(tmp_path / "of-checkpoint")],
+    ):
+        assert main(words) == 0
+    for exported in ("merged", "of-checkpoint"):
+        assert_same_scores(transformers_scores(tmp_path / exported, rows), expected)
+    assert train(command(folder, tmp_path / "second", model__path=adapter, optim__lr=1e-30)) == 0
+    assert_same_scores(transformers_scores(tmp_path / "second" / "model", rows), expected)
+    base.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"of .*/base\), and that base is not here"):
+        rmfast.load(adapter)
+    with pytest.raises(UserError, match="a checkpoint of an adapter of .*/base, which is not here"):
+        rmfast.load(checkpoint)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rmfast import cli
 from rmfast.checkpoint import export
+from rmfast.data.edges import RANGES
 from rmfast.data.plan import StepPlan
 from rmfast.models.weights import HEAD
 from rmfast.outputs.marks import LOCK
@@ -137,9 +139,15 @@ def test_two_ranks_resume_bit_for_bit_and_fewer_to_rounding(folder: Path, capsys
         assert (weight - other_weights[name]).abs().max() <= 1e-4 * other_weights[name].abs().max(), name
 
 
-def test_a_finished_run_repeated_changes_nothing_and_ends_well(folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_repeated_changes_nothing_and_ends_well(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = command(folder, "finished", run__dir=tmp_path / "run")
     assert main(run) == 0
+    capsys.readouterr()
+    assert cli.main(["doctor", str(tmp_path / "run")]) == 0
+    written = len(list((tmp_path / "run" / "model").iterdir())) - 1  # but rmfast.json
+    assert f"whole, {written} files\n" in capsys.readouterr().out
     before = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
     assert main(run) == 0
@@ -271,8 +279,13 @@ def test_nan_stops_the_run_with_its_step_and_rows(folder: Path, capsys: pytest.C
     assert not (folder / "bad" / "model").exists()
 
 
-def test_nan_is_skipped_where_asked(folder: Path) -> None:
+def test_nan_is_skipped_where_asked_and_told_to_the_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(damaged(folder, "skipped", optim__on_nonfinite="skip")) == 0
+    out = capsys.readouterr().out
+    (told,) = [line for line in out.splitlines() if "step 2 is left out: loss nan" in line]
+    assert all(f"damaged.jsonl:{row}" in told for row in range(9, 17)) and "optim.on_nonfinite" not in told
+    assert "1 step was left out, as loss or gradient was not finite (optim.on_nonfinite): 2" in out.splitlines()
+    assert json.loads((folder / "skipped" / "summary.json").read_text())["skipped_steps"] == 1
     lines = read_lines(folder / "skipped" / "metrics.jsonl")
     assert [(line["step"], line["loss"] is None, line.get("skipped")) for line in lines] == [
         (1, False, None),
@@ -284,7 +297,10 @@ def test_nan_is_skipped_where_asked(folder: Path) -> None:
     assert all(w.isfinite().all() for name, w in weights.items() if name != "model.embed_tokens.weight")
 
 
-def test_a_loss_that_overflows_without_its_gradient_changes_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_loss_that_overflows_without_its_gradient_changes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RANGES, "margin", (-4e38, 4e38))  # which are refused otherwise
     rows = read_lines(write_rows(tmp_path / "rows.jsonl", 8))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"margin": 3e38}) + "\n" for row in rows))
     keys: dict[str, object] = {
@@ -298,6 +314,25 @@ def test_a_loss_that_overflows_without_its_gradient_changes_nothing(folder: Path
     base = load_file(folder / "model" / "model.safetensors")
     after = final_weights(tmp_path / "run")
     assert all(torch.equal(weight, base[name]) for name, weight in after.items() if name != "score.weight")
+
+
+@pytest.mark.parametrize(
+    ("extra", "keys", "said"),
+    [
+        ({}, {"optim__warmup": 4}, "optim.warmup: 4 steps of 3, so that the rate never reaches its peak"),
+        ({"weight": 0}, {}, "train data: every edge weighs 0 (column weight), which trains and tells nothing"),
+    ],
+)
+def test_what_would_train_nothing_is_refused(
+    folder: Path, tmp_path: Path, extra: dict[str, Any], keys: dict[str, object],
+    said: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = read_lines(write_rows(tmp_path / "rows.jsonl", 4))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | extra) + "\n" for row in rows))
+    keys = {"data__train": tmp_path / "rows.jsonl", "run__dir": tmp_path / "run", "run__max_steps": 3} | keys
+    assert main(command(folder, "", **keys)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"rmfast: {said}"
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_that_is_not_installed_is_refused_before_the_run(
@@ -330,13 +365,13 @@ def test_an_export_is_checked_without_the_weights_that_it_was_written_from(
     written, alive = [], []
     write, check = export.write_model, export.check_export
 
-    def note(*args: Any, **values: Any) -> None:
-        written.extend(weakref.ref(tensor) for name, tensor in values["state"].items() if name != HEAD)
-        write(*args, **values)
+    def note(folder: Path, parts: export.ModelParts) -> None:
+        written.extend(weakref.ref(tensor) for name, tensor in parts.state.items() if name != HEAD)
+        write(folder, parts)
 
-    def look(*args: Any) -> float:
+    def look(*args: Any, **values: Any) -> float:
         alive.extend(one for one in written if one() is not None)
-        return check(*args)
+        return check(*args, **values)
 
     monkeypatch.setattr(export, "write_model", note)
     monkeypatch.setattr(export, "check_export", look)

@@ -1,18 +1,30 @@
 """A run writes over nothing that is not a run's own, and no two runs write to one folder."""
 
+import errno
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rmfast.data.files import temporary_name
+from rmfast.errors import UserError
+from rmfast.evaluation.scoring.reward_model import find_folder
+from rmfast.outputs import lock
 from rmfast.outputs.lock import FolderLock
 from rmfast.outputs.marks import CONFIG_MARK, LOCK, MODEL_MARK
+from rmfast.outputs.process import read_process, this_process
+from rmfast.parallel.world import World
+from rmfast.tasks.build.folder import RunFolder
 from rmfast.train import main
-from tests.runs import Case, arguments, launch, read_lines, write_model, write_rows
+from rmfast.trainer.log import RunLog
+from tests.checkpoint.saving import save_steps
+from tests.runs import Case, arguments, fork_ranks, launch, read_lines, write_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,14 @@ def command(inputs: Path, run: Path, **more: object) -> list[str]:
         "checkpoint__every": 1,
         "parallel__timeout_minutes": 1,
     }
-    return arguments(**(keys | more))
+    return arguments(**{key: value for key, value in (keys | more).items() if value is not None})
+
+
+def of_ppo(inputs: Path) -> dict[str, object]:
+    """What its config must have, and not have."""
+    keys = {"ppo__reward": inputs / "model", "ppo__prompts": inputs / "rows.jsonl", "ppo__ptx": 0.1}
+    keys |= {"ppo__ptx_data": inputs / "rows.jsonl", "ppo__max_new_tokens": 6, "ppo__critic_warmup": 0}
+    return keys | {"data__train": None, "data__pairs_per_step": None}
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
@@ -93,6 +112,10 @@ def hard(file: Path, name: Path) -> Path:
         ("data__train", "data.jsonl", "ensemble"),
         ("meta__data", "eval.jsonl", "meta"),
         ("data__chat_template", "summary.json", "reward"),
+        ("data__train", "adapter/rows.jsonl", "sft"),
+        ("ppo__prompts", "rollouts/rows.jsonl", "ppo"),
+        ("ppo__eval_prompts", "eval/samples-2.jsonl", "ppo"),
+        ("ppo__ptx_data", "critic/rows.jsonl", "ppo"),
     ],
 )
 def test_an_input_where_the_run_writes_is_refused(
@@ -108,7 +131,8 @@ def test_an_input_where_the_run_writes_is_refused(
     file.parent.mkdir(parents=True)
     shutil.copy(inputs / ("chat.jinja" if key == "data__chat_template" else "rows.jsonl"), file)
     given = other_name(file, run.with_name("x.jsonl")) if other_name else file
-    line = refused(command(inputs, run, task=task, **{key: given}), capsys, run.parent)
+    keys = of_ppo(inputs) if task == "ppo" else {}
+    line = refused(command(inputs, run, task=task, **keys | {key: given}), capsys, run.parent)
     if other_name is hard and "/" in name:  # what would be replaced is a folder, and this name is outside it
         assert f"{run} holds {name} and no run" in line
         return
@@ -256,6 +280,10 @@ def test_the_model_of_a_run_is_replaced_with_nothing_of_the_users(
     shutil.rmtree(run / "model")
     shutil.copytree(inputs / "model", run / "model")
     assert f"rmfast did not write {run / 'model'}," in refused(command(inputs, run, run__max_steps=4), capsys, run)
+    os.replace(run / "model", run / "critic")
+    line = refused(command(inputs, run, task="ppo", **of_ppo(inputs)), capsys, run)
+    assert f"rmfast did not write {run / 'critic'}, and the run would remove it with the critic before" in line
+    os.replace(run / "critic", run / "model")
     assert main(command(inputs, run, run__resume="never")) == 0  # moves it with the rest
     assert (run.with_name("run.1") / "model" / "model.safetensors").is_file()
 
@@ -315,6 +343,140 @@ def test_a_run_that_was_killed_goes_on_at_once(inputs: Path, run: Path) -> None:
         "again": [0],
     }
     assert "resumed from step 1" in (run.with_name("launch") / "again-0.log").read_text()
+
+
+def test_a_job_that_is_started_again_after_a_nodes_death_takes_its_folder_over(
+    inputs: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lock, "GRACE", 0.01)
+    assert main(command(inputs, run)) == 0
+    dead = replace(this_process(), host="n7", boot="another", job="12")
+    (run / LOCK).write_text(dead.text())
+    line = refused_after(command(inputs, run, run__max_steps=3), capsys)
+    assert "is in use by process" in line and " on n7, job 12, since " in line
+    assert "; 3 minutes (parallel.lock_minutes) without a sign of it free the folder" in line
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(command(inputs, run, run__max_steps=3)) == 0
+    said = capsys.readouterr().out
+    assert f"run.dir: {run} was in use by {dead}, which is an earlier start of this job: its lock is taken over" in said
+    assert "resumed from step 2" in said
+    (run / LOCK).write_text(dead.text())
+    os.utime(run / LOCK, (0, 0))
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert main(command(inputs, run, run__max_steps=4, parallel__lock_minutes=7)) == 0
+    assert "which has given no sign for 7 minutes: its lock is taken over" in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_is_taken_over_saves_no_more(
+    inputs: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def taken(log: RunLog, values: dict[str, object], seconds: float) -> None:
+        (run / "new").write_text(replace(this_process(), host="n7").text())
+        os.replace(run / "new", run / LOCK)
+
+    monkeypatch.setattr(RunLog, "step", taken)
+    assert main(command(inputs, run)) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "was taken over by process" in printed.err and "on n7" in printed.err
+    assert not list(run.glob("checkpoints/*"))
+
+
+# --- a disk that fails
+
+
+def test_a_full_disk_ends_a_run_with_the_step_that_is_safe(
+    inputs: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(inputs, run)) == 0
+    for name in ("checkpoints/.step-9.partial", ".model.partial", "rollouts"):
+        (run / name).mkdir(exist_ok=True)
+    (run / "rollouts" / ".step-1.0.partial").touch()
+
+    def full(log: RunLog, values: dict[str, object], seconds: float) -> None:
+        if lost:
+            (run / LOCK).unlink()
+            (run / "checkpoints" / ".step-3.partial").mkdir()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "metrics.jsonl"))
+
+    lost = False
+    monkeypatch.setattr(RunLog, "step", full)
+    capsys.readouterr()
+    assert main(command(inputs, run, run__max_steps=4)) == 1
+    assert capsys.readouterr().err == (
+        f"rmfast: {run / 'metrics.jsonl'}: cannot be written: No space left on device; free some space there; step 2 "
+        "is saved, and the same command goes on from it\n"
+    )
+    assert not [*run.glob("checkpoints/.*"), *run.glob(".*")]
+    (run / "checkpoints" / "step-2" / "config.json").write_text("{}")  # the newest is damaged: the one before is safe
+    assert main(command(inputs, run, run__max_steps=4)) == 1
+    assert "; step 1 is saved, and the same command goes on from it\n" in capsys.readouterr().err
+    assert (run / "rollouts" / ".step-1.0.partial").exists()  # samples that the next start takes
+    lost = True
+    assert main(command(inputs, run, run__max_steps=4)) == 1
+    assert (run / "checkpoints" / ".step-3.partial").exists()  # of whoever has the folder now
+
+
+def test_what_is_safe_is_not_said_before_it_is_known(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, World(), 3.0)
+    assert folder._safe() == "no step is saved yet, and the same command begins again"
+    save_steps(tmp_path / "checkpoints", 1)
+    assert folder._safe() == "the same command goes on from the newest checkpoint that is whole"
+    folder.saver = save_steps(tmp_path / "checkpoints", 2)
+    assert folder._safe() == "step 2 is saved, and the same command goes on from it"
+
+
+def test_the_lock_names_the_torchrun_of_every_rank(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        rank = int(os.environ["RANK"])
+        with pytest.MonkeyPatch.context() as patch, World() as world:
+            patch.setattr("rmfast.parallel.gather.launcher", lambda: ("second", "first")[rank])
+            with RunFolder(tmp_path, world, 3.0):
+                if world.main:
+                    holder = read_process((tmp_path / LOCK).read_text())
+                    assert holder is not None and holder.launchers == ("first", "second")
+                world.barrier()
+
+    assert fork_ranks(2, work) == [0, 0], capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_moved_leaves_no_rank_waiting(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+
+    def work() -> None:
+        def refused(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        with World() as world, RunFolder(run, world, 3.0) as folder, pytest.MonkeyPatch.context() as patch:
+            if world.main:
+                (run / "config.yaml").touch()
+            patch.setattr(lock.os, "replace", refused)
+            why = f"cannot move {run} to {run}.1: Permission denied" if world.main else "refused to the first rank"
+            with pytest.raises(UserError, match=why):
+                folder.move_earlier()
+
+    assert fork_ranks(2, work) == [0, 0], capfd.readouterr().err
+
+
+def test_what_killed_runs_left_is_finished_or_removed(inputs: Path, run: Path) -> None:
+    assert main(command(inputs, run)) == 0
+    os.rename(run / "model", run / ".model.old")  # killed between two renames
+    with subprocess.Popen(["true"]) as child:
+        child.wait()
+    left = temporary_name(run / "summary.json")
+    (run / "eval").mkdir(exist_ok=True)
+    dead = run / "eval" / left.name.replace(f"-{os.getpid()}.", f"-{child.pid}.")
+    partial = run / "checkpoints" / ".step-9.partial"
+    partial.mkdir()
+    dead.touch()
+    assert find_folder(run) == find_folder(run / "model") == run / ".model.old"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rmfast.tasks.build.training.Training.train", lambda training, stop: None)
+        assert main(command(inputs, run)) == 0
+    assert (run / "model" / "model.safetensors").is_file() and not (run / ".model.old").exists()
+    assert not dead.exists() and not partial.exists()
 
 
 def test_jobs_of_members_share_the_run_folder(inputs: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,12 @@
-"""Peaks of devices, by which MFU is counted."""
+"""Peaks of devices, by which MFU is counted, and the work of steps."""
 
 import pytest
 import torch
 
-from rmfast.trainer.flops import peak_flops
+from rmfast.data.loader import Totals
+from rmfast.models.config import decoder_config
+from rmfast.trainer.flops import peak_flops, step_flops
+from tests.tiny import hf_config
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,16 @@ def test_the_peak_is_that_of_the_card_and_not_of_its_family(
     card = torch.device("cuda")
     assert (peak_flops(card, torch.bfloat16), peak_flops(card, torch.float32)) == (bf16, fp32)
     assert peak_flops(torch.device("cpu"), torch.float32) is None
+
+
+def test_a_step_of_adapters_has_no_gradients_of_matrices() -> None:
+    """Of the work of full training that is a third, but for attention, which has no weights."""
+    config = decoder_config(hf_config("llama"))
+    totals = Totals(
+        groups=1, edges=1, responses=2, weight=1, lm_tokens=5, sequence_tokens=9, stored_tokens=9, visible=0
+    )
+    for lm in (False, True):
+        assert step_flops(config, totals, adapted=True, lm=lm) == step_flops(config, totals, lm=lm) * 2 / 3
+    seen = Totals(groups=1, edges=1, responses=2, weight=1, lm_tokens=5, sequence_tokens=9, stored_tokens=9, visible=40)
+    attention = 3 * 4 * config.heads * config.head_dim * 40 * (config.layers - 1)
+    assert step_flops(config, seen, adapted=True) == step_flops(config, totals, adapted=True) + attention

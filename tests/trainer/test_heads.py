@@ -160,7 +160,7 @@ def test_a_broken_member_stops_the_run_or_stays_behind_alone(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"step 1: loss or gradient of member 1 is not finite"):
         fit(HeadLearner(broken, MEMBERS, data, options(), torch.device("cpu")), tmp_path / "stopped")
     learner = HeadLearner(broken, MEMBERS, data, options(), torch.device("cpu"))
-    lines = fit(learner, tmp_path / "skipped", stop_on_nonfinite=False)
+    lines = fit(learner, tmp_path / "skipped", max_skipped=10)
     clean = HeadLearner(heads(3), MEMBERS, data, options(), torch.device("cpu"))
     fit(clean, tmp_path / "clean")
     assert torch.equal(learner.weight[[0, 2]], clean.weight[[0, 2]]) and torch.equal(learner.weight[1], broken[1])

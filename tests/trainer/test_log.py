@@ -1,6 +1,9 @@
 """metrics.jsonl and eval.jsonl hold each step once, whatever was interrupted, and no number that is none."""
 
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,16 @@ def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path: Path) -> None:
     write_steps(open_log(tmp_path, 3), range(4, 6))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eval.jsonl", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("line", [b"\xff\0", b"[3]", b"3", b'{"step": "3"}', b'{"step": null}', b"{", b"[" * 9999])
+def test_a_damaged_line_costs_no_other(tmp_path: Path, line: bytes) -> None:
+    write_steps(open_log(tmp_path), range(1, 5))
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([*lines[:2], line, lines[3], b""]))
+    write_steps(open_log(tmp_path, 4), range(5, 7))
+    assert steps_in(file) == [1, 2, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +103,16 @@ def test_a_console_line_leaves_out_what_is_not_known() -> None:
     assert line == "step   3/100  loss 0.1235  acc 0.500  tok/s 12,346  left 1:02:05"
 
 
+def test_a_step_of_ppo_shows_reward_kl_entropy_and_length() -> None:
+    values = {"step": 12, "loss": 0.5, "objective/scores": 1.25, "objective/kl": 3.5, "policy/entropy_avg": 2.125}
+    values |= {"mean_length": 57.25, "cut_share": 0.125, "lr": 1e-6, "tokens_per_second": 1234.5}
+    line = console_line(values, 100, 60)
+    assert line == (
+        "step  12/100  loss 0.5000  reward +1.250  KL 3.500  entropy 2.125  length 57.2  cut 12%  lr 1.0e-06  "
+        "tok/s 1,234  left 0:01:00"
+    )
+
+
 def test_tensorboard_has_finite_scalars_of_training_and_evaluation(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -102,3 +125,26 @@ def test_tensorboard_has_finite_scalars_of_training_and_evaluation(tmp_path: Pat
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.25)]
     assert [(e.step, e.value) for e in events.Scalars("eval/eval_accuracy")] == [(2, 0.75)]
     assert "train/grad_norm" not in events.Tags()["scalars"]
+
+
+def test_a_full_disk_names_the_file_and_ends_a_run_once(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    with pytest.raises(OSError) as raised, open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), log._metrics.fileno())
+        log.step({"step": 1, "loss": 0.5}, 0.0)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "metrics.jsonl"))
+    log.close()  # not of what has been said
+
+
+def test_what_tensorboards_thread_cannot_write_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
+    with pytest.raises(OSError) as raised:
+        open_log(tmp_path, tensorboard=True)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "tensorboard"))
+    assert "Traceback" not in capfd.readouterr().err

@@ -26,10 +26,11 @@ from rmfast.objectives.reward import RewardObjective
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from rmfast.trainer.batch_learner import BatchLearner
 from rmfast.trainer.flops import Work
 from rmfast.trainer.held_out import HeldOut
-from rmfast.trainer.loop import _memory, fit, take_steps
-from rmfast.trainer.pair_learner import PairLearner
+from rmfast.trainer.loop import fit, take_steps
+from rmfast.trainer.memory import begin_part, memory_figures, part_bytes
 from rmfast.trainer.schedule import Schedule, learning_rate
 from tests.data.test_plan import steps_of
 from tests.runs import read_lines, write_model, write_rows
@@ -75,10 +76,10 @@ class ScriptedEngine:
         return torch.tensor(self.norm)
 
 
-def learner_of(engine: Any, loader: StepLoader, rate: Callable[[int], float] = lambda step: 1e-3) -> PairLearner:
+def learner_of(engine: Any, loader: StepLoader, rate: Callable[[int], float] = lambda step: 1e-3) -> BatchLearner:
     held_out = HeldOut(tables={}, budget=128)
     work = Work(DECODER)
-    return PairLearner(engine, RewardObjective(center=0.01), loader, held_out, rate=rate, work=work, seed=0)
+    return BatchLearner(engine, RewardObjective(center=0.01), loader, held_out, rate=rate, work=work, seed=0)
 
 
 def run_scripted(
@@ -144,7 +145,7 @@ def test_stop_names_the_step_and_its_rows_and_saves_nothing(
 
 def test_skip_logs_null_and_goes_on(table: GroupTable, tmp_path: Path) -> None:
     bad = {2: (math.nan, math.nan), 3: (math.inf, 1.0)}
-    run_scripted(table, tmp_path, 4, bad, stop_on_nonfinite=False)
+    run_scripted(table, tmp_path, 4, bad, max_skipped=10)
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line.get("skipped") for line in lines] == [None, True, True, None]
@@ -153,6 +154,15 @@ def test_skip_logs_null_and_goes_on(table: GroupTable, tmp_path: Path) -> None:
         assert [line[key] for key in touched] == [None] * 7
         assert line["learning_rate"] is not None and line["num_tokens"] is not None
     assert lines[3]["loss"] == 0.5
+
+
+def test_too_many_skips_in_a_row_end_the_run(table: GroupTable, tmp_path: Path) -> None:
+    bad = dict.fromkeys((1, 2, 4, 5, 6), (math.nan, 1.0))
+    with pytest.raises(
+        RunError, match=r"step 6: 3 steps in a row are left out \(optim.max_skipped\): loss nan .*Rows: "
+    ):
+        run_scripted(table, tmp_path, 8, bad, max_skipped=2)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
 def test_every_promised_figure_is_logged_and_adds_up(table: GroupTable, tmp_path: Path) -> None:
@@ -220,6 +230,26 @@ def reward(model: torch.nn.Module, table: GroupTable, row: int, side: int) -> Te
 def test_on_a_gpu_what_torch_took_and_how_often_it_had_to_free_is_logged_too(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = {"allocated_bytes.all.peak": 3 << 30, "reserved_bytes.all.peak": 5 << 30, "num_alloc_retries": 2}
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
-    assert _memory(torch.device("cuda")) == {"memory_gib": 3, "memory_reserved_gib": 5, "alloc_retries": 2}
-    here = _memory(torch.device("cpu"))
+    assert memory_figures(torch.device("cuda")) == {"memory_gib": 3, "memory_reserved_gib": 5, "alloc_retries": 2}
+    here = memory_figures(torch.device("cpu"))
     assert here["memory_gib"] and here["memory_reserved_gib"] is None and here["alloc_retries"] is None
+
+
+def test_a_part_of_a_step_has_its_peak_and_the_run_keeps_the_highest(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, stats = torch.device("cuda"), {"num_alloc_retries": 0}
+
+    def peak(gib: int) -> None:
+        stats.update({"allocated_bytes.all.peak": gib << 30, "reserved_bytes.all.peak": gib << 31})
+
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: stats["allocated_bytes.all.peak"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak(1))
+    monkeypatch.setattr("rmfast.trainer.memory._BEFORE", {})
+    peak(1)
+    for gib in (4, 2, 3):
+        begin_part(device)
+        peak(gib)
+        assert part_bytes(device) == gib << 30
+    found = memory_figures(device)
+    assert (found["memory_gib"], found["memory_reserved_gib"]) == (4, 8)
+    assert 0.05 < part_bytes(torch.device("cpu")) / 2**30 <= (memory_figures(torch.device("cpu"))["memory_gib"] or 0)

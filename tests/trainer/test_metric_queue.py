@@ -8,16 +8,16 @@ from torch import Tensor
 from rmfast.data.loader import Step, Totals
 from rmfast.objectives.base import Statistics
 from rmfast.objectives.reward import RewardObjective
+from rmfast.trainer.batch_learner import Share
 from rmfast.trainer.learner import Figures, Line
 from rmfast.trainer.metric_queue import MetricQueue
-from rmfast.trainer.pair_learner import Share
 from tests.trainer.test_loop import learner_of
 
 
 class Loader:
     """What a learner of pairs asks of a loader beside its steps."""
 
-    total, lm = 9, False
+    total, predicts = 9, None
 
     def labels(self, step: Step) -> str:
         return "rows.jsonl:3"

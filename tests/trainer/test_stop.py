@@ -3,17 +3,23 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from rmfast import signals
+from rmfast.checkpoint import export
+from rmfast.data import store
 from rmfast.errors import Interrupted
+from rmfast.evaluation.scoring import score
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.world import World
 from rmfast.train import main
-from rmfast.trainer import stop as module
 from rmfast.trainer.stop import StopRequest, listening
 from tests.runs import Case, arguments, final_weights, launch, read_lines, write_model, write_rows
 from tests.tasks.ensembles import no_plots
@@ -22,9 +28,16 @@ TOTAL = 8
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     no_plots(monkeypatch)
-    monkeypatch.setattr(module, "POLL", 0.0)
+    monkeypatch.setattr(signals, "POLL", 0.0)
+    monkeypatch.setattr(score, "CHUNK", 2)  # three in an evaluation
+    before = {number: signal.getsignal(number) for number in signals.ASKS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where both are ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,7 @@ def command(folder: Path, run: str, **more: object) -> list[str]:
 def whole(folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         no_plots(patch)
+        patch.setattr(score, "CHUNK", 2)
         assert main(command(folder, "whole")) == 0
     return folder / "whole"
 
@@ -97,16 +111,16 @@ def test_asked_to_stop_a_run_saves_its_step_and_goes_on_later(
     folder: Path, whole: Path, how: str, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Step 4 is also due for an evaluation, which the resumed run owes."""
-    run, before = folder / how, [signal.getsignal(number) for number in module.SIGNALS]
+    run, before = folder / how, [signal.getsignal(number) for number in signals.ASKS]
     with pytest.MonkeyPatch.context() as patch:
         ask_in_step(patch, step, run, how)
         assert main(command(folder, how)) == 0
-    assert [signal.getsignal(number) for number in module.SIGNALS] == before
+    assert [signal.getsignal(number) for number in signals.ASKS] == before
     said = capsys.readouterr().out.splitlines()[-1]
     assert f"step {step} of {TOTAL} is saved" in said and (how if how != "file" else str(run / "stop")) in said
     assert (run / "requeue").is_file() and not (run / "stop").exists() and not (run / "model").exists()
-    signals = [] if how == "file" else [f"signals: {how}"]  # a script that queues the run again goes by them
-    assert (run / "requeue").read_text().splitlines()[1:] == signals
+    named = [] if how == "file" else [f"signals: {how}"]  # a script that queues the run again goes by them
+    assert (run / "requeue").read_text().splitlines()[1:] == named
     assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{step}"]
     assert main(command(folder, how)) == 0
     assert_same(run, whole)
@@ -120,6 +134,75 @@ def test_asked_in_the_last_step_the_evaluation_comes_later(folder: Path, whole: 
     assert (run / "requeue").is_file() and not (run / "model").exists()
     assert main(command(folder, "last")) == 0
     assert_same(run, whole)
+
+
+# What is asked, and what it comes into: where it is, which call, what is said to be saved, where the run goes on.
+PHASES = {
+    "tokenising": ("file", store, "encode_chunk", 1, "is not tokenised yet", None),
+    "loading": ("SIGHUP", NativeEngine, "__init__", 1, "nothing was trained yet", None),
+    "first evaluation": ("SIGHUP", NativeEngine, "score", 1, "an evaluation was cut off", None),
+    "evaluation": ("file", NativeEngine, "score", 7, "an evaluation was cut off", 4),
+    "last evaluation": ("SIGHUP", NativeEngine, "score", 13, "an evaluation was cut off", TOTAL),
+    "export": ("file", export, "write_model", 1, "the model is not exported yet", TOTAL),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_asked_in_any_phase_the_run_ends_whole(
+    folder: Path, whole: Path, phase: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how, holder, name, left, saved, step = PHASES[phase]
+    run, function = folder / phase, getattr(holder, name)
+
+    def struck(*args: object, **values: object) -> object:
+        nonlocal left
+        left -= 1
+        if not left and how == "file":
+            (run / "stop").touch()
+        elif not left:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return function(*args, **values)
+
+    cache = {"data__cache": folder / "another cache"} if phase == "tokenising" else {}
+    keys = command(folder, phase, data__pairs_per_step=8, **cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holder, name, struck)
+        assert main(keys) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    asked = run / "stop" if how == "file" else how
+    assert said.startswith(f"rmfast: stopped by {asked}: ") and saved in said, said
+    named = [] if how == "file" else ["signals: SIGHUP"]
+    assert (run / "requeue").read_text().splitlines()[1:] == named and not (run / "model").exists()
+    assert main(keys) == 0
+    assert (f"resumed from step {step} in" if step else "the reward head is new") in capsys.readouterr().out
+    assert_same(run, whole)
+
+
+def test_the_second_sigint_ends_the_process_and_what_is_ignored_stays_so() -> None:
+    code = """
+import os, signal
+from rmfast import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with signals.noted():
+    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGINT)
+    print(signals.heard, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "['SIGINT']\n")
+    assert "a second one ends it at once" in done.stderr
+
+
+def test_sigint_without_a_console_is_noted_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(file: int, data: bytes) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(signals.os, "write", closed)
+    with signals.noted():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.heard == ["SIGINT"]
 
 
 @pytest.mark.slow
@@ -169,10 +252,21 @@ def test_marks_are_left_and_taken_away(tmp_path: Path) -> None:
     assert (tmp_path / "stop").exists(), "an error obeys no request"
 
 
+def test_work_of_one_process_ends_where_the_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stop").touch()
+    signals.check("nothing")  # outside a run no file asks
+    with signals.looking_for(tmp_path / "stop"):
+        assert not signals.asked(look=False) and signals.asked() and signals.asked(look=False)
+        (tmp_path / "stop").unlink()
+        with pytest.raises(Interrupted, match=f"stopped by {tmp_path / 'stop'}: all is saved; the same command"):
+            signals.check("all is saved")
+    assert not signals.asked()
+
+
 def test_the_file_is_looked_for_by_rank_0_alone_and_not_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "POLL", 3600.0)
+    monkeypatch.setattr(signals, "POLL", 3600.0)
     (tmp_path / "stop").touch()
     monkeypatch.setenv("RANK", "1")
     other = StopRequest(tmp_path, World())

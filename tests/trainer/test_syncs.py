@@ -23,11 +23,11 @@ from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.tasks.ensemble.head_learner import HeadLearner
+from rmfast.trainer.batch_learner import BatchLearner
 from rmfast.trainer.learner import Learner
 from rmfast.trainer.loop import take_steps
 from rmfast.trainer.meta_learner import MetaLearner
 from rmfast.trainer.metric_queue import MetricQueue
-from rmfast.trainer.pair_learner import PairLearner
 from tests.tiny import Group, group_of, save_hf_model, table_of
 from tests.trainer.runs import run_in
 from tests.trainer.test_heads import MEMBERS, data_of, heads, options
@@ -104,18 +104,18 @@ def test_a_step_of_a_run(
     def loader(groups: list[Group], lm: bool) -> StepLoader:
         table = table_of(groups)
         plan = StepPlan([len(table)], [1.0], groups_per_step=4, seed=0)
-        return StepLoader(table, plan, total=2, ranks=1, rank=0, budget=32, lm=lm)
+        return StepLoader(table, plan, total=2, ranks=1, rank=0, budget=32, predicts="chosen" if lm else None)
 
     loaders = [loader(pairs(), True), *([loader(prompts(), False)] if meta else [])]
     parts = sum(len(one.build(number).packs) for number in range(2) for one in loaders)
     learner: Learner = learner_of(engine, loaders[0])
-    assert isinstance(learner, PairLearner)
+    assert isinstance(learner, BatchLearner)
     learner.objective = RewardObjective(lm=0.3)
     if meta:
         learner = MetaLearner(learner, loaders[1], DifferenceObjective(), eta=1.0, rho=0.1, check_every=1)
     read: list[int] = []
     monkeypatch.setattr(MetricQueue, "pop", lambda self, leave=0: read.append(leave) or [])
-    run = run_in(tmp_path, stop_on_nonfinite=False)
+    run = run_in(tmp_path, max_skipped=10)
     with NoWaits() as watch, NoNumbers():
         take_steps(run, learner)
     assert read == [1, 1, 0]  # figures are read a step later

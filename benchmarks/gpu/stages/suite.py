@@ -29,7 +29,7 @@ ONE_OF_EACH = {
 ONE = "one test of "
 LEFT_OUT = ("tests/kernels/test_aot.py", "tests/kernels/test_compiled.py")  # compile without a GPU, in CI
 MEGATRON = "tests/megatron/test_one_process.py"
-MORE = ("tests/parallel/test_graphs.py", "tests/test_csrc.py", MEGATRON)
+MORE = ("tests/parallel/test_graphs.py", "tests/rollout/test_steps.py", "tests/test_csrc.py", MEGATRON)
 LONG = {"test_prefix_attention_kernel.py": 120.0, "test_flash_attention.py": 80.0}
 
 

@@ -156,8 +156,8 @@ def _known(result: SuiteResult, suite: Suite | None, file: str) -> Suite:
         suite = find_suite(result.suite) if suite is None else suite
     except UserError:
         raise UserError(
-            f"{file}: its model has not scored the same rows as others, and {result.suite} is no suite of rmfast's "
-            "own, so that its figures cannot be computed again; give --suite FILE.py"
+            f"{file}: its model has not scored the same rows as others, and {result.suite} is no suite of "
+            "rmfast, so that its figures cannot be computed again; give --suite FILE.py"
         ) from None
     try:
         rows = [item.result() for item in result.items]

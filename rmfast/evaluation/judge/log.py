@@ -8,6 +8,7 @@ from typing import Any
 
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Answer
+from rmfast.outputs.failure import naming
 
 START = b'{"key": "'  # of every line
 FIELDS = ("text", "finish", "prompt_tokens", "completion_tokens")
@@ -46,7 +47,7 @@ class AnswerLog:
                     break  # the last one of a log, whose writer was stopped
                 values = json.loads(line)
                 self.known[values["key"]] = Answer(*(values[field] for field in FIELDS))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self._file.close()
                 raise UserError(
                     f"--judge-log {path}:{number}: not a line of a judge's log; name another file, or remove the line"
@@ -59,8 +60,9 @@ class AnswerLog:
         self.known[key] = answer
         if self._file is not None:
             values = {"key": key, **about, **{field: getattr(answer, field) for field in FIELDS}}
-            self._file.write(json.dumps(values).encode() + b"\n")
-            self._file.flush()
+            with naming(Path(self._file.name)):
+                self._file.write(json.dumps(values).encode() + b"\n")
+                self._file.flush()
 
     def __enter__(self) -> "AnswerLog":
         return self
@@ -69,7 +71,8 @@ class AnswerLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(Path(self._file.name)):
+                self._file.close()
 
 
 def _is_cut(line: bytes) -> bool:

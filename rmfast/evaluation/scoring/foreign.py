@@ -11,15 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from transformers import (
     CONFIG_MAPPING,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
@@ -36,6 +34,10 @@ from rmfast.models.config import context_window, decoder_config
 from rmfast.models.folder import Reader, read_json
 from rmfast.models.hf import no_head, open_model, open_named, read_config
 from rmfast.models.names import SCORE, choose_row
+from rmfast.models.placement import check_device, check_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _LAYER = re.compile(r"\.(layers?|h|block|blocks)\.\d+\.")
 CHUNK = 256  # examples tokenised at a time
@@ -59,11 +61,14 @@ def load_any(
     The arguments are those of `rmfast.load`; tokens_per_pack is of no use to transformers' models.
 
     Raises:
-        UserError: nothing there, an architecture that transformers does not know, no reward head, several labels.
+        UserError: nothing there, an architecture that transformers does not know, no reward head, several labels, no
+            such device or dtype.
     """
     folder = find_folder(path)
     options: dict[str, Any] = {"scored_token": scored_token, "progress": progress}
     if is_foreign(folder, label):
+        check_device(device)
+        check_dtype(dtype)
         tokenizer = load_tokenizer(folder, chat_template, template_date)
         model, row = _load_foreign(folder, device, dtype, label)
         if scores_a_token(model):
@@ -111,7 +116,7 @@ class ForeignModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel",
         tokenizer: PreTrainedTokenizerBase,
         *,
         row: int | None = None,
@@ -153,19 +158,28 @@ class ForeignModel:
                 self.progress(len(scores), len(examples))
         return scores
 
+    @property
+    def heads(self) -> int:
+        """How many rewards it gives."""
+        return int(self.hf.num_labels or 1) if self.row is None else 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that its embedding has."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     @torch.no_grad()
     def _score(self, ids: np.ndarray) -> np.ndarray:
         """Logits [1] or [M] of one sequence."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        if ids.max() >= vocabulary:
-            raise UserError(f"token id {ids.max()} is beyond the vocabulary of {self.name}, {vocabulary}")
+        if ids.max() >= self.vocabulary:
+            raise UserError(f"token id {ids.max()} is beyond the vocabulary of {self.name}, {self.vocabulary}")
         tokens = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
         logits = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
         rows = slice(None) if self.row is None else slice(self.row, self.row + 1)
         return logits[0, rows].double().cpu().numpy()
 
 
-def scores_a_token(model: PreTrainedModel) -> bool:
+def scores_a_token(model: "PreTrainedModel") -> bool:
     """Whether a classifier's score is that of one token, rather than of all."""
     return hasattr(model, "score") or model.config.model_type in LAST_TOKEN
 
@@ -181,18 +195,20 @@ def longest_sequence(hf: PreTrainedConfig) -> int | None:
     return min([limit, *rows])
 
 
-def _skeleton(hf: PreTrainedConfig, labels: int | None = None) -> PreTrainedModel:
+def _skeleton(hf: PreTrainedConfig, labels: int | None = None) -> "PreTrainedModel":
     """transformers' classifier of a config, without weights.
 
     Raises:
         UserError: transformers has none of this architecture.
     """
+    from transformers import AutoModelForSequenceClassification  # it takes seconds to import
+
     config = copy.deepcopy(hf)
     if labels is not None:
         config.num_labels = labels
     try:
         with torch.device("meta"):
-            return cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+            return cast("PreTrainedModel", AutoModelForSequenceClassification.from_config(config))
     except Exception as error:  # every kind comes out of the library's code
         raise UserError(
             f"transformers has no classifier of architecture {hf.model_type!r}, so no reward model: {first_line(error)}"
@@ -209,7 +225,7 @@ class _Found:
             read by itself.
     """
 
-    kind: type[PreTrainedModel]
+    kind: "type[PreTrainedModel]"
     rows: int
     weights: Reader
     changed: bool
@@ -238,7 +254,7 @@ def _open_foreign(folder: Path, hf: PreTrainedConfig) -> Iterator[_Found]:
 
 def _load_foreign(
     folder: Path, device: str | torch.device, dtype: torch.dtype, label: str | int | None
-) -> tuple[PreTrainedModel, int | None]:
+) -> "tuple[PreTrainedModel, int | None]":
     """The model, and the row of its head that the label means."""
     logging.disable_progress_bar()
     hf = _config(folder)

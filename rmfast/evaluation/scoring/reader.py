@@ -15,21 +15,25 @@ TOO_LONG = "too long"
 
 @dataclass(frozen=True)
 class Reader:
-    """How a model reads: its tokenizer, and how many tokens it takes (None: any number)."""
+    """How a model reads: its tokenizer, and how many tokens it takes (None: any number), of which an answer that is to
+    follow has `answer`."""
 
     tokenizer: PreTrainedTokenizerBase
     window: int | None = None
+    answer: int = 0
 
     def read(self, examples: Sequence[Example]) -> list[Encoded | BadRow]:
         """The examples' tokens, or why the model cannot take them."""
         encoded = encode(self.tokenizer, examples)
-        return [e if isinstance(e, BadRow) else too_long(e, self.window) or e for e in encoded]
+        return [e if isinstance(e, BadRow) else too_long(e, self.window, self.answer) or e for e in encoded]
 
 
-def too_long(encoded: Encoded, window: int | None) -> BadRow | None:
-    """Why an example does not fit into a window of so many tokens, if it does not."""
+def too_long(encoded: Encoded, window: int | None, answer: int = 0) -> BadRow | None:
+    """Why an example, and an answer of so many tokens, do not fit into a window, if they do not."""
     longest = max(map(len, encoded.sequences))
-    return None if window is None or longest <= window else _too_long(longest, window)
+    if window is None or longest + answer <= window:
+        return None
+    return _too_long(longest, window, ", answer included" if answer else "")
 
 
 def first_too_long(store: TokenStore, window: int | None) -> tuple[int, BadRow] | None:
@@ -41,5 +45,5 @@ def first_too_long(store: TokenStore, window: int | None) -> tuple[int, BadRow] 
     return (int(over[0]), _too_long(int(lengths[over[0]]), window)) if len(over) else None
 
 
-def _too_long(longest: int, window: int) -> BadRow:
-    return BadRow(TOO_LONG, f"{longest:,} tokens, and the model takes {window:,}")
+def _too_long(longest: int, window: int, included: str = "") -> BadRow:
+    return BadRow(TOO_LONG, f"{longest:,} tokens, and the model takes {window:,}{included}")

@@ -1,8 +1,10 @@
 """A trained reward model as a library: load it, score responses."""
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rmfast.checkpoint.export import last_tokens
-from rmfast.checkpoint.store import MANIFEST, list_checkpoints, read_weights
+from rmfast.checkpoint.network import load_checkpoint
+from rmfast.checkpoint.store import MANIFEST, all_checkpoints
+from rmfast.checkpoint.whole import newest_readable
 from rmfast.data.example import BadRow, Example
+from rmfast.data.files import current
 from rmfast.data.pack import Pack
 from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import read_row
@@ -25,10 +30,10 @@ from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import first_too_long, too_long
 from rmfast.evaluation.scoring.score import Progress, score_table
 from rmfast.models.config import context_window, decoder_config
-from rmfast.models.hf import build_network, load_network, read_config
-from rmfast.models.names import choose_row
+from rmfast.models.hf import load_network, read_config
+from rmfast.models.members import SharedNetwork
 from rmfast.models.network import Network
-from rmfast.models.weights import HEAD, TRAINING_ONLY
+from rmfast.models.placement import check_device, check_dtype
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +72,30 @@ def load(
         progress: told how many prompts are scored, of how many.
 
     Raises:
-        UserError: nothing there, another architecture, no reward head, several labels and none chosen.
+        UserError: nothing there, another architecture, no reward head, several labels and none chosen, no such device
+            or dtype.
     """
+    check_device(device)
+    check_dtype(dtype)
     path = model_folder(path)
     trained_here = (path / MANIFEST).is_file()
     if trained_here:
-        network, hf = _from_checkpoint(path, dtype, label)
+        network, hf = load_checkpoint(path, dtype=dtype, label=label)
     else:
         network, hf = load_network(path, label=label, dtype=dtype, weights_dtype=dtype)
     tokenizer = load_tokenizer(path, chat_template, template_date)
     if not trained_here:
         warn_of_tokens(scored_token, hf, tokenizer, path)
-    pad = hf.get_text_config().pad_token_id if scored_token == "transformers" else None
-    return RewardModel(network.to(device), hf, tokenizer, skips=pad, tokens_per_pack=tokens_per_pack, progress=progress)
+    skips = skipped_token(scored_token, hf)
+    return RewardModel(
+        network.to(device), hf, tokenizer, skips=skips, tokens_per_pack=tokens_per_pack, progress=progress
+    )
+
+
+def skipped_token(chosen: ScoredToken | None, hf: PreTrainedConfig) -> int | None:
+    """The token that is not scored where it ends a sequence; None for none."""
+    pad: int | None = hf.get_text_config().pad_token_id
+    return pad if chosen == "transformers" else None
 
 
 def warn_of_tokens(
@@ -105,7 +121,7 @@ def tokens_note(hf: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder that a path means: itself, a run folder's `model`, or the newest checkpoint of an unfinished run.
+    """The folder that a path means: itself, a run folder's `model`, or an unfinished run's newest whole checkpoint.
 
     Raises:
         UserError: no model of a supported family is there.
@@ -117,24 +133,23 @@ def model_folder(path: str | Path) -> Path:
 
 def find_folder(path: str | Path) -> Path:
     """As `model_folder`, of a model of any family, or of none."""
-    path = Path(path)
-    if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
-        return path / "model"
-    if not (path / "config.json").is_file() and (checkpoints := list_checkpoints(path / "checkpoints")):
-        return checkpoints[-1]
+    path = current(Path(path))
+    if not (path / "config.json").is_file() and ((model := current(path / "model")) / "config.json").is_file():
+        return model
     if (path / "ensemble.json").is_file() and not (path / "model").is_dir():
         raise UserError(f"{path}: an ensemble of whole models; name its members: {path}/members/*/model")
+    if not (path / "config.json").is_file() and (checkpoints := all_checkpoints(path / "checkpoints")):
+        return _newest(tuple(checkpoints)) or checkpoints[-1]  # which whoever reads it refuses
     return path
 
 
-def _from_checkpoint(path: Path, dtype: torch.dtype, label: str | int | None) -> tuple[Network, PreTrainedConfig]:
-    hf = read_config(path)
-    state = {name: tensor.to(dtype) for name, tensor in read_weights(path).items() if name not in TRAINING_ONLY}
-    row = None if label is None else choose_row(label, state[HEAD].shape[0], hf, path)
-    state[HEAD] = state[HEAD] if row is None else state[HEAD][row : row + 1]
-    network = build_network(hf, where=str(path), heads=state[HEAD].shape[0], dtype=dtype)
-    network.load_state_dict(state, assign=True)
-    return network, hf
+@cache
+def _newest(checkpoints: tuple[Path, ...]) -> Path | None:
+    """The newest that is whole, read once however often a command asks; what is wrong with each newer one is said."""
+    found = newest_readable(checkpoints[0].parent)
+    for line in found.lines() if os.environ.get("RANK", "0") == "0" else ():
+        log.warning("%s", line)
+    return found.path
 
 
 class RewardModel:
@@ -144,13 +159,14 @@ class RewardModel:
         skips: a token that is not scored where it ends a sequence, but the one before; None scores the last token.
 
     Attributes:
-        network: the model. hf: its Hugging Face config. tokenizer: its tokenizer.
+        network: the model, or several that share a trunk, each with a head.
+        hf: its Hugging Face config. tokenizer: its tokenizer.
         window: tokens of the longest sequence that it takes, None without a limit (see `context_window`).
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Network | SharedNetwork,
         hf: PreTrainedConfig,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -219,7 +235,7 @@ class RewardModel:
     @torch.no_grad()
     def score_packs(self, packs: Sequence[Pack]) -> list[Tensor]:
         """Scores [S, M] of each pack."""
-        device = self.network.head.weight.device
+        device = self.network.norm.weight.device
         return [self.network.score(pack.to(device)) for pack in packs]
 
 

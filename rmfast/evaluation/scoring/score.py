@@ -1,13 +1,13 @@
 """Scores of all responses of a table, through whatever scores a pack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rmfast.data.loader import BuiltAhead, pinned, rank_packs
-from rmfast.data.pack import Pack
+from rmfast.data.pack import Pack, Predicts
 from rmfast.data.table import GroupTable, table_edges, twins
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.parallel.world import World
@@ -18,6 +18,34 @@ CHUNK = 256  # groups of each rank that are planned at a time
 
 Progress = Callable[[int, int], None]
 """Told how many groups are done, of how many."""
+
+
+def table_packs(
+    table: GroupTable, world: World | None = None, *, budget: int, predicts: Predicts | None = None
+) -> Iterator[tuple[list[Pack], int]]:
+    """This rank's share of a table in packs, some at a time, each with how many groups are done after it. Every rank is
+    given as many. A signal ends it on all ranks.
+
+    Args:
+        world: ranks that share the work; None for this process alone.
+        budget: tokens of a pack; a larger group is a pack alone.
+        predicts: see `build_pack`.
+    """
+    ranks, rank = (world.size, world.rank) if world is not None else (1, 0)
+    pin = torch.cuda.is_available()
+
+    def build(number: int) -> tuple[list[Pack], int]:
+        begin = number * CHUNK * ranks
+        rows = np.arange(begin, min(begin + CHUNK * ranks, len(table)))
+        limit = max(budget, int(table.stored[rows].max()))
+        packs, _ = rank_packs(table, rows, ranks=ranks, rank=rank, budget=limit, predicts=predicts)
+        return pinned(packs) if pin else packs, begin + len(rows)
+
+    steps = -(-len(table) // (CHUNK * ranks))
+    for packs in map(BuiltAhead(build, steps), range(steps)):
+        if world is not None:
+            world.check_signals("an evaluation was cut off, all before it is saved")
+        yield packs
 
 
 def score_table(
@@ -32,26 +60,12 @@ def score_table(
 
     Args:
         score: gives the scores [S, M] of each pack.
-        world: ranks that share the work; None for this process alone.
-        budget: tokens of a pack; a larger group is a pack alone.
+        world, budget: see `table_packs`.
     """
-    ranks, rank = (world.size, world.rank) if world is not None else (1, 0)
     chunks: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
     heads = 1
-    pin = torch.cuda.is_available()
-
-    def build(number: int) -> tuple[list[Pack], int]:
-        begin = number * CHUNK * ranks
-        rows = np.arange(begin, min(begin + CHUNK * ranks, len(table)))
-        limit = max(budget, int(table.stored[rows].max()))
-        packs, _ = rank_packs(table, rows, ranks=ranks, rank=rank, budget=limit)
-        return pinned(packs) if pin else packs, begin + len(rows)
-
-    steps = -(-len(table) // (CHUNK * ranks))
-    ahead = BuiltAhead(build, steps)
-    for number in range(steps):
-        packs, done = ahead(number)
+    for packs, done in table_packs(table, world, budget=budget):
         for pack, scores in zip(packs, score(packs), strict=True):
             heads = scores.shape[1]
             if len(pack.responses):

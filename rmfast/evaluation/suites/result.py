@@ -15,12 +15,13 @@ from pydantic import Field
 
 from rmfast.data.example import Edge, Example
 from rmfast.data.notes import note_lines
-from rmfast.errors import UserError
+from rmfast.errors import UserError, shown
 from rmfast.evaluation.combine import OF_REWARDS
 from rmfast.evaluation.metrics import pairwise_metrics
 from rmfast.evaluation.suites.answers import Answers
 from rmfast.evaluation.suites.base import Cell, Item, Path_, Result, Rows, Suite, Unscored, cells, group_key
 from rmfast.jsonio import Real, from_json, json_line, spliced, to_json
+from rmfast.paths import whole_text
 
 FORMAT = 1
 WORST = 20  # rows that are kept with their texts
@@ -31,6 +32,8 @@ WriterNames = Annotated[list[str], Field(alias="sources")]
 
 METRICS = pairwise_metrics([0.0, 0.0], [0], [1], lengths=[1, 1]).keys()
 """Names of the metrics of all edges: keys of the file."""
+COUNTS = ("responses", "nonfinite", "edges", "ties")
+"""Those that are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class ItemResult:
     edges: list[tuple[int, int]]
     writers: WriterNames
     prompt: int
+
+    def __post_init__(self) -> None:
+        count = len(self.lengths)
+        inside = all(0 <= place < count for edge in self.edges for place in edge)
+        alike = len(self.gaps) == len(self.edges) and len(self.rewards or self.lengths) == count
+        if not inside or not alike or len(self.writers) not in (0, count):
+            raise ValueError(f"{self.uid}: its edges, gaps, rewards, lengths and writers do not fit together")
 
     def result(self) -> Result:
         """The row as the suite saw it, without texts; rows of one prompt share theirs.
@@ -131,8 +141,32 @@ class SuiteResult:
         """
         known = {field.name for field in fields(cls)} | METRICS | {"format"}
         about = {key: value for key, value in content.items() if key not in known}
-        metrics = {key: np.nan if (value := content[key]) is None else value for key in METRICS if key in content}
-        return from_json(cls, {**content, "about": about, "metrics": metrics})
+        if lacking := [key for key in ("edges", "ties", "nonfinite") if key not in content]:
+            raise ValueError(f"{lacking[0]}: it is missing")
+        metrics = {key: _metric(key, content[key]) for key in METRICS if key in content}
+        result = from_json(cls, {**content, "about": about, "metrics": metrics})
+        if result.votes is not None:
+            _check_votes(result.items, result.votes, judge=result.kind == "judge")
+        return result
+
+
+def _check_votes(items: Sequence[ItemResult], votes: Sequence[Sequence[Sequence[float]]], judge: bool) -> None:
+    """Refuse votes that are not a table for each item. Raises ValueError."""
+    if len(votes) != len(items):
+        raise ValueError(f"votes: {len(votes)} for {len(items)} items")
+    for item, of_item in zip(items, votes, strict=True):
+        edges, widths = len(item.edges), {len(row) for row in of_item}
+        if not (len(of_item) == edges and len(widths) <= 1 if judge else widths <= {edges}):
+            wanted = f"[{edges}, asked]" if judge else f"[members, {edges}]"
+            raise ValueError(f"votes: those of {item.uid} are not {wanted}")
+
+
+def _metric(key: str, value: Any) -> float | int | str:
+    """A metric of a file, null as nan. Raises ValueError: it has another type."""
+    fits = isinstance(value, str) if key == "baseline" else isinstance(value, int | float | None)
+    if not fits or isinstance(value, bool) or (key in COUNTS and not (isinstance(value, int) and value >= 0)):
+        raise ValueError(f"{key}: it is {shown(value)}")
+    return np.nan if value is None else value
 
 
 def suite_result(suite: Suite, rows: Rows, answers: Answers, *, about: Mapping[str, Any], data: str) -> SuiteResult:
@@ -295,10 +329,10 @@ def read_result(path: str | Path) -> SuiteResult:
         UserError: the file cannot be read, or is not such a file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(whole_text(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file that rmfast eval --out wrote") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: no JSON ({error}); give a file that rmfast eval --out wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or "items" not in content:
         raise UserError(f"{path}: no result of rmfast eval (format {FORMAT}); evaluate again with --out")

@@ -17,6 +17,7 @@ from rmfast.kernels.prefix_attention import flash_lengths
 from rmfast.models.copies import Copies
 from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.rows import ModelRows
+from rmfast.models.weights import HEAD
 from rmfast.objectives.base import BatchTerm, FeatureGradients, Objective, Statistics
 from rmfast.parallel.engine import ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
@@ -163,7 +164,7 @@ class MegatronEngine(Stepping):
 
     def _seed(self, seed: int, number: int, stage: Stage) -> None:
         """Dropout of a pack in a stage depends on these alone, whatever order the schedule runs them in. Tensor ranks
-        draw the same masks for what all of them hold, and their own for their parts of a shared stream."""
+        draw the same masks for what all of them hold, and different ones for their parts of a shared stream."""
         part = self.groups.tensor.rank if self.groups.layout.sequence else 0
         state = np.random.SeedSequence((seed, number, stage.number, part)).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
@@ -259,14 +260,15 @@ class MegatronEngine(Stepping):
         with self.copies:
             self._run(inputs, reads, use, seed=None, backward=False)
         asked = [reads(pack) for pack in inputs[: len(packs)]]
-        width, heads = self.held.config.width, self.held.shapes["head.weight"][0]
+        width, heads = self.held.config.width, self.held.shapes.get(HEAD, (0,))[0]
         sizes = [len(one.scores) for one in asked]
         fields: dict[str, list[Tensor]] = {"scores": self._from_last(found, "scores", sizes, (heads,))}
         if asked[0].features:
             fields["features"] = self._from_last(found, "features", sizes, (width,))
         if (first := asked[0].log_prob) is not None and first[1] is not None:
             lengths = [0 if one.log_prob is None else len(one.log_prob[0]) for one in asked]
-            fields["log_prob"] = self._from_last(found, "log_prob", lengths, ())
+            for name in ("log_prob", *(["entropy"] if asked[0].entropy else [])):
+                fields[name] = self._from_last(found, name, lengths, ())
         return [Outputs(**dict(zip(fields, of_pack, strict=True))) for of_pack in zip(*fields.values(), strict=True)]
 
     def _from_last(
@@ -313,3 +315,7 @@ class MegatronEngine(Stepping):
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
         return self.held.gather()
+
+    def adapter(self) -> dict[str, Tensor]:
+        """See `Engine`: there is none."""
+        return {}

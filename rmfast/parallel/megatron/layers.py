@@ -2,7 +2,7 @@
 
 A residual stream is [T, d] on every rank, or under sequence parallelism a rank's [T / ranks, d]. Weights carry what
 megatron-core and the optimizer must know of them: `tensor_model_parallel` where ranks hold different parts,
-`sequence_parallel` where each rank sees its own tokens only, `head_norm` where each sees its own heads only.
+`sequence_parallel` where each rank sees its tokens only, `head_norm` where each sees its heads only.
 """
 
 import torch
@@ -90,23 +90,29 @@ class TensorParallel:
     def whole(self, stream: Tensor) -> Tensor:
         if not self.sequence:
             return stream
-        # What follows is repeated on every rank, and so is its gradient: each takes its own rows of it.
+        # What follows is repeated on every rank, and so is its gradient: each takes its rows of it.
         return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False, group=self.group)
 
-    def log_prob(self, hidden: Tensor, table: Tensor, targets: Tensor, impl: str) -> Tensor:
+    def log_prob(
+        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+    ) -> tuple[Tensor, Tensor]:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
         table = cast(table, hidden.dtype)[: table.vocabulary - start]  # type: ignore[attr-defined]
         here = (targets >= start) & (targets < start + len(table))
         index = (targets - start).where(here, 0)
-        within, _ = linear_log_prob(hidden, table, index, impl=impl)  # among this rank's tokens
-        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1)
+        # Among this rank's tokens.
+        within, entropy = linear_log_prob(hidden, table, index, temperature=temperature, impl=impl)
+        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1) / temperature
         normaliser = logit - within  # logsumexp over this rank's tokens
         largest = self.world.max_(normaliser.detach().clone())
-        # The sum is taken in place, and exp's backward needs its own result: hence a copy.
-        total = reduce_from_tensor_model_parallel_region((normaliser - largest).exp().clone(), group=self.group)
+        # The sum is taken in place, and exp's backward needs exp's result: hence a copy.
+        mass = (normaliser - largest).exp()
+        total = reduce_from_tensor_model_parallel_region(mass.clone(), group=self.group)
         target = reduce_from_tensor_model_parallel_region(logit.where(here, 0.0), group=self.group)
-        return target - total.log() - largest
+        # A rank's mean logit is its normaliser less its entropy; the mean over ranks weighs them by their mass.
+        mean = reduce_from_tensor_model_parallel_region(mass * (normaliser - largest - entropy), group=self.group)
+        return target - total.log() - largest, total.log() - mean / total
 
 
 class ColumnLinear(Linear):
@@ -168,7 +174,7 @@ class VocabularyEmbedding(Embedding):
 
 
 def sum_head_norms(chunks: list[nn.Module], world: World) -> None:
-    """Each rank has the gradients of its own heads alone: sum those of the norms that all heads share."""
+    """Each rank has the gradients of its heads alone: sum those of the norms that all heads share."""
     if world.size == 1:
         return
     parameters = [p for chunk in chunks for p in chunk.parameters() if hasattr(p, "head_norm") and p.requires_grad]

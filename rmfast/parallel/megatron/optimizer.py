@@ -1,7 +1,7 @@
 """AdamW on the ranges of the weights that megatron-core's distributed optimizer gives a data-parallel rank.
 
 megatron-core lays weights and gradients into buffers, scatters the summed gradients and gathers the weights; which
-range of a weight is whose is its `DistributedOptimizer`'s own map. The arithmetic on a range is the native engine's:
+range of a weight is whose is a map of its `DistributedOptimizer`. The arithmetic on a range is the native engine's:
 no step waits for the device, and one that is not finite changes nothing.
 """
 

@@ -11,7 +11,7 @@ from rmfast.models.weights import EMBEDDING, LM_HEAD
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of a rank's part, `own` to `own + count`, that are rows `whole` to `whole + count` of the weight."""
+    """Rows of a rank's part, `local` to `local + count`, that are rows `whole` to `whole + count` of the weight."""
 
     local: int
     whole: int

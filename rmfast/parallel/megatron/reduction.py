@@ -22,7 +22,7 @@ def reduction_settings() -> DistributedDataParallelConfig:
 class Reduction:
     """Begins the reductions of a stage's buckets, in one order on all ranks and in all steps.
 
-    megatron-core 0.16.1 has a trigger of its own, which this takes the place of. It counts in the first step how often
+    megatron-core 0.16.1 has a trigger, which this takes the place of. It counts in the first step how often
     each weight gets a gradient and stops if a later step differs, as a step does that leaves weights out; and it begins
     a bucket the moment that it is full, so that data ranks whose packs fill them in another order would sum one bucket
     with another. Here a bucket begins once it is full and those before it have begun; what is left begins when the
@@ -39,7 +39,7 @@ class Reduction:
         self._begun = 0
         self._last = True  # whether the backward that runs is the last pack's
         for bucket in self._buckets:
-            bucket.is_first_batch = False  # its own trigger counts nothing
+            bucket.is_first_batch = False  # megatron-core's trigger counts nothing
         chunk.param_to_bucket_group = dict.fromkeys(self._number, self)  # whom the backward's hooks tell
 
     def reset(self, unused: Collection[nn.Parameter] = ()) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rmfast.data.files import write_text
 from rmfast.evaluation.combine import RULES
 from rmfast.report.ensemble.plots import HeldOut, Strengths, ensemble_plots
 from rmfast.report.run_folder import number, read_run
@@ -48,7 +49,7 @@ def write_ensemble_report(
         config=run.config,
         **{name: list(plots.values()) for name, plots in pictures.items()},
     )
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    write_text(folder / "report.html", text)
     return [*pictures["strengths"], *pictures["training"], folder / "report.html"]
 
 

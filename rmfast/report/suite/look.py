@@ -110,4 +110,4 @@ def theme() -> Markup:
 
 def _theme(stops: Sequence[str], models: Sequence[str]) -> str:
     scale = "".join(f".h{i}{{background:{paper};color:{ink}}}" for i, (paper, ink) in enumerate(colours(stops)))
-    return scale + "".join(f".m{i}{{--own:{model};--on:{ink_on(model)}}}" for i, model in enumerate(models))
+    return scale + "".join(f".m{i}{{--model:{model};--on:{ink_on(model)}}}" for i, model in enumerate(models))

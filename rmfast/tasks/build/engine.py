@@ -9,6 +9,7 @@ from rmfast.config import Config, ParallelConfig
 from rmfast.errors import UserError
 from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import load_network
+from rmfast.models.lora import adapt
 from rmfast.models.network import Network
 from rmfast.models.rows import open_rows
 from rmfast.parallel.engine import Engine
@@ -17,7 +18,9 @@ from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
+from rmfast.tasks.build.adapter import lora_options
 from rmfast.tasks.build.choices import attention_impl
+from rmfast.tasks.build.model import network_heads
 from rmfast.tasks.build.objective import adamw_options, dropout, prototypes
 
 
@@ -59,17 +62,18 @@ def _network(config: Config, attention: str) -> Network:
     model = config.model
     network, _ = load_network(
         model.path,
-        heads=model.heads,
+        **network_heads(config),
         new_heads=True,
         seed=config.run.seed,
         from_scratch=model.from_scratch,
-        lm=config.objective.lm > 0,
         dtype=DTYPES[model.dtype],
         dropout=dropout(config),
         recompute=model.recompute,
         impl=model.kernels,
         attention=attention,
     )
+    if (options := lora_options(model)) is not None:
+        adapt(network, options, seed=config.run.seed)
     if model.top_layers is not None:
         try:
             network.freeze(model.top_layers)

@@ -15,12 +15,14 @@ from rmfast.config import Config
 from rmfast.console import say
 from rmfast.data.plan import StepPlan
 from rmfast.data.probe import taken_for_granted
+from rmfast.data.row_kinds import PROMPTS, demonstrations
 from rmfast.data.table import GroupTable
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.kernels.common import use_triton
 from rmfast.models.config import DecoderConfig, decoder_config
 from rmfast.models.hf import read_config
+from rmfast.models.names import VALUES
 from rmfast.parallel.world import World
 from rmfast.tasks.build.choices import check_choices
 from rmfast.tasks.build.model import check_window, say_date
@@ -70,9 +72,54 @@ class Inputs:
 
 def open_inputs(config: Config, world: World) -> Inputs:
     """Model config, tokenizer and tables of a run, on all ranks."""
+    hf, tokenizer = _open_model(config, world)
+    vocabulary = decoder_config(hf).vocabulary
+    stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
+    held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
+    table = make_table(
+        stores, config.data, vocabulary, "train", world, config.denoise_options(), views=training_views(config)
+    )
+    evals = {
+        name: make_table([store], config.data, vocabulary, name, world)
+        for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
+    }
+    return Inputs(hf=hf, tokenizer=tokenizer, table=table, evals=evals)
+
+
+def open_demonstrations(config: Config, world: World) -> Inputs:
+    """Model config, tokenizer, demonstrations and held-out ones of a run, on all ranks."""
+    hf, tokenizer = _open_model(config, world)
+    data, kind, vocabulary = config.data, demonstrations(config.sft.turns), decoder_config(hf).vocabulary
+    stores = open_stores(data.train, tokenizer, data, world, split="train", kind=kind)
+    held_out = open_stores(data.eval, tokenizer, data, world, split="test", kind=kind)
+    table = make_table(stores, data, vocabulary, "train", world, kind=kind)
+    evals = {
+        name: make_table([store], data, vocabulary, name, world, kind=kind)
+        for name, store in zip(eval_names(data.eval), held_out, strict=True)
+    }
+    return Inputs(hf=hf, tokenizer=tokenizer, table=table, evals=evals)
+
+
+def open_prompts(config: Config, world: World) -> Inputs:
+    """Model config, tokenizer, prompts and held-out prompts of a run of PPO, on all ranks."""
+    hf, tokenizer = _open_model(config, world)
+    ppo, vocabulary = config.ppo, decoder_config(hf).vocabulary
+    # Room for the answer.
+    data = config.data.model_copy(update={"max_length": config.data.max_length - ppo.max_new_tokens})
+
+    def table(sources: Sequence[str], split: str, name: str) -> GroupTable:
+        stores = open_stores(sources, tokenizer, data, world, split=split, kind=PROMPTS)
+        return make_table(stores, data, vocabulary, name, world, kind=PROMPTS)
+
+    held_out = {"eval": table(ppo.eval_prompts, "test", "eval prompts")} if ppo.eval_prompts else {}
+    return Inputs(hf=hf, tokenizer=tokenizer, table=table(ppo.prompts, "train", "prompts"), evals=held_out)
+
+
+def _open_model(config: Config, world: World) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Config and tokenizer of the model folder, once they are known to fit the config."""
     hf = read_config(config.model.path)
-    decoder = decoder_config(hf, config.model.path)
-    check_choices(config, world.device, decoder)
+    vars(hf).pop(VALUES, None)  # of a critic, which this run's model is not
+    check_choices(config, world.device, decoder_config(hf, config.model.path))
     check_window(config, hf)
     tokenizer = load_tokenizer(config.model.path, config.data.chat_template, config.data.template_date)
     granted = taken_for_granted(tokenizer)  # on all ranks: a template that is not valid must end them all
@@ -80,16 +127,7 @@ def open_inputs(config: Config, world: World) -> Inputs:
         say_date(config.model.path, tokenizer)
         if granted:
             say(granted)
-    stores = open_stores(config.data.train, tokenizer, config.data, world, split="train")
-    held_out = open_stores(config.data.eval, tokenizer, config.data, world, split="test")
-    table = make_table(
-        stores, config.data, decoder.vocabulary, "train", world, config.denoise_options(), views=training_views(config)
-    )
-    evals = {
-        name: make_table([store], config.data, decoder.vocabulary, name, world)
-        for name, store in zip(eval_names(config.data.eval), held_out, strict=True)
-    }
-    return Inputs(hf=hf, tokenizer=tokenizer, table=table, evals=evals)
+    return hf, tokenizer
 
 
 def eval_names(sources: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a run takes from its model folder, beside weights: the window that its data must fit, and the reward head."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -26,6 +27,12 @@ def check_window(config: Config, hf: PreTrainedConfig) -> None:
             f"data.max_length: {most:,} tokens are more than the {window:,} that {config.model.path} takes "
             f"(max_position_embeddings in its config.json): set data.max_length to {window} or less"
         )
+
+
+def network_heads(config: Config) -> dict[str, Any]:
+    """The heads that a config's network has, as arguments of `load_network`: a language model has no reward head."""
+    is_sft = config.task == "sft"
+    return {"heads": 0 if is_sft else config.model.heads, "lm": is_sft or config.objective.lm > 0}
 
 
 def stored_heads(path: str) -> int:

@@ -1,13 +1,12 @@
 """From a config's data section to tables of prompt groups."""
 
 import hashlib
-import sys
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmfast.config import DataConfig
@@ -20,7 +19,9 @@ from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.store import TokenStore, build_store
 from rmfast.data.table import GroupTable, build_table
 from rmfast.data.views import Views, view_tokens
-from rmfast.errors import UserError
+from rmfast.errors import Interrupted, UserError
+from rmfast.outputs.failure import disk_line
+from rmfast.parallel.process_group import say_error
 from rmfast.parallel.world import World
 
 
@@ -39,28 +40,31 @@ def open_stores(
         kind: what is asked of the rows.
 
     Raises:
-        UserError: on all ranks, if on one: none may be left waiting for the others.
+        UserError, OSError: on all ranks, if on one: none may be left waiting for the others.
     """
 
     def build() -> list[TokenStore]:
         cache = Path(data.cache).expanduser()
         options: dict[str, Any] = {"default_split": split, "workers": data.workers, "bad_rows": data.bad_rows}
-        options |= {"kind": kind, "columns": read_columns(data.columns)}
+        options |= {"kind": kind, "columns": read_columns(data.columns), "verify": world.local_rank == 0}
         return [build_store(source, tokenizer, cache, **options) for source in sources]
 
     stores: list[TokenStore] = []
-    error = None
-    if world.local_rank == 0:
-        try:
-            stores = build()
-        except UserError as raised:
-            error = raised
-            if not world.main:  # rank 0 prints its line; of another machine nobody else knows
-                print(f"rmfast: rank {world.rank}: {error}", file=sys.stderr, flush=True)
-    failed = world.sum_(torch.tensor(float(error is not None)))
-    if error or failed:
-        raise error or UserError(f"another machine cannot read {', '.join(sources)}; its log says why")
-    return stores if world.local_rank == 0 else build()
+    for builds in (True, False):
+        error: UserError | OSError | None = None
+        if (world.local_rank == 0) is builds:
+            try:
+                stores = build()
+            except Interrupted:
+                pass  # all ranks end below
+            except (UserError, OSError) as raised:
+                error = raised
+                if not world.main:  # rank 0 prints its line; of another machine nobody else knows
+                    say_error(world.rank, disk_line(error) or str(error))
+        if world.any(error is not None):
+            raise error or UserError(f"another rank cannot read {', '.join(sources)}; its line says why")
+        world.check_signals("its data is not tokenised yet")
+    return stores
 
 
 def make_table(
@@ -114,16 +118,9 @@ def make_table(
         why = "; ".join(filter(None, (causes, too_big)))
         raise UserError(f"{what} data: no usable row in {', '.join(s.meta['source'] for s in stores)}: {why}")
     if world.main:
-        saved = 1 - table.stored.sum() / table.sequences.sum()
-        count = table.edges.sum() if kind.prefers else table.first_response[-1]
-        parts = "preference edges" if kind.prefers else kind.name
-        say(
-            f"{what}: {len(table):,} prompt groups, {count:,} {parts}, "
-            f"{table.stored.sum():,} tokens ({saved:.0%} saved by sharing prompts)"
-        )
+        say(f"{what}: {_held(table, kind)}")
         if causes:
-            report = "report" if kind.distinct is None else f"report --samples {kind.distinct}"
-            say(f"{what}: left out {causes} (details: rmfast data {report})")
+            say(f"{what}: left out {causes} (details: {_report(stores, data, kind)})")
         if too_big:
             say(f"{what}: {too_big}")
         for store in stores:
@@ -138,7 +135,40 @@ def make_table(
             say(f"{what}: merged {merged:,} samples that were the same as another of their prompt")
         if dropped["truncated"]:
             say(f"{what}: cut the prompts of {dropped['truncated']:,} groups from the left")
-    return _denoised(table, denoise, what, world) if denoise is not None else table
+    table = _denoised(table, denoise, what, world) if denoise is not None else table
+    if kind.prefers and not table.weight.any():
+        raise UserError(f"{what} data: every edge weighs 0 (column weight), which trains and tells nothing")
+    return table
+
+
+def _report(stores: Sequence[TokenStore], data: DataConfig, kind: RowKind) -> str:
+    """The command that counts the rows of these sources by the same limit."""
+    sources = shlex.join(store.meta["source"] for store in stores)
+    return f"rmfast data report {sources} --model MODEL --max-length {data.max_length}{_report_flag(kind)}"
+
+
+def _report_flag(kind: RowKind) -> str:
+    """What `rmfast data report` needs to read rows as such."""
+    if kind.turns is not None:
+        return f" --demonstrations {kind.turns}"
+    if not kind.answered:
+        return " --prompts"
+    return "" if kind.distinct is None else f" --samples {kind.distinct}"
+
+
+def _held(table: GroupTable, kind: RowKind) -> str:
+    """What a table holds, in words."""
+    if not kind.answered:
+        return f"{len(table):,} prompts, {table.stored.sum():,} tokens"
+    if kind.turns is not None:
+        learnt = f"{table.lm.sum():,} of them in the loss (sft.turns {kind.turns})"
+        return f"{len(table):,} demonstrations, {table.stored.sum():,} tokens, {learnt}"
+    saved = 1 - table.stored.sum() / table.sequences.sum()
+    count = table.edges.sum() if kind.prefers else table.first_response[-1]
+    return (
+        f"{len(table):,} prompt groups, {count:,} {'preference edges' if kind.prefers else kind.name}, "
+        f"{table.stored.sum():,} tokens ({saved:.0%} saved by sharing prompts)"
+    )
 
 
 def _beside_views(stores: Sequence[TokenStore], data: DataConfig, table: GroupTable, views: Views) -> str:

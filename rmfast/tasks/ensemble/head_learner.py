@@ -109,7 +109,7 @@ class HeadLearner:
         }
         return Figures(
             device={name: figure.float().where(active, torch.nan) for name, figure in figures.items()},
-            line=lambda values: _line(known, values),
+            line=lambda values: members_line(known, values),
         )
 
     def _adamw(self, grad: Tensor, norm: Tensor, rates: list[float], good: Tensor) -> None:
@@ -123,7 +123,7 @@ class HeadLearner:
         )  # fmt: skip
 
 
-def _line(known: dict[str, Any], figures: dict[str, list[float]]) -> Line:
+def members_line(known: dict[str, Any], figures: dict[str, list[float]]) -> Line:
     """Means over the members that took the step."""
     rows = {name: np.array(row) for name, row in figures.items()}
     bad = np.flatnonzero(rows.pop("broken") == 1)
@@ -135,7 +135,7 @@ def _line(known: dict[str, Any], figures: dict[str, list[float]]) -> Line:
     return Line(
         values | {"skipped": bad.tolist()},
         f"loss or gradient of member {', '.join(map(str, bad.tolist()))} is not finite; the step left it as it was. "
-        "Lower optim.lr, or set optim.on_nonfinite to skip",
+        "Lower optim.lr",
     )
 
 

@@ -2,25 +2,22 @@
 
 import hashlib
 import json
-import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from rmfast.config import Config
 from rmfast.console import say
 from rmfast.data.files import write_text, written_whole
 from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.table import GroupTable, build_table
-from rmfast.errors import Interrupted, PeerError, RunError, UserError, first_line
+from rmfast.errors import UserError
+from rmfast.outputs.arrays import read_arrays
+from rmfast.outputs.kinds import json_object
 from rmfast.outputs.marks import CONFIG, LOCK, config_text
-from rmfast.parallel.process_group import lost, say_error
 from rmfast.parallel.world import World
 from rmfast.tasks.build.inputs import Inputs
 from rmfast.tasks.build.tables import data_key
@@ -123,47 +120,15 @@ def check_ranks(config: Config, ranks: int, set_by: str) -> None:
         )
 
 
-def all_or_none(world: World, work: Callable[[], None], part: World | None = None) -> None:
-    """Do work that holds no collective of all ranks. Where it fails on one, all raise: none may be left waiting.
-
-    Args:
-        part: ranks that do the work together, if it is not each by itself. Where it fails on one of these, the others
-            may be waiting for it in the midst of it: it leaves at once, and its going ends them all.
-    """
-    error: UserError | RunError | Interrupted | None = None
-    try:
-        try:
-            work()
-        except (UserError, RunError, Interrupted) as raised:
-            error = raised
-            if not world.main:  # rank 0 prints its line
-                say_error(world.rank, str(error))
-            if part is not None and part.size > 1 and not isinstance(error, Interrupted):
-                raise
-        failed = float(isinstance(error, UserError | RunError))
-        failures, stops = world.sum_(torch.tensor([failed, float(isinstance(error, Interrupted))])).tolist()
-    except RuntimeError as end:
-        if not lost(end):
-            raise
-        why = first_line(end)
-        raise PeerError(
-            f"another rank has ended, or does not answer ({why}); its line says why, if it had any"
-        ) from end
-    if failed and error is not None:
-        raise error
-    if failures:
-        raise PeerError("another rank could not go on; its line says why")
-    if stops:
-        raise error or Interrupted("another rank was asked to stop; the same command on the same run.dir goes on")
-
-
 def _settings(ensemble: Ensemble) -> dict[str, Any]:
     """What a resumed ensemble must not change: finished members are not trained again."""
     config = ensemble.config.dump()
     kept = {"ensemble": ("folds", "mode"), "run": ("seed", "epochs", "max_steps"), "objective": ()}
-    kept |= {"model": ("path", "dtype", "from_scratch", "heads", "top_layers", "dropout"), "optim": ()}
+    lora = tuple(key for key in config["model"] if key.startswith("lora_"))
+    whole = ("path", "dtype", "from_scratch", "heads", "top_layers", "adapter", *lora, "dropout")
+    kept |= {"model": whole, "optim": ()}
     values = {f"{s}.{key}": config[s][key] for s, keys in kept.items() for key in keys or config[s]}
-    for key in ("optim.on_nonfinite", "optim.backend"):
+    for key in ("optim.on_nonfinite", "optim.max_skipped", "optim.backend"):
         values.pop(key)
     return values | {"data": data_key(ensemble.inputs.table, ensemble.config.data, ensemble.config.run.seed)}
 
@@ -173,10 +138,9 @@ def check_folder(ensemble: Ensemble) -> None:
     folder = ensemble.folder
     file = folder / "ensemble.json"
     advice = "set run.resume to never (moves it), or choose another run.dir"
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))["settings"] if file.is_file() else None
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{file}: damaged; {advice}") from None
+    before = json_object(file.read_bytes()).get("settings") if file.is_file() else None
+    if file.is_file() and not isinstance(before, dict):
+        raise UserError(f"{file}: damaged; {advice}")
     other_run = before is None and (folder / "checkpoints").is_dir()
     ensemble.world.barrier()  # all ranks must have looked before rank 0 writes
     if other_run:
@@ -198,7 +162,8 @@ def open_folder(ensemble: Ensemble) -> None:
     folder = ensemble.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()  # first of all: jobs of other members see by it whose folder this is
+        if not (folder / LOCK).exists():  # whose holder alone dates it
+            (folder / LOCK).touch()  # first of all: jobs of other members see by it whose folder this is
     except OSError as error:
         raise UserError(f"run.dir: cannot make the folder {folder}: {error.strerror}") from None
     write_text(folder / CONFIG, config_text(whole_config(ensemble.config).dump()))
@@ -215,11 +180,13 @@ def read_scores(ensemble: Ensemble, member: int, world: World | None = None) -> 
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["key"]) != ensemble.scores_key:
-                return None
-            return {name: arrays[name] for name in arrays.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        arrays = read_arrays(file)
+        if str(arrays.pop("key")) != ensemble.scores_key:
+            return None
+        if {"data", *(f"eval:{name}" for name in ensemble.inputs.evals)} - arrays.keys():
+            raise ValueError("some are not there")
+        return arrays
+    except (OSError, ValueError, KeyError):
         if (world or ensemble.world).main:
             say(f"{file}: damaged; made again")
         return None

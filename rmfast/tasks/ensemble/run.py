@@ -16,6 +16,7 @@ from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import first_too_long
 from rmfast.evaluation.scoring.score import score_table
 from rmfast.models.config import context_window
+from rmfast.parallel.agree import all_or_none
 from rmfast.parallel.world import World
 from rmfast.tasks.build.folder import RunFolder, run_folder
 from rmfast.tasks.build.inputs import open_inputs, open_world
@@ -23,7 +24,6 @@ from rmfast.tasks.build.model import stored_heads
 from rmfast.tasks.ensemble.heads import train_heads
 from rmfast.tasks.ensemble.members import (
     Ensemble,
-    all_or_none,
     check_folder,
     check_ranks,
     member_config,
@@ -32,6 +32,7 @@ from rmfast.tasks.ensemble.members import (
     write_scores,
 )
 from rmfast.tasks.ensemble.strength import finish
+from rmfast.tasks.ensemble.top import train_top
 from rmfast.tasks.reward import open_reward
 from rmfast.trainer.stop import StopRequest, listening
 
@@ -53,7 +54,8 @@ def run(config: Config) -> None:
         check_ranks(config, world.size, "torchrun's --nproc_per_node x --nnodes")
     part = config.ensemble.part
     # A job of one member holds that member's folder alone: others train theirs beside it.
-    held = contextlib.nullcontext() if isinstance(part, int) else RunFolder(run_folder(config.run.dir), world)
+    minutes = config.parallel.lock_minutes
+    held = contextlib.nullcontext() if isinstance(part, int) else RunFolder(run_folder(config.run.dir), world, minutes)
     with world, held as folder:
         inputs = open_inputs(config, world)
         count = 0 if config.model.from_scratch else stored_heads(config.model.path)
@@ -87,6 +89,8 @@ def _train(ensemble: Ensemble, stop: StopRequest) -> None:
     config, world = ensemble.config.ensemble, ensemble.world
     if config.mode == "heads":
         train_heads(ensemble, stop)
+    elif config.mode == "top_layers":
+        train_top(ensemble, stop)
     elif config.spread == "turn":
         for member in range(config.members) if config.part is None else (int(config.part),):
             _train_member(ensemble, member, world, stop)
@@ -135,14 +139,14 @@ def _train_member(ensemble: Ensemble, member: int, world: World, stop: StopReque
         if world.main:
             say(f"member {member} of {members}: done before")
         return
-    with RunFolder(ensemble.path(member), world):
-        _run_member(ensemble, member, world, stop)
+    with RunFolder(ensemble.path(member), world, ensemble.config.parallel.lock_minutes) as folder:
+        _run_member(ensemble, member, world, stop, folder)
     gc.collect()
     if world.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _run_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest) -> None:
+def _run_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest, folder: RunFolder) -> None:
     """The run and the rewards, in the member's folder."""
     config, members = ensemble.config, ensemble.config.ensemble.members
     of_member = member_config(config, member, ensemble.path(member))
@@ -156,6 +160,7 @@ def _run_member(ensemble: Ensemble, member: int, world: World, stop: StopRequest
         if world.main:
             fold = "" if config.ensemble.folds is None else f", without fold {member % config.ensemble.folds}"
             say(f"\nmember {member} of {members}: seed {of_member.run.seed}, {len(table):,} groups{fold}")
+        folder.saver = training.run.saver
         training.train(stop)
         scored = select(ensemble.whole, np.flatnonzero(ensemble.scores_groups(member)))
         engine, budget = training.engine, config.data.tokens_per_pack

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,16 @@ from rmfast.evaluation.scoring.rows import strength_row, unscored_row
 from rmfast.jsonio import finite_or_null, json_line
 from rmfast.report.ensemble.page import write_ensemble_report
 from rmfast.report.ensemble.plots import HeldOut, Strengths
-from rmfast.report.summary import accuracy_line, percent
+from rmfast.report.run_folder import read_run
+from rmfast.report.summary import accuracy_line, percent, skipped_line
 from rmfast.tasks.build.choices import choices
 from rmfast.tasks.ensemble.members import Ensemble, open_folder, read_scores
+from rmfast.tasks.ensemble.states import common_batches
+
+COMMON = (
+    "All members took the same batches (ensemble.state_memory has no room for the trunk's states of all rows): they "
+    "differ by head, dropout and how often each row counts (Poisson(1))"
+)
 
 
 def finish(ensemble: Ensemble) -> None:
@@ -67,10 +74,13 @@ def finish(ensemble: Ensemble) -> None:
         "agreement": mean_agreement(gaps),
         "eval": {name: held_out_figures(h.rewards, h.edges, center) for name, h in held_out.items()},
     }
-    write_ensemble_report(folder, strengths, held_out, figures, remarks(figures))
-    say("\n" + summary(ensemble, figures, counts))
-    if ensemble.config.ensemble.mode == "heads":  # other members have summaries of their own
-        figures["backends"] = choices(ensemble.config, ensemble.world.device)
+    together = ensemble.config.ensemble.mode != "full"  # other members have separate runs and summaries
+    skipped = read_run(folder).skipped if together else ()
+    said = remarks(figures, skipped) + ([COMMON] if common_batches(ensemble) else [])
+    write_ensemble_report(folder, strengths, held_out, figures, said)
+    say("\n" + summary(ensemble, figures, counts, said))
+    if together:
+        figures |= {"skipped_steps": len(skipped), "backends": choices(ensemble.config, ensemble.world.device)}
     write_text(folder / "summary.json", json.dumps(finite_or_null(figures), indent=1) + "\n")
 
 
@@ -145,11 +155,13 @@ def held_out_figures(rewards: np.ndarray, edges: Edges, center: float) -> dict[s
     return {"members": alone, "agreement": mean_agreement(gaps), "rules": rules}
 
 
-def remarks(figures: dict[str, Any]) -> list[str]:
-    """What a reader of the strengths must know."""
+def remarks(figures: dict[str, Any], skipped: Sequence[int] = ()) -> list[str]:
+    """What a reader of the strengths must know. `skipped`: steps of some members that were left out."""
     folds, lines = figures["folds"], []
     if figures["nonfinite"]:
         lines.append(f"{figures['nonfinite']:,} strengths are not finite: a member is broken; see its summary.json")
+    if skipped:
+        lines.append(skipped_line(skipped))
     if folds is not None and folds == figures["members"]:
         lines.append("As many folds as members: one member scores each edge, and strength_std is 0 everywhere")
     if folds is None:
@@ -157,8 +169,8 @@ def remarks(figures: dict[str, Any]) -> list[str]:
     return lines
 
 
-def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int]) -> str:
-    """The console's final summary of an ensemble."""
+def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int], said: Sequence[str]) -> str:
+    """The console's final summary of an ensemble. `said`: its remarks."""
     folds = figures["folds"]
     how = "in-sample" if folds is None else f"out of sample, {folds} folds"
     lines = [
@@ -166,7 +178,7 @@ def summary(ensemble: Ensemble, figures: dict[str, Any], counts: dict[str, int])
         f"{percent(figures['negative_share'])} below 0, mean std {figures['mean_of_std']:.3g}, "
         f"members agree on {percent(figures['agreement'])}"
     ]
-    lines += remarks(figures)
+    lines += said
     for name, found in figures["eval"].items():
         alone = np.array(found["members"])
         mean = found["rules"]["mean"]

@@ -120,7 +120,8 @@ def test_a_server_that_wants_hours_is_not_waited_for():
     busy = Reply(status=429, headers={"retry-after": "7200"})
     with serving(lambda call, n: busy if n == 1 else echo(call, n)) as server:
         answers = ask(server.url, 3)
-        assert answers["k1"].cause == "HTTP 429" and len(server.calls) == 3
+        causes = [getattr(answer, "cause", None) for answer in answers.values()]  # whichever came first was refused
+        assert sorted(causes, key=str) == ["HTTP 429", None, None] and len(server.calls) == 3
 
 
 def test_requests_per_minute_hold_for_retries_too():

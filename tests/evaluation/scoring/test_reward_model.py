@@ -234,16 +234,24 @@ def test_a_run_folder_its_model_and_its_checkpoint_score_alike(run: Path) -> Non
     assert abs(earlier[0][0] - theirs[0][0]) > 1e-4
 
 
-def test_an_unfinished_run_is_its_newest_checkpoint(run: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_its_newest_whole_checkpoint(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = ROWS[:8]
-    checkpoints = tmp_path / "unfinished" / "checkpoints"
-    shutil.copytree(run / "checkpoints" / "step-2", checkpoints / "step-9")
-    shutil.copytree(run / "checkpoints" / "step-1", checkpoints / "step-10")
-    (checkpoints / "step-11").mkdir()  # not complete
+    checkpoints = Path(shutil.copytree(run / "checkpoints", tmp_path / "unfinished" / "checkpoints"))
     (checkpoints / ".step-12.partial").mkdir()
-    newest = rmfast.load(tmp_path / "unfinished").score(rows)
-    assert newest == rmfast.load(run / "checkpoints" / "step-1").score(rows)
-    assert newest != rmfast.load(run / "checkpoints" / "step-2").score(rows)
+    assert rmfast.load(tmp_path / "unfinished").score(rows) == rmfast.load(checkpoints / "step-2").score(rows)
+    assert not caplog.messages
+    (checkpoints / "step-2").rename(checkpoints / "step-9")  # by hand
+    earlier = rmfast.load(tmp_path / "unfinished").score(rows)
+    assert earlier == rmfast.load(checkpoints / "step-1").score(rows)
+    (line,) = caplog.messages  # once, however often the path is looked up
+    assert line.startswith(f"{checkpoints / 'step-9'}: damaged: manifest.json says step 2, and its name another: ")
+    assert line.endswith("; it stays where it is, and an earlier one is taken")
+    (checkpoints / "step-1" / "manifest.json").unlink()
+    (checkpoints / "step-9").rename(checkpoints / "step-8")
+    with pytest.raises(UserError, match=f"{checkpoints / 'step-8'}: damaged checkpoint: manifest.json says step 2"):
+        rmfast.load(tmp_path / "unfinished")
     # What the run exported at its end comes first.
     shutil.copytree(run / "model", tmp_path / "unfinished" / "model")
     assert_same_scores(rmfast.load(tmp_path / "unfinished").score(rows), rmfast.load(run).score(rows))

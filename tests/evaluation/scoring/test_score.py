@@ -38,6 +38,9 @@ class Rank(World):
         self.rank, self.size = rank, size
         self.added: list[Tensor] = []
 
+    def check_signals(self, reached: str) -> None:
+        pass  # what is summed is what this class is asked for
+
     def sum_(self, tensor: Tensor) -> Tensor:
         self.added.append(tensor.clone())
         return tensor

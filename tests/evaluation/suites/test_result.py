@@ -24,6 +24,7 @@ FILE = """{
  "responses": 2,
  "nonfinite": 0,
  "edges": 1,
+ "ties": 0,
  "loss": null,
  "baseline": "longer wins",
  "length_unit": "tokens",
@@ -68,6 +69,20 @@ def test_an_item_is_a_result_again():
     [
         (lambda c: c["items"][0].pop("gaps"), r"a damaged result of rmfast eval \(items.0.gaps: Field required\)"),
         (lambda c: c.update(format=2), "no result of rmfast eval"),
+        (lambda c: c.update(edges="1"), r"a damaged result of rmfast eval \(edges: it is '1'\)"),
+        (lambda c: c.update(nonfinite=None), r"a damaged result of rmfast eval \(nonfinite: it is None\)"),
+        (lambda c: c.update(baseline=1), r"a damaged result of rmfast eval \(baseline: it is 1\)"),
+        (lambda c: c.pop("ties"), r"a damaged result of rmfast eval \(ties: it is missing\)"),
+        (
+            lambda c: c["items"][0].update(edges=[[0, 2]]),
+            r"a damaged .*\(items.0: .*its edges, gaps.* do not",
+        ),
+        (
+            lambda c: c["items"][0].update(gaps=[1, 2]),
+            r"a damaged .*\(items.0: .*its edges, gaps.* do not",
+        ),
+        (lambda c: c.update(votes=[]), r"a damaged .*\(votes: 0 for 1 items\)"),
+        (lambda c: c.update(votes=[[[1], [1, 2]]]), r"a damaged .*\(votes: those of 1 are not \[members, 1\]\)"),
     ],
 )
 def test_a_damaged_file_is_refused_by_key(tmp_path, change, message):

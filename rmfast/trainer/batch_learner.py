@@ -1,9 +1,9 @@
-"""Learning from groups in packs under one objective: reward models, and what others begin with."""
+"""Learning from groups in packs under one objective: reward models, language models, and what others begin with."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rmfast.data.loader import Step, StepLoader
 from rmfast.data.pack import Pack
@@ -11,7 +11,6 @@ from rmfast.objectives.base import Objective, Statistics
 from rmfast.parallel.engine import Engine, ReadRows, Shard
 from rmfast.trainer.dropout import seed_dropout
 from rmfast.trainer.flops import Work
-from rmfast.trainer.held_out import HeldOut
 from rmfast.trainer.learner import Evaluation, Figures, Line
 
 
@@ -27,10 +26,19 @@ class Share:
         return f"{self.name}: {self.loader.labels(self.step)}"
 
 
-class PairLearner:
+class EngineEvaluation(Protocol):
+    """What an engine's weights are evaluated on."""
+
+    def evaluate(self, engine: Engine, step: int, final: bool, /) -> list[Evaluation]:
+        """Evaluate what is due after so many steps, on all ranks."""
+        ...
+
+
+class BatchLearner:
     """A step is the objective's gradient over a global batch, and the optimizer's step.
 
     Args:
+        unit: what the log calls the groups of a batch.
         rate: learning rate of a step, 0 for the first one.
         work: what a step costs.
         seed: of dropout.
@@ -41,14 +49,15 @@ class PairLearner:
         engine: Engine,
         objective: Objective[Pack],
         loader: StepLoader,
-        held_out: HeldOut,
+        held_out: EngineEvaluation,
         *,
         rate: Callable[[int], float],
         work: Work,
         seed: int,
+        unit: str = "pairs",
     ) -> None:
         self.engine, self.objective, self.loader, self.held_out = engine, objective, loader, held_out
-        self.rate, self.work, self.seed = rate, work, seed
+        self.rate, self.work, self.seed, self.unit = rate, work, seed, unit
         self.total = loader.total
         self.counters = {"num_tokens": 0, "num_computed_tokens": 0}
 
@@ -80,11 +89,11 @@ class PairLearner:
         known = {
             "learning_rate": rate,
             **self.counters,
-            "pairs": first.totals.groups,
+            self.unit: first.totals.groups,
             "padding_share": padding / (padding + stored),
             "prefix_saved_share": 1 - stored / sequences,
         }
-        flops = sum(self.work.flops(share.step.totals, lm=share.loader.lm) for share in shares)
+        flops = sum(self.work.flops(share.step.totals, lm=share.loader.predicts is not None) for share in shares)
 
         def line(values: dict[str, float]) -> Line:
             metrics = {"epoch": round(first.epoch, 6)} | self._metrics(values, first)
@@ -98,7 +107,7 @@ class PairLearner:
             line=line,
             amounts={
                 "tokens_per_second": stored,
-                "pairs_per_second": first.totals.groups,
+                f"{self.unit}_per_second": first.totals.groups,
                 "tflops": flops / 1e12,
                 "mfu": self.work.peak and flops / self.work.peak,
             },
@@ -113,8 +122,7 @@ class PairLearner:
         return Line(
             shown,
             f"loss {values['loss']} and gradient norm {values['grad_norm']} are not both finite; the step changed "
-            f"nothing. {'; '.join(map(str, shares))}. Lower optim.lr, look at these rows, or set optim.on_nonfinite "
-            "to skip",
+            f"nothing. {'; '.join(map(str, shares))}. Lower optim.lr, look at these rows",
         )
 
     def evaluate(self, step: int, final: bool) -> list[Evaluation]:

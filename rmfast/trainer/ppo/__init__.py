@@ -1,0 +1,1 @@
+"""PPO: from sampled answers and their scores to rewards, advantages and updates."""

@@ -1,0 +1,76 @@
+"""Log-probabilities and entropies over a vocabulary that ranks share equal those of the whole one, with gradients."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rmfast.models.layers import NativeLayers
+from rmfast.parallel.world import World
+from tests.runs import ROOT, environment, torchrun
+
+pytest.importorskip("megatron.core")
+pytestmark = pytest.mark.slow
+TOKENS, WIDTH = 9, 6
+
+
+def problem(vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, a table, targets, and gradients of log-probabilities and entropies; logits to about 60."""
+    g = torch.Generator().manual_seed(vocabulary)
+    hidden, table = (torch.randn(n, WIDTH, generator=g, dtype=torch.float64) * 3 for n in (TOKENS, vocabulary))
+    targets = torch.arange(TOKENS) * (vocabulary - 1) // (TOKENS - 1)  # the first id and the last are among them
+    return hidden, table, targets, torch.randn(2, TOKENS, generator=g, dtype=torch.float64)
+
+
+def whole(vocabulary: int, temperature: float) -> list[Tensor]:
+    hidden, table, targets, grads = problem(vocabulary)
+    leaves = [hidden.requires_grad_(), table.requires_grad_()]
+    out = NativeLayers().log_prob(hidden, table, targets, temperature, "reference")
+    return [*(x.detach() for x in out), *torch.autograd.grad(out, leaves, list(grads))]
+
+
+def shared(world: World, vocabulary: int, temperature: float) -> list[Tensor]:
+    """What this rank has: its part of the table's gradient."""
+    from rmfast.parallel.megatron.layers import TensorParallel
+
+    hidden, table, targets, grads = problem(vocabulary)
+    factory = TensorParallel(world, sequence=False)
+    held = factory.output(WIDTH, vocabulary)
+    size = factory.tokens(vocabulary)
+    rows = table[world.rank * size : (world.rank + 1) * size]
+    held.weight.data = torch.full((size, WIDTH), torch.nan, dtype=torch.float64)  # beyond the end nothing is read
+    held.weight.data[: len(rows)] = rows
+    out = factory.log_prob(hidden.requires_grad_(), held.weight, targets, temperature, "reference")
+    got = torch.autograd.grad(out, [hidden, held.weight], list(grads))
+    return [*(x.detach() for x in out), got[0], got[1][: len(rows)]]
+
+
+def worker(folder: Path) -> None:
+    from tests.megatron.standin import install
+
+    install()
+    with World() as world:
+        found = [shared(world, vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+        torch.save(found, folder / f"found{world.rank}")
+
+
+def test_a_shared_vocabulary(tmp_path: Path) -> None:
+    command: list[Any] = [*torchrun(2), __file__, str(tmp_path)]
+    environment_ = environment() | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment_, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    parts = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
+    truths = [whole(vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+    for first, second, truth in zip(*parts, truths, strict=True):
+        assert truth[1].min() < 0.1 < 0.5 < truth[1].max()
+        for rank in (first, second):
+            torch.testing.assert_close(rank[:3], truth[:3])
+        torch.testing.assert_close(torch.cat((first[3], second[3])), truth[3])
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
