@@ -4,9 +4,9 @@
 
 Supervised fine-tuning of a small decoder; an ensemble of reward models, top layers over its trunk, on half of the
 preferences; a gold reward model on the other half, which only watches; then the policies, adapters of the decoder, each
-with several seeds. All are runs of rmfast/train.py in `--folder`: the same command goes on where it was stopped. The
-curves are added to `--json` as runs end: by step, mean and 95 % interval over held-out prompts of gold, reward and KL. A
-run that the file has from the same models is not run again, on another machine either.
+with several seeds, in bf16. All are runs of rmfast/train.py in `--folder`: the same command goes on where it was
+stopped. The curves are added to `--json` as runs end: by step, mean and 95 % interval over held-out prompts of gold,
+reward and KL. A run that the file has from the same models is not run again, on another machine either.
 """
 
 import argparse
@@ -31,7 +31,12 @@ TRAIN, HELD_OUT = (ROOT / "configs" / "quickstart" / f"{name}.jsonl.gz" for name
 PROMPTS, SAMPLES, TOKENS, LONGEST = 16, 4, 24, 48
 MEMBERS, LAYERS = 3, 4
 LORA: dict[str, Any] = {"model__adapter": "lora", "model__lora_rank": 16}
-STEP: dict[str, Any] = {"data__pairs_per_step": 16, "data__tokens_per_pack": 2048, "optim__warmup": 0.1, "run__epochs": 1}
+STEP: dict[str, Any] = {
+    "data__pairs_per_step": 16,
+    "data__tokens_per_pack": 2048,
+    "optim__warmup": 0.1,
+    "run__epochs": 1,
+}
 MAX: dict[str, Any] = {"ppo__preset": "ppo_max", "ppo__critic_warmup": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "PPO-max": MAX,
@@ -65,7 +70,8 @@ class Study:
         """Arguments of a run in `folder/name`."""
         common = {
             "run__dir": self.folder / name, "run__threads": 1, "run__tensorboard": False, "run__log_every": 10,
-            "data__cache": self.folder / "cache", "checkpoint__every": 10, "checkpoint__keep": 1,
+            "model__dtype": "bfloat16", "data__cache": self.folder / "cache", "checkpoint__every": 10,
+            "checkpoint__keep": 1,
         }  # fmt: skip
         return arguments(**common | keys)
 
@@ -144,7 +150,9 @@ def curve(run: Path) -> list[dict[str, Any]]:
 def accuracy(study: Study) -> dict[str, float]:
     """Of gold and of each proxy on held-out preferences."""
     members = [study.folder / "members" / "members" / f"{n:02}" for n in range(MEMBERS)]
-    return {folder.name: read_lines(folder / "eval.jsonl")[-1]["accuracy"] for folder in (study.folder / "gold", *members)}
+    return {
+        folder.name: read_lines(folder / "eval.jsonl")[-1]["accuracy"] for folder in (study.folder / "gold", *members)
+    }
 
 
 def main() -> None:
@@ -173,8 +181,7 @@ def main() -> None:
             train(command, study.folder)
             with writing:
                 runs[name] = {"origin": origin(), **facts, "curve": curve(folder_of(command))}
-                ordered = {name: runs[name] for name in study.policies() if name in runs}
-                write_json(args.json, {"accuracy": accuracy(study), "runs": ordered})
+                write_json(args.json, {"accuracy": accuracy(study), "runs": dict(sorted(runs.items()))})
 
         list(pool.map(follow, *zip(*study.policies().items(), strict=True)))
 

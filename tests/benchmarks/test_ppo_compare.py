@@ -60,8 +60,9 @@ def test_the_study_s_runs_are_configs_with_their_data_apart(tmp_path: Path) -> N
     assert all(len(part) > 300 for part in prompts) and not prompts[0] & prompts[1]
     commands = [one.sft(), *one.rewards().values(), *one.policies().values()]
     configs = [load_config(command) for command in commands]
-    assert len({config.run.dir for config in configs}) == len(configs) == 1 + study.MEMBERS + 1 + 2 * 3
-    assert {config.data.train for config in configs[1:-6]} == {(str(proxy),), (str(gold),)}
+    assert len({config.run.dir for config in configs}) == len(configs) == 1 + 2 + 2 * 3
+    assert [config.data.train for config in configs[1:-6]] == [(str(proxy),), (str(gold),)]
+    assert (configs[1].ensemble.members, configs[1].model.top_layers) == (study.MEMBERS, study.LAYERS)
     policies = configs[-6:]
     assert {(c.ppo.preset, c.ppo.reward_rule, len(c.ppo.reward)) for c in policies} == {
         ("ppo_max", "mean", 1), ("ppo", "mean", 1), ("ppo_max", "worst", study.MEMBERS)
@@ -74,3 +75,35 @@ def test_a_curve_is_what_a_run_s_evaluations_say(tmp_path: Path) -> None:
     line = {"step": 5, "name": "eval", "prompts": 3, "reward": 1.0, "reward_low": 0.5, "gold": 0.2, "cut_share": 0.1}
     (tmp_path / "eval.jsonl").write_text(json.dumps(line) + "\n")
     assert study.curve(tmp_path) == [{key: value for key, value in line.items() if key not in ("name", "prompts")}]
+
+
+def test_curves_are_added_and_none_is_run_again_but_of_other_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, weights = [], b"1"
+
+    def train(command: list[str], _: Path) -> None:
+        run = study.folder_of(command)
+        trained.append(run.name)
+        members = [run / "members" / f"{n:02}" for n in range(study.MEMBERS)] if run.name == "members" else []
+        for folder in (run, *members):
+            (folder / "model").mkdir(parents=True, exist_ok=True)
+            (folder / "model" / "model.safetensors").write_bytes(weights)
+            (folder / "eval.jsonl").write_text(json.dumps({"step": 0, "gold": 0.5, "accuracy": 0.6}) + "\n")
+
+    def all_of_it(seeds: int) -> list[str]:
+        trained.clear()
+        words = ["study", "--folder", str(tmp_path), "--json", str(out), "--seeds", str(seeds), "--workers", "1"]
+        monkeypatch.setattr(sys, "argv", words)
+        study.main()
+        return [name for name in trained if name.startswith("ppo")]
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(study, "train", train)
+    assert all_of_it(1) == ["ppo-0-0", "ppo-1-0", "ppo-2-0"]
+    assert all_of_it(2) == ["ppo-0-1", "ppo-1-1", "ppo-2-1"]
+    found = json.loads(out.read_text())
+    assert found["accuracy"] == {"gold": 0.6, "00": 0.6, "01": 0.6, "02": 0.6} and len(found["runs"]) == 6
+    assert found["runs"]["plain PPO, seed 1"]["curve"] == [{"step": 0, "gold": 0.5}]
+    weights = b"2"
+    assert len(all_of_it(2)) == 6
