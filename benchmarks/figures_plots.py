@@ -103,6 +103,28 @@ def beside_trl(results: Path, folder: Path) -> Path:
     return side_by_side(found, "cpu_seconds", list(found)[-1:], title, folder / "vs_trl_cpu.png")
 
 
+def ppo_study(results: Path, folder: Path) -> Path:
+    """ppo_study.png: gold and the policy's own reward over KL, a line for each run, gold's interval at its end."""
+    runs = load(results / "ppo_study.json")["runs"]
+    methods = list(dict.fromkeys(name.rpartition(", seed ")[0] for name in runs))
+    figure, grid = plt.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    for axes, key, label in zip(grid, ("reward", "gold"), ("the reward that trains it", "gold"), strict=True):
+        for name, run in runs.items():
+            method, curve = name.rpartition(", seed ")[0], run["curve"]
+            colour = ("#c8553d", "#5b8db8", "#588157")[methods.index(method)]
+            kl, values = ([line[one] for line in curve] for one in ("kl", key))
+            said = method if name == next(each for each in runs if each.startswith(method + ", seed")) else None
+            axes.plot(kl, values, color=colour, marker="o", markersize=3, linewidth=1.2, label=said)
+            last = curve[-1]
+            spread = [[last[key] - last[f"{key}_low"]], [last[f"{key}_high"] - last[key]]]
+            axes.errorbar(last["kl"], last[key], spread, color=colour, capsize=3, linewidth=0.8)
+        axes.set(xlabel="KL from the reference, nats an answer", ylabel=label)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*grid[0].get_legend_handles_labels(), fontsize=8, frameon=False, ncols=3, loc="outside lower center")
+    return save(figure, folder / "ppo_study.png")
+
+
 def roofline(result: Result, path: Path) -> None:
     """Bytes per second of each op over the ops' arithmetic intensity, under what the device did in the same run; shares
     of each op's own limits where it has some. rmfast's kernels, or plain torch where there is no GPU."""

@@ -80,13 +80,23 @@ def of_members(result: Result) -> Said:
     yield "times_less_than_one_after_another", result["times_less_than_one_after_another"], times
 
 
+def of_iterations(result: Result) -> Said:
+    """Iterations of PPO side by side, as ppo/compare.py writes them."""
+    for mode, found in result["modes"].items():
+        yield f"{mode}, cpu_seconds", found["cpu_seconds"], median(one["cpu_seconds"] for one in found["iterations"])
+        most = max(one["peak_bytes"] for one in found["iterations"])
+        yield f"{mode}, working_bytes", found["working_bytes"], most - found["imported_bytes"] - found["state_bytes"]
+
+
 RAW = {"kernels": of_kernels, "tiles": of_tiles, "steps": of_modes}
 
 
 def said(result: Result) -> Said:
     """All that a file says and can be computed again."""
     if "parts" not in result:
-        kinds = {"rounds": of_modes, "steps": of_adapters, "share_of_one_full_member": of_members}
+        kinds = {
+            "rounds": of_modes, "steps": of_adapters, "share_of_one_full_member": of_members, "modes": of_iterations,
+        }  # fmt: skip
         yield from next((raw(result) for key, raw in kinds.items() if key in result), ())
         return
     for name, record in result["parts"].items():

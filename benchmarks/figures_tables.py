@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from statistics import fmean
 
 from benchmarks.figures_raw import Result
 from benchmarks.gpu.stages.steps import NAMES
@@ -161,8 +162,44 @@ def ppo_optimum(result: Result) -> str:
     return rows("run | of the possible gain, missing | total variation", body)
 
 
+def ppo_beside_trl(result: Result) -> str:
+    """Iterations of PPO by each trainer, and how much more than rmfast's they took."""
+    ours = result["modes"]["rmfast"]
+    body = [
+        [
+            mode,
+            f"{found['cpu_seconds']:.0f}",
+            f"{found['cpu_seconds'] / ours['cpu_seconds']:.1f} x",
+            f"{found['working_bytes'] / 1e9:.1f} GB",
+        ]
+        for mode, found in result["modes"].items()
+    ]
+    return rows("trainer | CPU s/iteration | of rmfast's | memory above weights, gradients and moments", body)
+
+
+def ppo_study(result: Result) -> str:
+    """What each way to train a policy gained, over its seeds: its reward and gold at the end less at the start,
+    and in how many seeds gold's intervals of start and end are apart."""
+    methods: dict[str, list[list[Result]]] = {}
+    for name, run in result["runs"].items():
+        methods.setdefault(name.rpartition(", seed ")[0], []).append(run["curve"])
+    body = []
+    for method, curves in methods.items():
+        ends = [(curve[0], curve[-1]) for curve in curves]
+        gains = {key: [last[key] - first[key] for first, last in ends] for key in ("reward", "gold")}
+        rises = sum(last["gold_low"] > first["gold_high"] for first, last in ends)
+        falls = sum(last["gold_high"] < first["gold_low"] for first, last in ends)
+        body.append([
+            method, str(len(curves)), f"{fmean(last['kl'] for _, last in ends):.1f}",
+            *(f"{fmean(each):+.2f} ({', '.join(f'{gain:+.2f}' for gain in each)})" for each in gains.values()),
+            f"up in {rises}, down in {falls}",
+        ])  # fmt: skip
+    return rows("policy | seeds | KL | its reward | gold | gold, apart from its start", body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
     "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
+    "ppo-beside-trl": ppo_beside_trl, "ppo-study": ppo_study,
 }  # fmt: skip

@@ -101,7 +101,7 @@ def sft_summary(
         ]
     source = shlex.quote(data) if data else "PROMPTS.jsonl"
     out = shlex.quote(str(model.parent / "samples.jsonl"))
-    command = f"sample {shlex.quote(str(model))} --data {source} --out {out}"
+    command = f"sample {shlex.quote(str(model))} --data {source} --limit 8 --out {out}"
     return closing(lines, command, model=model, report=report, checkpoints=checkpoints)
 
 

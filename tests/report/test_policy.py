@@ -175,7 +175,7 @@ def test_the_summary_says_how_to_sample(run: Run, monkeypatch: pytest.MonkeyPatc
         "Model    runs/my run/model",
         "States   c (the same command goes on from the newest)",
         "Report   runs/my run/report/report.html (plots beside it)",
-        "Next     rmfast sample 'runs/my run' --data eval.jsonl --n 4 --out 'runs/my run/samples.jsonl'",
+        "Next     rmfast sample 'runs/my run' --data eval.jsonl --limit 8 --n 4 --out 'runs/my run/samples.jsonl'",
     ]
     text = policy_summary(replace(run, train=(), evals={}), model=model, report=None)
     assert text.startswith("No figure of a step is known") and "--data PROMPTS.jsonl" in text

@@ -146,5 +146,5 @@ def policy_summary(
         lines.append(collapse.line)
     source = shlex.quote(data) if data else "PROMPTS.jsonl"
     out = shlex.quote(str(model.parent / "samples.jsonl"))
-    command = f"sample {shlex.quote(str(model.parent))} --data {source} --n 4 --out {out}"
+    command = f"sample {shlex.quote(str(model.parent))} --data {source} --limit 8 --n 4 --out {out}"
     return closing(lines, command, model=model, report=report, checkpoints=checkpoints)
