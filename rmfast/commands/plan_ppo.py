@@ -1,10 +1,11 @@
-"""rmfast plan of task ppo: the memory of each phase, by layout."""
+"""rmfast plan of task ppo: memory and time of each phase, by layout."""
 
 import json
 from argparse import Namespace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from rmfast.commands.flags import out_file, write_file
 from rmfast.config import Config
@@ -22,6 +23,7 @@ from rmfast.launch.cost import Engine, Layout, Workload, parameters
 from rmfast.launch.hardware import find_gpu
 from rmfast.launch.layouts import RECOMPUTE
 from rmfast.launch.ppo_cost import NEEDS, Held, Rollout, phases
+from rmfast.launch.ppo_time import Step, phase_seconds
 from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import read_config
 from rmfast.models.lora import adapter_weights
@@ -34,14 +36,33 @@ from rmfast.tasks.build.trunk import same_folder
 SAMPLE = 1000  # prompts that lengths are taken from
 
 
+@dataclass(frozen=True)
+class Phases:
+    """What each phase of a step takes under a layout."""
+
+    layout: Layout
+    bytes_by_phase: dict[str, float]
+    seconds_by_phase: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        return max(self.bytes_by_phase.values())
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.seconds_by_phase.values())
+
+
 def plan_ppo(options: Namespace, config: Config, inputs: list[Input]) -> None:
-    """The memory of each phase under ddp and fsdp with each recomputation; what fits first."""
+    """Memory and time of each phase under ddp and fsdp with each recomputation; what fits first, then the fastest."""
     gpu, ppo = find_gpu(options.gpu), config.ppo
     out = out_file("--out", options.out, PLANS, inputs) if options.out else None
     lora = config.model.adapter != "none"
     held = {engine: models_of(config, shared=lora and engine == "ddp") for engine in ("ddp", "fsdp")}
     models = held["ddp"]
-    prompt = _longest_prompt(config) if options.tokens_per_group is None else options.tokens_per_group
+    given = options.tokens_per_group
+    lengths = _prompt_lengths(config) if given is None else [given]
+    prompt = max(lengths)
     rollout = Rollout(
         rows=min(config.rollout.rows, -(-ppo.prompts_per_step * ppo.samples // options.gpus)),
         samples=ppo.samples,
@@ -57,19 +78,38 @@ def plan_ppo(options: Namespace, config: Config, inputs: list[Input]) -> None:
     )  # fmt: skip
     engines: tuple[Engine, ...] = ("ddp", "fsdp") if options.gpus > 1 and ppo.offload == "none" else ("ddp",)
     layouts = [Layout(engine, options.gpus, recompute=kind) for kind in RECOMPUTE for engine in engines]
-    made = [(layout, phases(held[layout.engine], layout, load, rollout, ppo.offload)) for layout in layouts]
-    made.sort(key=lambda one: (max(one[1].values()) > gpu.memory, max(one[1].values())))
+    step = Step(
+        ppo.prompts_per_step, ppo.samples, fmean(lengths), ppo.max_new_tokens, rollout.rows, ppo.epochs or 1,
+        ppo.minibatches or 1,
+    )  # fmt: skip
+    made = [
+        Phases(
+            layout,
+            phases(held[layout.engine], layout, load, rollout, ppo.offload),
+            phase_seconds(held[layout.engine], layout, step, gpu, pack=load.pack, activation=width),
+        )
+        for layout in layouts
+    ]
+    made.sort(key=lambda one: (one.peak > gpu.memory, one.seconds, one.peak))
     say(
         f"{', '.join(map(_named, models))}; steps of {ppo.prompts_per_step} prompts of at most {prompt:,} tokens with "
         f"{ppo.samples} answers of {ppo.max_new_tokens:,}, packs of {load.pack:,}; "
         f"{config.model.dtype}, ppo.offload {ppo.offload}, {options.gpus} x {options.gpu} of {gpu.memory / 1e9:.0f} GB"
     )
     say("\n" + _table(made, gpu.memory))
-    say("\nGB of the fullest GPU, by formulas that no GPU has confirmed (docs/plan.md). PPO's times are not counted.")
+    say(
+        f"\nGB of the fullest GPU, and seconds where all answers have {ppo.max_new_tokens:,} tokens, by formulas that "
+        "no GPU has confirmed (docs/plan.md): trust the order of times more than times."
+    )
     if out is not None:
-        rows = [{"layout": vars(layout), "bytes_by_phase": found} for layout, found in made]
+        rows = [
+            {"layout": vars(one.layout), "bytes_by_phase": one.bytes_by_phase, "seconds_by_phase": one.seconds_by_phase}
+            for one in made
+        ]
         about = {"gpu": options.gpu, "hardware": vars(gpu), "gpus": options.gpus, "workload": vars(load)}
-        write_file(out, [json.dumps(about | {"rollout": vars(rollout), "plans": rows}, indent=1).encode()])
+        write_file(
+            out, [json.dumps(about | {"rollout": vars(rollout), "step": vars(step), "plans": rows}, indent=1).encode()]
+        )
 
 
 def models_of(config: Config, *, shared: bool) -> list[Held]:
@@ -108,8 +148,8 @@ def _is_adapter(path: str, policy: str) -> bool:
     return len(adapters) == 1 and same_folder(base, policy)
 
 
-def _longest_prompt(config: Config) -> int:
-    """Tokens of the longest of the first prompts.
+def _prompt_lengths(config: Config) -> list[int]:
+    """Tokens of each of the first prompts.
 
     Raises:
         UserError: none can be read.
@@ -127,7 +167,7 @@ def _longest_prompt(config: Config) -> int:
         raise UserError(
             f"{config.ppo.prompts[0]}: none of its first {SAMPLE} prompts can be used; or give --tokens-per-group"
         )
-    return max(kept)
+    return kept
 
 
 def _named(model: Held) -> str:
@@ -135,12 +175,15 @@ def _named(model: Held) -> str:
     return f"{model.name} {model.weights / 1e6:,.1f} M weights{trained}"
 
 
-def _table(made: list[tuple[Layout, dict[str, float]]], most: float) -> str:
+def _table(made: list[Phases], most: float) -> str:
     """Layouts down, phases across."""
-    rows: list[list[Any]] = [["engine", "recompute", *NEEDS, "fits"]]
-    for layout, found in made:
-        fits = "yes" if max(found.values()) <= most else "no"
-        rows.append([layout.engine, layout.recompute, *(f"{size / 1e9:.1f}" for size in found.values()), fits])
+    rows = [["engine", "recompute", *(f"{phase} GB" for phase in NEEDS), "fits", *(f"{phase} s" for phase in NEEDS)]]
+    rows[0].append("step s")
+    for one in made:
+        sizes = [f"{size / 1e9:.1f}" for size in one.bytes_by_phase.values()]
+        times = [f"{time:.3g}" for time in (*one.seconds_by_phase.values(), one.seconds)]
+        fits = "yes" if one.peak <= most else "no"
+        rows.append([one.layout.engine, one.layout.recompute, *sizes, fits, *times])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join("  ".join(row).rstrip() for row in cells)
