@@ -1,6 +1,7 @@
 """Before anything imports Triton: without a GPU its kernels run in the interpreter. The same examples in every run."""
 
 import fcntl
+import importlib.util
 import os
 import runpy
 import shutil
@@ -13,6 +14,7 @@ import torch
 from hypothesis import settings
 
 from rmfast.signals import ASKS
+from tests.interpreter import remember_builtins
 
 # Other examples every time are for whoever looks for them: `pytest --hypothesis-profile default`.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -20,6 +22,8 @@ settings.load_profile("repeatable")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        remember_builtins()
 
 
 @pytest.fixture(autouse=True)
