@@ -33,7 +33,7 @@ train: $(VENV)/.package ## train a small reward model on the shipped human prefe
 	$(BIN)/torchrun --standalone --nproc_per_node 1 rmfast/train.py configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.dev ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Attention on long prompts first and in a process of its own: what reads a wrong address there ends the process.
 test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, without the interpreter

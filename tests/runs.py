@@ -5,6 +5,8 @@ processes of its own, with the variables that torchrun would set, and the import
 """
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import random
@@ -175,14 +177,15 @@ def environment() -> dict[str, str]:
 
 
 def _run_all(folder: Path) -> None:
-    import rmfast.tasks.ppo
-    import rmfast.tasks.reward  # noqa: F401  (before the forks)
-
+    for task in ("ensemble.run", "meta", "ppo", "reward", "sft"):  # before the forks
+        importlib.import_module(f"rmfast.tasks.{task}")
     cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
     if any("megatron" in case.arguments for case in cases):
         runpy.run_path(str(ROOT / "tests" / "megatron" / "standin.py"))["install"]()
         import rmfast.parallel.megatron.engine  # noqa: F401
     codes = {}
+    gc.collect()
+    gc.freeze()  # else a fork's collections look at all that was imported, and copy its pages
     for case in cases:
         with meeting_point(case.ranks) as place:
             place = place if case.ranks > 1 else {}
