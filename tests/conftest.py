@@ -43,6 +43,17 @@ def signals_as_they_were() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Runs of a module make no plots, which take longer than all the rest of a tiny run: tests/test_train.py and
+    tests/report make them."""
+    from tests.tasks import ensembles
+
+    with pytest.MonkeyPatch.context() as patch:
+        ensembles.no_plots(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def csrc_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled ops for the CPU: the package's where they are built, for two libraries in one process end it; else
