@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -121,7 +122,6 @@ def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1, timeout: floa
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in placed]), encoding="utf-8")
     asked = {"folder": str(folder.resolve()), "work": os.getcwd(), "environment": environment()}
     starter = _starter()
-    assert starter.stdin is not None and starter.stdout is not None
     print(json.dumps(asked), file=starter.stdin, flush=True)
     if not select.select([starter.stdout], [], [], timeout)[0]:
         starter.kill()
@@ -170,18 +170,35 @@ def fork_ranks(count: int, work: Callable[[], None]) -> list[int]:
                 continue
             code = TRACEBACK
             try:
+                begin_fork()
                 signal.alarm(300)
                 torch.set_num_threads(1)
                 os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 work()
                 code = 0
-            except BaseException:
-                traceback.print_exc()
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+                _end(code)
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _end(code: int) -> None:
+    """End a fork, and say the error that it ends of."""
+    if sys.exc_info()[0]:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def begin_fork() -> None:
+    """Leave garbage to the process that a rank is a fork of: destructors wait for threads that a fork lacks, and a
+    collection looks at all that was imported for some 0.3 s. In these gloo's thread has dropped its last work, for
+    which it needs the interpreter's lock; DDP that is destroyed later waits for the thread with it: so a rank waits."""
+    from rmfast.parallel.world import World
+
+    gc.freeze()
+    close = World._close
+    World._close = lambda *given: time.sleep(0.05) or close(*given)  # type: ignore[method-assign]
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -197,25 +214,21 @@ def _serve() -> None:
     """For each line of stdin a launch in a fork, and its exit code as a line."""
     for task in ("ensemble.run", "meta", "ppo", "reward", "sft"):
         importlib.import_module(f"rmfast.tasks.{task}")
-    gc.collect()
-    gc.freeze()  # else a fork's collections look at all that was imported, and copy its pages
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
         if not child:
-            code = 1
+            folder, code = Path(asked["folder"]), 1
             try:
-                _write_to(Path(asked["folder"], "launch.txt"))
+                _write_to(folder / "launch.txt")
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.chdir(asked["work"])
                 os.environ.clear()
                 os.environ.update(asked["environment"])
-                _run_all(Path(asked["folder"]))
+                _run_all(folder)
                 code = 0
-            except BaseException:
-                traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(code)
+            finally:
+                _end(code)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
@@ -231,8 +244,6 @@ def _run_all(folder: Path) -> None:
     if any("megatron" in case.arguments for case in cases):
         runpy.run_path(str(ROOT / "tests" / "megatron" / "standin.py"))["install"]()
         import rmfast.parallel.megatron.engine  # noqa: F401
-
-        gc.freeze()
     codes = {}
     for case in cases:
         with meeting_point(case.ranks) as place:
@@ -249,6 +260,7 @@ def _fork(case: Case, rank: int, place: dict[str, str], log: Path) -> int:
         return child
     code = TRACEBACK
     try:
+        begin_fork()
         _write_to(log)
         if place:
             os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -256,11 +268,8 @@ def _fork(case: Case, rank: int, place: dict[str, str], log: Path) -> int:
         from rmfast.train import main
 
         code = main(case.arguments)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    finally:
+        _end(code)
 
 
 POINTS = ("step", "read", "draw", "publish", "manifest")
