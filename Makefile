@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
 	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench test-versions verify-exports verify-faults verify-numbers verify-sampling verify-ppo-optimum FORCE
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-kernels verify-exports verify-faults verify-numbers verify-sampling verify-ppo-optimum FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -33,7 +33,7 @@ train: $(VENV)/.package ## train a small reward model on the shipped human prefe
 	$(BIN)/torchrun --standalone --nproc_per_node 1 rmfast/train.py configs/quickstart.yaml $(ARGS)
 
 test: $(VENV)/.dev ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 # Attention on long prompts first and in a process of its own: what reads a wrong address there ends the process.
 test-gpu: $(VENV)/.dev ## run the kernels' tests and those marked gpu on a GPU, without the interpreter
@@ -50,6 +50,9 @@ bench: $(VENV)/.dev ## time every kernel, then whole training steps (tiny sizes 
 	@mkdir -p $(RESULTS)
 	$(BIN)/python benchmarks/kernels/run.py --json $(RESULTS)/kernels.json --plots $(RESULTS)
 	$(BIN)/python -m benchmarks.steps.compare --breakdown --json $(RESULTS)/steps.json
+
+verify-kernels: $(VENV)/.dev ## every Triton kernel compiled for sm_80 and sm_90, without a GPU: no spills, no worse code
+	$(BIN)/python tests/kernels/aot.py $(ARGS)
 
 verify-exports: $(VENV)/.dev ## exports of every family, read by transformers 4.57, 5.17 and 5.24: same ids and scores
 	$(BIN)/python -m benchmarks.exports.verify --json benchmarks/results/exports_transformers.json

@@ -1,6 +1,8 @@
 """Before anything imports Triton: without a GPU its kernels run in the interpreter. The same examples in every run."""
 
 import fcntl
+import gc
+import importlib.util
 import os
 import runpy
 import shutil
@@ -13,6 +15,7 @@ import torch
 from hypothesis import settings
 
 from rmfast.signals import ASKS
+from tests.interpreter import remember_builtins
 
 # Other examples every time are for whoever looks for them: `pytest --hypothesis-profile default`.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -20,6 +23,14 @@ settings.load_profile("repeatable")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton"):
+        remember_builtins()
+
+
+def pytest_collection_finish() -> None:
+    """Collections of garbage leave out what was imported: some 0.3 s for each of those that runs ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +41,17 @@ def signals_as_they_were() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Runs of a module make no plots, which take longer than all the rest of a tiny run: tests/test_train.py and
+    tests/report make them."""
+    from tests.tasks import ensembles
+
+    with pytest.MonkeyPatch.context() as patch:
+        ensembles.no_plots(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,24 @@
 """Tiny training runs for tests: a model folder, rows, and processes that really start, share work and die.
 
-As a script it runs the cases of a JSON file one after another, each rank in a fork of this process: every case has
-processes of its own, with the variables that torchrun would set, and the imports are paid once.
+As a script it is the process that all launches of a test session are forks of: the imports are paid once. A launch runs
+its cases one after another, each rank in a fork: every case has processes of its own, with the variables that torchrun
+would set.
 """
 
 import contextlib
+import gc
+import importlib
 import json
 import os
 import random
 import runpy
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -115,16 +120,30 @@ def launch(folder: Path, cases: Sequence[Case], *, ranks: int = 1, timeout: floa
     folder.mkdir(parents=True, exist_ok=True)
     placed = [replace(case, ranks=case.ranks or ranks) for case in cases]
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in placed]), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)], capture_output=True, text=True, timeout=timeout, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
+    asked = {"folder": str(folder.resolve()), "work": os.getcwd(), "environment": environment()}
+    starter = _starter()
+    print(json.dumps(asked), file=starter.stdin, flush=True)
+    if not select.select([starter.stdout], [], [], timeout)[0]:
+        starter.kill()
+        raise subprocess.TimeoutExpired(f"launch {folder}", timeout)
+    assert starter.stdout.readline() == "0\n", (folder / "launch.txt").read_text(encoding="utf-8")
     codes: dict[str, list[int]] = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
     for case in cases:
         for rank, code in enumerate(codes[case.name]):
             # A rank whose peer is killed may end in whatever the connection says.
             assert code != TRACEBACK or case.kill, (folder / f"{case.name}-{rank}.log").read_text(encoding="utf-8")
     return codes
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def _starter() -> subprocess.Popen[str]:
+    """The process that launches are forks of, which ends with this one."""
+    if not _started or _started[-1].poll() is not None:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        _started.append(subprocess.Popen([sys.executable, __file__], env=environment(), **pipes))
+    return _started[-1]
 
 
 @contextlib.contextmanager
@@ -151,18 +170,35 @@ def fork_ranks(count: int, work: Callable[[], None]) -> list[int]:
                 continue
             code = TRACEBACK
             try:
+                begin_fork()
                 signal.alarm(300)
                 torch.set_num_threads(1)
                 os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 work()
                 code = 0
-            except BaseException:
-                traceback.print_exc()
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+                _end(code)
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _end(code: int) -> None:
+    """End a fork, and say the error that it ends of."""
+    if sys.exc_info()[0]:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def begin_fork() -> None:
+    """Leave garbage to the process that a rank is a fork of: destructors wait for threads that a fork lacks, and a
+    collection looks at all that was imported for some 0.3 s. In these gloo's thread has dropped its last work, for
+    which it needs the interpreter's lock; DDP that is destroyed later waits for the thread with it: so a rank waits."""
+    from rmfast.parallel.world import World
+
+    gc.freeze()
+    close = World._close
+    World._close = lambda *given: time.sleep(0.05) or close(*given)  # type: ignore[method-assign]
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -174,10 +210,36 @@ def environment() -> dict[str, str]:
     return users | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _run_all(folder: Path) -> None:
-    import rmfast.tasks.ppo
-    import rmfast.tasks.reward  # noqa: F401  (before the forks)
+def _serve() -> None:
+    """For each line of stdin a launch in a fork, and its exit code as a line."""
+    for task in ("ensemble.run", "meta", "ppo", "reward", "sft"):
+        importlib.import_module(f"rmfast.tasks.{task}")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if not child:
+            folder, code = Path(asked["folder"]), 1
+            try:
+                _write_to(folder / "launch.txt")
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.chdir(asked["work"])
+                os.environ.clear()
+                os.environ.update(asked["environment"])
+                _run_all(folder)
+                code = 0
+            finally:
+                _end(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
+
+def _write_to(log: Path) -> None:
+    """Let a file have what this process prints."""
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
+def _run_all(folder: Path) -> None:
     cases = [Case(**case) for case in json.loads((folder / "cases.json").read_text(encoding="utf-8"))]
     if any("megatron" in case.arguments for case in cases):
         runpy.run_path(str(ROOT / "tests" / "megatron" / "standin.py"))["install"]()
@@ -198,20 +260,16 @@ def _fork(case: Case, rank: int, place: dict[str, str], log: Path) -> int:
         return child
     code = TRACEBACK
     try:
-        handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        begin_fork()
+        _write_to(log)
         if place:
             os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         set_trap(case.kill)
         from rmfast.train import main
 
         code = main(case.arguments)
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    finally:
+        _end(code)
 
 
 POINTS = ("step", "read", "draw", "publish", "manifest")
@@ -288,4 +346,4 @@ def set_trap(kill: str) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # tests/ holds no library
-    _run_all(Path(sys.argv[1]))
+    _serve()

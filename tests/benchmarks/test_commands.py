@@ -1,7 +1,6 @@
 """The measurements that one command makes, at tiny sizes: each runs to its file, and its figures are its raw times'."""
 
 import json
-import subprocess
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +10,8 @@ import pytest
 from benchmarks import checkpoints, ensemble_top, figures_raw, figures_tables, part2_cost, rmb
 from rmfast.errors import UserError
 from tests.evaluation.suites.test_rmb import write_benchmark
-from tests.runs import ROOT, environment, torchrun
+from tests.launch import against_plan
+from tests.runs import fork_ranks
 
 
 def ratios(table: dict[str, Any], kind: str) -> list[float]:
@@ -88,20 +88,23 @@ def test_rmb_by_both_sides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
-def test_steps_beside_the_plan_for_measured_rates(tmp_path: Path) -> None:
+def test_steps_beside_the_plan_for_measured_rates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("megatron.core")
     out = tmp_path / "out.json"
     sizes = {"rounds": 1, "width": 64, "ffn": 64, "layers": 2, "heads": 4, "group": 16, "tokens": 64, "packs": 2,
              "size": 2**12}  # fmt: skip
     words = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
-    command = [*torchrun(2), str(ROOT / "tests/launch/against_plan.py"), "--out", str(out), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
-    assert done.returncode == 0, done.stderr
+
+    def work() -> None:
+        assert against_plan.main(["--out", str(out), *words]) == 0
+
+    assert fork_ranks(2, work) == [0, 0]
+    printed = capfd.readouterr().out
     result = json.loads(out.read_text())
     assert list(result["cases"]) == ["native", "ddp2", "dp2", "tp2", "tp2 sp", "pp2"]
     for name, row in result["cases"].items():
         assert row["measured"] == max(result["measured"]["seconds"][name][0]) and row["planned"] > 0
-        assert f"| {name} | {row['measured']:.3f} |" in done.stdout
+        assert f"| {name} | {row['measured']:.3f} |" in printed
 
 
 def test_what_a_checkpoint_costs_the_steps_beside_it(tmp_path: Path) -> None:

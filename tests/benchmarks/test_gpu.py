@@ -91,6 +91,7 @@ def test_all_stages_killed_on_the_way(
             break
     first.kill()
     assert first.wait(timeout=30) == -signal.SIGKILL
+    monkeypatch.setattr(check, "IMPORTS", dict.fromkeys(check.IMPORTS, ""))  # which the first call has tried
     before = Results(out).stage("suite")
     assert list(before) == ["test_tables"] and before["test_tables"]["status"] == "done"
 

@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.scaling import collect, run
-from tests.runs import ROOT, arguments, environment, torchrun, write_model
+from tests.runs import ROOT, arguments, environment, fork_ranks, write_model
 
 SAME = {"nodes": 1, "mfu": None, "memory_gib": 1.0, "model": "m", "weights": 10**9, "dtype": "bfloat16",
         "lengths": "hh", "device": "cpu", "tokens_per_pack": 64, "torch": "2", "commit": None,
@@ -62,8 +63,15 @@ def test_a_sweep_of_one_and_two_processes(tmp_path: Path) -> None:
     sizes = ["--steps", "3", "--groups-per-rank", "4", "--lengths", "tiny", "--out", str(tmp_path / "out")]
     for mode in ("weak", "strong"):
         words = [str(tmp_path / "run.yaml"), *sizes, "--mode", mode, *keys]
-        assert run.main(words) == 0
-        command = [*torchrun(2), str(ROOT / "benchmarks" / "scaling" / "run.py"), *words]
+
+        def work(words: list[str] = words) -> None:
+            assert run.main(words) == 0
+
+        assert fork_ranks(2, work) == [0, 0]
+        if mode == "weak":
+            work()
+            continue
+        command = [sys.executable, str(ROOT / "benchmarks" / "scaling" / "run.py"), *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
         assert done.returncode == 0, done.stderr
     read = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out").iterdir()}

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for sm_80 and sm_90 without a GPU, and hold what the compiler made against a golden file.
 
-    python tests/kernels/aot.py [--update] [--op NAME ...] [--arch 80,90] [--json OUT]
+    python tests/kernels/aot.py [--update] [--changed] [--op NAME ...] [--arch 80,90] [--json OUT]
 
 The ops run on small CPU tensors while `rmfast.kernels.launch.recording` collects what they would start on such a
 device; each distinct start is compiled once. Always refused: spills, more shared memory than the device has, a bf16
@@ -11,14 +11,20 @@ more instructions in an inner loop of attention than `LOOPS` has, a kernel that 
 Triton version also: more registers, shared memory or instructions of the inner loop than it says, tensor cores that are
 no longer used, kernels that it lacks or that are gone. `--update` writes it again, faults or not, with `--op` the
 kernels of these ops alone; commit it with the change that explains it.
+
+The same source gives the same code: `--changed`, which the tests run, compiles only kernels whose `source` is not that
+of the golden file, where it is of this Triton. It notes no source of a kernel with a fault.
 """
 
 import argparse
+import hashlib
+import inspect
 import json
 import multiprocessing
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +36,10 @@ if __name__ == "__main__":  # run as a file, the path begins with this folder in
 
 from benchmarks.kernels.cases import OPS
 from rmfast.kernels import common
+from rmfast.kernels.launch import OPTIONS
+from tests.kernels import compiled
 from tests.kernels.compiled import Built, build
-from tests.kernels.variants import KERNELS, Variant, collect
+from tests.kernels.variants import KERNELS, Variant, collect, specialise, variant
 
 GOLDEN = Path(__file__).with_name("aot_golden.json")
 UPDATE = "python tests/kernels/aot.py --update"
@@ -67,6 +75,18 @@ _work: list[Variant] = []
 
 def _attempt_shared(index: int) -> tuple[int, Built | str]:
     return _attempt(_work, index)
+
+
+def rules() -> str:
+    """What decides, beside a kernel and its variants' names, what is compiled and what is a fault."""
+    numbers = (SHARED_LIMIT, HGMMA_ROWS, LOOPS, LOOPS_OF, OPTIONS)
+    texts = [inspect.getsource(one) for one in (compiled, hard_faults, specialise, variant)]
+    return "\n".join([*texts, repr(numbers)])
+
+
+def source(kernel: Any) -> str:
+    """A digest of a kernel, of all that it calls, and of the rules."""
+    return hashlib.sha256(f"{kernel.cache_key}\n{rules()}".encode()).hexdigest()[:16]
 
 
 def build_all(variants: list[Variant], processes: int = PROCESSES) -> list[Built | str]:
@@ -128,15 +148,27 @@ def changes(made: Built, golden: list[int]) -> list[str]:
     return worse
 
 
-def judge(variants: list[Variant], built: list[Built | str], golden: dict[str, Any], *, whole: bool) -> list[str]:
+def build_changed(variants: list[Variant], golden: dict[str, Any], processes: int) -> list[Built | str | None]:
+    """The variants of kernels whose source is not the golden file's; None for the others."""
+    known = golden.get("sources", {}) if golden.get("triton") == triton.__version__ else {}
+    sources = {v.kernel.__name__: source(v.kernel) for v in variants}
+    changed = [v for v in variants if known.get(v.kernel.__name__) != sources[v.kernel.__name__]]
+    made = dict(zip(map(id, changed), build_all(changed, processes), strict=True))
+    return [made.get(id(v)) for v in variants]
+
+
+def judge(
+    variants: list[Variant], built: Sequence[Built | str | None], golden: dict[str, Any], *, whole: bool
+) -> list[str]:
     """Everything that is wrong, a line each.
 
     Args:
+        built: None: known to be as the golden file says.
         golden: the file's content; its numbers count only for the Triton that they were taken with.
         whole: all ops were built, so that a golden entry without a kernel is one that is gone.
     """
     lines = [f"sm_{v.arch} {v.name}: {fault}" for v, made in zip(variants, built, strict=True)
-             for fault in hard_faults(v, made)]  # fmt: skip
+             if made is not None for fault in hard_faults(v, made)]  # fmt: skip
     if golden.get("triton") != triton.__version__:
         return lines
     unknown, gone = 0, 0
@@ -147,7 +179,7 @@ def judge(variants: list[Variant], built: list[Built | str], golden: dict[str, A
         if entry is None:
             lines.append(f"sm_{v.arch} {v.name}: not in the golden file")
             unknown += 1
-        else:
+        elif made is not None:
             lines += [f"sm_{v.arch} {v.name}: {change}" for change in changes(made, entry)]
     if whole:
         names = {(v.arch, v.name) for v in variants}
@@ -161,10 +193,15 @@ def judge(variants: list[Variant], built: list[Built | str], golden: dict[str, A
     return lines
 
 
-def as_golden(variants: list[Variant], built: list[Built | str], others: dict[str, Any]) -> dict[str, Any]:
-    """The golden file's content: `figures` per architecture and kernel; of kernels that were not built, what `others`
-    has."""
+def as_golden(variants: list[Variant], built: Sequence[Built | str | None], others: dict[str, Any]) -> dict[str, Any]:
+    """The golden file's content: `figures` per architecture and kernel, and the kernels' sources; of kernels that were
+    not built, what `others` has."""
     started = {v.kernel.__name__ for v in variants}
+    faulty = {
+        v.kernel.__name__ for v, made in zip(variants, built, strict=True) if made is None or hard_faults(v, made)
+    }
+    sources = {name: text for name, text in others.get("sources", {}).items() if name not in started}
+    sources |= {v.kernel.__name__: source(v.kernel) for v in variants if v.kernel.__name__ not in faulty}
     kernels = {
         arch: {name: row for name, row in rows.items() if name.split("(")[0] not in started}
         for arch, rows in others["kernels"].items()
@@ -172,7 +209,7 @@ def as_golden(variants: list[Variant], built: list[Built | str], others: dict[st
     for v, made in zip(variants, built, strict=True):
         if isinstance(made, Built):
             kernels.setdefault(f"sm_{v.arch}", {})[v.name] = figures(made)
-    return {"triton": triton.__version__, "kernels": kernels}
+    return {"triton": triton.__version__, "sources": sources, "kernels": kernels}
 
 
 def write_golden(golden: dict[str, Any], path: Path) -> None:
@@ -182,7 +219,7 @@ def write_golden(golden: dict[str, Any], path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def print_built(variants: list[Variant], built: list[Built | str]) -> None:
+def print_built(variants: list[Variant], built: Sequence[Built | str | None]) -> None:
     print(f"{'arch':<6}{'regs':>5}{'shared':>8}{'spills':>7}{'HGMMA':>6}{'HMMA':>6}{'loop':>6}{'s':>6}  kernel")
     for v, made in zip(variants, built, strict=True):
         if isinstance(made, Built):
@@ -205,6 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--update", action="store_true", help="write the golden file")
     add("--op", nargs="+", choices=sorted(OPS), metavar="NAME", help=f"only these: {', '.join(sorted(OPS))}")
     add("--arch", default="80,90", help="compute capabilities (default: %(default)s)")
+    add("--changed", action="store_true", help="compile only kernels of another source than the golden file's")
     add("--golden", type=Path, default=GOLDEN, help=argparse.SUPPRESS)
     add("--json", type=Path, help="write all figures to this file")
     add("--processes", type=int, default=PROCESSES, help="(default: %(default)s)")
@@ -218,14 +256,15 @@ def main(arguments: list[str] | None = None) -> int:
         archs, unknown = [], [args.arch]
     if unknown:
         parser.error(f"--arch: known are {', '.join(map(str, SHARED_LIMIT))}, got {unknown[0]}")
-    if args.update and archs != sorted(SHARED_LIMIT):
-        parser.error("--update writes both architectures: leave out --arch")
+    if args.update and (archs != sorted(SHARED_LIMIT) or args.changed):
+        parser.error("--update writes both architectures and all their kernels: leave out --arch and --changed")
     start = time.perf_counter()
     ops = args.op or sorted(OPS)
     variants = [v for arch in archs for v in collect(arch, ops)]
-    built = build_all(variants, args.processes)
-    print_built(variants, built)
     golden = json.loads(args.golden.read_text(encoding="utf-8")) if args.golden.is_file() else {"kernels": {}}
+    built: Sequence[Built | str | None]
+    built = build_changed(variants, golden, args.processes) if args.changed else build_all(variants, args.processes)
+    print_built(variants, built)
     if args.update:
         if args.op and golden.get("triton") != triton.__version__:
             parser.error(f"the golden file is not of Triton {triton.__version__}: leave out --op")
@@ -234,13 +273,17 @@ def main(arguments: list[str] | None = None) -> int:
     faults = judge(variants, built, golden, whole=not args.op) + ([] if args.op else uncovered(variants))
     if args.json:
         rows = [{"arch": v.arch, "op": v.op, "kernel": v.name} | (asdict(made) if isinstance(made, Built) else
-                {"error": made}) for v, made in zip(variants, built, strict=True)]  # fmt: skip
+                {"error": made}) for v, made in zip(variants, built, strict=True) if made is not None]  # fmt: skip
         args.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
     for line in faults:
         print(f"FAULT {line}")
     held = "all rules" if golden.get("triton") == triton.__version__ else "the hard rules (golden: another Triton)"
     seconds = time.perf_counter() - start
-    print(f"{len(variants)} kernels in {seconds:.0f} s, Triton {triton.__version__}, {held}: {len(faults)} faults")
+    number = sum(made is not None for made in built)
+    print(
+        f"{number} of {len(variants)} kernels compiled in {seconds:.0f} s, Triton {triton.__version__}, {held}: "
+        f"{len(faults)} faults"
+    )
     return int(bool(faults))
 
 

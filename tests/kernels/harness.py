@@ -64,7 +64,8 @@ def assert_exact(
     bf16_slack: float = 2**-7,
     scale: float = 0.0,
 ) -> None:
-    """The Triton kernels against fp64: outputs and every gradient, with poisoned memory, twice and bit-equal.
+    """The Triton kernels against fp64: outputs and every gradient, with poisoned memory, on a GPU twice and bit-equal
+    (in the interpreter programs run one after another, in one order).
 
     A result may err by twice what plain torch errs in the same dtype, plus `slack` (fp32), `bf16_slack` (bf16: the
     interpreter truncates) or 1e-12 (fp64) times its own largest value, or times `scale` if that is larger: the size of
@@ -77,15 +78,17 @@ def assert_exact(
         truth: of the inputs in fp64; default the op's own reference, which other tests prove.
     """
     with poisoned():
-        mine, again = (run(partial(op, "triton"), inputs, grads) for _ in range(2))
+        mine, *repeats = (run(partial(op, "triton"), inputs, grads) for _ in range(1 + (DEVICE.type != "cpu")))
     rough = run(partial(op, "reference"), inputs, grads)
     wide = [x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs]
     true = run(truth or partial(op, "reference"), wide, None if grads is None else [g.double() for g in grads])
     assert len(mine) == len(true) == len(rough)
-    for i, (got, repeat, want, plain) in enumerate(zip(mine, again, true, rough, strict=True)):
+    for again in repeats:
+        for i, (got, repeat) in enumerate(zip(mine, again, strict=True)):
+            assert torch.equal(got.nan_to_num(nan=12345.0), repeat.nan_to_num(nan=12345.0)), f"result {i}: runs differ"
+    for i, (got, want, plain) in enumerate(zip(mine, true, rough, strict=True)):
         assert got.shape == want.shape, f"result {i}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
         assert got.dtype == plain.dtype, f"result {i}: {got.dtype}, the reference gives {plain.dtype}"
-        assert torch.equal(got.nan_to_num(nan=12345.0), repeat.nan_to_num(nan=12345.0)), f"result {i}: two runs differ"
         same = (got.double() == want) | (got.isnan() & want.isnan())  # infinities too
         finite = want.isfinite()
         assert same[~finite].all(), f"result {i}: not finite where the truth is: {got[~finite]}, {want[~finite]}"

@@ -34,7 +34,7 @@ def run(*arguments: str, program: Path = ROOT / "tests/kernels/aot.py") -> subpr
 
 
 def variant(arch: int = 90, name: str = "kernel()") -> aot.Variant:
-    kernel = SimpleNamespace(__name__=name.split("(")[0])
+    kernel = SimpleNamespace(__name__=name.split("(")[0], cache_key=name)
     return aot.Variant(name, "op", arch, kernel, {}, {}, {}, {})
 
 
@@ -129,12 +129,39 @@ def test_kernel_gone() -> None:
 
 def test_golden_file_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "golden.json"
-    others = {"kernels": {"sm_90": {"kernel(i32)": [1] * 5, "other()": [2] * 5}}}
+    others = {
+        "sources": {"kernel": "a", "broken": "b", "other": "c"},
+        "kernels": {"sm_90": {"kernel(i32)": [1] * 5, "other()": [2] * 5}},
+    }
     content = aot.as_golden([variant(), variant(80, "broken()")], [built(), "error"], others)
     assert content["kernels"]["sm_90"] == {"other()": [2] * 5, "kernel()": [128, 4096, 8, 0, 500]}
+    assert content["sources"] == {"kernel": aot.source(variant().kernel), "other": "c"}
     aot.write_golden(content, path)
     assert json.loads(path.read_text(encoding="utf-8")) == content
     assert "[128, 4096, 8, 0, 500]" in path.read_text(encoding="utf-8")
+
+
+def test_kernels_of_a_known_source_are_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def build_all(variants: list[aot.Variant], processes: int) -> list[aot.Built | str]:
+        asked[:] = [v.name for v in variants]
+        return [built() for _ in variants]
+
+    monkeypatch.setattr(aot, "build_all", build_all)
+    kernels = [variant(), variant(80), variant(90, "other()")]
+    rows = {"kernel()": [128, 4096, 8, 0, 500], "other()": [128, 4096, 8, 0, 500]}
+    golden = {"triton": aot.triton.__version__, "kernels": {"sm_90": rows, "sm_80": rows}}
+    golden["sources"] = {v.kernel.__name__: aot.source(v.kernel) for v in kernels}
+    found = aot.build_changed(kernels, golden, 1)
+    assert found == [None, None, None] and asked == []
+    assert aot.judge(kernels[:1], [None], golden, whole=False) == []
+    assert len(aot.judge(kernels[2:], [None], golden | {"kernels": {}}, whole=False)) == 2  # not in the golden file
+    kernels[2].kernel.cache_key = "changed"
+    assert aot.build_changed(kernels, golden, 1) == [None, None, built()] and asked == ["other()"]
+    assert aot.build_changed(kernels, golden | {"triton": "0.0"}, 1) == [built()] * 3
+    monkeypatch.setattr(aot, "HGMMA_ROWS", 32)
+    assert aot.build_changed(kernels, golden, 1) == [built()] * 3
 
 
 def test_the_inner_loop_is_the_longest_with_a_product_and_none_inside() -> None:
@@ -157,7 +184,8 @@ def test_refuses_the_interpreter() -> None:
 
 @pytest.mark.slow
 def test_all_kernels() -> None:
-    done = run()
+    """Those whose source is the golden file's, of the same compiler, are known; `make verify-kernels` compiles all."""
+    done = run("--changed")
     faults = [line for line in done.stdout.splitlines() if line.startswith("FAULT")]
     assert done.returncode == 0, "\n".join([*faults, done.stderr])
     golden = json.loads(aot.GOLDEN.read_text(encoding="utf-8"))["triton"]

@@ -35,7 +35,7 @@ from tests.tiny import VOCABULARY, group_of, pack_of, table_of
 SIZES = {
     "queries", "tokens", "rows", "edges", "scores", "owns", "others", "parts", "programs", "blocks", "samples",
 }  # fmt: skip
-PACKS = 60
+PACKS = 24
 PER_PACK = 24  # compiled forms, of all kernels together
 # Models whose packs start other kernels, or the same in other forms: what is changed of the config, and whether the LM
 # loss is computed.

@@ -173,18 +173,13 @@ def test_company_does_not_change_a_bit() -> None:
 
 @pytest.mark.parametrize("fault", [1, 2])
 @pytest.mark.parametrize(
-    ("which", "value"), [("q", torch.nan), ("k", torch.inf), ("v", torch.nan), ("grad", torch.inf)]
-)
-@pytest.mark.parametrize(
     ("every", "dim", "dtype"),
     [(1, 8, torch.float32), (2, 8, torch.float32), (1, 64, torch.bfloat16)],
     ids=["all tokens", "some rows", "all tokens, D 64 in bf16"],
 )
-def test_nan_and_infinity_stay_within_their_group(
-    which: str, value: float, fault: int, every: int, dim: int, dtype: torch.dtype
-) -> None:
+def test_nan_and_infinity_stay_within_their_group(fault: int, every: int, dim: int, dtype: torch.dtype) -> None:
     """A tile of the interpreter holds 16 queries or 32 keys: the group at fault shares one with those beside it."""
-    groups: Groups = [(5, [3, 7]), (6, [4, 9]), (0, [2, 4]), (19, [6, 1, 23])]
+    groups: Groups = [(5, [3, 7]), (6, [4, 9]), (0, [2, 4]), (7, [6, 1, 3])]
     token = torch.arange(sum(p + sum(r) for p, r in groups), device=DEVICE)
     row = token[::every]
     (q, k, v), layout = make(groups, (4, 2), dim=dim, dtype=dtype, rows=len(row))
@@ -199,21 +194,23 @@ def test_nan_and_infinity_stay_within_their_group(
     given = {"q": q, "k": k, "v": v, "grad": torch.randn(q.shape, device=DEVICE).to(dtype)}
     # The group at fault makes its tiles go group by group: other sums, so that a bf16 may round the other way.
     within_rounding = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
-    poisoned = given[which].detach().clone()
-    poisoned[(rows if which in ("q", "grad") else tokens).nonzero()[1], 1, 3] = value
-    got, clean = results(**given | {which: poisoned.requires_grad_(which != "grad")}), results(**given)
-    for x, y, those in zip(got, clean, (rows, rows, tokens, tokens), strict=True):
-        torch.testing.assert_close(x[~those], y[~those], **within_rounding)
-    assert not all(x.isfinite().all() for x in got)  # its own group is told
+    clean = results(**given)
+    for which, value in {"q": torch.nan, "k": torch.inf, "v": torch.nan, "grad": torch.inf}.items():
+        poisoned = given[which].detach().clone()
+        poisoned[(rows if which in ("q", "grad") else tokens).nonzero()[1], 1, 3] = value
+        got = results(**given | {which: poisoned.requires_grad_(which != "grad")})
+        for x, y, those in zip(got, clean, (rows, rows, tokens, tokens), strict=True):
+            torch.testing.assert_close(x[~those], y[~those], **within_rounding)
+        assert not all(x.isfinite().all() for x in got)  # its own group is told
 
 
 def test_gradcheck() -> None:
     tensors, layout = make([(2, [1]), (0, [1])], dim=2, dtype=torch.float64)
     rows = torch.tensor([3, 1], device=DEVICE)
     options = {"window": 2, "softcap": 2.0, "impl": "triton"}
-    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, **options), tensors)
+    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, **options), tensors, fast_mode=True)
     few = [tensors[0][rows].detach().requires_grad_(), *tensors[1:]]
-    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, rows=rows, **options), few)
+    assert torch.autograd.gradcheck(lambda *x: prefix_attention(*x, layout, rows=rows, **options), few, fast_mode=True)
 
 
 def test_registration() -> None:

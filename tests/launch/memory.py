@@ -37,6 +37,7 @@ from rmfast.models.config import decoder_config
 from rmfast.parallel.optimizer import local
 from rmfast.parallel.world import World
 from rmfast.tasks.build.inputs import open_world
+from tests.interpreter import remember_builtins
 from tests.megatron.standin import install
 from tests.tiny import Peak
 
@@ -139,6 +140,8 @@ def bytes_of(tensors: Iterable[Any]) -> int:
 def worker(names: list[str], folder: Path) -> None:
     """Every case on as many ranks as there are."""
     install()  # nothing where there is CUDA
+    if "TRITON_INTERPRET" in os.environ:
+        remember_builtins()
     world = open_world(load_config(["--model.path", str(folder / "table"), "--data.train", "x", "--run.threads", "1"]))
     with world:
         for name in names:

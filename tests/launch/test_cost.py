@@ -22,6 +22,7 @@ from rmfast.models.decoder import Decoder
 from rmfast.models.hf import read_config
 from rmfast.models.network import Network, initialise
 from rmfast.models.recompute import Recompute
+from tests.launch import layout_table
 from tests.runs import ROOT, environment
 from tests.tiny import CONFIGS, Peak, Results, group_of, hf_config, pack_of
 
@@ -345,8 +346,5 @@ def test_no_layout_fits_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_table_of_layouts_is_the_plan_s() -> None:
-    table = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "launch" / "layout_table.py")],
-        capture_output=True, text=True, env=environment(),
-    ).stdout  # fmt: skip
+    table = layout_table.table() + "\n"
     assert table.count("\n") == 5 and table in (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")

@@ -1,9 +1,7 @@
 """Log-probabilities and entropies over a vocabulary that ranks share equal those of the whole one, with gradients."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch import Tensor
 
 from rmfast.models.layers import NativeLayers
 from rmfast.parallel.world import World
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 
 pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.slow
@@ -59,10 +57,7 @@ def worker(folder: Path) -> None:
 
 
 def test_a_shared_vocabulary(tmp_path: Path) -> None:
-    command: list[Any] = [*torchrun(2), __file__, str(tmp_path)]
-    environment_ = environment() | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment_, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, partial(worker, tmp_path)) == [0, 0]
     parts = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
     truths = [whole(vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
     for first, second, truth in zip(*parts, truths, strict=True):
@@ -70,7 +65,3 @@ def test_a_shared_vocabulary(tmp_path: Path) -> None:
         for rank in (first, second):
             torch.testing.assert_close(rank[:3], truth[:3])
         torch.testing.assert_close(torch.cat((first[3], second[3])), truth[3])
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

@@ -1,8 +1,7 @@
 """A step with a contrastive term: the gradients of the global batch's loss, whatever packs and views it came in."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +26,7 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.trainer.batch_learner import BatchLearner
 from tests.figures import sums
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 from tests.tiny import (
     Group,
     assert_close_by_norm,
@@ -275,10 +274,7 @@ RANKS: list[tuple[str, str, Views, str, int]] = [
 
 @pytest.mark.slow
 def test_views_that_differ_on_two_ranks(folder: Path, tmp_path: Path) -> None:
-    command = [*torchrun(2), __file__, str(folder), str(tmp_path / "found")]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, partial(_as_a_rank, folder, tmp_path / "found")) == [0, 0]
     found = torch.load(tmp_path / "found")
     assert len(found) == len(RANKS)
     for case, result in zip(RANKS, found, strict=True):
@@ -443,7 +439,3 @@ def _as_a_rank(folder: Path, out: Path) -> None:
         found = [two_steps(world, folder, *case) for case in RANKS]
         if world.main:
             torch.save(found, out)
-
-
-if __name__ == "__main__":
-    _as_a_rank(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,7 +1,6 @@
 """A network that nothing trains under one process, DDP and FSDP2: it is read as one that is trained."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.replicas import DataParallel
 from rmfast.parallel.world import World
 from tests.rollout.tiny_policies import language_model
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 from tests.tiny import group_of, save_hf_model, table_of
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -74,10 +73,7 @@ def worker(folder: Path) -> None:
 def test_a_frozen_network_is_read_by_every_engine(tmp_path: Path) -> None:
     language_model("llama").save_pretrained(tmp_path / "policy")
     save_hf_model("llama", tmp_path / "reward")
-    command = [*torchrun(2), __file__, str(tmp_path)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, partial(worker, tmp_path)) == [0, 0]
     alone = found_by(tmp_path, World(), "ddp")
     for dtype in map(str, DTYPES):
         one = alone[dtype]
@@ -96,7 +92,3 @@ def test_a_frozen_network_is_read_by_every_engine(tmp_path: Path) -> None:
             if mode == "ddp" or dtype == "torch.float32":  # FSDP2 rounds the layers' norms to bf16
                 for ours, theirs in zip(first["read"], one["read"], strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

@@ -12,6 +12,8 @@ from rmfast.checkpoint.store import list_checkpoints, read_weights
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 SETUPS: dict[str, dict[str, object]] = {
     "all targets": {"model__lora_rank": 3, "data__tokens_per_pack": 64, "objective__lm": 0.5},
     "bf16, dropout, recomputed": {
@@ -22,11 +24,6 @@ SETUPS: dict[str, dict[str, object]] = {
         "data__tokens_per_pack": 4096,
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Policies and critics on two gloo ranks under DDP and FSDP2 take the steps of one process; first ratios are 1."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rmfast.parallel.world import World
 from tests.figures import maxima, sums
 from tests.objectives.answers import Columns, answered, idle, packs_of, per_answer, split, totals
 from tests.rollout.tiny_policies import language_model
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 from tests.tiny import assert_close_by_norm, hf_model
 
 POLICY = PolicyObjective(clip=0.1, clip_high=0.2, kl=0.2, kl_estimator="k3", entropy=0.01, temperature=0.7)
@@ -108,10 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policies")
     language_model("llama", tie_word_embeddings=True).save_pretrained(folder / "policy")
     hf_model("llama").save_pretrained(folder / "critic")
-    command = [*torchrun(2), __file__, str(folder)]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, partial(worker, folder)) == [0, 0]
     return folder
 
 
@@ -148,7 +144,3 @@ def test_two_ranks_take_the_steps_of_one(folder: Path, alone: dict[str, Any], mo
                 torch.testing.assert_close(ours["sums"][step], truth["sums"][step], rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(second[part]["sums"][step], ours["sums"][step], rtol=0, atol=0)
                 assert_close_by_norm(ours["grads"][step], truth["grads"][step], 1e-4 if step else 1e-5)
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

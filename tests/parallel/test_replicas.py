@@ -1,7 +1,6 @@
 """What two gloo ranks hold and compute under DDP and FSDP2: gradients in DDP's buckets alone, and the same scores."""
 
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.replicas import DataParallel
 from rmfast.parallel.world import World
 from tests.figures import sums
-from tests.runs import ROOT, environment, torchrun
+from tests.runs import fork_ranks
 from tests.tiny import assert_close_by_norm, group_of, save_hf_model, table_of
 
 OBJECTIVE = RewardObjective(center=0.01, lm=0.5)
@@ -114,10 +113,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     folder = tmp_path_factory.mktemp("replicas")
     save_hf_model("llama", folder / "model", tie_word_embeddings=True)
     save_hf_model("llama", folder / "untied")
-    command = [*torchrun(2), __file__, str(folder / "model"), str(folder / "found")]
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300}
-    done = subprocess.run(command, env=environment() | {"PYTHONPATH": str(ROOT)}, **options)
-    assert done.returncode == 0, done.stderr
+    assert fork_ranks(2, partial(worker, folder / "model", folder / "found")) == [0, 0]
     return folder / "model", torch.load(folder / "found")
 
 
@@ -176,7 +172,3 @@ def test_scores_of_ddp_and_fsdp_are_equal_in_bf16(found: tuple[Path, dict[str, A
     ddp, fsdp = found[1]["ddp torch.bfloat16"], found[1]["fsdp torch.bfloat16"]
     torch.testing.assert_close(fsdp["before"], ddp["before"], rtol=1e-6, atol=1e-6)
     assert not torch.equal(ddp["before"], ddp["after"]), "training changed nothing"
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -12,6 +12,8 @@ from tests.runs import final_weights, read_lines
 from tests.tasks import ensembles, test_meta
 from tests.tasks.test_meta import assert_same_weights, lines, write_samples
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 LORA: dict[str, object] = {"model__adapter": "lora", "model__lora_rank": 2, "model__dropout": 0.0}
 
 
@@ -20,11 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = ensembles.write_inputs(tmp_path_factory.mktemp("adapters"))
     write_samples(folder / "samples.jsonl", 11)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    ensembles.no_plots(monkeypatch)
 
 
 def test_meta_rm_s_ascent_moves_adapters_and_head_alone(folder: Path) -> None:

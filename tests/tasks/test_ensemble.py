@@ -22,7 +22,9 @@ from rmfast.trainer.batch_learner import BatchLearner
 from rmfast.trainer.run import Run
 from rmfast.trainer.stop import StopRequest
 from tests.runs import arguments, read_lines, text, write_rows
-from tests.tasks.ensembles import BAD, LONG, MEMBERS, TWINS, command, no_plots, trained, write_inputs
+from tests.tasks.ensembles import BAD, LONG, MEMBERS, TWINS, command, trained, write_inputs
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 COLUMNS = ("strength_mean", "strength_std", "votes")
 
@@ -30,11 +32,6 @@ COLUMNS = ("strength_mean", "strength_std", "votes")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("ensemble"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -14,17 +14,14 @@ from rmfast.outputs.marks import LOCK
 from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.train import main
 from tests.runs import Case, launch, read_lines
-from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
+from tests.tasks.ensembles import MEMBERS, command, trained, write_inputs
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("ensemble"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,6 @@ def test_interrupted_heads_go_on_bit_for_bit(
     with pytest.raises(Interrupted):
         main(run)
     monkeypatch.undo()
-    no_plots(monkeypatch)
     capsys.readouterr()
     assert main(run) == 0
     printed = capsys.readouterr().out
@@ -115,7 +111,6 @@ def test_a_finished_ensemble_is_not_trained_again_and_takes_more_members(
     assert read_lines(full / "data.jsonl") == before
     assert capsys.readouterr().out.count("done before") == MEMBERS
     monkeypatch.undo()
-    no_plots(monkeypatch)
     shutil.copytree(full, folder / "more")
     assert main(command(folder, "more", ensemble__members=4)) == 0
     rows = read_lines(folder / "more" / "data.jsonl")

@@ -16,20 +16,19 @@ from transformers import AutoConfig
 
 import rmfast.tasks.ensemble.run as task
 from rmfast.data import files
+from rmfast.report.ensemble.page import write_ensemble_report
+from rmfast.report.html import write_report
 from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.train import main
 from tests.runs import arguments, read_lines
-from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
+from tests.tasks.ensembles import MEMBERS, command, trained, write_inputs
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("ensemble"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +246,8 @@ def test_the_report_of_heads_shows_the_ensemble_and_its_training(
 ) -> None:
     """Real plots, once."""
     run = copy_of(heads, "reported")
-    monkeypatch.undo()
+    monkeypatch.setattr("rmfast.tasks.build.training.write_report", write_report)
+    monkeypatch.setattr("rmfast.tasks.ensemble.strength.write_ensemble_report", write_ensemble_report)
     assert main(command(folder, run.name, ensemble__mode="heads")) == 0
     page = (run / "report" / "report.html").read_text()
     names = {path.stem for path in (run / "report").glob("*.png")}

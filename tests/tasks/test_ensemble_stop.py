@@ -12,17 +12,14 @@ from rmfast.tasks.ensemble.head_learner import HeadLearner
 from rmfast.tasks.ensemble.top_learner import TopLearner
 from rmfast.train import main
 from tests.runs import Case, launch
-from tests.tasks.ensembles import MEMBERS, command, no_plots, trained, write_inputs
+from tests.tasks.ensembles import MEMBERS, command, trained, write_inputs
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("ensemble"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ from rmfast.tasks.ensemble.top_learner import TopLearner
 from rmfast.train import main
 from rmfast.trainer.batch_learner import BatchLearner
 from tests.runs import Case, launch, read_lines
-from tests.tasks.ensembles import MEMBERS, command, no_plots, write_inputs
+from tests.tasks.ensembles import MEMBERS, command, write_inputs
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 TOP: dict[str, Any] = {"ensemble__mode": "top_layers", "model__top_layers": 1}
 COMMON = TOP | {"ensemble__state_memory": 0}
@@ -39,15 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("ensemble"))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_plots(monkeypatch)
-
-
 def run_of(folder: Path, name: str, **more: Any) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        no_plots(patch)
-        assert main(command(folder, name, **more)) == 0
+    assert main(command(folder, name, **more)) == 0
     return folder / name
 
 

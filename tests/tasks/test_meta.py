@@ -18,6 +18,8 @@ from rmfast.train import main
 from rmfast.trainer.dropout import seed_dropout
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 STEPS = 7
 EXACT = ("step", "epoch", "loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward")
 EXACT += ("learning_rate", "pairs")
@@ -47,11 +49,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "eval.jsonl", 6, seed=1)
     write_samples(folder / "samples.jsonl", 11)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, task: str = "meta", **more: object) -> list[str]:

@@ -17,16 +17,13 @@ from tests.runs import ROOT, arguments, read_lines, write_model, write_rows
 from tests.scoring import assert_same_scores, save_reward_model, transformers_scores
 from tests.tiny import LLAMA3_ROPE, hf_config
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 LABELS = {0: "helpfulness", 1: "verbosity"}
 WINDOW = 48
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
 SHORT = {"prompt": "The cat", "responses": [" sat", " ran home"], "edges": [[0, 1]]}
 LONG = {"prompt": "The cat", "responses": [" sat", " ran home" * 60], "edges": [[0, 1]]}
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

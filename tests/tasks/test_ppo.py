@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from rmfast.train import main
 from tests.ppo.tiny import assert_same_run, command, drawn_of, steps_of, write_inputs
 from tests.runs import arguments, read_lines, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 ALONE = 2
 STEPS = 4
 SETUP: dict[str, object] = {"ppo__critic_warmup": ALONE, "run__max_steps": STEPS, "checkpoint__every": 1}
@@ -39,13 +40,6 @@ OF_POLICY = {"loss", "lr", "grad_norm", "first_ratio_gap", "loss/policy_avg", "p
 OF_POLICY |= {"policy/clipfrac_avg", "policy/entropy_avg", "val/ratio", "val/ratio_var"}
 SAMPLE = {"ids", "stop_reason", "sampled_log_prob", "behaviour_log_prob", "log_prob", "reference_log_prob", "value"}
 SAMPLE |= {"value_after", "reward", "score", "kl"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_plots() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")

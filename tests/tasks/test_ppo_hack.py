@@ -5,7 +5,7 @@ the proxy that policies are trained against is gold + 0.5 for each x beyond the 
 more. All answers are known, and means over them are exact.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,19 +20,14 @@ from tests.ppo.exact import read_steps
 from tests.ppo.folders import APART, answers_of, tokenizer_of, write_policy, write_reward_model
 from tests.runs import arguments, read_lines
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 LONGEST = 7
 ANSWERS, TOKENIZER = answers_of("x", LONGEST), tokenizer_of("x")
 COUNT = torch.tensor([ids.count(TOKENIZER.convert_tokens_to_ids("x")) for ids in ANSWERS.ids]).double()
 BEYOND = (COUNT - 3).clamp(min=0)
 GOLD = 0.25 * COUNT.clamp(max=3) - 0.3 * BEYOND - 0.2 * (COUNT - 5).clamp(min=0)
 PROXY = GOLD + 0.5 * BEYOND
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_plots() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,12 @@ from rmfast.trainer.ppo.rollouts import Rollouts
 from tests.ppo.tiny import assert_same_run, command, state_of, steps_of, write_inputs
 from tests.runs import read_lines
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 LETTERS = "{% for m in messages %}a {{ m.content }} b {% endfor %}{% if add_generation_prompt %}a {% endif %}"
 """A template of the policy's words that ends no answer."""
 ONE: dict[str, object] = {"run__max_steps": 1, "ppo__critic_warmup": 0, "ppo__critic": "policy"}
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_plots() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")

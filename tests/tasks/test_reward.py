@@ -21,6 +21,8 @@ from rmfast.tasks.build.inputs import eval_names, total_steps
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 STEPS = 9
 # What a step computes and where it stands; times and memory differ from run to run.
 EXACT = ("step", "epoch", "loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward")
@@ -37,12 +39,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{swap.get(key, key): value for key, value in row.items()} for row in read_lines(folder / "rows.jsonl")]
     (folder / "swapped.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plots take longer than all the rest of a tiny run; tests/test_train.py makes them."""
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, **more: object) -> list[str]:

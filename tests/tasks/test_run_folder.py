@@ -26,6 +26,8 @@ from rmfast.trainer.log import RunLog
 from tests.checkpoint.saving import save_steps
 from tests.runs import Case, arguments, fork_ranks, launch, read_lines, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,11 +36,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl", 8)
     (folder / "chat.jinja").write_text("{{ messages }}")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from rmfast.report.html import write_report
 from rmfast.train import main
 from tests.runs import Case, arguments, final_weights, launch, read_lines, text, write_model
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 EXACT = ("step", "epoch", "loss", "entropy", "trained_tokens", "grad_norm", "learning_rate", "num_tokens", "rows")
 KEYS: dict[str, object] = {
     "task": "sft",
@@ -52,11 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     talks(folder / "rows.jsonl", 18, 0)
     talks(folder / "eval.jsonl", 7, 1)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def words(folder: Path, run: str, **more: object) -> list[str]:

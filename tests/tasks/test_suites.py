@@ -12,6 +12,8 @@ from rmfast.report.run_folder import read_run
 from rmfast.train import main
 from tests.runs import Case, arguments, launch, read_lines, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 def rmb(folder: Path) -> Path:
     """Two scenarios in the benchmark's layout: three pairs and two lists, of two prompts."""
@@ -45,11 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(folder / "rows.jsonl", 16)
     rmb(folder / "RMB_dataset")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmfast.tasks.build.training.write_report", lambda folder: None)
 
 
 def command(folder: Path, run: str, **more: object) -> list[str]:
