@@ -1,55 +1,84 @@
-"""Rendered texts -> token ids, each piece between two special tokens tokenised once: a prompt's answers share most.
+"""Texts -> token ids, what texts share tokenised once: pieces between special tokens, and words.
 
 A fast tokenizer looks for its added tokens before all else, and what it does to the text between two of them knows
 nothing of the rest, but where the text begins. So a text that is cut in front of special tokens has the ids of its
 pieces, one after another, if no match of an added token can reach over a cut. Which tokens allow that is told by what
-the tokenizer says of them (`_allows_cut`) and checked on texts; a tokenizer without such tokens gets whole texts.
+the tokenizer says of them (`_allows_cut`). Within pieces, see `rmfast.data.words`. Both are checked on texts before
+they are used, and a tokenizer that allows neither is given whole texts.
 """
 
 import re
 import string
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
+
+from rmfast.data.words import Words, may_cut, whole_ids
 
 Ids = np.ndarray
 
 _MARKS = frozenset(string.punctuation) - {"_"}
 """First characters of tokens that no neighbour takes for white space or for a part of a word."""
-_FILLERS = ("", "a", " a", "a ", "  A\u00e9 b. ", "\n", "\n\na\n", "user\n", "\u4f60\u597d", "1 2", "<", "|>", "\u2581a")
-"""What stands between special tokens where cuts are checked."""
-_EMPTY: Ids = np.empty(0, np.int32)
+_FILLERS = (
+    *("", "a", " a", "a ", "  A\u00e9 b. ", "\n", "\n\na\n", "user\n", "\u4f60\u597d", "1 2", "<", "|>", "\u2581a", "\u0301"),
+    " It's a word, and 12 others.  They\u2019re \n apart: x<y \t 3.5 A-b (c) \"d\" e\u0301 \u0301 f?! ",
+)
+"""What stands between special tokens in the texts on which cuts are checked."""
 
-_known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[Any, ...], re.Pattern[str] | None]]
-_known = WeakKeyDictionary()  # by tokenizer: what a pattern was made of, and the pattern
+
+@dataclass(frozen=True)
+class _Cuts:
+    """Where a tokenizer's texts may be cut: in front of the special tokens of a pattern, of one group; and of words."""
+
+    backend: Tokenizer
+    tokens: re.Pattern[str] | None
+    words: Words | None
+
+    def ids_of(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of texts, int32 [L] each."""
+        parted = [[text] if self.tokens is None else pieces(text, self.tokens) for text in texts]
+        distinct = list(dict.fromkeys(piece for parts in parted for piece in parts))
+        if self.words is not None:
+            known = self.words.ids_of(distinct)
+        else:
+            made = whole_ids(self.backend, distinct)
+            known = {piece: array("i", ids) for piece, ids in zip(distinct, made, strict=True)}
+        joined = (bytearray().join([known[piece] for piece in parts]) for parts in parted)
+        return [np.frombuffer(ids, dtype=np.int32) for ids in joined]
 
 
-def rendered_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, Ids]:
+_known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[tuple[Any, ...], _Cuts | None]]
+_known = WeakKeyDictionary()  # by tokenizer: what the cuts depend on, and the cuts
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, Ids]:
     """Texts and their token ids, int32 [L]: what `tokenizer(text, add_special_tokens=False)` gives."""
-    cuts = cuts_of(tokenizer)
-    if cuts is None:
-        return dict(zip(texts, map(_array, _whole(tokenizer, texts)), strict=True))
-    pieces = [cut(text, cuts) for text in texts]
-    known = _ids_of(tokenizer, dict.fromkeys(piece for text in pieces for piece in text))
-    return {text: _joined([known[piece] for piece in parts]) for text, parts in zip(texts, pieces, strict=True)}
+    cuts = _cuts_of(tokenizer)
+    if cuts is not None:
+        return dict(zip(texts, cuts.ids_of(texts), strict=True))
+    return {text: np.array(ids, dtype=np.int32) for text, ids in zip(texts, _whole(tokenizer, texts), strict=True)}
 
 
-def cut(text: str, cuts: re.Pattern[str]) -> list[str]:
-    """A text's pieces; all but the first begin with a special token."""
-    parts = cuts.split(text)
-    pieces = [token + behind for token, behind in zip(parts[1::2], parts[2::2], strict=True)]
-    return [parts[0], *pieces] if parts[0] else pieces
+def adds_nothing(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer adds no special tokens to a text by itself."""
+    return bool(tokenizer.num_special_tokens_to_add(pair=False) == 0)
 
 
-def cuts_of(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """The special tokens in front of which rendered texts are cut, as one group; None where there are none.
+def pieces(text: str, tokens: re.Pattern[str]) -> list[str]:
+    """A text's pieces; all but the first begin with one of the special tokens of a pattern of one group."""
+    first, *parts = tokens.split(text)
+    behind = [token + rest for token, rest in zip(parts[::2], parts[1::2], strict=True)]
+    return [first, *behind] if first or not behind else behind
 
-    They are those that the chat template names, and the tokenizer's own, such as its eos.
-    """
+
+def _cuts_of(tokenizer: PreTrainedTokenizerBase) -> _Cuts | None:
+    """Where texts may be cut; None where nowhere."""
     made_of = (
         tokenizer.backend_tokenizer,
         len(tokenizer),
@@ -63,24 +92,27 @@ def cuts_of(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     return known[1]
 
 
-def _checked(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """The pattern of `cuts_of`, where texts that hold its tokens have the same ids whole and in pieces."""
+def _checked(tokenizer: PreTrainedTokenizerBase) -> _Cuts | None:
+    """The cuts with which texts that hold the tokens have the same ids whole and cut."""
     if tokenizer.split_special_tokens:  # special tokens are then text like any other
         return None
+    backend, tokens = tokenizer.backend_tokenizer, _cut_tokens(tokenizer)
+    pattern = re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
+    texts = [first + "".join(t + filler for t in tokens or ("",) for filler in _FILLERS) for first in ("", " ", "a ")]
+    whole = _whole(tokenizer, texts)
+    for words in (Words(backend), None) if may_cut(backend) else (None,):
+        cuts = _Cuts(backend, pattern, words)
+        if (tokens or words) and [ids.tolist() for ids in cuts.ids_of(texts)] == whole:
+            return cuts
+    return None
+
+
+def _cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens in front of which texts are cut: of those that the chat template names, and of the tokenizer's
+    own (such as its eos), those that allow it."""
     written = repr((tokenizer.chat_template, tokenizer.special_tokens_map))
     added = [token for token in tokenizer.added_tokens_decoder.values() if not token.normalized]
-    tokens = [t.content for t in added if t.special and t.content in written and _allows_cut(t, added)]
-    if not tokens:
-        return None
-    cuts = re.compile(f"({'|'.join(map(re.escape, tokens))})")
-    texts = [first + "".join(t + filler for t in tokens for filler in _FILLERS) for first in ("", " ", "a ")]
-    pieces = [cut(text, cuts) for text in texts]
-    known = _ids_of(tokenizer, dict.fromkeys(piece for text in pieces for piece in text))
-    same = all(
-        whole == _joined([known[piece] for piece in parts]).tolist()
-        for whole, parts in zip(_whole(tokenizer, texts), pieces, strict=True)
-    )
-    return cuts if same else None
+    return [t.content for t in added if t.special and t.content in written and _allows_cut(t, added)]
 
 
 def _allows_cut(token: AddedToken, others: Sequence[AddedToken]) -> bool:
@@ -108,24 +140,6 @@ def _allows_cut(token: AddedToken, others: Sequence[AddedToken]) -> bool:
     return True
 
 
-def _ids_of(tokenizer: PreTrainedTokenizerBase, pieces: Iterable[str]) -> dict[str, Ids]:
-    """The ids of pieces; what transformers does beside calling its backend is of no use here."""
-    backend, pieces = tokenizer.backend_tokenizer, list(pieces)
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = False
-    made = backend.encode_batch_fast(pieces, add_special_tokens=False)  # without offsets
-    return {piece: _array(encoding.ids) for piece, encoding in zip(pieces, made, strict=True)}
-
-
 def _whole(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     made = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return list(made["input_ids"])
-
-
-def _array(ids: list[int]) -> Ids:
-    return np.array(ids, dtype=np.int32)
-
-
-def _joined(parts: Sequence[Ids]) -> Ids:
-    return np.concatenate(parts) if parts else _EMPTY

@@ -139,7 +139,7 @@ def store_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
     summary = Summary()
     for chunk in chunks:
         summary.add(chunk, bad_rows="error")
-    meta = summary.meta("examples", tokenizer)  # refuses an empty list
+    meta = summary.meta("examples", tokenizer, fingerprint(tokenizer))  # refuses an empty list
     arrays = {}
     for name, dtype in DTYPES.items():
         whole = np.concatenate([chunk.arrays[name] for chunk in chunks])
@@ -176,7 +176,8 @@ def build_store(
         UserError: nothing readable there, no usable row, a column that looks like a prompt and that `columns` says
             nothing of, or a bad row with `bad_rows="error"`.
     """
-    content = f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}"
+    tokenizer_key = fingerprint(tokenizer)
+    content = f"{content_key(source, default_split)} {tokenizer_key} {FORMAT}"
     content += kind.key + (f" {columns.words}" if columns.words else "")
     key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
@@ -191,7 +192,7 @@ def build_store(
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
             with naming(folder, temporary):
-                _build(source, tokenizer, temporary, default_split, workers, bad_rows, kind, columns)
+                _build(source, tokenizer, tokenizer_key, temporary, default_split, workers, bad_rows, kind, columns)
                 publish_first(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -205,6 +206,7 @@ def build_store(
 def _build(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
+    tokenizer_key: str,
     folder: Path,
     default_split: str,
     workers: int | None,
@@ -230,7 +232,7 @@ def _build(
                 array = offset[name] + np.cumsum(array)
                 offset[name] = int(array[-1])
             files[name].append(array)
-    meta = summary.meta(source, tokenizer) | {"root": source_root(source)}
+    meta = summary.meta(source, tokenizer, tokenizer_key) | {"root": source_root(source)}
     meta[CHECKSUMS] = {name: asdict(array_file.close()) for name, array_file in files.items()}
     (folder / META).write_text(json.dumps(sealed(meta)), encoding="utf-8")
 

@@ -31,7 +31,7 @@ from rmfast.data.example import (
 )
 from rmfast.data.notes import Note
 from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, without_tools
-from rmfast.data.pieces import rendered_ids
+from rmfast.data.pieces import adds_nothing, text_ids
 from rmfast.data.template import render
 from rmfast.errors import shown
 
@@ -207,8 +207,8 @@ def _tokenise(
 ) -> dict[str, Ids]:
     if not texts:
         return {}
-    if way == "rendered":
-        return rendered_ids(tokenizer, texts)
+    if way == "rendered" or adds_nothing(tokenizer):
+        return text_ids(tokenizer, texts)
     lists = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     if way == "open" and appends_eos():
         lists = [ids[:-1] for ids in lists]

@@ -1,0 +1,94 @@
+"""Token ids of texts from those of their words: a word is tokenised where it is first seen.
+
+Byte-level tokenizers split a text by a regular expression before they merge bytes. In those that are known here a match
+with anything but white space in it holds a space at its beginning alone, and nothing looks back, or on but for white
+space. So a match ends in front of a space between two other characters, and what follows is matched as if the text
+began there: the text may be cut, if no added token holds a space or takes the one behind it. Composing characters (NFC)
+never joins a space to what is before it.
+"""
+
+import json
+import re
+from array import array
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from rmfast.data.gguf_tokenizer import SPLITS
+
+_SPACE = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
+"""A space between characters that are white space to nobody, whatever their version of Unicode."""
+_MOST = 100_000  # words that are kept
+_LONGEST = 64  # characters of a word that is kept
+
+
+class Words:
+    """The ids of words that were met, for a tokenizer that may be asked for words (see `may_cut`)."""
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend = backend
+        self._known: dict[str, list[int]] = {}  # without the space in front, which all of them have
+
+    def ids_of(self, texts: Iterable[str]) -> dict[str, "array[int]"]:
+        """Texts and their ids (of 32 bits), without special tokens that a tokenizer adds."""
+        known = self._known
+        if len(known) > _MOST:
+            known.clear()
+        parted = {text: _SPACE.split(text) for text in texts}
+        firsts = list(dict.fromkeys(first for first, *_ in parted.values()))
+        words = {word: None for _, *words in parted.values() for word in words if word not in known}
+        made = whole_ids(self._backend, [*firsts, *(f" {word}" for word in words)])
+        begin = dict(zip(firsts, made, strict=False))
+        known.update(zip(words, made[len(firsts) :], strict=True))
+        found = {
+            text: array("i", [*begin[first], *chain.from_iterable(map(known.__getitem__, behind))])
+            for text, (first, *behind) in parted.items()
+        }
+        for word in words:
+            if len(word) > _LONGEST:
+                del known[word]
+        return found
+
+
+def whole_ids(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """What a tokenizer's backend makes of texts, without special tokens that it adds."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    return [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]  # without offsets
+
+
+def may_cut(backend: Tokenizer) -> bool:
+    """Whether a tokenizer is one of those whose texts may be cut in front of spaces (see above)."""
+    if not isinstance(backend.model, BPE) or backend.model.dropout:
+        return False
+    normalizer, splitter = _settings(backend.normalizer), _settings(backend.pre_tokenizer)
+    if normalizer is not None and normalizer["type"] != "NFC":
+        return False
+    if any(" " in token.content or token.rstrip for token in backend.get_added_tokens_decoder().values()):
+        return False
+    steps = splitter["pretokenizers"] if splitter and splitter["type"] == "Sequence" else [splitter]
+    if not steps or not steps[-1] or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+        return False
+    before = [step for step in steps[:-1] if step["type"] != "Digits"]  # which splits at digits alone
+    if steps[-1]["use_regex"]:  # GPT-2's
+        return not before
+    return len(before) == 1 and _is_known(before[0])
+
+
+def _is_known(step: dict[str, Any]) -> bool:
+    """Whether a step splits by a known regular expression and nothing else."""
+    if step["type"] != "Split" or step["behavior"] != "Isolated" or step["invert"]:
+        return False
+    return step["pattern"].get("Regex") in SPLITS.values()
+
+
+def _settings(part: Any) -> dict[str, Any] | None:
+    """A part of a tokenizer as its file has it."""
+    if part is None:
+        return None
+    found: dict[str, Any] = json.loads(part.__getstate__())
+    return found
