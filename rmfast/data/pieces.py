@@ -11,7 +11,7 @@ import re
 import string
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,9 +26,9 @@ Ids = np.ndarray
 _MARKS = frozenset(string.punctuation) - {"_"}
 """First characters of tokens that no neighbour takes for white space or for a part of a word."""
 _FILLERS = (
-    *("", "a", " a", "a ", "  A\u00e9 b. ", "\n", "\n\na\n", "user\n", "\u4f60\u597d", "1 2", "<", "|>", "\u2581a", "\u0301"),
-    " It's a word, and 12 others.  They\u2019re \n apart: x<y \t 3.5 A-b (c) \"d\" e\u0301 \u0301 f?! ",
-)
+    *("", "a", " a", "a ", "  A\u00e9 b. ", "\n", "\n\na\n", "1 2", "<", "|>", "\u4f60\u597d", "\u2581a", "\u0301"),
+    " It's a word, and 12 others.  They\u2019re \n apart: x<y \t 3.5 A-b (c) e\u0301 \u0301 f?! ",
+)  # fmt: skip
 """What stands between special tokens in the texts on which cuts are checked."""
 
 
@@ -93,18 +93,24 @@ def _cuts_of(tokenizer: PreTrainedTokenizerBase) -> _Cuts | None:
 
 
 def _checked(tokenizer: PreTrainedTokenizerBase) -> _Cuts | None:
-    """The cuts with which texts that hold the tokens have the same ids whole and cut."""
+    """The cuts that the tokenizer's rules allow, where texts that hold its tokens have the same ids whole and cut."""
     if tokenizer.split_special_tokens:  # special tokens are then text like any other
         return None
-    backend, tokens = tokenizer.backend_tokenizer, _cut_tokens(tokenizer)
-    pattern = re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
+    tokens = _cut_tokens(tokenizer)
     texts = [first + "".join(t + filler for t in tokens or ("",) for filler in _FILLERS) for first in ("", " ", "a ")]
     whole = _whole(tokenizer, texts)
-    for words in (Words(backend), None) if may_cut(backend) else (None,):
-        cuts = _Cuts(backend, pattern, words)
-        if (tokens or words) and [ids.tolist() for ids in cuts.ids_of(texts)] == whole:
-            return cuts
+    cuts = _allowed(tokenizer, tokens)
+    for less in (cuts, replace(cuts, words=None)):
+        if (less.tokens or less.words) and [ids.tolist() for ids in less.ids_of(texts)] == whole:
+            return less
     return None
+
+
+def _allowed(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> _Cuts:
+    """The cuts in front of special tokens, and of words if the tokenizer's rules allow it."""
+    backend = tokenizer.backend_tokenizer
+    pattern = re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
+    return _Cuts(backend, pattern, Words(backend) if may_cut(backend) else None)
 
 
 def _cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -118,8 +124,8 @@ def _cut_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _allows_cut(token: AddedToken, others: Sequence[AddedToken]) -> bool:
     """Whether any text may be cut in front of every occurrence of a token.
 
-    The tokenizer takes the leftmost match of the tokens that it looks for in the text as it is (others are looked for in
-    what the normalizer makes of the pieces), and of these the longest. So at an occurrence a match begins, unless
+    The tokenizer takes the leftmost match of the tokens that it looks for in the text as it is (others are looked for
+    in what the normalizer makes of the pieces), and of these the longest. So at an occurrence a match begins, unless
     another one reaches over that place.
 
     Args:

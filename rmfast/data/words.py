@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from rmfast.data.gguf_tokenizer import SPLITS
+from rmfast.data.word_splits import SPLITS
 
 _SPACE = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
 """A space between characters that are white space to nobody, whatever their version of Unicode."""
@@ -65,13 +65,12 @@ def may_cut(backend: Tokenizer) -> bool:
     """Whether a tokenizer is one of those whose texts may be cut in front of spaces (see above)."""
     if not isinstance(backend.model, BPE) or backend.model.dropout:
         return False
-    normalizer, splitter = _settings(backend.normalizer), _settings(backend.pre_tokenizer)
-    if normalizer is not None and normalizer["type"] != "NFC":
-        return False
     if any(" " in token.content or token.rstrip for token in backend.get_added_tokens_decoder().values()):
         return False
-    steps = splitter["pretokenizers"] if splitter and splitter["type"] == "Sequence" else [splitter]
-    if not steps or not steps[-1] or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
+    if [step["type"] for step in _steps(backend.normalizer)] not in ([], ["NFC"]):
+        return False
+    steps = _steps(backend.pre_tokenizer)
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1]["add_prefix_space"]:
         return False
     before = [step for step in steps[:-1] if step["type"] != "Digits"]  # which splits at digits alone
     if steps[-1]["use_regex"]:  # GPT-2's
@@ -86,9 +85,9 @@ def _is_known(step: dict[str, Any]) -> bool:
     return step["pattern"].get("Regex") in SPLITS.values()
 
 
-def _settings(part: Any) -> dict[str, Any] | None:
-    """A part of a tokenizer as its file has it."""
-    if part is None:
-        return None
-    found: dict[str, Any] = json.loads(part.__getstate__())
-    return found
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """The steps of a normalizer or a pre-tokenizer, as a tokenizer's file has them."""
+    found: dict[str, Any] | None = None if part is None else json.loads(part.__getstate__())
+    if found is None:
+        return []
+    return [found] if found["type"] != "Sequence" else found.get("pretokenizers", found.get("normalizers", [found]))
