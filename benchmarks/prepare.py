@@ -1,12 +1,13 @@
-"""CPU time of making preference data ready for training, beside TRL and beside another commit, in turns.
+"""CPU time of making preference data ready for training, beside TRL and beside another commit, at the same time.
 
     python -m benchmarks.prepare --trl PYTHON --before COMMIT --json FILE [--rows 40000] [--rounds 3]
         [--model FOLDER] [--data FILE]
 
 The rows are FILE's again and again, the words of each turn in another order each time, so that no two are the same; at
 the rate at which FILE itself goes on to bring new words (Heaps' law, fitted to its halves) words are respelt. PYTHON is
-an interpreter with TRL. In each round every side prepares the rows in a new process and a new cache; the token ids have
-to be the same. Then `rmfast data report` over the quickstart's rows and `rmfast --help`, of both commits.
+an interpreter with TRL. In each round all sides prepare the rows at once, each in a new process and a new cache, so
+that what else the machine does comes into all of them; the token ids have to be the same. Then `rmfast data report`
+over the quickstart's rows and `rmfast --help`, of both commits in turns.
 """
 
 import argparse
@@ -80,13 +81,21 @@ def respelt(word: str, draw: random.Random) -> str:
     return "".join(draw.sample(letters, len(letters)))
 
 
+def start(python: str, tree: Path, *words: str) -> subprocess.Popen[str]:
+    """A process with the code of a checkout."""
+    env = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([python, *words], cwd=tree, env=env, stdout=subprocess.PIPE, text=True)
+
+
 def run(python: str, tree: Path, *words: str) -> tuple[str, float]:
     """What a process prints with the code of a checkout, and its CPU seconds."""
-    env = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     before = os.times()
-    done = subprocess.run([python, *words], cwd=tree, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    process = start(python, tree, *words)
+    out, _ = process.communicate()
     after = os.times()
-    return done.stdout, sum(after[2:4]) - sum(before[2:4])
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
+    return out, sum(after[2:4]) - sum(before[2:4])
 
 
 def measure(args: argparse.Namespace, before: Path, file: Path) -> dict[str, list[dict[str, Any]]]:
@@ -96,8 +105,12 @@ def measure(args: argparse.Namespace, before: Path, file: Path) -> dict[str, lis
         sides["trl"] = (args.trl, ROOT, "trl")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(args.rounds):
-        for name, (python, tree, side) in list(sides.items())[:: 1 if number % 2 else -1]:
-            out, _ = run(python, tree, str(WORKER), side, str(file), str(args.model.resolve()), str(args.workers))
+        words = str(file), str(args.model.resolve()), str(args.workers)
+        started = {name: start(python, tree, str(WORKER), side, *words) for name, (python, tree, side) in sides.items()}
+        for name, process in started.items():
+            out, _ = process.communicate()
+            if process.returncode:
+                raise SystemExit(f"{name} ended with {process.returncode}")
             found[name].append(json.loads(out.splitlines()[-1]))
             print(number, name, found[name][-1], flush=True)
     ids = {(one["rows"], one["ids"]) for rounds in found.values() for one in rounds}
