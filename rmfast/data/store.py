@@ -6,6 +6,7 @@ what stands under its name is complete, and of several builders at once the firs
 """
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -46,6 +47,7 @@ FORMAT = 10
 META = "meta.json"
 CHECKSUMS = "checksums"  # in it; of the arrays
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
+_COLLECT_AFTER = 100_000  # objects, between looks for cycles
 _POOL_FROM = 5_000  # rows below which starting processes costs more than it saves
 
 
@@ -147,6 +149,18 @@ def store_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
     return TokenStore(**arrays, meta=meta)
 
 
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Within it Python seldom looks for cycles: rows have none, and a look goes over all objects that there are."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_few_collections()
 def build_store(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -280,6 +294,7 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     signals.left_to_parent()
     run = parent_process()  # which may have been killed while this one imported what it needs
     end_with_parent(parent=None if run is None else run.pid)
+    gc.set_threshold(_COLLECT_AFTER)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_tokenizer = tokenizer
 

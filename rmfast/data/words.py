@@ -3,8 +3,9 @@
 Byte-level tokenizers split a text by a regular expression before they merge bytes. In those that are known here a match
 with anything but white space in it holds a space at its beginning alone, and nothing looks back, or on but for white
 space. So a match ends in front of a space between two other characters, and what follows is matched as if the text
-began there: the text may be cut, if no added token holds a space or takes the one behind it. Composing characters (NFC)
-never joins a space to what is before it.
+began there: the text may be cut, if no added token holds a space or takes one beside it. So does a match end behind a
+lone line break between a visible character and a letter or digit; the line that names a role ends so. Composing
+characters (NFC) never joins what is behind such a place to what is before it.
 """
 
 import json
@@ -21,6 +22,7 @@ from rmfast.data.word_splits import SPLITS
 
 _SPACE = re.compile(r" (?<=[!-~\w] )(?=[!-~\w])")
 """A space between characters that are white space to nobody, whatever their version of Unicode."""
+_LINE = re.compile(r"(?<=[!-~\w]\n)(?=[A-Za-z0-9])")
 _MOST = 100_000  # words that are kept
 _LONGEST = 64  # characters of a word that is kept
 
@@ -30,27 +32,35 @@ class Words:
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._known: dict[str, list[int]] = {}  # without the space in front, which all of them have
+        self._first: dict[str, list[int]] = {}  # of words at the beginning of a text or a line
+        self._spaced: dict[str, list[int]] = {}  # of words behind a space, without it
 
     def ids_of(self, texts: Iterable[str]) -> dict[str, "array[int]"]:
         """Texts and their ids (of 32 bits), without special tokens that a tokenizer adds."""
-        known = self._known
-        if len(known) > _MOST:
-            known.clear()
         parted = {text: _SPACE.split(text) for text in texts}
-        firsts = list(dict.fromkeys(first for first, *_ in parted.values()))
-        words = {word: None for _, *words in parted.values() for word in words if word not in known}
-        made = whole_ids(self._backend, [*firsts, *(f" {word}" for word in words)])
-        begin = dict(zip(firsts, made, strict=False))
-        known.update(zip(words, made[len(firsts) :], strict=True))
-        found = {
-            text: array("i", [*begin[first], *chain.from_iterable(map(known.__getitem__, behind))])
-            for text, (first, *behind) in parted.items()
-        }
-        for word in words:
-            if len(word) > _LONGEST:
-                del known[word]
+        lines = {first: _LINE.split(first) for first, *_ in parted.values()}
+        first, spaced = self._first, self._spaced
+        new_first = list({word: None for words in lines.values() for word in words if word not in first})
+        new_spaced = list({word: None for _, *words in parted.values() for word in words if word not in spaced})
+        made = whole_ids(self._backend, [*new_first, *(f" {word}" for word in new_spaced)])
+        first.update(zip(new_first, made, strict=False))
+        spaced.update(zip(new_spaced, made[len(new_first) :], strict=True))
+        found = {}
+        for text, (begin, *words) in parted.items():
+            lists = chain(map(first.__getitem__, lines[begin]), map(spaced.__getitem__, words))
+            found[text] = array("i", [*chain.from_iterable(lists)])
+        _forget(first, new_first)
+        _forget(spaced, new_spaced)
         return found
+
+
+def _forget(known: dict[str, list[int]], new: list[str]) -> None:
+    """Keep no long words, and none at all where there are too many."""
+    for word in new:
+        if len(word) > _LONGEST:
+            del known[word]
+    if len(known) > _MOST:
+        known.clear()
 
 
 def whole_ids(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
@@ -62,11 +72,12 @@ def whole_ids(backend: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def may_cut(backend: Tokenizer) -> bool:
-    """Whether a tokenizer is one of those whose texts may be cut in front of spaces (see above)."""
+    """Whether a tokenizer is one of those whose texts may be cut at spaces and line breaks (see above)."""
     if not isinstance(backend.model, BPE) or backend.model.dropout:
         return False
-    if any(" " in token.content or token.rstrip for token in backend.get_added_tokens_decoder().values()):
-        return False
+    for token in backend.get_added_tokens_decoder().values():
+        if token.lstrip or token.rstrip or " " in token.content or "\n" in token.content:
+            return False
     if [step["type"] for step in _steps(backend.normalizer)] not in ([], ["NFC"]):
         return False
     steps = _steps(backend.pre_tokenizer)

@@ -68,7 +68,6 @@ KINDS = {
         Byte(add_prefix_space=False),
         added=(("<|end|>", {"lstrip": True, **FLAGS}), ("END", {"lstrip": True, **FLAGS})),
         cut=("<s>", "</s>", "[INST]"),
-        words=True,
     ),
     "words of their own": Kind(
         Byte(add_prefix_space=False),
@@ -113,7 +112,21 @@ def made(kind: Kind) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-BITS = [*SPECIAL, "END", "ok", "|a|", "<s", "[I", " of ", *" \n\t\r.,'’1x<é你ﬁ▁\u00a0\u0301\x1c", "  ", " \n", "\n\n"]
+BITS = [
+    *SPECIAL,
+    "END",
+    "ok",
+    "|a|",
+    "<s",
+    "[I",
+    " of ",
+    *" \n\t\r.,'’1x<é你ﬁ▁\u00a0\u0301\x1c",
+    "  ",
+    " \n",
+    "\n\n",
+    "\n/a",
+    "!\n",
+]
 BITS += [between for token in (*SPECIAL, "END") for between in (f"{token} a", f"b {token}", f"{token}c")]
 BITS += [word + space for word in LINES[0].split() for space in ("", " ")]
 
@@ -171,19 +184,14 @@ def test_what_texts_share_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == ["<s>How are they?", "<|end|>", "<|end|> a", "<|end|> b c"]
 
 
-def test_words_are_forgotten_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_are_forgotten_when_they_are_long_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rmfast.data.words._MOST", 2)
     monkeypatch.setattr("rmfast.data.words._LONGEST", 3)
     tokenizer = made(KINDS["gpt-2"])
-    words, text = Words(tokenizer.backend_tokenizer), "a b capital of France"
-    for _ in range(2):
+    words = Words(tokenizer.backend_tokenizer)
+    for text, kept in (("user\na b capital of", ["b", "of"]), ("a mat b", []), ("a of b", ["b", "of"])):
         assert words.ids_of([text])[text].tolist() == tokenizer(text)["input_ids"]
-        assert sorted(words._known) == ["b", "of"]
-        text = "The mat of it b"
-        assert words.ids_of([text])[text].tolist() == tokenizer(text)["input_ids"]
-        assert len(words._known) == 4
-        text = "a b capital of France"
-        words._known = {"b": words._known["b"], "of": words._known["of"], "it": [0]}  # one too many, and wrong
+        assert sorted(words._spaced) == kept and "a" in words._first and "user\n" not in words._first
 
 
 def test_plain_messages_are_given_to_the_template_as_transformers_gives_them(
