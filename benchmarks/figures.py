@@ -36,7 +36,10 @@ UNFIT = (KeyError, TypeError, IndexError, ZeroDivisionError)  # what comes of a 
 
 
 def figure(result: Result, kind: str, mode: str) -> str:
-    """A figure in a sentence: a mode's time as a multiple of rmfast's, memory, difference of losses, or steps."""
+    """A figure in a sentence: a mode's time as a multiple of rmfast's, memory, difference of losses, or steps; a side's
+    time of preparing data as a multiple of rmfast's."""
+    if kind == "data":
+        return f"{result['median'][mode]['data'] / result['median']['rmfast']['data']:.1f} x"
     summary = result["summary"]
     match kind:
         case "ratio":

@@ -88,6 +88,20 @@ def of_iterations(result: Result) -> Said:
         yield f"{mode}, working_bytes", found["working_bytes"], most - found["imported_bytes"] - found["state_bytes"]
 
 
+def of_preparation(result: Result) -> Said:
+    """Data made ready side by side, as prepare.py writes it."""
+    for side, parts in result["median"].items():
+        for part, seconds in parts.items():
+            each = [
+                sum(one[p] for p in parts if p != "all") if part == "all" else one[part]
+                for one in result["rounds"][side]
+            ]
+            yield f"{side}, {part}", seconds, median(each)
+    for name, of in result["command_medians"].items():
+        for side, seconds in of.items():
+            yield f"{name}, {side}", seconds, median(result["commands"][name][side])
+
+
 RAW = {"kernels": of_kernels, "tiles": of_tiles, "steps": of_modes}
 
 
@@ -95,7 +109,8 @@ def said(result: Result) -> Said:
     """All that a file says and can be computed again."""
     if "parts" not in result:
         kinds = {
-            "rounds": of_modes, "steps": of_adapters, "share_of_one_full_member": of_members, "modes": of_iterations,
+            "command_medians": of_preparation, "rounds": of_modes,
+            "steps": of_adapters, "share_of_one_full_member": of_members, "modes": of_iterations,
         }  # fmt: skip
         yield from next((raw(result) for key, raw in kinds.items() if key in result), ())
         return

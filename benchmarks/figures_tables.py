@@ -197,9 +197,30 @@ def ppo_study(result: Result) -> str:
     return rows("policy | seeds | KL | its reward | gold | gold, apart from its start", body)
 
 
+def prepare(result: Result) -> str:
+    """What preparing data takes, by part, beside TRL and an earlier commit."""
+    names = {"trl": "TRL's `RewardTrainer`", "before": f"rmfast, {result['before']}", "rmfast": "rmfast"}
+    ours, body = result["median"]["rmfast"], []
+    for side in (side for side in names if side in result["median"]):
+        parts = result["median"][side]
+        seconds = [f"{parts[part]:.1f}" for part in ("imports", "tokenizer", "data", "all")]
+        body.append([names[side], *seconds, f"{ours['data'] / parts['data']:.2f}"])
+    return rows(" | imports | tokenizer | data | together | rmfast's share of its data", body)
+
+
+def without_model(result: Result) -> str:
+    """What commands that need no model take, beside an earlier commit."""
+    body = [
+        [f"`rmfast {name}`", f"{times['before']:.2f}", f"{times['rmfast']:.2f}"]
+        for name, times in result["command_medians"].items()
+    ]
+    return rows(f"command | {result['before']} | now", body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
     "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
     "ppo-beside-trl": ppo_beside_trl, "ppo-study": ppo_study,
+    "prepare": prepare, "without-model": without_model,
 }  # fmt: skip

@@ -4,20 +4,21 @@ import tempfile
 from argparse import Namespace
 from typing import Any
 
-from rmfast.commands.flags import columns_of
+from rmfast.commands.words import columns_of
 from rmfast.console import say
 from rmfast.data.report import data_report
 from rmfast.data.row_kinds import PAIRS, PROMPTS, RowKind, demonstrations, samples
 from rmfast.data.store import build_store
 from rmfast.data.tokenizer import byte_tokenizer, load_tokenizer
 from rmfast.errors import UserError
-from rmfast.tasks.build.model import say_date
 
 
 def report(options: Namespace) -> None:
     """rmfast data report"""
     tokenizer = byte_tokenizer()
     if options.model:
+        from rmfast.tasks.build.model import say_date  # with torch, which nothing else here needs
+
         tokenizer = load_tokenizer(options.model, options.chat_template, options.template_date)
         say_date(options.model, tokenizer)
     elif unread := [name for name in ("chat_template", "template_date") if getattr(options, name)]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from rmfast.commands.flags import columns_of, out_files, write_file
+from rmfast.commands.flags import out_files, write_file
+from rmfast.commands.words import columns_of
 from rmfast.config import read_denoise
 from rmfast.console import say
 from rmfast.data.columns import BY_NAME, IGNORE, REPEATED, Columns, UsedAs, uses_line, uses_of

@@ -13,7 +13,6 @@ import numpy as np
 from rmfast.commands.flags import (
     check_differ,
     check_models,
-    columns_of,
     grouped,
     load_models,
     out_file,
@@ -22,6 +21,7 @@ from rmfast.commands.flags import (
     write_file,
 )
 from rmfast.commands.judge import judge_log, make_judge, wants_judge
+from rmfast.commands.words import columns_of
 from rmfast.console import say
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.figures import summary

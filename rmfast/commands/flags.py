@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from rmfast.console import say
-from rmfast.data.columns import Columns, read_columns
 from rmfast.data.files import remove, temporary_name, written_whole
 from rmfast.data.sources import source_root
 from rmfast.data.tokenizer import load_tokenizer
@@ -44,14 +43,6 @@ def reader(path: str, options: Namespace) -> Reader:
     hf = read_config(folder)
     window = longest_sequence(hf) if is_foreign(folder, options.label) else context_window(hf)
     return Reader(load_tokenizer(folder, options.chat_template, options.template_date), window)
-
-
-def columns_of(options: Namespace) -> Columns:
-    """--columns."""
-    try:
-        return read_columns(options.columns)
-    except ValueError as error:
-        raise UserError(f"--columns {error}") from None
 
 
 def device_of(options: Namespace) -> str:

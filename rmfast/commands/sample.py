@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rmfast.commands.flags import columns_of, device_of, out_file, read_by, write_file
+from rmfast.commands.flags import device_of, out_file, read_by, write_file
 from rmfast.commands.keep import check_reward_models, keep_best, report_folder
+from rmfast.commands.words import columns_of
 from rmfast.console import clock, say
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines

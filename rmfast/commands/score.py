@@ -5,7 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from rmfast.commands.flags import check_models, columns_of, grouped, load_models, out_file, read_by, reader, write_file
+from rmfast.commands.flags import check_models, grouped, load_models, out_file, read_by, reader, write_file
+from rmfast.commands.words import columns_of
 from rmfast.console import say
 from rmfast.data.columns import uses_line
 from rmfast.data.notes import note_lines

@@ -1,12 +1,13 @@
-"""What the words of a command line may be: numbers within bounds, dates, and names that a file could have."""
+"""What the words of a command line may be: numbers within bounds, dates, columns, names that a file could have."""
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from rmfast.data.clock import iso_date
-from rmfast.errors import plain
+from rmfast.data.columns import Columns, read_columns
+from rmfast.errors import UserError, plain
 from rmfast.paths import usable_path
 
 
@@ -68,3 +69,11 @@ count = _number(int, 0, 2**31 - 1, "a number of at least 0")
 machines = _number(int, 1, 2**20, "positive")
 amount = _number(float, 0, 1e9, "a number of at least 0")
 positive_amount = _number(float, sys.float_info.min, 1e9, "positive")
+
+
+def columns_of(options: Namespace) -> Columns:
+    """--columns."""
+    try:
+        return read_columns(options.columns)
+    except ValueError as error:
+        raise UserError(f"--columns {error}") from None

@@ -8,12 +8,12 @@ others looks at it. What a template does between two looks is bounded by its len
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import wraps
 from typing import Any, TypeVar
 
 from jinja2 import nodes, pass_context
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LARGEST = 10_000_000
@@ -25,6 +25,8 @@ SECONDS = 10.0
 
 GROWING = frozenset({"batch", "center", "format", "indent", "join", "replace", "slice", "tojson", "wordwrap"})
 """Filters whose result may be much larger than what they are given."""
+
+_OF_LOOPS = frozenset({"first", "last", "index", "index0", "length", "revindex", "revindex0", "depth", "depth0"})
 
 Result = TypeVar("Result")
 _WIDTH = re.compile(r"\d{8}")  # in a format
@@ -102,6 +104,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _filter(self, value: nodes.Node, name: str, line: int) -> nodes.Filter:
         return nodes.Filter(value, name, [], [], None, None, lineno=line, environment=self)
+
+    def make_globals(self, d: MutableMapping[str, Any] | None) -> MutableMapping[str, Any]:
+        """A template's global names as one dict, which each rendering copies: jinja's chain of two is slow to copy."""
+        return {**self.globals, **(d or {})}
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """An attribute; those of loops, which are asked for at each turn, are safe."""
+        if type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """The operation, where its result is of a size that may be."""

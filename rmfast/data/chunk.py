@@ -16,7 +16,6 @@ from rmfast.data.row_kinds import PAIRS, RowKind
 from rmfast.data.rows import read_row
 from rmfast.data.sources import Row
 from rmfast.data.tokenise import Encoded, distinct_samples, encode
-from rmfast.data.tokenizer import fingerprint
 from rmfast.errors import UserError
 
 DTYPES: dict[str, type] = {
@@ -209,8 +208,12 @@ class Summary:
         self.has_strings |= chunk.has_strings
         self.has_messages |= chunk.has_messages
 
-    def meta(self, source: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """The store's meta data. Raises UserError if nothing was kept."""
+    def meta(self, source: str, tokenizer: PreTrainedTokenizerBase, key: str) -> dict[str, Any]:
+        """The store's meta data. Raises UserError if nothing was kept.
+
+        Args:
+            key: `fingerprint` of the tokenizer.
+        """
         if not self.kept:
             found = f"none of its {self.rows} rows can be used; the first: {self.first_bad}" if self.rows else "no rows"
             raise UserError(f"{source}: {found}")
@@ -228,7 +231,7 @@ class Summary:
             "double_bos": self.double_bos,
             "merged": self.merged,
             "guessed_prompts": self.guessed_prompts,
-            "tokenizer": fingerprint(tokenizer),
+            "tokenizer": key,
             "bos_id": tokenizer.bos_token_id if self.every_bos else None,
             "eos_id": tokenizer.eos_token_id,
             "max_id": self.max_id,

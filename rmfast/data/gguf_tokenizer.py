@@ -11,20 +11,10 @@ import transformers
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from rmfast.data.word_splits import SPLITS
 from rmfast.errors import UserError
 from rmfast.gguf_file import open_gguf
 
-_ENDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
-_SPLITS = {
-    "llama3": rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}[\r\n]*|{_SPACES}",
-    "qwen2": rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}[\r\n]*|{_SPACES}",
-    "tekken": rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST}[\r\n/]*|{_SPACES}",
-    "gpt-4o": rf"{_CASED[0]}{_ENDS}?|{_CASED[1]}{_ENDS}?|\p{{N}}{{1,3}}|{_REST}[\r\n/]*|{_SPACES}",
-}
 _ALIKE = {
     "llama3": ("llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "falcon-h1", "lfm2"),
     "qwen2": ("deepseek-r1-qwen", "kormo", "megrez", "f2llmv2"),
@@ -70,8 +60,8 @@ def set_splits(backend: Tokenizer, path: Path) -> None:
     name = keys.get("tokenizer.ggml.pre")
     way = next((way for way, names in _ALIKE.items() if name in names), name)
     steps: list[pre_tokenizers.PreTokenizer] = []
-    if way in _SPLITS:
-        steps.append(pre_tokenizers.Split(Regex(_SPLITS[way]), behavior="isolated"))
+    if way in SPLITS:
+        steps.append(pre_tokenizers.Split(Regex(SPLITS[way]), behavior="isolated"))
     elif way == "smollm":
         steps.append(pre_tokenizers.Digits(individual_digits=True))
     elif way != "gpt-2":
@@ -79,7 +69,7 @@ def set_splits(backend: Tokenizer, path: Path) -> None:
             f"{path}: its tokenizer splits texts in a way that rmfast does not know (tokenizer.ggml.pre = {name!r}), "
             f"and its tokens would not be the model's: {_INSTEAD}"
         )
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in _SPLITS))
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=way not in SPLITS))
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     if name in _COMPOSED:
         backend.normalizer = normalizers.NFC()

@@ -10,6 +10,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 from rmfast.data.example import WRONG_ROLES, BadRow, Message
@@ -50,9 +51,11 @@ def omissions(
     if dropped is not None:
         notes.append(Note(PROMPT_CUT, f"{dropped[0].get('role')}: {shown(dropped[1])}"))
     cut = []
+    end_of = cache(partial(_end, turns))
     for conversation, text in zip(conversations, texts, strict=True):
         # Never behind the prompt's last turn: its header and the answer may begin alike.
-        begin = _end(turns, text if prompt is None else text[: _common(prompt, text)])
+        head = text if prompt is None else prompt if text.startswith(prompt) else text[: _common(prompt, text)]
+        begin = end_of(head)
         first = next(_left_out(conversation[count:], _written, text, begin), None)
         if first is not None:
             cut.append((first[1], text[begin:]))
@@ -126,8 +129,6 @@ def _end(turns: Sequence[Message], text: str) -> int:
 
 def _common(prompt: str, text: str) -> int:
     """Length of the text's part that is the prompt's."""
-    if text.startswith(prompt):
-        return len(prompt)
     return bisect_left(range(len(prompt)), True, key=lambda end: not text.startswith(prompt[: end + 1]))
 
 

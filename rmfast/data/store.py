@@ -6,6 +6,7 @@ what stands under its name is complete, and of several builders at once the firs
 """
 
 import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -46,6 +47,7 @@ FORMAT = 10
 META = "meta.json"
 CHECKSUMS = "checksums"  # in it; of the arrays
 _BATCH = 256  # rows per call of the tokenizer and per task of a worker
+_COLLECT_AFTER = 100_000  # objects, between looks for cycles
 _POOL_FROM = 5_000  # rows below which starting processes costs more than it saves
 
 
@@ -139,7 +141,7 @@ def store_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
     summary = Summary()
     for chunk in chunks:
         summary.add(chunk, bad_rows="error")
-    meta = summary.meta("examples", tokenizer)  # refuses an empty list
+    meta = summary.meta("examples", tokenizer, fingerprint(tokenizer))  # refuses an empty list
     arrays = {}
     for name, dtype in DTYPES.items():
         whole = np.concatenate([chunk.arrays[name] for chunk in chunks])
@@ -147,6 +149,18 @@ def store_examples(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBa
     return TokenStore(**arrays, meta=meta)
 
 
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Within it Python seldom looks for cycles: rows have none, and a look goes over all objects that there are."""
+    before = gc.get_threshold()
+    gc.set_threshold(_COLLECT_AFTER)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_few_collections()
 def build_store(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -176,7 +190,8 @@ def build_store(
         UserError: nothing readable there, no usable row, a column that looks like a prompt and that `columns` says
             nothing of, or a bad row with `bad_rows="error"`.
     """
-    content = f"{content_key(source, default_split)} {fingerprint(tokenizer)} {FORMAT}"
+    tokenizer_key = fingerprint(tokenizer)
+    content = f"{content_key(source, default_split)} {tokenizer_key} {FORMAT}"
     content += kind.key + (f" {columns.words}" if columns.words else "")
     key = hashlib.sha256(content.encode()).hexdigest()
     folder = Path(cache_dir) / key
@@ -191,7 +206,7 @@ def build_store(
             raise UserError(f"cannot write to the data cache {cache_dir}: {error.strerror}") from None
         try:
             with naming(folder, temporary):
-                _build(source, tokenizer, temporary, default_split, workers, bad_rows, kind, columns)
+                _build(source, tokenizer, tokenizer_key, temporary, default_split, workers, bad_rows, kind, columns)
                 publish_first(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -205,6 +220,7 @@ def build_store(
 def _build(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
+    tokenizer_key: str,
     folder: Path,
     default_split: str,
     workers: int | None,
@@ -230,7 +246,7 @@ def _build(
                 array = offset[name] + np.cumsum(array)
                 offset[name] = int(array[-1])
             files[name].append(array)
-    meta = summary.meta(source, tokenizer) | {"root": source_root(source)}
+    meta = summary.meta(source, tokenizer, tokenizer_key) | {"root": source_root(source)}
     meta[CHECKSUMS] = {name: asdict(array_file.close()) for name, array_file in files.items()}
     (folder / META).write_text(json.dumps(sealed(meta)), encoding="utf-8")
 
@@ -278,6 +294,7 @@ def _start_worker(tokenizer: PreTrainedTokenizerBase) -> None:
     signals.left_to_parent()
     run = parent_process()  # which may have been killed while this one imported what it needs
     end_with_parent(parent=None if run is None else run.pid)
+    gc.set_threshold(_COLLECT_AFTER)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _worker_tokenizer = tokenizer
 

@@ -6,8 +6,8 @@ is the row's fault, never the end of a command; a template that runs on is.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jinja2
 from jinja2.defaults import DEFAULT_NAMESPACE
@@ -21,6 +21,8 @@ from rmfast.errors import UserError, first_line
 
 # What transformers compiles templates in, which it takes no other way.
 setattr(chat_template_utils, "ImmutableSandboxedEnvironment", bounds.BoundedEnvironment)  # noqa: B010
+Result = TypeVar("Result")
+
 TEMPLATE_ERROR = "template error"
 RESERVED = "reserved argument"
 
@@ -53,6 +55,8 @@ def render(
         BadRow: the template refuses the messages or fails on them; an argument that is not for rows.
         UserError: there is no template, or it is no valid jinja.
     """
+    if tools is None and not arguments and _is_plain(tokenizer, messages):
+        return _guarded(tokenizer, lambda: _render_plain(tokenizer, messages, is_prompt))
     return str(_applied(tokenizer, messages, tools, arguments, tokenize=False, add_generation_prompt=is_prompt))
 
 
@@ -84,16 +88,39 @@ def _applied(
     arguments: Mapping[str, Any] | None,
     **options: Any,
 ) -> Any:
+    if arguments and tokenizer.chat_template and (names := sorted(NOT_FOR_ROWS & arguments.keys())):
+        raise BadRow(RESERVED, f"`chat_template_kwargs` holds {names[0]!r}, which a row cannot set")
+    more = {**(arguments or {}), **options}
+    return _guarded(tokenizer, lambda: tokenizer.apply_chat_template(list(messages), tools=tools, **more))
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> bool:
+    """Whether messages are of nothing but roles and texts, which transformers gives to a template as they are."""
+    for turn in messages:
+        if not (len(turn) == 2 and type(turn.get("role")) is str and type(turn.get("content")) is str):
+            return False
+    return bool(messages) and type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+
+
+def _render_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], is_prompt: bool) -> str:
+    """What `apply_chat_template` gives, without its copies of messages and arguments."""
+    template = chat_template_utils._compile_jinja_template(tokenizer.get_chat_template())
+    given = tokenizer.special_tokens_map
+    text: str = template.render(
+        messages=list(messages), tools=None, documents=None, add_generation_prompt=is_prompt, **given
+    )
+    return text
+
+
+def _guarded(tokenizer: PreTrainedTokenizerBase, run: Callable[[], Result]) -> Result:
+    """What a call that renders gives, and its errors as this module's."""
     if tokenizer.chat_template is None:
         raise UserError(
             "the data holds messages but the tokenizer has no chat template: "
             "give one (data.chat_template, --chat-template)"
         )
-    if arguments and (names := sorted(NOT_FOR_ROWS & arguments.keys())):
-        raise BadRow(RESERVED, f"`chat_template_kwargs` holds {names[0]!r}, which a row cannot set")
     try:
-        more = {**(arguments or {}), **options}
-        return bounds.in_time(lambda: tokenizer.apply_chat_template(list(messages), tools=tools, **more))
+        return bounds.in_time(run)
     except bounds.TookTooLong:
         raise UserError(
             f"the chat template (data.chat_template) runs for more than {bounds.SECONDS:g} s over one conversation: "

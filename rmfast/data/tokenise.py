@@ -31,6 +31,7 @@ from rmfast.data.example import (
 )
 from rmfast.data.notes import Note
 from rmfast.data.omissions import check_unknown_roles, omissions, shared_turns, without_tools
+from rmfast.data.pieces import adds_nothing, text_ids
 from rmfast.data.template import render
 from rmfast.errors import shown
 
@@ -206,8 +207,9 @@ def _tokenise(
 ) -> dict[str, Ids]:
     if not texts:
         return {}
-    special = way != "rendered"
-    lists = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    if way == "rendered" or adds_nothing(tokenizer):
+        return text_ids(tokenizer, texts)
+    lists = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
     if way == "open" and appends_eos():
         lists = [ids[:-1] for ids in lists]
     return {text: np.asarray(ids, dtype=np.int32) for text, ids in zip(texts, lists, strict=True)}

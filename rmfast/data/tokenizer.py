@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmfast.data.clock import fix_date, iso_date
-from rmfast.data.gguf_tokenizer import check_reader, set_splits
 from rmfast.errors import UserError, first_line, shown
-from rmfast.gguf_file import first_part
-from rmfast.models.peft import tokenizer_folder
 from rmfast.paths import whole_text
 
 
@@ -30,6 +27,13 @@ def load_tokenizer(
     Raises:
         UserError: nothing to load there, no fast tokenizer, or one without an eos token; no date.
     """
+    # They need torch, which takes a second to import, and whoever looks at data without a model never needs them.
+    from transformers import AutoTokenizer
+
+    from rmfast.data.gguf_tokenizer import check_reader, set_splits
+    from rmfast.gguf_file import first_part
+    from rmfast.models.peft import tokenizer_folder
+
     path = Path(path)
     is_local = path.exists()
     if not is_local and (path.suffix == ".gguf" or str(path).count("/") > 1 or str(path).startswith((".", "~"))):

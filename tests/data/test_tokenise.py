@@ -178,9 +178,8 @@ def test_no_or_broken_template_is_the_users_to_mend(make_tokenizer: Make) -> Non
             encode(make_tokenizer(template=template), [example])
 
 
-def test_one_call_of_the_tokenizer_per_batch(
-    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_call_of_the_tokenizer_per_batch(make_tokenizer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = make_tokenizer(add_bos=True)  # of one that adds nothing the backend is called
     calls: list[list[str]] = []
     original = type(tokenizer)._encode_plus
 
