@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from rmfast.errors import UserError, first_line
 from rmfast.gguf_file import GGUFModel, GGUFTensor, first_part, open_gguf
-from rmfast.models.config import FAMILIES, supported_families
+from rmfast.models.families import FAMILIES, supported_families
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rmfast.models.config import DecoderConfig
+from rmfast.models.families import FAMILIES
 from rmfast.models.names import ENSEMBLE
 from rmfast.models.tensor_file import write_tensors
 from rmfast.models.weights import heads_of, to_hf
@@ -121,8 +122,7 @@ def save_config(
         ends: ids that end a policy's samples; transformers' `generate` then stops where they do.
     """
     out = hf.__class__.from_dict(hf.to_dict())
-    prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
-    out.architectures = [f"{prefix}{'ForSequenceClassification' if heads else 'ForCausalLM'}"]
+    out.architectures = [FAMILIES[config.family].architecture(classifier=heads > 0)]
     out.pad_token_id = pad_token_id
     out.dtype = dtype
     for key in (*BASE_MODELS, *REWARD_MODELS):

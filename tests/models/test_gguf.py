@@ -86,8 +86,8 @@ def test_rope_scaling_is_the_files(tmp_path: Path, rope: dict[str, Any]) -> None
     model = hf_model("llama", rope_parameters=rope, head_dim=32)
     path = write_gguf(model, tmp_path / "m.gguf")
     ours, theirs = decoder_config(read_config(path)), decoder_config(model.config)
-    np.testing.assert_allclose(ours.rope, theirs.rope, rtol=1e-5)
-    assert ours.rope_scale == pytest.approx(theirs.rope_scale, rel=1e-6)
+    np.testing.assert_allclose(ours.ropes[0].frequencies, theirs.ropes[0].frequencies, rtol=1e-5)
+    assert ours.ropes[0].scale == pytest.approx(theirs.ropes[0].scale, rel=1e-6)
     same_scores(model, path)
 
 
@@ -100,8 +100,10 @@ def test_divisors_of_no_known_scaling_are_kept_and_exported(tmp_path: Path) -> N
     model = hf_model("llama")
     path = write_gguf(model, tmp_path / "m.gguf", tensors={"rope_freqs.weight": torch.tensor([1.0, 1.5, 3.0, 2.0])})
     network, config = load_network(path)
-    plain = torch.tensor(decoder_config(model.config).rope)
-    torch.testing.assert_close(torch.tensor(network.config.rope), plain / torch.tensor([1.0, 1.5, 3.0, 2.0]))
+    plain = torch.tensor(decoder_config(model.config).ropes[0].frequencies)
+    torch.testing.assert_close(
+        torch.tensor(network.config.ropes[0].frequencies), plain / torch.tensor([1.0, 1.5, 3.0, 2.0])
+    )
     (tmp_path / "out").mkdir()
     state = dict(network.state_dict())
     save_hf(tmp_path / "out", config, network.config, state, dtype=torch.float32, pad_token_id=0)
@@ -131,8 +133,8 @@ def test_defaults_of_llama_cpp(tmp_path: Path) -> None:
 
 def test_yarn_attn_factor_multiplies_the_usual_one(tmp_path: Path) -> None:
     path = write_gguf(hf_model("llama-yarn"), tmp_path / "m.gguf", keys={"rope.scaling.attn_factor": 0.5})
-    usual = decoder_config(hf_config("llama-yarn")).rope_scale
-    assert decoder_config(read_config(path)).rope_scale == pytest.approx(0.5 * usual)
+    usual = decoder_config(hf_config("llama-yarn")).ropes[0].scale
+    assert decoder_config(read_config(path)).ropes[0].scale == pytest.approx(0.5 * usual)
 
 
 def test_a_sliding_window_of_the_file_is_every_layers(tmp_path: Path) -> None:

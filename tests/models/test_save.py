@@ -94,7 +94,7 @@ def test_transformers_4_reads_the_same_rope_from_its_own_keys(tmp_path: Path, ro
         older = {key: value for key, value in settings.items() if key != "rope_parameters"}
         for read in (settings, older):
             got = decoder_config(CONFIGS[name][0].from_dict(read))
-            assert (got.rope, got.rope_scale, got.windows) == (expected.rope, expected.rope_scale, expected.windows)
+            assert (got.ropes, got.windows) == (expected.ropes, expected.windows)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

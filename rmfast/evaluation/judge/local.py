@@ -15,7 +15,8 @@ from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError, first_line
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
-from rmfast.models.config import FAMILIES, context_window
+from rmfast.models.config import context_window
+from rmfast.models.families import FAMILIES
 from rmfast.models.folder import refuse_adapter
 from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
 
@@ -92,7 +93,7 @@ class Local:
         requests = list(texts)
         plain = self.tokenizer.chat_template is None  # a template writes its special tokens itself
         ids = self.tokenizer(list(texts.values()), add_special_tokens=plain)["input_ids"] if texts else []
-        most = context_window(self.model.config)
+        most = context_window(self.model.config, switches=True)
         fits = []
         for number, tokens in enumerate(ids):
             if most is not None and len(tokens) + self.sampling.max_tokens > most:
