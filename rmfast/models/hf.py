@@ -16,7 +16,17 @@ from rmfast.models.exported import check_exported
 from rmfast.models.families import FAMILIES, supported_families
 from rmfast.models.folder import Reader, open_files, read_json, told, weight_files
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
-from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
+from rmfast.models.names import (
+    SCORE,
+    choose_row,
+    head_files,
+    head_names,
+    joined,
+    likely_heads,
+    refuse_other_scores,
+    unwrapped,
+    with_head,
+)
 from rmfast.models.network import Network, initialise
 from rmfast.models.peft import chain
 from rmfast.models.recompute import Recompute
@@ -114,6 +124,8 @@ def open_model(
     """
     names = {name for parts in hf_parts(decoder_config(hf, str(path))).values() for name, _ in parts}
     with open_named(path, hf, names) as (reader, _):
+        if SCORE in reader and heads != 0:
+            refuse_other_scores(hf, path)
         if SCORE in reader and heads != 0 and (label is not None or heads != reader[SCORE].shape[0]):
             row = choose_row(label, reader[SCORE].shape[0], hf, path)
             reader |= {} if row is None else {SCORE: reader[SCORE].row(row)}
