@@ -144,11 +144,6 @@ class GraniteForSequenceClassification(GenericForSequenceClassification, Granite
     """As transformers makes those of other families; it has none for Granite."""
 
 
-def classifier(name: str) -> Any:
-    """transformers' class, or what makes one, of a reward model of one of `CONFIGS`."""
-    return GraniteForSequenceClassification if name == "granite" else AutoModelForSequenceClassification
-
-
 def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
     """The Hugging Face config of one of `CONFIGS`."""
     kind, options = CONFIGS[name]
@@ -158,7 +153,8 @@ def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
 def hf_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A transformers reward model in fp32 whose every weight, norms and biases too, is random."""
     config = hf_config(name, **changes)
-    make = GraniteForSequenceClassification._from_config if name == "granite" else classifier(name).from_config
+    auto = AutoModelForSequenceClassification.from_config
+    make = GraniteForSequenceClassification._from_config if name == "granite" else auto
     return randomised(make(config, dtype=torch.float32), seed)
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig
 
+from rmfast.checkpoint.export import classifier_class
 from rmfast.models import save
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import build_network, load_network
 from rmfast.models.network import Network
 from rmfast.models.save import save_hf
 from tests.models.conftest import Saved
-from tests.tiny import CONFIGS, LLAMA3_ROPE, YARN_ROPE, classifier, hf_config, hf_scores, odd_groups, pack_of
+from tests.tiny import CONFIGS, LLAMA3_ROPE, YARN_ROPE, hf_config, hf_scores, odd_groups, pack_of
 
 WEIGHTS = "model.safetensors"
 ROPES: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def test_saved_model_scores_the_same_in_transformers(saved: Saved, tmp_path: Pat
         parameter.mul_(1.1)
     state = dict(network.state_dict())
     save_hf(tmp_path, config, network.config, state, dtype=torch.float32, pad_token_id=5)
-    model, info = classifier(name).from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    model, info = classifier_class(tmp_path).from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info.values()), info
     assert type(model).__name__ == json.loads((tmp_path / "config.json").read_text())["architectures"][0]
     assert model.config.pad_token_id == 5 and model.config.num_labels == (3 if name == "qwen3" else 1)
