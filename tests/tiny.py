@@ -96,7 +96,6 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
             "attention_multiplier": 0.4,
             "logits_scaling": 8.0,
             "tie_word_embeddings": True,
-            "attention_bias": True,
         },
     ),
     "olmo2": (Olmo2Config, {}),
