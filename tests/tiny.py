@@ -17,13 +17,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 from rmfast.data.pack import Pack, build_pack
 from rmfast.data.row_kinds import RESPONSES
@@ -54,6 +63,9 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA: dict[str, Any] = {"head_dim": 16, "query_pre_attn_scalar": 40, "sliding_window": 6, "tie_word_embeddings": True}
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
 
 CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
@@ -71,7 +83,64 @@ CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     "qwen2-windows": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": (Qwen3Config, {"head_dim": 16, "num_key_value_heads": 1}),
     "qwen3-bias": (Qwen3Config, {"head_dim": 8, "attention_bias": True}),
+    "qwen3-windows": (
+        Qwen3Config,
+        {"head_dim": 16, "use_sliding_window": True, "sliding_window": 6, "layer_types": [SLIDING, FULL, SLIDING]},
+    ),
+    "smollm3": (SmolLM3Config, {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7}),
+    "granite": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.4,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": (Olmo2Config, {}),
+    "olmo3": (
+        Olmo3Config,
+        {
+            "sliding_window": 6,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {SLIDING: PLAIN_ROPE, FULL: YARN_ROPE},
+        },
+    ),
+    "gemma2": (Gemma2Config, GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    "gemma3": (
+        Gemma3TextConfig,
+        GEMMA
+        | {
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {SLIDING: PLAIN_ROPE, FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}},
+        },
+    ),
+    "phi3": (
+        Phi3Config,
+        {
+            "sliding_window": 9,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "phi3-longrope": (
+        Phi3Config,
+        {
+            "original_max_position_embeddings": 3100,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.3],
+                "long_factor": [1.0, 2.0, 8.0],
+            },
+        },
+    ),
 }
+
+
+class GraniteForSequenceClassification(GenericForSequenceClassification, GranitePreTrainedModel):
+    """As transformers makes those of other families; it has none for Granite."""
 
 
 def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
@@ -82,9 +151,10 @@ def hf_config(name: str, **changes: Any) -> PreTrainedConfig:
 
 def hf_model(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A transformers reward model in fp32 whose every weight, norms and biases too, is random."""
-    return randomised(
-        AutoModelForSequenceClassification.from_config(hf_config(name, **changes), dtype=torch.float32), seed
-    )
+    config = hf_config(name, **changes)
+    auto = AutoModelForSequenceClassification.from_config
+    make = GraniteForSequenceClassification._from_config if name == "granite" else auto
+    return randomised(make(config, dtype=torch.float32), seed)
 
 
 def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -95,7 +165,7 @@ def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.25 * noise if parameter.dim() > 1 else 0.2 * noise)
         for key, parameter in model.named_parameters():
-            if "norm" in key:
+            if "norm" in key and not model.config.model_type.startswith("gemma"):
                 parameter.add_(1.0)
     return model.eval()
 

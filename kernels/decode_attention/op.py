@@ -8,6 +8,7 @@ from rmfast.kernels.decode_attention import csrc, reference
 from rmfast.kernels.dispatch import custom_op
 
 MAX_HEAD_DIM = 256
+CAPPED = "a soft cap on the logits"
 
 
 @custom_op("rmfast::decode_attention")
@@ -40,6 +41,7 @@ def decode_attention(
     append: tuple[Tensor, Tensor] | None = None,
     scale: float | None = None,
     window: int | None = None,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attention of each row's last token onto its prompt and its own tokens. No gradient.
@@ -59,6 +61,7 @@ def decode_attention(
             except of rows whose own range is empty; no other row's range may hold that place.
         scale: of the logits, positive; default D ** -0.5.
         window: a query sees the `window` last keys of its sequence.
+        softcap: logits become softcap tanh(logits / softcap); in the reference alone.
         impl: "auto", "triton", "csrc" or "reference". "csrc" is the compiled library's, for fp32 on the CPU; there
             "auto" takes it where it was built.
 
@@ -89,22 +92,24 @@ def decode_attention(
     check(all(x.device == q.device for x in tensors), op, "tensors must be on one device")
     check(window is None or 0 < window < 2**31, op, lambda: f"window must be positive and below 2^31, got {window}")
     check(scale is None or scale > 0, op, lambda: f"scale must be positive, got {scale}")
+    check(softcap is None or softcap > 0, op, lambda: f"softcap must be positive, got {softcap}")
     scale = dim**-0.5 if scale is None else scale
     known = (*IMPLEMENTATIONS, "csrc")
     check(impl in known, op, lambda: f"impl must be one of {', '.join(known)}, got {impl!r}")
     if impl == "csrc" or (impl == "auto" and q.device.type == "cpu"):
-        missing = csrc.refusal(q)
+        missing = csrc.refusal(q) if softcap is None else CAPPED
         if missing is None:
             return csrc.decode_attention(q, prompt_kv, own_kv, layout, append, scale, window)
         check(impl == "auto", op, lambda: f"impl='csrc' is not possible: {missing}")
     refusal = f"head_dim {dim} is above {MAX_HEAD_DIM}" if dim > MAX_HEAD_DIM else None
+    refusal = refusal if softcap is None else CAPPED
     if use_triton(op, impl, q, refusal=refusal):
         if append is not None:
             _append(own_kv, layout, *append)
         return _attend(q, prompt_kv, own_kv, layout, scale, window)
     if append is not None:
         reference.append(own_kv, layout, *append)
-    return reference.decode_attention(q, prompt_kv, own_kv, layout, scale, window)
+    return reference.decode_attention(q, prompt_kv, own_kv, layout, scale, window, softcap)
 
 
 def _require(fits: bool, name: str, x: Tensor, dtype: object, *shape: object) -> None:

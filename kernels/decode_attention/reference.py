@@ -33,7 +33,13 @@ def _gather(pool: Tensor, begin: Tensor, count: Tensor, dtype: torch.dtype) -> t
 
 
 def decode_attention(
-    q: Tensor, prompt_kv: Tensor, own_kv: Tensor, layout: Tensor, scale: float, window: int | None
+    q: Tensor,
+    prompt_kv: Tensor,
+    own_kv: Tensor,
+    layout: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
 ) -> Tensor:
     """One softmax over the logits of both parts. Waits for the layout on the host."""
     rows, _, dim = q.shape
@@ -65,7 +71,10 @@ def decode_attention(
         seen.append((place < count[:, None]) & (place >= hidden[:, None]))
     mask = torch.cat(seen, 1)[:, None, None]
     # Without any key the softmax is NaN: filled, as is the weight of every key that is not seen.
-    weights = torch.cat(logits, -1).masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0)
+    joined = torch.cat(logits, -1)
+    if softcap is not None:
+        joined = joined.div_(softcap).tanh_().mul_(softcap)
+    weights = joined.masked_fill(~mask, -torch.inf).softmax(-1).masked_fill(~mask, 0)
     on_prompt, on_own = weights.split([part.shape[-1] for part in logits], -1)
     out = by_row(by_run(on_prompt) @ prompt_values) + on_own @ own_values
     return out.reshape(q.shape).to(q.dtype)

@@ -18,17 +18,22 @@ def _maths(kernels: bool) -> Any:
     return triton
 
 
+def _cap(softcap: float | None) -> tuple[float, ...]:
+    """The argument that the reference takes and the kernels have not."""
+    return () if softcap is None else (softcap,)
+
+
 @custom_op("rmfast::linear_log_prob")
 @without_autocast
 def _linear_log_prob(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, kernels: bool
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, softcap: float | None, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _maths(kernels).linear_log_prob_fwd(hidden, weight, target, temperature)
+    return _maths(kernels).linear_log_prob_fwd(hidden, weight, target, temperature, *_cap(softcap))
 
 
 @_linear_log_prob.register_fake
 def _(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, kernels: bool
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, softcap: float | None, kernels: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     log_prob, entropy, log_z = (hidden.new_empty(len(hidden), dtype=maths_dtype(hidden)) for _ in range(3))
     return log_prob, entropy, log_z
@@ -45,10 +50,11 @@ def _linear_log_prob_backward(
     log_z: Tensor,
     entropy: Tensor,
     temperature: float,
+    softcap: float | None,
     kernels: bool,
 ) -> tuple[Tensor, Tensor]:
     return _maths(kernels).linear_log_prob_bwd(
-        grad_log_prob, grad_entropy, hidden, weight, target, log_z, entropy, temperature
+        grad_log_prob, grad_entropy, hidden, weight, target, log_z, entropy, temperature, *_cap(softcap)
     )
 
 
@@ -62,13 +68,14 @@ def _(
     log_z: Tensor,
     entropy: Tensor,
     temperature: float,
+    softcap: float | None,
     kernels: bool,
 ) -> tuple[Tensor, Tensor]:
     return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    hidden, weight, target, ctx.temperature, ctx.kernels = inputs
+    hidden, weight, target, *ctx.options = inputs
     _, entropy, log_z = output
     ctx.mark_non_differentiable(log_z)
     ctx.save_for_backward(hidden, weight, target, log_z, entropy)
@@ -78,8 +85,8 @@ def _grad(ctx, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, _: Non
     if grad_log_prob is None:
         assert grad_entropy is not None
         grad_log_prob = torch.zeros_like(grad_entropy)
-    grads = _linear_log_prob_backward(grad_log_prob, grad_entropy, *ctx.saved_tensors, ctx.temperature, ctx.kernels)
-    return *grads, None, None, None
+    grads = _linear_log_prob_backward(grad_log_prob, grad_entropy, *ctx.saved_tensors, *ctx.options)
+    return *grads, None, None, None, None
 
 
 _linear_log_prob.register_autograd(_grad, setup_context=_setup)
@@ -87,7 +94,13 @@ _linear_log_prob.register_autograd(_grad, setup_context=_setup)
 
 @without_autocast
 def linear_log_prob(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, temperature: float = 1.0, impl: str = "auto"
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `target` and entropy, under softmax(hidden weight^T / temperature). Differentiable.
 
@@ -98,6 +111,7 @@ def linear_log_prob(
         weight: [V, d], hidden's dtype.
         target: int [N], in 0..V-1. One outside is an index error in the reference and NaN in the kernels.
         temperature: > 0.
+        softcap: logits become softcap tanh(logits / softcap) before the temperature; not in the kernels.
         impl: "auto", "triton" or "reference". No second derivative in either.
 
     Returns:
@@ -114,6 +128,7 @@ def linear_log_prob(
     check(target.shape == hidden.shape[:1], op, "target must be [N], one for each row of hidden")
     check(not target.is_floating_point(), op, f"target must be integers, got {target.dtype}")
     check(temperature > 0, op, "temperature must be positive")
-    kernels = use_triton(op, impl, hidden)
-    log_prob, entropy, _ = _linear_log_prob(hidden, weight, target.long(), temperature, kernels)
+    check(softcap is None or softcap > 0, op, lambda: f"softcap must be positive, got {softcap}")
+    kernels = use_triton(op, impl, hidden, refusal=None if softcap is None else "a soft cap on the logits")
+    log_prob, entropy, _ = _linear_log_prob(hidden, weight, target.long(), temperature, softcap, kernels)
     return log_prob, entropy

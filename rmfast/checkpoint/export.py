@@ -225,9 +225,7 @@ def check_export(
     Raises:
         RunError: the difference exceeds `slack` times `TOLERANCE`.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    model = _loaded(AutoModelForSequenceClassification, folder, dtype)
+    model = _loaded(classifier_class(folder), folder, dtype)
     pad = model.config.pad_token_id
     length = max(len(s) for s in sequences)
     ids = torch.tensor([[*s, *[pad] * (length - len(s))] for s in sequences])
@@ -236,6 +234,21 @@ def check_export(
     scale = float(scores.abs().max().clamp(min=1e-6))
     what = "scores the exported model differently"
     return _compared(folder, theirs, scores, scale, slack * TOLERANCE[dtype], what, "score")
+
+
+def classifier_class(folder: Path) -> Any:
+    """What loads a folder's reward model in transformers: its own class, or where it has none of this architecture
+    (Granite's), one that it would make as it makes those of others."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.modeling_layers import GenericForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+    kind = type(AutoConfig.from_pretrained(folder))
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return AutoModelForSequenceClassification
+    trunk: Any = MODEL_MAPPING[kind]
+    name = trunk.__name__.removesuffix("Model") + "ForSequenceClassification"
+    return type(name, (GenericForSequenceClassification, trunk.__mro__[1]), {})
 
 
 @torch.no_grad()

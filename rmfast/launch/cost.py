@@ -58,7 +58,7 @@ class Layout:
 
 def parameters(config: DecoderConfig) -> int:
     """Weights of a reward model: embedding, layers, norms, head; no language-model head."""
-    norms = 2 * config.width + (2 * config.head_dim if config.qk_norm else 0)
+    norms = config.norm_weights
     return config.width * (config.vocabulary + 2) + config.layers * (config.layer_parameters + norms)
 
 

@@ -1,31 +1,32 @@
-"""The shape of a decoder, read from a Hugging Face config. One table lists the families that work."""
+"""The shape of a decoder, read from a Hugging Face config by the table of families."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rmfast.errors import UserError, first_line, shown
+from rmfast.errors import UserError, shown
+from rmfast.models.families import FAMILIES, Family, Norms, QKNorm, why_not
+from rmfast.models.rope import Rope, layer_ropes, switching_length
 
-FAMILIES = {
-    "llama": "Llama 2/3 and SmolLM2",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2 and Qwen2.5",
-    "qwen3": "Qwen3",
-}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of activations, by their name in a config
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+Activation = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes and switches of a decoder of the Llama family.
+    """Sizes and switches of a decoder.
 
-    `windows` holds each layer's sliding window in tokens, or None for full attention. `rope` are radians a position,
-    `rope_scale` the factor that some RoPE scalings put on queries and keys.
+    Attributes:
+        windows: each layer's sliding window in tokens, or None for full attention. ropes: each layer's.
+        norm_offset: what is added to the weights of norms.
+        fused: see `Family`; it changes the names of weights alone.
+        embedding_scale: times the embedding. residual_scale: times what attention and MLP add.
+        attention_scale: times q k^T; None for 1 / sqrt(head_dim).
+        attention_cap: q k^T becomes cap tanh(q k^T / cap). logit_cap: so do logits, after the divisor.
     """
 
     family: str
@@ -41,11 +42,31 @@ class DecoderConfig:
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    qk_norm: bool
     tied: bool
     windows: tuple[int | None, ...]
-    rope: tuple[float, ...]
-    rope_scale: float
+    ropes: tuple[Rope, ...]
+    activation: Activation = "silu"
+    norms: Norms = "before"
+    norm_offset: float = 0.0
+    qk_norm: QKNorm | None = None
+    fused: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_divisor: float = 1.0
+    logit_cap: float | None = None
+
+    @cached_property
+    def distinct_ropes(self) -> tuple[Rope, ...]:
+        """Those of the layers, each once."""
+        return tuple(dict.fromkeys(self.ropes))
+
+    @property
+    def norm_weights(self) -> int:
+        """Weights in the norms of one layer."""
+        heads = {"head": 2, "all": self.heads + self.kv_heads}[self.qk_norm] if self.qk_norm else 0
+        return self.width * (4 if self.norms == "both" else 2) + heads * self.head_dim
 
     @property
     def layer_parameters(self) -> int:
@@ -54,14 +75,20 @@ class DecoderConfig:
         return attention + 3 * self.width * self.ffn
 
 
-def context_window(hf: PreTrainedConfig) -> int | None:
+def context_window(hf: PreTrainedConfig, *, switches: bool = False) -> int | None:
     """Tokens of the longest sequence that a config's positions are made for; None where it sets no limit.
+
+    Args:
+        switches: whether who computes changes the angles of longrope with the length, as transformers does and the
+            decoder does not: prompts are shared there.
 
     Its `max_position_embeddings`, which RoPE scaling of some kinds extends: linear and dynamic multiply it, YaRN
     multiplies the length before. Elsewhere it is the scaled length already.
     """
     text = hf.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
+    if not switches and (short := switching_length(text)) is not None:
+        return short
     relative = not getattr(hf, "position_biased_input", True) or getattr(text, "alibi", False)
     if not isinstance(limit, int) or limit <= 0 or relative:
         return None
@@ -71,10 +98,6 @@ def context_window(hf: PreTrainedConfig) -> int | None:
         return max(limit, int(before.get(rope.get("rope_type", ""), 0) * (rope.get("factor") or 1)))
     except (TypeError, ValueError, OverflowError):  # of a RoPE that makes no angles, which is said where they are made
         return limit
-
-
-def supported_families() -> str:
-    return ", ".join(f"{name} ({text})" for name, text in FAMILIES.items())
 
 
 def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderConfig:
@@ -89,10 +112,14 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
     """
     family = hf.model_type
     if family not in FAMILIES:
-        raise UserError(f"{where}: architecture {family!r} is not supported; these are: {supported_families()}")
+        raise UserError(f"{where}: {why_not(hf)}")
+    row = FAMILIES[family]
     _check_numbers(hf, where)
-    if hf.hidden_act not in ("silu", "swish"):
-        raise UserError(f"{where}: activation {hf.hidden_act!r} is not supported; the decoder uses silu")
+    act = getattr(hf, "hidden_activation", None) or hf.hidden_act
+    if act not in ACTIVATIONS:
+        raise UserError(f"{where}: activation {act!r} is not supported; the decoder has {', '.join(ACTIVATIONS)}")
+    if getattr(hf, "use_bidirectional_attention", None):
+        raise UserError(f"{where}: attends in both directions (use_bidirectional_attention), which is not supported")
     heads, kv_heads = hf.num_attention_heads, hf.num_key_value_heads or hf.num_attention_heads
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // heads
     if heads % kv_heads or head_dim % 2:
@@ -100,7 +127,8 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
             f"{where}: {heads} heads over {kv_heads} key-value heads of dimension {head_dim} do not fit: "
             "the first must be a multiple of the second, and the dimension even"
         )
-    rope, rope_scale = _rope(hf, head_dim, where)
+    biased = {*row.biases} & {*(("qkv", "out") if getattr(hf, "attention_bias", False) else ())}
+    biased |= {*row.biases} & {*(("mlp",) if getattr(hf, "mlp_bias", False) else ())}
     return DecoderConfig(
         family=family,
         vocabulary=hf.vocab_size,
@@ -112,14 +140,18 @@ def decoder_config(hf: PreTrainedConfig, where: str = "the model") -> DecoderCon
         ffn=hf.intermediate_size,
         norm_eps=hf.rms_norm_eps,
         init_std=hf.initializer_range,
-        qkv_bias=family == "qwen2" or getattr(hf, "attention_bias", False),
-        out_bias=family in ("llama", "qwen3") and getattr(hf, "attention_bias", False),
-        mlp_bias=family == "llama" and getattr(hf, "mlp_bias", False),
-        qk_norm=family == "qwen3",
+        qkv_bias=row.always_biased or "qkv" in biased,
+        out_bias="out" in biased,
+        mlp_bias="mlp" in biased,
         tied=bool(hf.tie_word_embeddings),
-        windows=_windows(hf),
-        rope=rope,
-        rope_scale=rope_scale,
+        windows=_windows(hf, row, where),
+        ropes=layer_ropes(hf, head_dim, partial=row.partial, where=where),
+        activation=ACTIVATIONS[act],
+        norms=row.norms,
+        norm_offset=row.norm_offset,
+        qk_norm=row.qk_norm,
+        fused=row.fused,
+        **row.factors(hf),
     )
 
 
@@ -129,6 +161,10 @@ SIZES = {  # of a model, with the largest that is one
 }  # fmt: skip
 OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")
 REALS = {"rms_norm_eps": 1.0, "initializer_range": 1e3}
+FACTORS = (  # of some families; positive where they are given
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling", "query_pre_attn_scalar",
+    "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
 
 
 def _check_numbers(hf: PreTrainedConfig, where: str) -> None:
@@ -149,41 +185,22 @@ def _check_numbers(hf: PreTrainedConfig, where: str) -> None:
         value = getattr(hf, name, None)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
             raise UserError(f"{where}: {name} in config.json is {shown(value)}, not a number from 0 to {most:g}")
+    for name in FACTORS:
+        value = getattr(hf, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9):
+            raise UserError(f"{where}: {name} in config.json is {shown(value)}, not a number above 0")
 
 
-def _windows(hf: PreTrainedConfig) -> tuple[int | None, ...]:
-    window = getattr(hf, "sliding_window", None)
-    if hf.model_type == "mistral":
-        return (window,) * hf.num_hidden_layers
-    kinds = getattr(hf, "layer_types", None) or ["full_attention"] * hf.num_hidden_layers
+def _windows(hf: PreTrainedConfig, family: Family, where: str) -> tuple[int | None, ...]:
+    """Each layer's window."""
+    window, layers = getattr(hf, "sliding_window", None), hf.num_hidden_layers
+    if not getattr(hf, "use_sliding_window", True):
+        window = None
+    if family.windows == "all":
+        return (window,) * layers
+    kinds = getattr(hf, "layer_types", None) or ["full_attention"] * layers
+    if unknown := {*map(str, kinds)} - {"full_attention", "sliding_attention"}:
+        raise UserError(f"{where}: layers of the kind {min(unknown)!r} (layer_types) are not supported")
+    if len(kinds) != layers:
+        raise UserError(f"{where}: config.json says {layers} layers, and {len(kinds)} kinds of them (layer_types)")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-def _rope(hf: PreTrainedConfig, head_dim: int, where: str) -> tuple[tuple[float, ...], float]:
-    try:
-        return _angles(hf, dict(hf.rope_parameters or {}), head_dim, where)
-    except UserError:
-        raise
-    except Exception as error:  # arithmetic with whatever the folder holds, ours and transformers'
-        raise UserError(f"{where}: rope_parameters in config.json make no angles: {first_line(error)}") from error
-
-
-def _angles(
-    hf: PreTrainedConfig, parameters: dict[str, Any], head_dim: int, where: str
-) -> tuple[tuple[float, ...], float]:
-    kind = parameters.get("rope_type", "default")
-    if kind == "longrope" and parameters["short_factor"] == parameters["long_factor"]:
-        pass  # with one list it does not depend on the batch's longest sequence
-    elif kind not in ROPE_TYPES:
-        raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; these are: {', '.join(ROPE_TYPES)}")
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{where}: partial rotary embedding is not supported")
-    if kind == "default":
-        # fp32 arithmetic as in transformers, so that the angles agree to the last bit.
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
-        inv_freq, scale = 1.0 / (parameters["rope_theta"] ** exponent), 1.0
-    else:
-        inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](hf, "cpu")
-    if not (torch.isfinite(inv_freq).all() and math.isfinite(scale)):
-        raise ValueError("they are not finite")
-    return tuple(inv_freq.tolist()), float(scale)

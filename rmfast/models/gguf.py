@@ -17,7 +17,6 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from rmfast.errors import UserError, first_line
 from rmfast.gguf_file import GGUFModel, GGUFTensor, first_part, open_gguf
-from rmfast.models.config import FAMILIES, supported_families
 from rmfast.models.gguf_rope import ROPE_FREQS, rope_parameters
 from rmfast.models.weights import StoredWeight
 
@@ -38,6 +37,8 @@ LAYER_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+READ = ("llama", "qwen2", "qwen3")
+"""llama.cpp's architectures whose every key is known here; Mistral is a llama."""
 HARMLESS = (  # keys that change nothing of what is computed here
     "vocab_size",  # the rows of the embedding say it
     "tensor_data_layout",
@@ -66,14 +67,14 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     """The Hugging Face config of the model in a GGUF file.
 
     Raises:
-        UserError: no whole GGUF file, no model of `FAMILIES`, or a key that rmfast does not know.
+        UserError: no whole GGUF file, no model of `READ`, or a key that rmfast does not know.
     """
     model = open_gguf(path)
     family = model.keys.get("general.architecture")
     if model.keys.get("general.type", "model") != "model":
         raise UserError(f"{path}: holds a GGUF {model.keys['general.type']}, which is no whole model")
-    if family not in FAMILIES:
-        raise UserError(f"{path}: architecture {family!r} is not supported; these are: {supported_families()}")
+    if family not in READ:
+        raise UserError(f"{path}: architecture {family!r} is not supported; as GGUF; these are: {', '.join(READ)}")
     if "token_embd.weight" not in model.tensors:
         raise UserError(f"{path}: holds no weights (no tensor token_embd.weight)")
     prefix = f"{family}."

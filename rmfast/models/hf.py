@@ -10,12 +10,23 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from rmfast.errors import UserError, first_line
-from rmfast.models.config import FAMILIES, decoder_config, supported_families
+from rmfast.models.config import decoder_config
 from rmfast.models.decoder import Decoder
 from rmfast.models.exported import check_exported
+from rmfast.models.families import FAMILIES, supported_families
 from rmfast.models.folder import Reader, open_files, read_json, told, weight_files
 from rmfast.models.gguf import gguf_file, gguf_weights, read_gguf_config, tensor_name
-from rmfast.models.names import SCORE, choose_row, head_files, head_names, joined, likely_heads, unwrapped, with_head
+from rmfast.models.names import (
+    SCORE,
+    choose_row,
+    head_files,
+    head_names,
+    joined,
+    likely_heads,
+    refuse_other_scores,
+    unwrapped,
+    with_head,
+)
 from rmfast.models.network import Network, initialise
 from rmfast.models.peft import chain
 from rmfast.models.recompute import Recompute
@@ -113,6 +124,8 @@ def open_model(
     """
     names = {name for parts in hf_parts(decoder_config(hf, str(path))).values() for name, _ in parts}
     with open_named(path, hf, names) as (reader, _):
+        if SCORE in reader and heads != 0:
+            refuse_other_scores(hf, path)
         if SCORE in reader and heads != 0 and (label is not None or heads != reader[SCORE].shape[0]):
             row = choose_row(label, reader[SCORE].shape[0], hf, path)
             reader |= {} if row is None else {SCORE: reader[SCORE].row(row)}
@@ -136,7 +149,7 @@ def build_network(
     with torch.device("meta"):
         decoder = Decoder(config, dtype=dtype, dropout=dropout, recompute=recompute, impl=impl, attention=attention)
         network = Network(decoder, heads=heads, lm=lm)
-    decoder.inv_freq = torch.tensor(config.rope)  # a buffer, which is not in a state dict
+    decoder.inv_freq = decoder.frequencies()  # a buffer, which is not in a state dict
     return network
 
 

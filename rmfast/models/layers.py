@@ -1,6 +1,6 @@
 """Linear layers, embedding and norms. A decoder takes them from a factory, so that an engine can put in others."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -67,18 +67,31 @@ class Embedding(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm of rows [..., width]."""
+    """RMSNorm of rows [..., width].
 
-    def __init__(self, width: int) -> None:
+    Args:
+        offset: what is added to the weights: 1 where they are stored around 0 (Gemma).
+    """
+
+    def __init__(self, width: int, offset: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))
+        self.offset = offset
+
+    @property
+    def gain(self) -> Tensor:
+        """What normalised rows are multiplied by: the weight, or in fp32 (fp64 of such a weight) its sum with the
+        offset."""
+        if not self.offset:
+            return self.weight
+        return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)) + self.offset
 
     def forward(self, x: Tensor, *, eps: float, impl: str) -> Tensor:
-        return rms_norm(x, self.weight, eps=eps, impl=impl)
+        return rms_norm(x, self.gain, eps=eps, impl=impl)
 
     def added(self, branch: Tensor, residual: Tensor, *, eps: float, impl: str) -> tuple[Tensor, Tensor]:
         """Of the sum of two streams, and the sum."""
-        return add_rms_norm(branch, residual, self.weight, eps=eps, impl=impl)
+        return add_rms_norm(branch, residual, self.gain, eps=eps, impl=impl)
 
 
 class LayerFactory(Protocol):
@@ -106,11 +119,11 @@ class LayerFactory(Protocol):
         """A table [vocabulary, width] that `log_prob` reads."""
         ...
 
-    def norm(self, width: int) -> Norm:
+    def norm(self, width: int, offset: float = 0.0) -> Norm:
         """Of the residual stream."""
         ...
 
-    def head_norm(self, width: int) -> Norm:
+    def head_norm(self, width: int, offset: float = 0.0) -> Norm:
         """Of this rank's heads, one weight for all."""
         ...
 
@@ -127,10 +140,10 @@ class LayerFactory(Protocol):
         ...
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens and entropies, fp32 [N] each, under the softmax of hidden [N, d] times a table of
-        this factory's, over the temperature."""
+        this factory's, with a soft cap or none, over the temperature."""
         ...
 
 
@@ -151,11 +164,11 @@ class NativeLayers:
     def output(self, width: int, vocabulary: int) -> Linear:
         return Linear(width, vocabulary, bias=False)
 
-    def norm(self, width: int) -> Norm:
-        return Norm(width)
+    def norm(self, width: int, offset: float = 0.0) -> Norm:
+        return Norm(width, offset)
 
-    def head_norm(self, width: int) -> Norm:
-        return Norm(width)
+    def head_norm(self, width: int, offset: float = 0.0) -> Norm:
+        return Norm(width, offset)
 
     def fill(self, rows: Tensor) -> Tensor:
         return rows
@@ -167,6 +180,7 @@ class NativeLayers:
         return stream
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
     ) -> tuple[Tensor, Tensor]:
-        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, temperature=temperature, impl=impl)
+        options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "impl": impl}
+        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, **options)

@@ -9,9 +9,10 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
+from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
 from rmfast.models.layers import Linear
-from rmfast.models.low_rank import TARGETS, LoraOptions, LowRank
+from rmfast.models.low_rank import FUSED, TARGETS, LoraOptions, LowRank
 from rmfast.models.network import Network
 from rmfast.models.weights import HEAD, hf_parts
 
@@ -32,16 +33,32 @@ class Part(NamedTuple):
 
 
 def adapted_parts(config: DecoderConfig, targets: tuple[str, ...] = TARGETS) -> dict[str, list[Part]]:
-    """Our linear layers that have targets, and which of Hugging Face's in each are."""
+    """Our linear layers that have targets, and which of Hugging Face's in each are.
+
+    Raises:
+        UserError: targets that are a part of one matrix of the model.
+    """
     found = {}
     for name, theirs in hf_parts(config).items():
         ends = list(accumulate(rows for _, rows in theirs))
         parts = [
             Part(hf.removesuffix(".weight"), end - rows, end) for (hf, rows), end in zip(theirs, ends, strict=True)
         ]
-        if parts := [part for part in parts if part.name.rpartition(".")[2] in targets and name.endswith(".weight")]:
+        if parts := [part for part in parts if name.endswith(".weight") and _adapted(part.name, targets)]:
             found[name.removesuffix(".weight")] = parts
     return found
+
+
+def _adapted(name: str, targets: tuple[str, ...]) -> bool:
+    kind = name.rpartition(".")[2]
+    parts = FUSED.get(kind, (kind,))
+    found = [part for part in parts if part in targets]
+    if 0 < len(found) < len(parts):
+        raise UserError(
+            f"model.lora_targets: {found[0]} is part of one matrix ({kind}) in this model: name all of "
+            f"{', '.join(parts)}, or none"
+        )
+    return bool(found)
 
 
 def adapter_weights(config: DecoderConfig, options: LoraOptions) -> int:
@@ -62,14 +79,16 @@ def adapt(network: Network, options: LoraOptions, *, seed: int, name: str = ADAP
 
     Raises:
         ValueError: the decoder has an adapter of that name.
+        UserError: see `adapted_parts`.
     """
     adapters = network.decoder.adapters
     if name in adapters.options:
         raise ValueError(f"the decoder has an adapter {name!r} already")
+    modules = adapted_parts(network.config, options.targets)
     if not adapters.options:
         network.narrow()
     adapters.options[name] = options
-    for module, parts in adapted_parts(network.config, options.targets).items():
+    for module, parts in modules.items():
         layer = network.get_submodule(module)
         assert isinstance(layer, Linear)
         if layer.adapters is None:

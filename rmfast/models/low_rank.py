@@ -75,6 +75,8 @@ adapted_linear.register_autograd(_gradients, setup_context=_setup)
 
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers of Phi-3, and the targets that each is: adapted where all of them are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +118,20 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.empty(sum(end - begin for begin, end in self.places), options.rank))
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int = 0) -> Tensor:
-        """The layer's outputs [T, out] from `start` on, of whose rows weight and bias are; parts are whole in it."""
+        """The layer's outputs [T, out] from `start` on, of whose rows weight and bias are."""
         stop = start + len(weight)
-        held = [i for i, (begin, _) in enumerate(self.places) if start <= begin < stop]
+        # Phi-3's part holds keys and values too, of which a call may ask for some.
+        cut = [(max(begin, start), min(end, stop)) for begin, end in self.places]
+        held = [i for i, (begin, end) in enumerate(cut) if begin < end]
         if not held:
             return F.linear(x, weight, bias)
         rank, dropout = self.options.rank, self.options.dropout
         sizes = [end - begin for begin, end in self.places]
         a = cast(self.a, x.dtype)[held[0] * rank : (held[-1] + 1) * rank]
-        b = cast(self.b, x.dtype)[sum(sizes[: held[0]]) : sum(sizes[: held[-1] + 1])]
+        first, last = (sum(sizes[:i]) - self.places[i][0] for i in (held[0], held[-1]))  # of B's rows, less the outputs
+        b = cast(self.b, x.dtype)[first + cut[held[0]][0] : last + cut[held[-1]][1]]
         low = F.linear(F.dropout(x, dropout, self.training) if dropout else x, a)
-        places = tuple(place - start for i in held for place in self.places[i])
+        places = tuple(place - start for i in held for place in cut[i])
         return adapted_linear(x, weight, bias, low, b, places, self.options.scale)
 
     def change(self, a: Tensor, b: Tensor) -> list[tuple[int, int, Tensor]]:

@@ -52,20 +52,20 @@ class MemberNorm(Norm):
     """RMSNorms of M members: weights [M, width]. `plain`: rows are normalised alone, and a linear layer has the weights
     (see `fold`)."""
 
-    def __init__(self, members: int, width: int, shares: Shares) -> None:
-        super().__init__(width)
+    def __init__(self, members: int, width: int, shares: Shares, offset: float = 0.0) -> None:
+        super().__init__(width, offset)
         self.weight = nn.Parameter(self.weight.new_empty(members, width))
         self.shares, self.plain = shares, False
 
     def forward(self, x: Tensor, *, eps: float, impl: str) -> Tensor:
         if self.plain:
             return rms_norm(x, x.new_ones(x.shape[-1]), eps=eps, impl=impl)
-        parts = zip(x.split(self.shares.of(x)), self.weight.unbind(), strict=True)
+        parts = zip(x.split(self.shares.of(x)), self.gain.unbind(), strict=True)
         return torch.cat([rms_norm(part, weight, eps=eps, impl=impl) for part, weight in parts])
 
     def added(self, branch: Tensor, residual: Tensor, *, eps: float, impl: str) -> tuple[Tensor, Tensor]:
         sizes = self.shares.of(branch)
-        parts = zip(branch.split(sizes), residual.split(sizes), self.weight.unbind(), strict=True)
+        parts = zip(branch.split(sizes), residual.split(sizes), self.gain.unbind(), strict=True)
         normed, sums = zip(*(add_rms_norm(*part, eps=eps, impl=impl) for part in parts), strict=True)
         return torch.cat(normed), torch.cat(sums)
 
@@ -82,18 +82,18 @@ class MemberLayers(NativeLayers):
     def row(self, inputs: int, outputs: int, bias: bool) -> Linear:
         return MemberLinear(self.members, inputs, outputs, bias, self.shares)
 
-    def norm(self, width: int) -> Norm:
-        return MemberNorm(self.members, width, self.shares)
+    def norm(self, width: int, offset: float = 0.0) -> Norm:
+        return MemberNorm(self.members, width, self.shares, offset)
 
-    def head_norm(self, width: int) -> Norm:
-        return MemberNorm(self.members, width, self.shares)
+    def head_norm(self, width: int, offset: float = 0.0) -> Norm:
+        return MemberNorm(self.members, width, self.shares, offset)
 
 
 def fold(norm: Norm, linear: Linear) -> None:
     """Let the linear layer behind a norm multiply its weights by the norm's, W (g x) = (W g) x. Where nothing below is
     trained, what it reads then needs no gradient: the norm's comes from that of W g, which is there anyway."""
     assert isinstance(norm, MemberNorm) and isinstance(linear, MemberLinear)
-    norm.plain, linear.scale = True, lambda: norm.weight
+    norm.plain, linear.scale = True, lambda: norm.gain
 
 
 class _Products(torch.autograd.Function):

@@ -70,8 +70,9 @@ class Members(nn.Module):
         self.decoder = Decoder(config, factory=factory, held=held, **options)
         lowest = next(iter(self.decoder.layers))
         assert isinstance(lowest, DecoderLayer)
-        fold(lowest.attention_norm, lowest.qkv)
-        self.norm = factory.norm(config.width)
+        if lowest.attention_norm is not None:
+            fold(lowest.attention_norm, lowest.qkv)
+        self.norm = factory.norm(config.width, config.norm_offset)
         self.head = factory.column(config.width, 1, bias=False)
 
     def forward(self, packs: MemberPacks, before: Tensor) -> list[Tensor]:
@@ -82,7 +83,7 @@ class Members(nn.Module):
         """
         self.shares.set(packs.counts, packs.scores)
         hidden = self.decoder(packs.tokens, packs.positions, packs.layout, packs.scored, before)
-        parts = zip(hidden.split(packs.scores), self.norm.weight, self.head.weight, strict=True)
+        parts = zip(hidden.split(packs.scores), self.norm.gain, self.head.weight, strict=True)
         eps, impl = self.config.norm_eps, self.decoder.impl
         return [score_head(part, norm, head, eps=eps, impl=impl) for part, norm, head in parts]
 

@@ -6,6 +6,7 @@ several, is `score.weight` here; anything else is refused by name, as scores wou
 """
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -17,6 +18,7 @@ from transformers import PreTrainedConfig
 from rmfast.errors import UserError
 from rmfast.models.folder import Reader
 
+log = logging.getLogger(__name__)
 SCORE = "score.weight"
 VALUES = "rmfast_values"
 """Key of a critic's config.json, with `shift` and `scale`: a value is (score - shift) / scale."""
@@ -32,6 +34,8 @@ _HEAD_LIKE = re.compile(r"(?<!lm_)head|score|value|reward|classif|regress", re.I
 _IN_TRUNK = re.compile(r"\.\d+\.|embed")
 WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Wrappers of single modules: torch.compile, FSDP and activation checkpointing."""
+EACH_TOKEN = ("ForTokenClassification", "ForProcessRewardModel")
+"""Ends of the names of classes whose head gives no score of a whole response."""
 UNMERGED = (".lora_", ".base_layer.", ".modules_to_save.")
 
 
@@ -138,6 +142,30 @@ def with_head(both: Reader, path: Path, configured: str | None = None, shown: Ca
         )
     rest = {name: value for name, value in both.items() if name not in (weight, bias)}
     return rest | {SCORE: both[weight]}
+
+
+def refuse_other_scores(hf: PreTrainedConfig, path: Path) -> None:
+    """Nothing, of a folder whose head scores a response by its last token's hidden state, as far as its config tells.
+
+    A config that names code in the folder is warned of: it is never run.
+
+    Raises:
+        UserError: a model that scores each token, or each step.
+    """
+    architecture = str((getattr(hf, "architectures", None) or [""])[0])
+    if architecture.endswith(EACH_TOKEN):
+        raise UserError(
+            f"{path}: {architecture} scores each token or step (a process reward model), and rmfast reads one score of "
+            "a response, at its last token"
+        )
+    code: dict[str, Any] = getattr(hf, "auto_map", None) or {}
+    if code and not architecture.endswith(("ForSequenceClassification", "ForCausalLM")):
+        log.warning(
+            "%s: config.json names code of its folder (%s, auto_map), which is never run: scores are those of a plain "
+            "head on the last token; compare some with those that its page gives",
+            path,
+            architecture,
+        )
 
 
 def head_files(path: Path) -> list[Path]:

@@ -106,7 +106,7 @@ class Network(nn.Module):
         config = decoder.config
         self.config = config
         self.decoder = decoder
-        self.norm = Norm(config.width)
+        self.norm = Norm(config.width, config.norm_offset)
         self.head = Linear(config.width, heads, bias=False) if heads else None
         self.lm = lm
         untied = lm and not (config.tied and decoder.embed is not None)
@@ -123,17 +123,25 @@ class Network(nn.Module):
         if self.head is None:
             scores = scored.new_empty(len(scored), 0, dtype=wide)
         else:
-            scores = score_head(scored, self.norm.weight, self.head.weight, eps=eps, impl=impl)
+            scores = score_head(scored, self.norm.gain, self.head.weight, eps=eps, impl=impl)
         features = prototypes = log_prob = entropy = None
         if reads.features:
-            features = rms_norm(scored.to(wide), self.norm.weight.to(wide), eps=eps, impl=impl)
+            features = rms_norm(scored.to(wide), self.norm.gain.to(wide), eps=eps, impl=impl)
             # A new tensor, so that whoever reads it does so within the forward pass, where it is whole.
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
-            normed = rms_norm(hidden[len(reads.scores) :], self.norm.weight, eps=eps, impl=impl)
+            normed = rms_norm(hidden[len(reads.scores) :], self.norm.gain, eps=eps, impl=impl)
             table = self._table().weight if reads.ids is None else self._table().weight[: reads.ids]
             target = targets.clamp(min=0)
-            log_prob, entropy = self.decoder.factory.log_prob(normed, table, target, reads.temperature, impl)
+            cap = self.config.logit_cap
+            log_prob, entropy = self.decoder.factory.log_prob(
+                normed,
+                table,
+                target,
+                temperature=reads.temperature * self.config.logit_divisor,
+                softcap=cap,
+                impl=impl if cap is None else "reference",  # no kernel has a soft cap on logits
+            )
         return Outputs(scores, log_prob, features, prototypes, entropy if reads.entropy else None)
 
     def score(self, pack: ScoredPack) -> Tensor:
@@ -148,9 +156,12 @@ class Network(nn.Module):
         """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
         rank's part. Arguments are the decoder's; `product` is of calls between which no weight changes."""
         hidden = self.decoder(tokens, positions, memory, rows, adapter=self.adapter)
-        normed = rms_norm(hidden, self.norm.weight, eps=self.config.norm_eps, impl=self.decoder.impl)
+        normed = rms_norm(hidden, self.norm.gain, eps=self.config.norm_eps, impl=self.decoder.impl)
         table = cast(self._table().weight, normed.dtype)
-        return (product or TableProduct())(normed, table, torch.promote_types(normed.dtype, torch.float32))
+        logits = (product or TableProduct())(normed, table, torch.promote_types(normed.dtype, torch.float32))
+        divisor, cap = self.config.logit_divisor, self.config.logit_cap
+        logits = logits if divisor == 1.0 else logits.div_(divisor)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def _table(self) -> Linear | Embedding:
         table = self.decoder.embed if self.lm_head is None else self.lm_head
@@ -225,7 +236,7 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def initialise(network: Network, seed: int, names: set[str] | None = None) -> None:
-    """Random weights as transformers draws them: normal matrices, norms of 1, biases of 0.
+    """Random weights as transformers draws them: normal matrices, norms that multiply by 1, biases of 0.
 
     Args:
         names: parameters to draw; default all.
@@ -244,6 +255,6 @@ def draw(network: Network, seed: int, number: int, name: str) -> Tensor:
     """
     shape = network.get_parameter(name).shape
     if len(shape) == 1:
-        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0 - network.config.norm_offset)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     return torch.randn(shape, generator=generator) * network.config.init_std

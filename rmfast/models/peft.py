@@ -242,6 +242,8 @@ def peft_settings(options: LoraOptions, base: Path, state: Mapping[str, Tensor])
         state: by PEFT's names.
     """
     head = HEAD_WEIGHT in state
+    kinds = {name.split(".")[-3] for name in state if name.endswith(".lora_A.weight")}
+    targets = [target for target in options.targets if target in kinds]
     alpha = int(options.alpha) if options.alpha == int(options.alpha) else options.alpha
     return {
         "base_model_name_or_path": str(base.absolute()),
@@ -252,7 +254,7 @@ def peft_settings(options: LoraOptions, base: Path, state: Mapping[str, Tensor])
         "modules_to_save": ["score"] if head else None,
         "peft_type": "LORA",
         "r": options.rank,
-        "target_modules": list(options.targets),
+        "target_modules": targets + sorted(kinds - {*targets}),
         "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
         "use_rslora": options.rslora,
     }

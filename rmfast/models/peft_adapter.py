@@ -9,7 +9,7 @@ from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
 from rmfast.models.folder import Reader, open_files
 from rmfast.models.lora import HEAD_WEIGHT, PREFIX, adapt, adapted_parts
-from rmfast.models.low_rank import TARGETS, LoraOptions
+from rmfast.models.low_rank import FUSED, TARGETS, LoraOptions
 from rmfast.models.network import Network
 from rmfast.models.peft import PeftFolder
 from rmfast.models.weights import HEAD
@@ -26,7 +26,9 @@ def folder_options(adapter: PeftFolder, stored: Reader, config: DecoderConfig) -
     if any(settings.get(key) for key in ("rank_pattern", "alpha_pattern")):
         return None
     layers = {name.removeprefix(PREFIX).removesuffix(low) for name in stored if name.endswith(low)}
-    targets = tuple(target for target in TARGETS if any(layer.endswith(f".{target}") for layer in layers))
+    kinds = {layer.rpartition(".")[2] for layer in layers}
+    kinds |= {part for kind in kinds for part in FUSED.get(kind, ())}
+    targets = tuple(target for target in TARGETS if target in kinds)
     expected = {part.name: part.end - part.begin for parts in adapted_parts(config, targets).values() for part in parts}
     names = {f"{PREFIX}{layer}.lora_{half}.weight" for layer in expected for half in "AB"} | {HEAD_WEIGHT}
     ranks = {stored[f"{PREFIX}{layer}{low}"].shape[0] for layer in layers}

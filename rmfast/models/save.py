@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from rmfast.models.config import DecoderConfig
+from rmfast.models.families import FAMILIES
 from rmfast.models.names import ENSEMBLE
+from rmfast.models.rope import of_layers
 from rmfast.models.tensor_file import write_tensors
 from rmfast.models.weights import heads_of, to_hf
 from rmfast.outputs.checksums import Checksum, write_json
@@ -121,8 +123,7 @@ def save_config(
         ends: ids that end a policy's samples; transformers' `generate` then stops where they do.
     """
     out = hf.__class__.from_dict(hf.to_dict())
-    prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[config.family]
-    out.architectures = [f"{prefix}{'ForSequenceClassification' if heads else 'ForCausalLM'}"]
+    out.architectures = [FAMILIES[config.family].architecture(classifier=heads > 0)]
     out.pad_token_id = pad_token_id
     out.dtype = dtype
     for key in (*BASE_MODELS, *REWARD_MODELS):
@@ -151,6 +152,16 @@ def save_ends(folder: Path, ends: Collection[int], pad_token_id: int) -> None:
 def _older_rope(settings: dict[str, Any]) -> dict[str, Any]:
     """The keys in which transformers 4 looks for what version 5 writes as `rope_parameters`; without them it takes
     theta 10,000 and no scaling."""
-    scaling = dict(settings["rope_parameters"])
-    theta = scaling.pop("rope_theta")
-    return {"rope_theta": theta, "rope_scaling": None if scaling["rope_type"] == "default" else scaling}
+    parameters = settings["rope_parameters"]
+    of_kinds = of_layers(parameters)
+    scaling = dict(parameters["full_attention"] if of_kinds else parameters)
+    found: dict[str, Any] = {"rope_theta": scaling.pop("rope_theta")}
+    if of_kinds:  # Gemma 3's; OLMo 3 has one theta there
+        found["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    if settings["model_type"] == "phi3":
+        # Version 4 has the part outside, and allows three keys within; 5 takes the rest from where 4 has it.
+        found["partial_rotary_factor"] = scaling.pop("partial_rotary_factor", 1.0)
+        if scaling["rope_type"] == "longrope" and "attention_factor" not in scaling:
+            scaling = {key: scaling[key] for key in ("short_factor", "long_factor")} | {"type": "longrope"}
+    kind = scaling.get("rope_type", "")
+    return found | {"rope_scaling": None if kind == "default" else scaling}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rmfast.models.config import DecoderConfig
+from rmfast.models.families import Norms
 
 EMBEDDING = "decoder.embed.weight"
 NORM = "norm.weight"
@@ -16,6 +17,19 @@ LM_HEAD = "lm_head.weight"
 PROTOTYPES = "prototypes"
 TRAINING_ONLY = (LM_HEAD, PROTOTYPES)
 """Weights that some objectives train beside the reward model; they are no part of it."""
+
+
+NORM_NAMES: dict[Norms, dict[str, str]] = {
+    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "after": {"attention_post_norm": "post_attention_layernorm", "mlp_post_norm": "post_feedforward_layernorm"},
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    },
+}
+"""Hugging Face's names of a layer's norms, by where they are: post_attention_layernorm is of two kinds."""
 
 
 def heads_of(state: Mapping[str, Tensor]) -> int:
@@ -70,11 +84,13 @@ def hf_parts(config: DecoderConfig) -> dict[str, list[tuple[str, int]]]:
         "out": [("self_attn.o_proj", c.width)],
         "gate_up": [("mlp.gate_proj", c.ffn), ("mlp.up_proj", c.ffn)],
         "down": [("mlp.down_proj", c.width)],
-        "attention_norm": [("input_layernorm", c.width)],
-        "mlp_norm": [("post_attention_layernorm", c.width)],
     }
+    if c.fused:
+        joined |= {"qkv": [("self_attn.qkv_proj", q + 2 * kv)], "gate_up": [("mlp.gate_up_proj", 2 * c.ffn)]}
+    joined |= {ours: [(theirs, c.width)] for ours, theirs in NORM_NAMES[c.norms].items()}
     if c.qk_norm:
-        joined |= {"q_norm": [("self_attn.q_norm", c.head_dim)], "k_norm": [("self_attn.k_norm", c.head_dim)]}
+        q_rows, k_rows = (q, kv) if c.qk_norm == "all" else (c.head_dim, c.head_dim)
+        joined |= {"q_norm": [("self_attn.q_norm", q_rows)], "k_norm": [("self_attn.k_norm", k_rows)]}
     biased = {"qkv": c.qkv_bias, "out": c.out_bias, "gate_up": c.mlp_bias, "down": c.mlp_bias}
     parts = {EMBEDDING: [("model.embed_tokens.weight", c.vocabulary)]}
     for i in range(c.layers):

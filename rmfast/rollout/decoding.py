@@ -84,7 +84,7 @@ class Decoding:
     ) -> None:
         self.logits, self.config, self.dtype, self.device = logits, config, dtype, device
         # Attention in plain torch waits for the layout on the host, which no graph can hold.
-        kernel = device.type == "cuda" and HAS_TRITON and config.head_dim <= MAX_HEAD_DIM
+        kernel = device.type == "cuda" and HAS_TRITON and config.head_dim <= MAX_HEAD_DIM and not config.attention_cap
         self.recorder: Recorder | None = CudaRecorder(device) if kernel else None
         self.ids = min(ids, config.vocabulary)
         self._product = TableProduct()

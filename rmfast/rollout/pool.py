@@ -1,6 +1,7 @@
 """Keys and values of prompts and samples, in one pool of a fixed size, and how layers read and write them."""
 
 from bisect import bisect_left
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,13 +74,13 @@ class PromptMemory:
         self.pool, self.layout, self.places = pool, layout, places
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor | None, window: int | None, impl: str
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor | None, impl: str, **options: Any
     ) -> Tensor:
         """See `Memory`."""
         keys, values = self.pool.layers[layer]
         keys.index_copy_(0, self.places, k)
         values.index_copy_(0, self.places, v)
-        return prefix_attention(q, k, v, self.layout, rows=rows, window=window, impl=impl)
+        return prefix_attention(q, k, v, self.layout, rows=rows, impl=impl, **options)
 
 
 class RowMemory:
@@ -93,10 +94,11 @@ class RowMemory:
         self.pool, self.layout = pool, layout
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor | None, window: int | None, impl: str
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, rows: Tensor | None, impl: str, **options: Any
     ) -> Tensor:
         """See `Memory`."""
         assert rows is None  # every row is read
         pool = self.pool.layers[layer]
-        impl = "auto" if impl == "flash" else impl  # which reads no pool
-        return decode_attention(q, pool, pool, self.layout, append=(k, v), window=window, impl=impl)
+        # Flash attention reads no pool, and no kernel has a soft cap.
+        impl = "reference" if options["softcap"] is not None else "auto" if impl == "flash" else impl
+        return decode_attention(q, pool, pool, self.layout, append=(k, v), impl=impl, **options)

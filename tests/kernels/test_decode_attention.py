@@ -67,8 +67,12 @@ def test_pools_without_room(impl: str) -> None:
     assert (decode_attention(q, pool, pool, layout, impl=impl) == 0).all()
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_it_is_prefix_attention_at_the_last_token_of_each_response(impl: str, window: int | None) -> None:
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, None), (5, 0.5)])
+def test_it_is_prefix_attention_at_the_last_token_of_each_response(
+    impl: str, window: int | None, softcap: float | None
+) -> None:
+    impl = impl if softcap is None else "auto"
+    options: dict[str, Any] = {"window": window, "softcap": softcap}
     groups: Groups = [(9, [4, 1]), (0, [3]), (30, [2])]
     pack = prefix_layout(groups).to(DEVICE)
     _, k, v = fused(pack.shape[1], 6, 2, 16)
@@ -81,8 +85,8 @@ def test_it_is_prefix_attention_at_the_last_token_of_each_response(impl: str, wi
     layout = torch.tensor(columns, dtype=torch.int32, device=DEVICE).T
     q = fused(len(columns), 6, 2, 16)[0]
     pool = torch.stack((k, v))
-    want = prefix_attention(q, k, v, pack, rows=layout[3].long() - 1, window=window, impl="reference")
-    got = decode_attention(q, pool, pool, layout, window=window, impl=impl)
+    want = prefix_attention(q, k, v, pack, rows=layout[3].long() - 1, impl="reference", **options)
+    got = decode_attention(q, pool, pool, layout, impl=impl, **options)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
 
 

@@ -26,6 +26,7 @@ from rmfast.kernels.launch import Launch, recording
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
 from rmfast.models.network import Network
+from rmfast.models.rope import Rope
 from rmfast.objectives.reward import RewardObjective
 from tests.kernels.test_aot import run
 from tests.kernels.variants import kernels_of_package
@@ -41,8 +42,11 @@ PER_PACK = 24  # compiled forms, of all kernels together
 # loss is computed.
 MODELS: dict[str, tuple[dict[str, Any], bool]] = {
     "plain": ({}, False),
-    "norms of queries and keys": ({"qk_norm": True}, False),
-    "a sliding window in later layers": ({"layers": 3, "windows": (None, 24, 24)}, False),
+    "norms of queries and keys": ({"qk_norm": "head"}, False),
+    "a sliding window in later layers": (
+        {"layers": 3, "windows": (None, 24, 24), "ropes": (Rope((1.0,) * 8),) * 3},
+        False,
+    ),
     "LM loss": ({}, True),
 }
 
@@ -72,8 +76,7 @@ def network(changes: dict[str, Any], lm: bool) -> Network:
     sizes: dict[str, Any] = {
         "family": "llama", "vocabulary": VOCABULARY, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2,
         "head_dim": 16, "ffn": 128, "norm_eps": 1e-5, "init_std": 0.02, "qkv_bias": False, "out_bias": False,
-        "mlp_bias": False, "qk_norm": False, "tied": True, "windows": (None, None), "rope": (1.0,) * 8,
-        "rope_scale": 1.0,
+        "mlp_bias": False, "tied": True, "windows": (None, None), "ropes": (Rope((1.0,) * 8),) * 2,
     }  # fmt: skip
     made = Network(Decoder(DecoderConfig(**sizes | changes), dtype=torch.bfloat16, impl="triton"), lm=lm)
     for parameter in made.parameters():

@@ -284,10 +284,24 @@ def test_strided_inputs(impl: str) -> None:
     torch.testing.assert_close(grads(hidden, weight, target.to(torch.int16)), expected)
 
 
+@pytest.mark.parametrize("chunk", [1, 1 << 24])
+def test_soft_cap(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Before the temperature; forward and both gradients of both results."""
+    monkeypatch.setattr(reference, "CHUNK_BYTES", chunk)
+    hidden, weight = normal(5, 3, dtype=torch.float64, scale=2.0), normal(7, 3, dtype=torch.float64)
+    target, grads = torch.arange(5, device=DEVICE), torch.randn(2, 5, dtype=torch.float64, device=DEVICE)
+    p = (1.5 * (hidden @ weight.T / 1.5).tanh() / 0.7).softmax(-1)
+    truth = torch.stack((p[torch.arange(5), target].log(), -(p * p.log()).sum(-1)))
+    ours = torch.stack(linear_log_prob(hidden, weight, target, temperature=0.7, softcap=1.5))
+    torch.testing.assert_close(ours, truth)
+    for got, expected in zip(*(torch.autograd.grad(x, [hidden, weight], grads) for x in (ours, truth)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("use_kernels", [False, True])
 def test_registration(use_kernels: bool) -> None:
     hidden, weight, target = normal(6, 5), normal(7, 5), torch.arange(6, device=DEVICE)
-    registered(torch.ops.rmfast.linear_log_prob.default, hidden, weight, target, 0.7, use_kernels)
+    registered(torch.ops.rmfast.linear_log_prob.default, hidden, weight, target, 0.7, None, use_kernels)
 
 
 def test_compilation() -> None:

@@ -14,6 +14,7 @@ from tests.runs import fork_ranks
 pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.slow
 TOKENS, WIDTH = 9, 6
+CASES = [(vocabulary, t, cap) for vocabulary in (8, 13) for t, cap in ((1.0, None), (0.6, None), (0.6, 20.0))]
 
 
 def problem(vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,14 +25,14 @@ def problem(vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, table, targets, torch.randn(2, TOKENS, generator=g, dtype=torch.float64)
 
 
-def whole(vocabulary: int, temperature: float) -> list[Tensor]:
+def whole(vocabulary: int, temperature: float, cap: float | None) -> list[Tensor]:
     hidden, table, targets, grads = problem(vocabulary)
     leaves = [hidden.requires_grad_(), table.requires_grad_()]
-    out = NativeLayers().log_prob(hidden, table, targets, temperature, "reference")
+    out = NativeLayers().log_prob(hidden, table, targets, temperature=temperature, softcap=cap, impl="reference")
     return [*(x.detach() for x in out), *torch.autograd.grad(out, leaves, list(grads))]
 
 
-def shared(world: World, vocabulary: int, temperature: float) -> list[Tensor]:
+def shared(world: World, vocabulary: int, temperature: float, cap: float | None) -> list[Tensor]:
     """What this rank has: its part of the table's gradient."""
     from rmfast.parallel.megatron.layers import TensorParallel
 
@@ -42,7 +43,9 @@ def shared(world: World, vocabulary: int, temperature: float) -> list[Tensor]:
     rows = table[world.rank * size : (world.rank + 1) * size]
     held.weight.data = torch.full((size, WIDTH), torch.nan, dtype=torch.float64)  # beyond the end nothing is read
     held.weight.data[: len(rows)] = rows
-    out = factory.log_prob(hidden.requires_grad_(), held.weight, targets, temperature, "reference")
+    out = factory.log_prob(
+        hidden.requires_grad_(), held.weight, targets, temperature=temperature, softcap=cap, impl="reference"
+    )
     got = torch.autograd.grad(out, [hidden, held.weight], list(grads))
     return [*(x.detach() for x in out), got[0], got[1][: len(rows)]]
 
@@ -52,14 +55,14 @@ def worker(folder: Path) -> None:
 
     install()
     with World() as world:
-        found = [shared(world, vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+        found = [shared(world, *case) for case in CASES]
         torch.save(found, folder / f"found{world.rank}")
 
 
 def test_a_shared_vocabulary(tmp_path: Path) -> None:
     assert fork_ranks(2, partial(worker, tmp_path)) == [0, 0]
     parts = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
-    truths = [whole(vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+    truths = [whole(*case) for case in CASES]
     for first, second, truth in zip(*parts, truths, strict=True):
         assert truth[1].min() < 0.1 < 0.5 < truth[1].max()
         for rank in (first, second):

@@ -11,6 +11,7 @@ from rmfast.models.hf import load_network
 from rmfast.models.lora import ADAPTER, adapt, to_peft
 from rmfast.models.low_rank import LoraOptions
 from rmfast.models.network import Network
+from rmfast.models.peft import peft_settings
 
 SETUPS = {
     "all targets": LoraOptions(rank=4, alpha=6),
@@ -43,7 +44,7 @@ def peft_model(base: PreTrainedModel, network: Network, options: LoraOptions) ->
         task_type="SEQ_CLS",
         r=options.rank,
         lora_alpha=options.alpha,
-        target_modules=list(options.targets),
+        target_modules=peft_settings(options, Path(), to_peft(network, state_of(network)))["target_modules"],
         use_rslora=options.rslora,
     )
     model = get_peft_model(base, config)

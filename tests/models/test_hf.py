@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config
 
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
@@ -64,13 +64,23 @@ def test_no_folder_and_no_config(tmp_path: Path) -> None:
     refused(tmp_path, "holds no config.json")
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "qwen3_moe", "not-in-transformers"])
+@pytest.mark.parametrize("kind", ["gpt2", "cohere", "not-in-transformers"])
 def test_unknown_architecture(folder: Path, kind: str) -> None:
     if kind == "gpt2":
         GPT2Config().save_pretrained(folder)
     else:
         edit_config(folder, model_type=kind, architectures=["X"])
     refused(folder, repr(kind), "not supported", "llama (Llama 2/3", "mistral", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "olmoe", "granitemoe", "gpt_oss", "deepseek_v3"])
+def test_experts_and_images_are_refused_by_name(folder: Path, kind: str) -> None:
+    """And what a mixture of experts would need is said."""
+    config = CONFIG_MAPPING[kind]()
+    config.save_pretrained(folder)
+    refused(folder, repr(kind), "is a mixture of", "experts", "would need a router")
+    CONFIG_MAPPING["gemma3"]().save_pretrained(folder)
+    refused(folder, "'gemma3' takes more than text")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
@@ -275,9 +285,9 @@ def test_shape_of_the_decoder() -> None:
     assert decoder_config(hf_config("mistral-window")).windows == (7, 7, 7)
     assert decoder_config(hf_config("qwen2")).windows == (None,) * 3
     config = decoder_config(hf_config("qwen3"))
-    assert (config.head_dim, config.kv_heads, config.qk_norm, config.tied) == (16, 1, True, False)
+    assert (config.head_dim, config.kv_heads, config.qk_norm, config.tied) == (16, 1, "head", False)
     assert config.layer_parameters == 32 * 16 * (2 * 4 + 2 * 1) + 3 * 32 * 48
-    assert decoder_config(hf_config("llama-yarn")).rope_scale > 1
+    assert decoder_config(hf_config("llama-yarn")).ropes[0].scale > 1
 
 
 def test_quantized_weights_are_refused(folder: Path) -> None:

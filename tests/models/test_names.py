@@ -212,3 +212,18 @@ def test_what_rmfast_writes_says_that_it_is_an_ensemble(saved: Saved, tmp_path: 
         raw = json.loads((folder / "config.json").read_text())
         assert raw.get("rmfast") == ({"heads": "ensemble"} if heads > 1 else None)
         assert torch.equal(load_network(folder)[0].head.weight, network.head.weight)
+
+
+def test_models_that_score_each_step_are_refused_and_code_in_a_folder_is_told_of(
+    saved: Saved, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = moved(saved("qwen2")[1], tmp_path / "copy", lambda state: state)
+    raw = json.loads((folder / "config.json").read_text())
+    for architecture in ("Qwen2ForTokenClassification", "Qwen2ForProcessRewardModel"):
+        (folder / "config.json").write_text(json.dumps(raw | {"architectures": [architecture]}))
+        refused(folder, architecture, "scores each token or step")
+    assert not caplog.records
+    code = {"architectures": ["Qwen2ForSomeReward"], "auto_map": {"AutoModel": "modeling_some.Qwen2ForSomeReward"}}
+    (folder / "config.json").write_text(json.dumps(raw | code))
+    load_network(folder)
+    assert [record.message.count("never run") for record in caplog.records] == [1]

@@ -46,8 +46,8 @@ def scores_of(model: Any) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "setup"),
-    [(name, list(SETUPS)[i % 2]) for i, name in enumerate(CONFIGS)]
-    + [("qwen2", "all targets"), ("qwen3", "one target")],
+    [(name, list(SETUPS)[i % 2]) for i, name in enumerate(CONFIGS) if name != "phi3-longrope"]
+    + [("qwen2", "all targets"), ("qwen3", "one target"), ("phi3-longrope", "all targets")],
 )
 def test_scores_gradients_and_merged_weights_are_those_of_peft(name: str, setup: str, tmp_path: Path) -> None:
     options = SETUPS[setup]

@@ -53,7 +53,7 @@ def test_where_the_decoder_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     network, _ = load_network(tmp_path / "model", attention="flash")
     seen: list[str] = []
 
-    def attend(q: Tensor, *_: Tensor, rows: Tensor | None = None, window: int | None, impl: str) -> Tensor:
+    def attend(q: Tensor, *_: Tensor, rows: Tensor | None = None, window: int | None, impl: str, **__: None) -> Tensor:
         seen.append(impl)
         assert impl != "flash" or (rows is None and window is None)
         return q

@@ -15,9 +15,9 @@ from rmfast.data.template import render
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError, first_line
 from rmfast.evaluation.judge.backend import Answer, Failure, Request, Sampling
-from rmfast.models.config import FAMILIES, context_window
+from rmfast.models.config import context_window
 from rmfast.models.folder import refuse_adapter
-from rmfast.models.gguf import gguf_architecture, gguf_file, load_gguf_language_model
+from rmfast.models.gguf import READ, gguf_architecture, gguf_file, load_gguf_language_model
 
 PLAIN_END = "\n\nAnswer:\n"  # after the question, where a model has no chat template
 
@@ -92,7 +92,7 @@ class Local:
         requests = list(texts)
         plain = self.tokenizer.chat_template is None  # a template writes its special tokens itself
         ids = self.tokenizer(list(texts.values()), add_special_tokens=plain)["input_ids"] if texts else []
-        most = context_window(self.model.config)
+        most = context_window(self.model.config, switches=True)
         fits = []
         for number, tokens in enumerate(ids):
             if most is not None and len(tokens) + self.sampling.max_tokens > most:
@@ -167,7 +167,7 @@ def _fingerprint(model: torch.nn.Module) -> str:
 def _load_model(path: Path, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     gguf = gguf_file(path)
-    if gguf is not None and gguf_architecture(gguf) in FAMILIES:
+    if gguf is not None and gguf_architecture(gguf) in READ:
         return load_gguf_language_model(gguf, dtype)
     folder, options = (gguf.parent, {"gguf_file": gguf.name}) if gguf else (path, {})
     try:

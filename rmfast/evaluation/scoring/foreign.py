@@ -186,7 +186,7 @@ def scores_a_token(model: "PreTrainedModel") -> bool:
 
 def longest_sequence(hf: PreTrainedConfig) -> int | None:
     """As `context_window`, and no more than the position table of the model has rows for."""
-    limit = context_window(hf)
+    limit = context_window(hf, switches=True)
     if limit is None:
         return None
     tables = (module for name, module in _skeleton(hf).named_modules() if name.endswith("position_embeddings"))

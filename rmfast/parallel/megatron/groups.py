@@ -42,6 +42,11 @@ class Layout:
         for what, count in (("heads", config.heads), ("key-value heads", config.kv_heads), ("MLP units", config.ffn)):
             if count % self.tensor:
                 raise UserError(f"parallel.tensor {self.tensor} does not divide the model's {count} {what}")
+        if self.tensor > 1 and config.qk_norm == "all":
+            raise UserError(
+                f"parallel.tensor {self.tensor}: a {config.family} model normalises the queries of all heads together, "
+                "which ranks that hold some heads do not; use parallel.pipeline or engine native"
+            )
         if config.vocabulary <= (self.tensor - 1) * -(-config.vocabulary // self.tensor):
             raise UserError(f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens")
         if config.layers % (self.pipeline * self.virtual):

@@ -5,6 +5,8 @@ megatron-core and the optimizer must know of them: `tensor_model_parallel` where
 `sequence_parallel` where each rank sees its tokens only, `head_norm` where each sees its heads only.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
@@ -54,14 +56,14 @@ class TensorParallel:
         tag(table.weight, "tensor_model_parallel").vocabulary = vocabulary  # type: ignore[attr-defined]
         return table
 
-    def norm(self, width: int) -> Norm:
-        norm = Norm(width)
+    def norm(self, width: int, offset: float = 0.0) -> Norm:
+        norm = Norm(width, offset)
         if self.sequence:
             tag(norm.weight, "sequence_parallel")
         return norm
 
-    def head_norm(self, width: int) -> Norm:
-        norm = Norm(width)
+    def head_norm(self, width: int, offset: float = 0.0) -> Norm:
+        norm = Norm(width, offset)
         tag(norm.weight, "head_norm")
         return norm
 
@@ -94,7 +96,7 @@ class TensorParallel:
         return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False, group=self.group)
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
     ) -> tuple[Tensor, Tensor]:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
@@ -102,8 +104,10 @@ class TensorParallel:
         here = (targets >= start) & (targets < start + len(table))
         index = (targets - start).where(here, 0)
         # Among this rank's tokens.
-        within, entropy = linear_log_prob(hidden, table, index, temperature=temperature, impl=impl)
-        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1) / temperature
+        options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "impl": impl}
+        within, entropy = linear_log_prob(hidden, table, index, **options)
+        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1)
+        logit = (logit if softcap is None else softcap * (logit / softcap).tanh()) / temperature
         normaliser = logit - within  # logsumexp over this rank's tokens
         largest = self.world.max_(normaliser.detach().clone())
         # The sum is taken in place, and exp's backward needs exp's result: hence a copy.

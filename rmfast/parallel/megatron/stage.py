@@ -144,7 +144,7 @@ def build_stages(
         network.to_empty(device=device)
         for parameter, old_tags in zip(network.parameters(), tags, strict=True):  # these are new ones
             vars(parameter).update(old_tags)
-        decoder.inv_freq = torch.tensor(config.rope, device=device)
+        decoder.inv_freq = decoder.frequencies(device)
         if top_layers is not None:
             network.freeze(top_layers)
         if isinstance(network, Network) and prototypes is not None:

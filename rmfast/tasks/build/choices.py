@@ -33,6 +33,8 @@ def attention_impl(config: Config, device: torch.device, decoder: DecoderConfig)
     if model.attention != "flash":
         return model.kernels
     refusal = flash.refusal(device, DTYPES[model.dtype], decoder.head_dim)
+    if refusal is None and decoder.attention_cap is not None:
+        refusal = "its logits have a soft cap"
     if refusal is None and all(window is not None for window in decoder.windows):
         refusal = "every layer has a sliding window"
     if refusal is not None:

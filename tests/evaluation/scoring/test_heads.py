@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    Gemma2Config,
-    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPTNeoXConfig,
     PreTrainedConfig,
     RobertaConfig,
@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 CONFIGS: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
-    "gemma2": (Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8}),
+    "gemma": (GemmaConfig, {"num_key_value_heads": 2, "head_dim": 8}),
     "gpt_neox": (GPTNeoXConfig, {}),
     "bert": (BertConfig, {}),
     "roberta": (RobertaConfig, {"pad_token_id": 1}),
@@ -125,8 +125,8 @@ def test_a_wrappers_prefix_changes_nothing(name: str, prefix: str, tmp_path: Pat
 def test_a_value_head_over_a_causal_model(beside: bool, tmp_path: Path) -> None:
     """OpenRLHF's value_head in the weights, LLaMA-Factory's in a file beside those of a *ForCausalLM."""
     folder = tmp_path / "m"
-    truth = logits(save(folder, "gemma2"), folder)
-    edit(folder, architectures=["Gemma2ForCausalLM"], id2label=None, label2id=None)
+    truth = logits(save(folder, "gemma"), folder)
+    edit(folder, architectures=["GemmaForCausalLM"], id2label=None, label2id=None)
     state = load_file(folder / "model.safetensors")
     head = state.pop("score.weight")
     if beside:
@@ -137,7 +137,7 @@ def test_a_value_head_over_a_causal_model(beside: bool, tmp_path: Path) -> None:
 
 
 def test_a_bias_that_transformers_would_drop_is_named(tmp_path: Path) -> None:
-    save(tmp_path / "m", "gemma2")
+    save(tmp_path / "m", "gemma")
     state = load_file(tmp_path / "m" / "model.safetensors") | {"score.bias": torch.tensor([0.5])}
     save_file(state, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="score.bias adds 0.5 to every score"):
@@ -145,9 +145,9 @@ def test_a_bias_that_transformers_would_drop_is_named(tmp_path: Path) -> None:
 
 
 def test_a_causal_model_has_no_head(tmp_path: Path) -> None:
-    kind, options = CONFIGS["gemma2"]
-    Gemma2ForCausalLM(kind(**SIZES | options)).save_pretrained(tmp_path / "m")
-    with pytest.raises(UserError, match=r"no reward head \(Gemma2ForCausalLM\).*--judge"):
+    kind, options = CONFIGS["gemma"]
+    GemmaForCausalLM(kind(**SIZES | options)).save_pretrained(tmp_path / "m")
+    with pytest.raises(UserError, match=r"no reward head \(GemmaForCausalLM\).*--judge"):
         is_foreign(tmp_path / "m")
 
 
@@ -172,7 +172,7 @@ def padded(folder: Path, model: Any, side: str) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("name", ["llama-tied-llama3", "mistral-full", "qwen2", "qwen3", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama-tied-llama3", "mistral-full", "qwen2", "qwen3", "gemma", "gpt_neox"])
 def test_both_ways_of_choosing_the_scored_token(
     name: str, side: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
