@@ -14,6 +14,8 @@ from rmfast.errors import shown
 from rmfast.serve.refusal import Refused
 
 Floats = NDArray[np.float64]
+COLUMNS = ("prompt", "responses", "tools", "chat_template_kwargs")
+"""Of a row."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,24 @@ def conversation(messages: Any, where: str, beside: Mapping[str, Any] | None = N
     """
     if not isinstance(messages, list) or not messages:
         raise Refused(422, f"{where}: not a list of messages but {type(messages).__name__}")
-    return row({"prompt": messages[:-1], "responses": [[messages[-1]]]} | dict(beside or {}), where)
+    beside = beside or {}
+    if twice := sorted({"prompt", "responses"} & beside.keys()):
+        raise Refused(422, f"{where}: `messages` and `{twice[0]}`: give one of them")
+    return row({"prompt": messages[:-1], "responses": [[messages[-1]]], **beside}, where)
 
 
 def row(columns: Mapping[str, Any], where: str, kind: RowKind = RESPONSES) -> Example:
     """A prompt and its responses as `rmfast score` reads them.
 
     Raises:
-        Refused: the row cannot be used.
+        Refused: the row cannot be used, or has other columns.
     """
+    if other := sorted(columns.keys() - COLUMNS):
+        raise Refused(422, f"{where}: {shown(other[0])} is not known; there are {', '.join(COLUMNS)}")
+    if kind.answered and "responses" not in columns:
+        raise Refused(422, f"{where}: no `responses`, the texts to score")
+    unranked: dict[str, Any] = {"edges": []} if kind.answered else {}  # or each response would be preferred to all that follow
     try:
-        return parse_row(dict(columns), kind=kind)
+        return parse_row(dict(columns) | unranked, kind=kind)
     except BadRow as bad:
         raise Refused(422, f"{where}: {bad}") from None

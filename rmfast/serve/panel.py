@@ -35,10 +35,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """The sequences of a row's N responses, by each of the tokenizers, and the tokens that they store."""
+    """The sequences of a row's N responses, by each of the tokenizers; the tokens that they store; and the bytes of the
+    first one, by which rows that begin alike are found."""
 
     sequences: tuple[tuple[Ids, ...], ...]
     stored: int
+    first: bytes
 
     def __len__(self) -> int:
         return len(self.sequences[0])
@@ -104,7 +106,7 @@ class Panel:
                 raise Refused(422, f"{where}: token id {largest} is beyond the model's vocabulary")
         first = sequences[0]
         shared = min(common_prefix(first[0], ids) for ids in first)
-        return Row(sequences, sum(map(len, first)) - shared * (len(first) - 1))
+        return Row(sequences, sum(map(len, first)) - shared * (len(first) - 1), first[0].tobytes())
 
     def score(self, rows: Sequence[Row]) -> list[Floats]:
         """Members' rewards [M, N] of each row."""

@@ -9,7 +9,8 @@ from rmfast.serve.refusal import Refused
 
 
 def read(data: Mapping[str, Any], served: Served) -> Asked:
-    """A row `{"prompt", "responses"}`, a conversation `{"messages"}`, or several of both under `rows`.
+    """A row `{"prompt", "responses"}`, a conversation `{"messages"}`, or several of both under `rows`; each may have
+    `tools` and `chat_template_kwargs`.
 
     The answer has `rewards` (one for each response, by the rule), `members` (a list for each member), and for several
     rows such an object for each under `rows`.
@@ -29,7 +30,9 @@ def _row(columns: Any, where: str) -> Example:
     if not isinstance(columns, dict):
         raise Refused(422, f"{where} is no object but {type(columns).__name__}")
     columns = {name: value for name, value in columns.items() if name != "model"}
-    return conversation(columns["messages"], where) if "messages" in columns else row(columns, where)
+    if "messages" not in columns:
+        return row(columns, where)
+    return conversation(columns.pop("messages"), where, columns)
 
 
 def _one(scored: Scored, number: int) -> dict[str, Any]:
