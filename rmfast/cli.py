@@ -140,7 +140,7 @@ def _serve(command: ArgumentParser) -> None:
     add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
     add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
     add = command.add_argument_group("batches").add_argument
-    tokens = "token budget of what is computed together (2048 on the CPU, else 16384)"
+    tokens = "token budget of what is computed together (1024 on the CPU, else 16384)"
     add("--tokens-per-pack", type=positive, metavar="N", help=tokens)
     add("--wait-ms", type=amount, default=3.0, metavar="MS", help="a request waits so long for others, at most (3)")
     fixed = "compute each response by itself: the same bits whatever else is asked, but shared prompts anew"

@@ -18,8 +18,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.origin import origin, write_json
-from benchmarks.ppo.compare import write_reward
-from benchmarks.serve.servers import Running, Text, padded_server, rmfast_server, running, texts
+from benchmarks.serve.servers import Running, Text, padded_server, rmfast_server, running, texts, write_reward
 
 WORKLOADS = {"samples": 4, "pairs": 2, "single": 1}
 

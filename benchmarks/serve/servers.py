@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.origin import ROOT
 from rmfast.data.sources import read_rows
@@ -83,6 +84,19 @@ def rmfast_server(model: str, port: int, *more: str) -> list[str]:
 def padded_server(model: str, port: int) -> list[str]:
     """The command of the one to compare with."""
     return [sys.executable, "-m", "benchmarks.serve.padded", model, str(port)]
+
+
+def write_reward(model: str, folder: Path, pad: str = "<|endoftext|>") -> str:
+    """A reward model of a decoder's weights with a random head, in fp32.
+
+    Its pad token ends no sequence, or transformers would score the token before the last where rmfast scores the last.
+    """
+    torch.manual_seed(0)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model, pad_token=pad)
+    options: dict[str, Any] = {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id, "dtype": torch.float32}
+    AutoModelForSequenceClassification.from_pretrained(model, **options).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def texts(model: str, *, prompts: int, answers: int, seed: int = 0) -> list[Text]:

@@ -12,7 +12,7 @@ from rmfast.console import say
 from rmfast.errors import UserError
 
 NEEDS = ("aiohttp", "prometheus_client")
-ON_CPU, ON_GPU = 2048, 16384  # tokens: of more the CPU gains nothing, and clients wait longer
+ON_CPU, ON_GPU = 1024, 16384  # tokens: of more the CPU gains nothing, and clients wait longer
 
 
 def serve(options: Namespace) -> None:

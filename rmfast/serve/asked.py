@@ -102,7 +102,9 @@ def row(columns: Mapping[str, Any], where: str, kind: RowKind = RESPONSES) -> Ex
         raise Refused(422, f"{where}: {shown(other[0])} is not known; there are {', '.join(COLUMNS)}")
     if kind.answered and "responses" not in columns:
         raise Refused(422, f"{where}: no `responses`, the texts to score")
-    unranked: dict[str, Any] = {"edges": []} if kind.answered else {}  # or each response would be preferred to all that follow
+    unranked: dict[str, Any] = (
+        {"edges": []} if kind.answered else {}
+    )  # or each response would be preferred to all that follow
     try:
         return parse_row(dict(columns) | unranked, kind=kind)
     except BadRow as bad:
