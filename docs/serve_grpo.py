@@ -51,6 +51,7 @@ def reward_function(url: str, token: str | None = None, patience: float = 300.0)
 
 def main() -> None:
     """Train a few steps."""
+    import torch
     from datasets import load_dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -69,6 +70,7 @@ def main() -> None:
         max_completion_length=32,
         logging_steps=1,
         report_to="none",
+        bf16=torch.cuda.is_available(),
     )
     GRPOTrainer(args.model, reward_funcs=reward_function(args.url), args=config, train_dataset=rows).train()
 
