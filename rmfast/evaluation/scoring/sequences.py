@@ -123,8 +123,8 @@ def _lay(groups: Sequence[Sequence[Ids]], shared: Sequence[int]) -> SequencePack
         shape.append((prefix, [len(rest) for rest in rests]))
         end = start + prefix
         for rest in rests:
-            scored.append((end + len(rest) if len(rest) else start + prefix) - 1)
             end += len(rest)
+            scored.append(end - 1)  # in front, as the first of its group in order, is one that is all beginning
         start = end
     return SequencePack(
         tokens=torch.from_numpy(np.concatenate(tokens).astype(np.int64)),
