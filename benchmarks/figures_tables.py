@@ -161,8 +161,42 @@ def ppo_optimum(result: Result) -> str:
     return rows("run | of the possible gain, missing | total variation", body)
 
 
+def serve_throughput(result: Result) -> str:
+    """Rewards a CPU second of two servers."""
+    names = {"samples": "4 answers to each prompt", "pairs": "2 answers to each prompt", "single": "1 answer"}
+    body = []
+    for name, row in result["workloads"].items():
+        per = row["rewards_per_cpu_second"]
+        gap = f"{row['largest_difference']:.0e}".replace("e-0", "e-")
+        body.append(
+            [
+                names[name],
+                str(row["texts"]),
+                *(f"{per[side]:.2f}" for side in ("padded", "rmfast")),
+                f"{row['ratio']:.1f} x",
+                gap,
+            ]
+        )
+    return rows("in random order | texts | padded | `rmfast serve` | ratio | largest difference of a reward", body)
+
+
+def serve_load(result: Result) -> str:
+    """A minute of 200 clients."""
+    body = []
+    for side, name in {"tiny": "2 layers, width 64", "model": "SmolLM2-135M"}.items():
+        row = result[side]
+        memory, late = row["memory_mb"], row["latency_seconds"]
+        counts = [f"{row['answers']:,}", str(row["wrong"]), f"{sum(row['misbehaved'].values()):,}"]
+        body.append(
+            [name, *counts, f"{late['p50']:.2f}", f"{late['p99']:.2f}", f"{memory[0]:,.0f}", f"{memory[-1]:,.0f}"]
+        )
+    head = "model | answers | wrong | misbehaved | p50, s | p99, s | MB before | MB after"
+    return rows(head, body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
     "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
+    "serve-throughput": serve_throughput, "serve-load": serve_load,
 }  # fmt: skip

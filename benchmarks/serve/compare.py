@@ -5,11 +5,12 @@
 Both have a reward model of the model's weights with a random head, fp32, aiohttp, and OpenRLHF's protocol: each request
 is one text, `--clients` ask at once, so that the queue is never empty. `samples`: 4 answers to each prompt, in random
 order, as a policy's samples come; `pairs`: 2; `single`: as many prompts with one answer each. CPU time is the server's
-process's, requests and tokenising included.
+process's, requests and tokenising included. A workload that the file has is not measured again.
 """
 
 import argparse
 import asyncio
+import json
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -50,7 +51,9 @@ def main() -> None:
     add("--port", type=int, default=5710, help="and the next one (%(default)s)")
     add("--json", type=Path, required=True, help="write the result to this file")
     args = parser.parse_args()
-    result: dict[str, Any] = {"origin": origin(), "requests": args.requests, "clients": args.clients, "workloads": {}}
+    result: dict[str, Any] = {"origin": origin(), "workloads": {}}
+    if args.json.is_file():
+        result = json.loads(args.json.read_text())
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         model = write_reward(args.model, scratch / "reward")
@@ -59,6 +62,8 @@ def main() -> None:
         with ours as rmfast, theirs as padded:
             servers: dict[str, Running] = {"rmfast": rmfast, "padded": padded}
             for workload, answers in WORKLOADS.items():
+                if workload in result["workloads"]:
+                    continue
                 asked = texts(model, prompts=args.requests // answers, answers=answers)
                 seconds: dict[str, list[float]] = {side: [] for side in servers}
                 rewards: dict[str, list[float]] = {}
@@ -72,6 +77,7 @@ def main() -> None:
                 per = {side: round(len(asked) / median(seconds[side]), 2) for side in servers}
                 result["workloads"][workload] = {
                     "texts": len(asked),
+                    "clients": args.clients,
                     "cpu_seconds": seconds,
                     "rewards_per_cpu_second": per,
                     "ratio": round(per["rmfast"] / per["padded"], 2),

@@ -78,7 +78,7 @@ def running(command: Sequence[str], port: int, log: Path) -> Iterator[Running]:
 
 def rmfast_server(model: str, port: int, *more: str) -> list[str]:
     """The command of rmfast's server."""
-    return [sys.executable, "-m", "rmfast.cli", "serve", model, "--port", str(port), *more]
+    return [sys.executable, "-m", "rmfast.cli", "serve", model, "--port", str(port), "--timeout", "3600", *more]
 
 
 def padded_server(model: str, port: int) -> list[str]:

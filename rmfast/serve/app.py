@@ -15,7 +15,7 @@ from aiohttp import web
 from rmfast.console import say
 from rmfast.errors import first_line
 from rmfast.serve.asked import Asked, Served
-from rmfast.serve.body import MEGABYTE, Room, parse, read_body
+from rmfast.serve.body import MEGABYTE, Body, Room, parse, read_body
 from rmfast.serve.gather import Gatherer
 from rmfast.serve.metrics import Metrics
 from rmfast.serve.panel import Panel, Row
@@ -110,27 +110,27 @@ class Server:
         async def score(request: web.Request) -> web.Response:
             if self.stopping:
                 raise Refused(503, "the server is stopping", closes=True)
-            with self.room.request():
+            with self.room.request() as body:
                 try:
                     async with asyncio.timeout(self.limits.timeout):
-                        return web.Response(body=await self._score(request, protocol), content_type="application/json")
+                        answer = await self._score(request, body, protocol)
+                        return web.Response(body=answer, content_type="application/json")
                 except TimeoutError:
                     limit = f"{self.limits.timeout:g} s (--timeout)"
                     raise Refused(504, f"no answer within {limit}: {self.gatherer.waiting} rows wait") from None
 
         return score
 
-    async def _score(self, request: web.Request, protocol: Protocol) -> bytes:
+    async def _score(self, request: web.Request, body: Body, protocol: Protocol) -> bytes:
+        await read_body(request, body, self.room, stall=self.limits.stall)
         loop = asyncio.get_running_loop()
-        body = bytearray()
-        with self.room.bytes_of(body):
-            await read_body(request, body, self.room, stall=self.limits.stall)
-            asked, read = await loop.run_in_executor(self._reader, self._read, body, protocol)
+        asked, read = await loop.run_in_executor(self._reader, self._read, body, protocol)
         members = await asyncio.wrap_future(self.gatherer.put(read))
         return json.dumps(asked.answer(self.panel.combined(asked, read, members)), allow_nan=False).encode()
 
-    def _read(self, body: bytearray, protocol: Protocol) -> tuple[Asked, list[Row]]:
-        asked = protocol(parse(body), self.served)
+    def _read(self, body: Body, protocol: Protocol) -> tuple[Asked, list[Row]]:
+        asked = protocol(parse(body.data), self.served)
+        body.data = bytearray()
         count = sum(len(getattr(row, "responses", ())) or 1 for row in asked.rows)
         if count > self.limits.responses:
             raise Refused(413, f"{count:,} responses, and a request may have {self.limits.responses:,}; ask in parts")

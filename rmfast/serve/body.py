@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from aiohttp import web
@@ -13,6 +14,14 @@ from rmfast.serve.refusal import Refused
 MEGABYTE = 2**20
 BODIES = 32
 """Largest bodies whose bytes may be held at once."""
+
+
+@dataclass(eq=False)
+class Body:
+    """A request's bytes, and how many of them count as held: also after they are read, as tokens are made of them."""
+
+    data: bytearray = field(default_factory=bytearray)
+    counted: int = 0
 
 
 class Room:
@@ -27,8 +36,8 @@ class Room:
         self.requests = self.bytes = 0
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Hold a request.
+    def request(self) -> Iterator[Body]:
+        """Hold a request, whose body `grow` fills.
 
         Raises:
             Refused: there is no room.
@@ -36,34 +45,29 @@ class Room:
         if self.requests >= self.most:
             raise Refused(429, f"{self.most} requests are being answered; try again later", closes=True)
         self.requests += 1
+        body = Body()
         try:
-            yield
+            yield body
         finally:
             self.requests -= 1
+            self.bytes -= body.counted
 
-    @contextmanager
-    def bytes_of(self, body: bytearray) -> Iterator[None]:
-        """Hold a body as large as it becomes within; `grow` counts what it gets."""
-        try:
-            yield
-        finally:
-            self.bytes -= len(body)
-
-    def grow(self, body: bytearray, more: bytes) -> None:
+    def grow(self, body: Body, more: bytes) -> None:
         """Add to a body that is held.
 
         Raises:
             Refused: it is too large, or there is no room.
         """
-        if len(body) + len(more) > self.body:
+        if body.counted + len(more) > self.body:
             raise too_large(self.body)
         if self.bytes + len(more) > self.body * BODIES:
             raise Refused(429, "the bodies of other requests fill the memory that they may have", closes=True)
         self.bytes += len(more)
-        body += more
+        body.counted += len(more)
+        body.data += more
 
 
-async def read_body(request: web.Request, body: bytearray, room: Room, *, stall: float) -> None:
+async def read_body(request: web.Request, body: Body, room: Room, *, stall: float) -> None:
     """Read a request's body into `body`, which `room` holds.
 
     Args:
@@ -92,7 +96,7 @@ def too_large(most: int) -> Refused:
     return Refused(413, f"the body has more than {most / MEGABYTE:g} MB (--max-body)", closes=True)
 
 
-def parse(body: bytes | bytearray) -> dict[str, Any]:
+def parse(body: bytearray) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:

@@ -81,9 +81,11 @@ async def serving(
     await ready.wait()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield Client(url, session, server, task)
-        if slow is not None:
-            slow.go.set()
-        if not task.done():
-            os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(task, 20)
+        try:
+            yield Client(url, session, server, task)
+        finally:
+            if slow is not None:
+                slow.go.set()
+            if not task.done():
+                os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(task, 20)

@@ -1,6 +1,7 @@
 """Limits, clients that misbehave, a stop: what is answered is right, and nothing is left behind."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import pytest
 from torch import Tensor
 
 from rmfast.evaluation.scoring.reward_model import RewardModel
+from rmfast.serve.body import BODIES
 from rmfast.serve.panel import Panel
 from tests.runs import WORDS, text
 from tests.scoring import CLOSE
@@ -105,6 +107,24 @@ def test_limits_have_their_own_answers(model: RewardModel) -> None:
             for status, count in (("401", 3), ("413", 2), ("429", 1), ("504", 2), ("200", 1)):
                 assert f'rmfast_requests_total{{path="/get_reward",status="{status}"}} {count}.0' in lines
             assert "rmfast_requests_held 0.0" in lines
+
+    asyncio.run(ask())
+
+
+def test_bodies_take_so_much_memory_until_they_are_answered(model: RewardModel) -> None:
+    slow = Slow(Panel([model]))
+
+    async def ask() -> None:
+        async with serving(slow.panel, slow=slow, body=1000) as client:
+            body = json.dumps({"prompt": "a", "responses": ["b"]}).encode().ljust(995)
+            tasks = [asyncio.create_task(client.post("/score", body)) for _ in range(BODIES)]
+            await until(lambda: slow.seen and client.server.gatherer.waiting + len(slow.seen[0]) == BODIES)
+            assert client.server.room.bytes == 995 * BODIES
+            status, answer = await client.post("/score", body)
+            assert status == 429 and "the bodies of other requests fill the memory" in answer["error"]["message"]
+            slow.go.set()
+            assert {status for status, _ in await asyncio.gather(*tasks)} == {200}
+            assert not client.server.room.bytes and (await client.post("/score", body))[0] == 200
 
     asyncio.run(ask())
 
