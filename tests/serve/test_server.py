@@ -49,7 +49,7 @@ def test_the_same_score_whatever_else_is_in_flight(
         async with serving(Panel([model], alone=alone), stall=0.3, body=10_000) as client:
             calm = [await client.rewards(*one) for one in asked]
             monkeypatch.setattr(model.network, "score", counted)
-            odd = [asyncio.create_task(misbehave(client.url, kind % 4)) for kind in range(24)]
+            odd = [asyncio.create_task(misbehave(client.url, kind % 5)) for kind in range(20)]
             busy = await asyncio.gather(*(client.rewards(*one) for one in asked))
             await asyncio.gather(*odd)
             await until(lambda: not client.server.room.requests)
@@ -64,15 +64,22 @@ def test_the_same_score_whatever_else_is_in_flight(
 
 
 async def misbehave(url: str, kind: int) -> None:
-    """Garbage that is no HTTP, a body that never ends, one that is too large, or a client that goes."""
+    """Garbage that is no HTTP, a body that never ends, one that is too large, a head that never ends, or a client that
+    goes."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-    sent = {0: b"\x16\x03\x01 garbage\r\n\r\n", 1: head % 500 + b'{"prompt"', 2: head % 10**9 + b"{", 3: head % 500}
+    sent = {
+        0: b"\x16\x03\x01 garbage\r\n\r\n",
+        1: head % 500 + b'{"prompt"',
+        2: head % 10**9 + b"{",
+        3: head[:20],
+        4: head % 500,
+    }
     writer.write(sent[kind])
-    if kind < 3:
+    if kind < 4:
         answer = await reader.read()
-        assert {0: b"400", 1: b"408", 2: b"413"}[kind] in answer.partition(b"\r\n")[0]
+        assert {0: b"400", 1: b"408", 2: b"413", 3: b""}[kind] in answer.partition(b"\r\n")[0]
         assert b"Traceback" not in answer
     writer.close()
 
