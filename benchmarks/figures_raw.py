@@ -82,7 +82,7 @@ def of_members(result: Result) -> Said:
 
 def of_servers(result: Result) -> Said:
     """Reward servers side by side, as serve/compare.py writes them."""
-    for name, row in result["workloads"].items():
+    for name, row in result["throughput"].items():
         per = {side: round(row["texts"] / median(each), 2) for side, each in row["cpu_seconds"].items()}
         for side, found in per.items():
             yield f"{name}, {side}, rewards a CPU second", row["rewards_per_cpu_second"][side], found
@@ -96,7 +96,7 @@ def said(result: Result) -> Said:
     """All that a file says and can be computed again."""
     if "parts" not in result:
         kinds = {"rounds": of_modes, "steps": of_adapters, "share_of_one_full_member": of_members}
-        kinds["workloads"] = of_servers
+        kinds["throughput"] = of_servers
         yield from next((raw(result) for key, raw in kinds.items() if key in result), ())
         return
     for name, record in result["parts"].items():

@@ -165,7 +165,7 @@ def serve_throughput(result: Result) -> str:
     """Rewards a CPU second of two servers."""
     names = {"samples": "4 answers to each prompt", "pairs": "2 answers to each prompt", "single": "1 answer"}
     body = []
-    for name, row in result["workloads"].items():
+    for name, row in result["throughput"].items():
         per = row["rewards_per_cpu_second"]
         gap = f"{row['largest_difference']:.0e}".replace("e-0", "e-")
         body.append(

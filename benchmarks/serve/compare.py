@@ -51,7 +51,7 @@ def main() -> None:
     add("--port", type=int, default=5710, help="and the next one (%(default)s)")
     add("--json", type=Path, required=True, help="write the result to this file")
     args = parser.parse_args()
-    result: dict[str, Any] = {"origin": origin(), "workloads": {}}
+    result: dict[str, Any] = {"origin": origin(), "throughput": {}}
     if args.json.is_file():
         result = json.loads(args.json.read_text())
     with tempfile.TemporaryDirectory() as name:
@@ -62,7 +62,7 @@ def main() -> None:
         with ours as rmfast, theirs as padded:
             servers: dict[str, Running] = {"rmfast": rmfast, "padded": padded}
             for workload, answers in WORKLOADS.items():
-                if workload in result["workloads"]:
+                if workload in result["throughput"]:
                     continue
                 asked = texts(model, prompts=args.requests // answers, answers=answers)
                 seconds: dict[str, list[float]] = {side: [] for side in servers}
@@ -75,7 +75,7 @@ def main() -> None:
                         print(workload, side, seconds[side][-1], flush=True)
                 gaps = [abs(a - b) for a, b in zip(rewards["rmfast"], rewards["padded"], strict=True)]
                 per = {side: round(len(asked) / median(seconds[side]), 2) for side in servers}
-                result["workloads"][workload] = {
+                result["throughput"][workload] = {
                     "texts": len(asked),
                     "clients": args.clients,
                     "cpu_seconds": seconds,
@@ -85,7 +85,7 @@ def main() -> None:
                     "largest_reward": max(map(abs, rewards["padded"])),
                 }
                 write_json(args.json, result)
-                print(workload, result["workloads"][workload], flush=True)
+                print(workload, result["throughput"][workload], flush=True)
 
 
 if __name__ == "__main__":
