@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from rmfast.commands.serve_words import serve_limits
 from rmfast.commands.words import WordParser, amount, count, date, machines, port, positive, positive_amount, template
 from rmfast.config import DenoiseConfig
 from rmfast.data.clock import DEFAULT_DATE
@@ -139,18 +140,7 @@ def _serve(command: ArgumentParser) -> None:
     add("--token-file", metavar="FILE", help="its line is the bearer token that clients need (default: none)")
     add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
     add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
-    add = command.add_argument_group("batches").add_argument
-    tokens = "token budget of what is computed together (1024 on the CPU, else 16384)"
-    add("--tokens-per-pack", type=positive, metavar="N", help=tokens)
-    add("--wait-ms", type=amount, default=3.0, metavar="MS", help="a request waits so long for others, at most (3)")
-    fixed = "compute each response by itself: the same bits whatever else is asked, but shared prompts anew"
-    add("--fixed-packs", action="store_true", help=fixed)
-    add = command.add_argument_group("limits").add_argument
-    add("--queue", type=positive, default=1024, metavar="N", help="requests held at once; others get 429 (1024)")
-    add("--max-body", type=positive, default=8, metavar="MB", help="largest body; others get 413 (8)")
-    add("--max-responses", type=positive, default=4096, metavar="N", help="responses of a request, at most (4096)")
-    add("--timeout", type=positive_amount, default=120.0, metavar="SECONDS", help="without an answer, 504 (120)")
-    add("--stall", type=positive_amount, default=15.0, metavar="SECONDS", help="idle clients are dropped (15)")
+    serve_limits(command)
     _device(command)
     _template(command)
     _label(command)
