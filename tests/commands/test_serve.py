@@ -75,6 +75,8 @@ def test_what_cannot_be_served_is_said_in_a_line(
 
     assert "--k belongs to --combine mean-k-std" in line("--k", "2")
     assert "one word of ASCII characters" in line("--token-file", str(tmp_path / "words"))
+    (tmp_path / "words").write_text("\n")
+    assert "one word of ASCII characters" in line("--token-file", str(tmp_path / "words"))
     assert "No such file or directory" in line("--token-file", str(tmp_path / "none"))
     assert "nothing to combine" in line("--combine", "worst", "--port", "0")
     assert "cannot listen on no.such.host.invalid" in line("--host", "no.such.host.invalid")
