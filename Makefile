@@ -10,7 +10,7 @@ CONSTRAINTS ?= constraints.txt
 # TORCH. CONSTRAINTS names its version. What is installed first is kept by what follows.
 TORCH ?= torch
 # What tests and checks need beside the package: extras of setup.py.
-EXTRAS ?= test,dev,bench,gguf,megatron
+EXTRAS ?= test,dev,bench,gguf,megatron,serve
 # Passed on to the command: make train ARGS="--optim.lr 1e-3", make test ARGS="tests/data -k pack"
 ARGS ?=
 # Where make bench writes.

@@ -88,6 +88,7 @@ setup(
         # Typed errors, answers and headers of OpenAI-compatible servers come ready; on bare httpx (which Hugging Face's
         # hub brings anyway) they would be ours to write and keep.
         "judge": ["openai>=1.60"],
+        "serve": ["aiohttp>=3.14.5", "prometheus-client>=0.20"],  # older aiohttp waits for heads forever
         "gguf": ["gguf>=0.10", "accelerate>=1.4"],
         "flash": ["flash-attn>=2.7"],  # builds against the torch that is installed: pip needs --no-build-isolation
     },

@@ -102,6 +102,15 @@ def of_preparation(result: Result) -> Said:
             yield f"{name}, {side}", seconds, median(result["commands"][name][side])
 
 
+def of_servers(result: Result) -> Said:
+    """Reward servers side by side, as serve/compare.py writes them."""
+    for name, row in result["throughput"].items():
+        per = {side: round(row["texts"] / median(each), 2) for side, each in row["cpu_seconds"].items()}
+        for side, found in per.items():
+            yield f"{name}, {side}, rewards a CPU second", row["rewards_per_cpu_second"][side], found
+        yield f"{name}, ratio", row["ratio"], round(per["rmfast"] / per["padded"], 2)
+
+
 RAW = {"kernels": of_kernels, "tiles": of_tiles, "steps": of_modes}
 
 
@@ -111,6 +120,7 @@ def said(result: Result) -> Said:
         kinds = {
             "command_medians": of_preparation, "rounds": of_modes,
             "steps": of_adapters, "share_of_one_full_member": of_members, "modes": of_iterations,
+            "throughput": of_servers,
         }  # fmt: skip
         yield from next((raw(result) for key, raw in kinds.items() if key in result), ())
         return

@@ -217,10 +217,45 @@ def without_model(result: Result) -> str:
     return rows(f"command | {result['before']} | now", body)
 
 
+def serve_throughput(result: Result) -> str:
+    """Rewards a CPU second of two servers."""
+    names = {"samples": "4 answers to each prompt", "pairs": "2 answers to each prompt", "single": "1 answer"}
+    body = []
+    for name, row in result["throughput"].items():
+        per = row["rewards_per_cpu_second"]
+        gap = f"{row['largest_difference']:.0e}".replace("e-0", "e-")
+        body.append(
+            [
+                names[name],
+                str(row["texts"]),
+                *(f"{per[side]:.2f}" for side in ("padded", "rmfast")),
+                f"{row['ratio']:.1f} x",
+                gap,
+            ]
+        )
+    return rows("in random order | texts | padded | `rmfast serve` | ratio | largest difference of a reward", body)
+
+
+def serve_load(result: Result) -> str:
+    """A minute of 200 clients."""
+    body = []
+    names = {"tiny": "2 layers, width 64", "model": "SmolLM2-135M"}
+    for side in (side for side in names if side in result):
+        row = result[side]
+        memory, late = row["memory_mb"], row["latency_seconds"]
+        odd = f"{sum(row['misbehaved'].values()):,}"
+        counts = [f"{row['answers']:,}", str(row["wrong"]), str(len(row["failed"])), odd]
+        times = [f"{late['p50']:.1f}", f"{late['p99']:.1f}", f"{row['server_cpu_seconds']:.1f}"]
+        body.append([names[side], *counts, *times, ", ".join(f"{one:.0f}" for one in memory)])
+    head = "model | answers | wrong | failed | misbehaved | p50, s | p99, s | server's CPU s | MB, each 10 s"
+    return rows(head, body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
     "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
     "ppo-beside-trl": ppo_beside_trl, "ppo-study": ppo_study,
     "prepare": prepare, "without-model": without_model,
+    "serve-throughput": serve_throughput, "serve-load": serve_load,
 }  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from rmfast.commands.words import WordParser, amount, count, date, machines, positive, positive_amount, template
+from rmfast.commands.serve_words import serve_limits
+from rmfast.commands.words import WordParser, amount, count, date, machines, port, positive, positive_amount, template
 from rmfast.config import DenoiseConfig
 from rmfast.data.clock import DEFAULT_DATE
 from rmfast.data.denoise import PRESETS
@@ -35,6 +36,7 @@ def parser() -> ArgumentParser:
     _evaluate(_named(commands, "eval", "evaluate a reward model, several as one, or a judge, on a suite"))
     _sample(_named(commands, "sample", "draw answers of a language model, and keep the best by a reward model"))
     _score(_named(commands, "score", "write the reward of every response; with several models, strengths too"))
+    _serve(_named(commands, "serve", "answer with rewards over HTTP: OpenRLHF's, vLLM's and a protocol of its own"))
     _compare(_named(commands, "compare", "diagnostics of results of eval, several side by side"))
     _export(_named(commands, "export", "write a checkpoint as a Hugging Face folder, and check its scores"))
     _doctor(_named(commands, "doctor", "say whether a run folder is whole, and what the run would go on from"))
@@ -126,6 +128,23 @@ def _score(command: ArgumentParser) -> None:
     add("--data", required=True, metavar="PATH", help=SOURCE)
     add("--out", required=True, metavar="FILE.jsonl", help="the rows with their rewards")
     _scoring(command)
+
+
+def _serve(command: ArgumentParser) -> None:
+    command.set_defaults(run="serve.serve")
+    add = command.add_argument
+    add("models", nargs="+", metavar="CKPT", help=MODEL)
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
+    add("--port", type=port, default=5000, metavar="N", help="port to listen on (5000); 0: any that is free")
+    add("--name", type=str, metavar="NAME", help="what clients call the model (default: CKPT as it is typed)")
+    add("--token-file", metavar="FILE", help="its line is the bearer token that clients need (default: none)")
+    add("--combine", choices=RULES, help="how several models, or the heads of one, become one (default: mean)")
+    add("--k", type=amount, help="standard deviations that --combine mean-k-std takes off (default 1)")
+    serve_limits(command)
+    _device(command)
+    _template(command)
+    _label(command)
+    _scored_token(command)
 
 
 def _sample(command: ArgumentParser) -> None:

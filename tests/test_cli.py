@@ -100,7 +100,7 @@ def leaves(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 def test_every_command_names_a_function_that_is_there() -> None:
     names = [str(command.get_default("run")) for command in leaves(parser())]
-    assert len(set(names)) == len(names) == 10
+    assert len(set(names)) == len(names) == 11
     for module, function in (name.split(".") for name in names):
         assert callable(getattr(import_module(f"rmfast.commands.{module}"), function))
 

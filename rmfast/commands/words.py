@@ -66,6 +66,7 @@ def _number(kind: type[int] | type[float], low: float, high: float, words: str) 
 
 positive = _number(int, 1, 2**31 - 1, "positive")
 count = _number(int, 0, 2**31 - 1, "a number of at least 0")
+port = _number(int, 0, 2**16 - 1, "a port, which is at least 0")
 machines = _number(int, 1, 2**20, "positive")
 amount = _number(float, 0, 1e9, "a number of at least 0")
 positive_amount = _number(float, sys.float_info.min, 1e9, "positive")

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from rmfast.checkpoint.store import MANIFEST
 from rmfast.data.example import BadRow, Example
-from rmfast.data.tokenise import encode
+from rmfast.data.tokenise import Ids, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError, first_line
 from rmfast.evaluation.scoring.reader import too_long
@@ -151,12 +151,16 @@ class ForeignModel:
                     raise UserError(f"example {number}: {encoded.cause}: {encoded.detail}")
                 if bad := too_long(encoded, self.window):
                     raise UserError(f"example {number}: {bad.cause}: {bad.detail} ({self.name})")
-                distinct = {ids.tobytes(): ids for ids in encoded.ids}  # duplicates once, so that they tie exactly
-                rewards = {key: self._score(ids) for key, ids in distinct.items()}
-                scores.append(np.stack([rewards[ids.tobytes()] for ids in encoded.ids]))
+                scores.append(self.score_sequences(encoded.ids))
             if self.progress is not None:
                 self.progress(len(scores), len(examples))
         return scores
+
+    def score_sequences(self, sequences: Sequence[Ids], *, alone: bool = True) -> np.ndarray:
+        """Scores float64 [S, M] of whole sequences of token ids. Each runs by itself, whatever `alone` says."""
+        distinct = {ids.tobytes(): ids for ids in sequences}  # duplicates once, so that they tie exactly
+        rewards = {key: self._score(ids) for key, ids in distinct.items()}
+        return np.stack([rewards[ids.tobytes()] for ids in sequences])
 
     @property
     def heads(self) -> int:

@@ -24,11 +24,12 @@ from rmfast.data.row_kinds import RESPONSES
 from rmfast.data.rows import read_row
 from rmfast.data.store import store_examples
 from rmfast.data.table import GroupTable, build_table
-from rmfast.data.tokenise import Encoded, encode
+from rmfast.data.tokenise import Encoded, Ids, encode
 from rmfast.data.tokenizer import load_tokenizer
 from rmfast.errors import UserError
 from rmfast.evaluation.scoring.reader import first_too_long, too_long
 from rmfast.evaluation.scoring.score import Progress, score_table
+from rmfast.evaluation.scoring.sequences import score_distinct, without_end
 from rmfast.models.config import context_window, decoder_config
 from rmfast.models.hf import load_network, read_config
 from rmfast.models.members import SharedNetwork
@@ -238,13 +239,29 @@ class RewardModel:
         device = self.network.norm.weight.device
         return [self.network.score(pack.to(device)) for pack in packs]
 
+    @torch.no_grad()
+    def score_sequences(self, sequences: Sequence[Ids], *, alone: bool = False) -> np.ndarray:
+        """Scores float64 [S, M] of whole sequences of token ids, int32, whatever prompt they have: see
+        `score_distinct`. They must fit into the window and the vocabulary."""
+        device = self.network.norm.weight.device
+        return score_distinct(
+            [without_end(ids, self.skips) for ids in sequences],
+            lambda pack: self.network.score(pack.to(device)),
+            budget=self.tokens_per_pack,
+            alone=alone,
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that its embedding has."""
+        return self.network.config.vocabulary
+
 
 def _cut(example: Example, encoded: Encoded | BadRow, skips: int) -> Example:
     """The example as ready ids that end in the last token that is not `skips`; in their first one where all are."""
     if isinstance(encoded, BadRow):
         return example
-    kept = ((ids, np.flatnonzero(ids != skips)) for ids in encoded.ids)
-    return Example(None, tuple(ids[: int(place[-1]) + 1 if len(place) else 1].tolist() for ids, place in kept))
+    return Example(None, tuple(without_end(ids, skips).tolist() for ids in encoded.ids))
 
 
 def _is_empty(row: Any) -> bool:

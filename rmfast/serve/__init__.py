@@ -1,0 +1,1 @@
+"""An HTTP server of rewards: what clients ask in several protocols, gathered into packs."""
