@@ -22,7 +22,6 @@ SFT = {
     "model.heads": "counts reward heads, and a language model has none",
     "eval.suites": "are for reward models: task sft is evaluated on data.eval",
     "eval.suites_every": "is for reward models: task sft is evaluated on data.eval",
-    "parallel.engine": "megatron does not run task sft: set it to native",
 }
 
 

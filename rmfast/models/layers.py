@@ -127,10 +127,14 @@ class LayerFactory(Protocol):
         ...
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, ids: int | None, temperature: float, impl: str
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens and entropies, fp32 [N] each, under the softmax of hidden [N, d] times a table of
-        this factory's, over the temperature."""
+        this factory's, over the temperature.
+
+        Args:
+            ids: the softmax is over the first so many ids of the whole vocabulary; None for all.
+        """
         ...
 
 
@@ -167,6 +171,6 @@ class NativeLayers:
         return stream
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, ids: int | None, temperature: float, impl: str
     ) -> tuple[Tensor, Tensor]:
-        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, temperature=temperature, impl=impl)
+        return linear_log_prob(hidden, cast(table, hidden.dtype)[:ids], targets, temperature=temperature, impl=impl)

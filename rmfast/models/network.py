@@ -42,7 +42,7 @@ class Reads:
         log_prob: int64 [L], tokens, and int64 [L], the token that each predicts (a target of -1 predicts nothing); with
             None for the targets their hidden states are computed and not read, which draws the same dropout.
         features: what the reward heads read is given too.
-        ids: log-probabilities are over the first so many ids of a whole vocabulary; None for all.
+        ids: log-probabilities are over the first so many ids of the vocabulary; None for all.
         temperature: logits are divided by it.
         entropy: those of the distributions that the targets are predicted from are given too.
     """
@@ -131,9 +131,8 @@ class Network(nn.Module):
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
             normed = rms_norm(hidden[len(reads.scores) :], self.norm.weight, eps=eps, impl=impl)
-            table = self._table().weight if reads.ids is None else self._table().weight[: reads.ids]
-            target = targets.clamp(min=0)
-            log_prob, entropy = self.decoder.factory.log_prob(normed, table, target, reads.temperature, impl)
+            table, target = self._table().weight, targets.clamp(min=0)
+            log_prob, entropy = self.decoder.factory.log_prob(normed, table, target, reads.ids, reads.temperature, impl)
         return Outputs(scores, log_prob, features, prototypes, entropy if reads.entropy else None)
 
     def score(self, pack: ScoredPack) -> Tensor:

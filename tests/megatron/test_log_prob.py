@@ -16,24 +16,28 @@ from tests.runs import ROOT, environment, torchrun
 pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.slow
 TOKENS, WIDTH = 9, 6
+CASES = [(512, None, 1.0), (600, None, 0.6), (600, 530, 1.0), (600, 300, 0.6), (600, 200, 1.0)]
+"""Vocabulary, how many ids count (of the last, none on the second rank), and temperature."""
 
 
 def problem(vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states, a table, targets, and gradients of log-probabilities and entropies; logits to about 60."""
     g = torch.Generator().manual_seed(vocabulary)
-    hidden, table = (torch.randn(n, WIDTH, generator=g, dtype=torch.float64) * 3 for n in (TOKENS, vocabulary))
+    hidden, table = (torch.randn(n, WIDTH, generator=g, dtype=torch.float64) * 4 for n in (TOKENS, vocabulary))
     targets = torch.arange(TOKENS) * (vocabulary - 1) // (TOKENS - 1)  # the first id and the last are among them
     return hidden, table, targets, torch.randn(2, TOKENS, generator=g, dtype=torch.float64)
 
 
-def whole(vocabulary: int, temperature: float) -> list[Tensor]:
+def whole(vocabulary: int, ids: int | None, temperature: float) -> list[Tensor]:
     hidden, table, targets, grads = problem(vocabulary)
     leaves = [hidden.requires_grad_(), table.requires_grad_()]
-    out = NativeLayers().log_prob(hidden, table, targets, temperature, "reference")
+    out = NativeLayers().log_prob(
+        hidden, table, targets.clamp(max=(ids or vocabulary) - 1), ids, temperature, "reference"
+    )
     return [*(x.detach() for x in out), *torch.autograd.grad(out, leaves, list(grads))]
 
 
-def shared(world: World, vocabulary: int, temperature: float) -> list[Tensor]:
+def shared(world: World, vocabulary: int, ids: int | None, temperature: float) -> list[Tensor]:
     """What this rank has: its part of the table's gradient."""
     from rmfast.parallel.megatron.layers import TensorParallel
 
@@ -44,8 +48,9 @@ def shared(world: World, vocabulary: int, temperature: float) -> list[Tensor]:
     rows = table[world.rank * size : (world.rank + 1) * size]
     held.weight.data = torch.full((size, WIDTH), torch.nan, dtype=torch.float64)  # beyond the end nothing is read
     held.weight.data[: len(rows)] = rows
-    out = factory.log_prob(hidden.requires_grad_(), held.weight, targets, temperature, "reference")
-    got = torch.autograd.grad(out, [hidden, held.weight], list(grads))
+    targets = targets.clamp(max=(ids or vocabulary) - 1)
+    out = factory.log_prob(hidden.requires_grad_(), held.weight, targets, ids, temperature, "reference")
+    got = torch.autograd.grad(out, [hidden, held.weight], list(grads), materialize_grads=True)
     return [*(x.detach() for x in out), got[0], got[1][: len(rows)]]
 
 
@@ -54,7 +59,7 @@ def worker(folder: Path) -> None:
 
     install()
     with World() as world:
-        found = [shared(world, vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+        found = [shared(world, *case) for case in CASES]
         torch.save(found, folder / f"found{world.rank}")
 
 
@@ -64,7 +69,7 @@ def test_a_shared_vocabulary(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment_, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     parts = [torch.load(tmp_path / f"found{rank}") for rank in range(2)]
-    truths = [whole(vocabulary, t) for vocabulary in (8, 13) for t in (1.0, 0.6)]
+    truths = [whole(*case) for case in CASES]
     for first, second, truth in zip(*parts, truths, strict=True):
         assert truth[1].min() < 0.1 < 0.5 < truth[1].max()
         for rank in (first, second):

@@ -16,7 +16,7 @@ from rmfast.train import main
 from tests.runs import arguments, write_model, write_rows
 from tests.tiny import hf_config
 
-CONFIG = hf_config("llama-biases", vocab_size=97, num_key_value_heads=4)
+CONFIG = hf_config("llama-biases", vocab_size=801, num_key_value_heads=4)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

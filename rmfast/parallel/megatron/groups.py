@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
+from rmfast.parallel.megatron.place import BLOCK, vocabulary_share
 from rmfast.parallel.process_group import open_group, sole_group
 from rmfast.parallel.world import World
 
@@ -42,8 +43,11 @@ class Layout:
         for what, count in (("heads", config.heads), ("key-value heads", config.kv_heads), ("MLP units", config.ffn)):
             if count % self.tensor:
                 raise UserError(f"parallel.tensor {self.tensor} does not divide the model's {count} {what}")
-        if config.vocabulary <= (self.tensor - 1) * -(-config.vocabulary // self.tensor):
-            raise UserError(f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens")
+        if config.vocabulary <= (self.tensor - 1) * vocabulary_share(config.vocabulary, self.tensor):
+            raise UserError(
+                f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens, which ranks share "
+                f"in blocks of {BLOCK}"
+            )
         if config.layers % (self.pipeline * self.virtual):
             raise UserError(
                 f"parallel.pipeline {self.pipeline} x parallel.virtual {self.virtual} does not divide the model's "

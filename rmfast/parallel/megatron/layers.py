@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from rmfast.kernels import linear_log_prob
 from rmfast.models.copies import cast
 from rmfast.models.layers import Embedding, Linear, Norm
+from rmfast.parallel.megatron.place import vocabulary_share
 from rmfast.parallel.world import World
+
+NO_MASS = -1e30  # as a logarithm; times 0 it is 0, which -inf is not
 
 
 def tag(parameter: nn.Parameter, name: str) -> nn.Parameter:
@@ -67,7 +70,7 @@ class TensorParallel:
 
     def tokens(self, vocabulary: int) -> int:
         """Rows of a vocabulary's table that each rank holds; the last rank's may reach beyond its end."""
-        return -(-vocabulary // self.ranks)
+        return vocabulary_share(vocabulary, self.ranks)
 
     def join(self, parts: Tensor) -> Tensor:
         """The sum of all ranks' [T, d], as a residual stream."""
@@ -94,17 +97,23 @@ class TensorParallel:
         return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False, group=self.group)
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, temperature: float, impl: str
+        self, hidden: Tensor, table: Tensor, targets: Tensor, ids: int | None, temperature: float, impl: str
     ) -> tuple[Tensor, Tensor]:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
-        table = cast(table, hidden.dtype)[: table.vocabulary - start]  # type: ignore[attr-defined]
-        here = (targets >= start) & (targets < start + len(table))
+        vocabulary: int = table.vocabulary  # type: ignore[attr-defined]
+        held = min(vocabulary if ids is None else min(ids, vocabulary), start + len(table)) - start
+        here = (targets >= start) & (targets < start + held)
         index = (targets - start).where(here, 0)
-        # Among this rank's tokens.
-        within, entropy = linear_log_prob(hidden, table, index, temperature=temperature, impl=impl)
-        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1) / temperature
-        normaliser = logit - within  # logsumexp over this rank's tokens
+        if held > 0:
+            # Among this rank's tokens.
+            table = cast(table, hidden.dtype)[:held]
+            within, entropy = linear_log_prob(hidden, table, index, temperature=temperature, impl=impl)
+            logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1) / temperature
+            normaliser = logit - within  # logsumexp over this rank's tokens
+        else:  # of which it has none: no mass, and a gradient of 0, which the backward sums in place
+            logit = entropy = (hidden.to(torch.promote_types(hidden.dtype, torch.float32)) * 0.0).sum(-1)
+            normaliser = logit + NO_MASS
         largest = self.world.max_(normaliser.detach().clone())
         # The sum is taken in place, and exp's backward needs exp's result: hence a copy.
         mass = (normaliser - largest).exp()

@@ -9,6 +9,15 @@ from rmfast.models.config import DecoderConfig
 from rmfast.models.weights import EMBEDDING, LM_HEAD
 
 
+BLOCK = 256
+"""Ids that tokens are drawn from together (`draw_tokens`): a rank's share of a vocabulary is of whole blocks."""
+
+
+def vocabulary_share(vocabulary: int, ranks: int) -> int:
+    """Rows of a vocabulary's table that each rank holds; the last rank's may reach beyond its end."""
+    return vocabulary if ranks == 1 else -(-vocabulary // (ranks * BLOCK)) * BLOCK
+
+
 @dataclass(frozen=True)
 class Segment:
     """Rows of a rank's part, `local` to `local + count`, that are rows `whole` to `whole + count` of the weight."""
@@ -87,7 +96,7 @@ def place_of(config: DecoderConfig, name: str, shape: tuple[int, ...], *, ranks:
     width = shape[1] if len(shape) > 1 else 1
     kind = name.split(".")[-2] if "." in name else name
     if name in (EMBEDDING, LM_HEAD):
-        each = -(-shape[0] // ranks)
+        each = vocabulary_share(shape[0], ranks)
         start = rank * each
         return Place(shape, (Segment(0, start, min(each, shape[0] - start)),), 0, width)
     joined = {

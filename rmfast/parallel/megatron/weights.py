@@ -13,7 +13,7 @@ from rmfast.models.weights import EMBEDDING, PROTOTYPES
 from rmfast.parallel.engine import Shard, piece_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
-from rmfast.parallel.megatron.place import Place, place_of
+from rmfast.parallel.megatron.place import Place, place_of, vocabulary_share
 
 
 @dataclass(frozen=True)
@@ -127,5 +127,5 @@ def _own_size(place: Place, ranks: int) -> int:
     """Elements of a rank's part, with rows that belong to no weight."""
     rows = sum(segment.count for segment in place.segments)
     if place.part and len(place.segments) == 1 and place.width == (place.shape[1] if len(place.shape) > 1 else 1):
-        rows = -(-place.shape[0] // ranks)  # a vocabulary
+        rows = vocabulary_share(place.shape[0], ranks)
     return rows * place.width

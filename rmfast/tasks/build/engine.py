@@ -12,6 +12,7 @@ from rmfast.models.hf import load_network
 from rmfast.models.lora import adapt
 from rmfast.models.network import Network
 from rmfast.models.rows import open_rows
+from rmfast.models.weights import HEAD
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
 from rmfast.parallel.megatron.groups import Layout, groups_of
@@ -86,7 +87,7 @@ def _network(config: Config, attention: str) -> Network:
 
 
 def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamWOptions, attention: str) -> Engine:
-    model, parallel, lm = config.model, config.parallel, config.objective.lm > 0
+    model, parallel = config.model, config.parallel
     layout = Layout(
         tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, sequence=parallel.sequence
     )
@@ -106,15 +107,15 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamW
     from rmfast.parallel.megatron.engine import MegatronEngine
     from rmfast.parallel.megatron.stage import build_stages
 
-    seed, count = config.run.seed, prototypes(config)
-    with open_rows(model.path, hf, heads=model.heads, seed=seed, from_scratch=model.from_scratch, lm=lm) as rows:
+    seed, count, what = config.run.seed, prototypes(config), network_heads(config)
+    with open_rows(model.path, hf, seed=seed, from_scratch=model.from_scratch, **what) as rows:
         groups = groups_of(world, layout)
         try:
             stages = build_stages(
                 decoder,
                 groups,
-                heads=rows.parameters["head.weight"].shape[0],
-                lm=lm,
+                heads=rows.parameters[HEAD].shape[0] if HEAD in rows.parameters else 0,
+                lm=what["lm"],
                 top_layers=model.top_layers,
                 prototypes=None if count is None else (count, seed),
                 dtype=DTYPES[model.dtype],
