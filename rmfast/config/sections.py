@@ -80,8 +80,6 @@ class ModelConfig(Section):
         refuse(self.top_layers is not None, "model.top_layers", layers, "model.adapter")
         nothing = "leaves model.adapter lora no trained weights to adapt"
         refuse(self.from_scratch, "model.from_scratch", nothing, "model.adapter")
-        engine = "lora needs parallel.engine native: megatron computes no adapters"
-        refuse(config.parallel.engine == "megatron", "model.adapter", engine, "parallel.engine")
 
 
 class DataConfig(Section):

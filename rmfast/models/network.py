@@ -12,7 +12,7 @@ from rmfast.kernels import rms_norm, score_head
 from rmfast.kernels.linear_log_prob.products import TableProduct
 from rmfast.models.copies import cast
 from rmfast.models.decoder import Decoder, Memory
-from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
+from rmfast.models.layers import Embedding, Linear, Norm, linear_weights, narrow
 
 
 class PackInputs(Protocol):
@@ -215,10 +215,7 @@ class Network(nn.Module):
     def narrow(self) -> "Network":
         """This network, frozen, with all that is read in the decoder's dtype stored in it: every weight but those of
         norms and reward heads. What it computes keeps its bits."""
-        self.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, Linear | Embedding) and module is not self.head:
-                module.to(self.decoder.dtype)
+        narrow(self, self.decoder.dtype, self.head)
         return self
 
 

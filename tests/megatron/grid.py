@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.runs import Case, arguments, final_weights, launch, read_lines
 
@@ -37,6 +38,13 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "top": {"model__top_layers": 1, "objective__center": 0.01, "data__tokens_per_pack": 90},
     "lm": {"model__path": "tied", "objective__lm": 0.5, "data__tokens_per_pack": 64},
     "sft": {"task": "sft", "model__path": "odd", "data__eval": "eval.jsonl", "data__tokens_per_pack": 64},
+    "lora": {
+        "model__adapter": "lora",
+        "model__lora_rank": 4,
+        "model__lora_targets": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+        "data__tokens_per_pack": 90,
+    },
+    "lora sft": {"task": "sft", "model__path": "tied", "model__adapter": "lora", "data__tokens_per_pack": 64},
     "simcse": {"objective__contrastive": "simcse", "objective__temperature": 0.5, "data__tokens_per_pack": 120},
     "swav": {
         "objective__contrastive": "swav",
@@ -69,6 +77,7 @@ COVER = [
     ("tp2 sp", "frozen"),
     ("tp2 sp", "meta"),
     ("tp2 sp", "sft"),
+    ("tp2 sp", "lora"),
     ("pp2", "lm"),
     ("pp2", "swav"),
     ("pp2", "top"),
@@ -77,6 +86,7 @@ COVER = [
     ("pp2 interleaved", "meta"),
     ("pp2 interleaved", "top"),
     ("pp2 interleaved", "sft"),
+    ("pp2 interleaved", "lora"),
     ("dp2", "center"),
     ("dp2", "meta"),
     ("dp2", "meta swav"),
@@ -85,6 +95,7 @@ COVER = [
     ("tp2 pp2 sp", "lm"),
     ("tp2 pp2", "meta"),
     ("tp2 pp2", "sft"),
+    ("tp2 pp2", "lora sft"),
     ("pp2 dp2", "lm"),
     ("pp2 dp2", "frozen"),
     ("tp2 dp2", "simcse"),
@@ -170,9 +181,14 @@ def assert_same_weights(run: Path, truth: Path) -> None:
 
 
 def assert_same_run(run: Path, truth: Path) -> None:
-    """Steps, final weights, and the evaluations that both made: a run that was gone on with has more."""
+    """Steps, final weights, an adapter, and the evaluations that both made: a run that was gone on with has more."""
     assert_same_steps(read_lines(run / "metrics.jsonl"), read_lines(truth / "metrics.jsonl"), run.name)
     assert_same_weights(run, truth)
+    if (truth / "adapter").exists():
+        ours, theirs = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (run, truth))
+        assert ours.keys() == theirs.keys()
+        for name, weight in theirs.items():
+            assert float((ours[name] - weight).norm()) <= 1e-3 * max(float(weight.norm()), 1e-3), (run.name, name)
     if (truth / "eval.jsonl").exists():
         found, expected = (read_lines(path / "eval.jsonl") for path in (run, truth))
         steps = {line["step"] for line in expected}

@@ -9,6 +9,8 @@ import torch
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import build_network
+from rmfast.models.lora import add_adapter
+from rmfast.models.low_rank import LoraOptions
 from rmfast.parallel.megatron import groups
 from rmfast.parallel.megatron.groups import Layout
 from rmfast.parallel.megatron.place import place_of
@@ -23,12 +25,14 @@ CONFIG = hf_config("llama-biases", vocab_size=801, num_key_value_heads=4)
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_parts_make_the_whole(ranks: int, cuts: int) -> None:
     network = build_network(CONFIG, where="", heads=2, lm=True)
+    targets = ("k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")  # parts of a joined layer, and whole ones
+    add_adapter(network, LoraOptions(rank=3, targets=targets))
     for name, parameter in network.named_parameters():
         shape = tuple(parameter.shape)
         whole = torch.arange(parameter.numel(), dtype=torch.float64).view(shape)
         count, back = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
         for rank in range(ranks):
-            place = place_of(network.config, name, shape, ranks=ranks, rank=rank)
+            place = place_of(network.config, name, shape, ranks=ranks, rank=rank, targets=targets)
             size = place.width * max(s.local + s.count for s in place.segments)
             part = torch.full((size,), -1.0, dtype=torch.float64)
             for piece in place.pieces(0, size):

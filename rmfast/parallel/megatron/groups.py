@@ -45,8 +45,8 @@ class Layout:
                 raise UserError(f"parallel.tensor {self.tensor} does not divide the model's {count} {what}")
         if config.vocabulary <= (self.tensor - 1) * vocabulary_share(config.vocabulary, self.tensor):
             raise UserError(
-                f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens, which ranks share "
-                f"in blocks of {BLOCK}"
+                f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens, which ranks "
+                f"share in blocks of {BLOCK}"
             )
         if config.layers % (self.pipeline * self.virtual):
             raise UserError(

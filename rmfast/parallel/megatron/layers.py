@@ -2,8 +2,11 @@
 
 A residual stream is [T, d] on every rank, or under sequence parallelism a rank's [T / ranks, d]. Weights carry what
 megatron-core and the optimizer must know of them: `tensor_model_parallel` where ranks hold different parts,
-`sequence_parallel` where each rank sees its tokens only, `head_norm` where each sees its heads only.
+`sequence_parallel` where each rank sees its tokens only, `partial_gradient` where all hold the same and each has the
+gradient through its heads, outputs or inputs only.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from rmfast.kernels import linear_log_prob
 from rmfast.models.copies import cast
 from rmfast.models.layers import Embedding, Linear, Norm
+from rmfast.models.low_rank import LoraOptions, LowRank
 from rmfast.parallel.megatron.place import vocabulary_share
 from rmfast.parallel.world import World
 
@@ -65,7 +69,7 @@ class TensorParallel:
 
     def head_norm(self, width: int) -> Norm:
         norm = Norm(width)
-        tag(norm.weight, "head_norm")
+        tag(norm.weight, "partial_gradient")
         return norm
 
     def tokens(self, vocabulary: int) -> int:
@@ -133,8 +137,18 @@ class ColumnLinear(Linear):
         for parameter in self.parameters():
             tag(parameter, "tensor_model_parallel")
 
+    def low_rank(self, places: Sequence[tuple[int, int]], options: LoraOptions) -> LowRank:
+        """Each rank has all of A, and its part of B."""
+        ranks = self.factory.ranks  # which divide every part
+        adapter = super().low_rank([(begin // ranks, end // ranks) for begin, end in places], options)
+        tag(adapter.a, "partial_gradient")
+        tag(adapter.b, "tensor_model_parallel")
+        return adapter
+
     def forward(self, x: Tensor) -> Tensor:
         factory = self.factory
+        if not self.weight.requires_grad:  # of which megatron-core's op would make a gradient
+            return super().forward(self._entered(x))
         return linear_with_grad_accumulation_and_async_allreduce(
             x,
             cast(self.weight, x.dtype),
@@ -146,10 +160,14 @@ class ColumnLinear(Linear):
         )
 
     def split(self, x: Tensor, rows: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return super().split(self._entered(x), rows, sizes)
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """The whole stream, whose gradient is summed over ranks."""
         group = self.factory.group
         if self.factory.sequence:
-            return super().split(gather_from_sequence_parallel_region(x, group=group), rows, sizes)
-        return super().split(copy_to_tensor_model_parallel_region(x, group=group), rows, sizes)
+            return gather_from_sequence_parallel_region(x, group=group)
+        return copy_to_tensor_model_parallel_region(x, group=group)
 
 
 class RowLinear(Linear):
@@ -162,8 +180,16 @@ class RowLinear(Linear):
         if self.bias is not None and factory.sequence:
             tag(self.bias, "sequence_parallel")
 
+    def low_rank(self, places: Sequence[tuple[int, int]], options: LoraOptions) -> LowRank:
+        """Each rank has its part of A, and all of B: the sum over ranks is of products of both."""
+        inputs, world = self.weight.shape[1], self.factory.world
+        adapter = LowRank(inputs, places, options, columns=(inputs * world.rank, inputs * world.size))
+        tag(adapter.a, "tensor_model_parallel")
+        tag(adapter.b, "partial_gradient")
+        return adapter
+
     def forward(self, x: Tensor) -> Tensor:
-        joined = self.factory.join(F.linear(x, cast(self.weight, x.dtype)))
+        joined = self.factory.join(self._product(x, cast(self.weight, x.dtype), None))
         return joined if self.bias is None else joined + cast(self.bias, x.dtype)
 
 
@@ -182,12 +208,12 @@ class VocabularyEmbedding(Embedding):
         return self.factory.join(found.to(dtype))
 
 
-def sum_head_norms(chunks: list[nn.Module], world: World) -> None:
-    """Each rank has the gradients of its heads alone: sum those of the norms that all heads share."""
+def sum_partial_gradients(chunks: list[nn.Module], world: World) -> None:
+    """Sum what each rank has of the gradients of weights that all hold."""
     if world.size == 1:
         return
-    parameters = [p for chunk in chunks for p in chunk.parameters() if hasattr(p, "head_norm") and p.requires_grad]
-    grads: list[Tensor] = [vars(p)["main_grad"] for p in parameters]
+    parameters = [p for chunk in chunks for p in chunk.parameters() if hasattr(p, "partial_gradient")]
+    grads: list[Tensor] = [vars(p)["main_grad"] for p in parameters if p.requires_grad]
     if grads:
         summed = world.sum_(torch.cat([grad.flatten() for grad in grads]))
         for grad, values in zip(grads, summed.split([g.numel() for g in grads]), strict=True):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder
-from rmfast.models.layers import linear_weights
+from rmfast.models.layers import linear_weights, narrow
+from rmfast.models.lora import add_adapter
+from rmfast.models.low_rank import LoraOptions
 from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.weights import EMBEDDING, LM_HEAD
 from rmfast.parallel.megatron.groups import Groups
@@ -20,14 +22,21 @@ from rmfast.parallel.megatron.layers import TensorParallel, tag
 
 
 class Trunk(nn.Module):
-    """Layers without heads."""
+    """Layers without heads; see `Network`."""
+
+    head = None
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
+        self.adapter: str | None = None
 
     def forward(self, pack: Pack, reads: Reads, before: Tensor | None = None) -> Tensor:
-        return self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before)
+        return self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before, self.adapter)
+
+    def narrow(self) -> None:
+        """See `Network.narrow`."""
+        narrow(self, self.decoder.dtype, None)
 
     def freeze(self, top_layers: int) -> None:
         """See `Network.freeze`."""
@@ -77,6 +86,12 @@ class Stage(nn.Module):
         before = tensors[0] if isinstance(tensors, list) else tensors
         self._before = None if before is None else before[:, 0]
 
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is drawn in training."""
+        decoder = self.network.decoder
+        return decoder.dropout > 0 or any(options.dropout for options in decoder.adapters.options.values())
+
     def shared_embedding_or_output_weight(self) -> nn.Parameter:
         """The embedding, or the last stage's copy of it."""
         if self.network.decoder.embed is not None:
@@ -119,6 +134,7 @@ def build_stages(
     lm: bool,
     top_layers: int | None,
     prototypes: tuple[int, int] | None,
+    adapter: LoraOptions | None = None,
     **options: Any,
 ) -> list[Stage]:
     """This rank's stages, on its device, without weights but for prototypes.
@@ -126,6 +142,7 @@ def build_stages(
     Args:
         top_layers: see `Network.freeze`; None trains all.
         prototypes: their number and seed.
+        adapter: that is trained, see `adapt`.
         options: of `Decoder`.
 
     Raises:
@@ -140,6 +157,8 @@ def build_stages(
             decoder = Decoder(config, factory=factory, held=held, **options)
             last = config.layers - 1 in held
             network = Network(decoder, heads=heads, lm=lm) if last else Trunk(decoder)
+            if adapter is not None:
+                add_adapter(network, adapter)
         tags = [vars(parameter) for parameter in network.parameters()]
         network.to_empty(device=device)
         for parameter, old_tags in zip(network.parameters(), tags, strict=True):  # these are new ones

@@ -107,8 +107,8 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamW
     from rmfast.parallel.megatron.engine import MegatronEngine
     from rmfast.parallel.megatron.stage import build_stages
 
-    seed, count, what = config.run.seed, prototypes(config), network_heads(config)
-    with open_rows(model.path, hf, seed=seed, from_scratch=model.from_scratch, **what) as rows:
+    seed, count, what, adapter = config.run.seed, prototypes(config), network_heads(config), lora_options(model)
+    with open_rows(model.path, hf, seed=seed, from_scratch=model.from_scratch, adapter=adapter, **what) as rows:
         groups = groups_of(world, layout)
         try:
             stages = build_stages(
@@ -118,6 +118,7 @@ def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamW
                 lm=what["lm"],
                 top_layers=model.top_layers,
                 prototypes=None if count is None else (count, seed),
+                adapter=adapter,
                 dtype=DTYPES[model.dtype],
                 dropout=dropout(config),
                 recompute=model.recompute,
