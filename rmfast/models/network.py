@@ -80,10 +80,16 @@ Product = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 
 
 class NextLogits(Protocol):
-    """What follows some tokens; see `Network.logits`."""
+    """What follows some tokens; see `Network.logits`. Of layers before the last, the residual stream after them."""
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        rows: Tensor,
+        product: Product | None = None,
+        before: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -142,11 +148,17 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logits(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        rows: Tensor,
+        product: Product | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
         rank's part. Arguments are the decoder's; `product` is of calls between which no weight changes."""
-        hidden = self.decoder(tokens, positions, memory, rows, adapter=self.adapter)
+        hidden = self.decoder(tokens, positions, memory, rows, before, self.adapter)
         normed = rms_norm(hidden, self.norm.weight, eps=self.config.norm_eps, impl=self.decoder.impl)
         table = cast(self._table().weight, normed.dtype)
         return (product or TableProduct())(normed, table, torch.promote_types(normed.dtype, torch.float32))

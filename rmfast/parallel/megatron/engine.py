@@ -1,6 +1,7 @@
 """The megatron engine: schedules, sharded gradients and collectives of megatron-core under the same objectives."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.rows import ModelRows
 from rmfast.models.weights import HEAD
 from rmfast.objectives.base import BatchTerm, FeatureGradients, Objective, Statistics
-from rmfast.parallel.engine import ReadRows, Shard, tensor_name
+from rmfast.parallel.engine import Held, ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import sum_partial_gradients
 from rmfast.parallel.megatron.messages import Neighbours
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
-from rmfast.parallel.megatron.stage import Stage, tag_tied
+from rmfast.parallel.megatron.stage import Stage, held_model, tag_tied
 from rmfast.parallel.megatron.statistics import JoinStatistics
 from rmfast.parallel.megatron.weights import Weights
 from rmfast.parallel.optimizer import AdamWOptions
@@ -274,6 +275,16 @@ class MegatronEngine(Stepping):
             for name in ("log_prob", *(["entropy"] if asked[0].entropy else [])):
                 fields[name] = self._from_last(found, name, lengths, ())
         return [Outputs(**dict(zip(fields, of_pack, strict=True))) for of_pack in zip(*fields.values(), strict=True)]
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[Held]:
+        """See `SampledEngine`: the stages as they are, of which none gathers weights."""
+        for chunk in self.chunks:
+            chunk.eval()
+        with self.copies, contextlib.ExitStack() as whole:
+            for stage in self.stages:
+                whole.enter_context(stage.whole_streams())
+            yield held_model(self.stages, self.groups)
 
     def _from_last(
         self, found: dict[int, Outputs], name: str, sizes: Sequence[int], shape: tuple[int, ...]

@@ -1,6 +1,7 @@
 """Which ranks compute together: a world as a grid of tensor x data x pipeline ranks."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,7 +93,7 @@ class Groups:
         self.tensor = self._line(world, [grid[k][j] for k in range(p) for j in range(d)])
         self.data = self._line(world, [[grid[k][j][i] for j in range(d)] for k in range(p) for i in range(t)])
         columns = [[grid[k][j][i] for k in range(p)] for j in range(d) for i in range(t)]
-        self.pipeline = self._line(world, columns)
+        self._columns, self.pipeline = columns, self._line(world, columns)
         collection = ProcessGroupCollection()
         collection.tp, collection.pp = self.tensor.group, self.pipeline.group
         collection.dp = collection.dp_cp = collection.intra_dp_cp = self.data.group
@@ -103,6 +104,12 @@ class Groups:
         self.collection: Any = collection
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:  # the linear functions gather into it
             parallel_state._set_global_memory_buffer()
+
+    @cached_property
+    def around(self) -> World | None:
+        """The pipeline's ranks once more, for what the last one sends the first in sampling: NCCL puts messages of one
+        group between two ranks in one order, in which each would wait for the other's. All ranks ask for it."""
+        return self._line(self.world, self._columns) if self.layout.virtual > 1 else None
 
     @staticmethod
     def _line(world: World, lines: list[list[int]]) -> World:
