@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from rmfast.models.exported import check_exported
 from rmfast.models.hf import build_network, find_weights, head_count, open_model
-from rmfast.models.lora import add_adapter, new_half
+from rmfast.models.lora import ADAPTER, add_adapter, new_half
 from rmfast.models.low_rank import LoraOptions
 from rmfast.models.network import Network, draw
 from rmfast.models.weights import StoredWeight, hf_parts
@@ -32,10 +32,11 @@ class ModelRows:
         drawn: set[str],
         seed: int,
         adapter: LoraOptions | None = None,
+        adapter_name: str = ADAPTER,
     ) -> None:
         self._numbers = {name: i for i, (name, _) in enumerate(network.named_parameters())}
         if adapter is not None:
-            add_adapter(network, adapter)
+            add_adapter(network, adapter, adapter_name)
         self.network, self.parameters, self.adapter = network, dict(network.named_parameters()), adapter
         self._stored, self._drawn, self._seed = stored, drawn, seed
         self._parts = hf_parts(network.config)
@@ -73,11 +74,12 @@ def open_rows(
     lm: bool,
     new_heads: bool = True,
     adapter: LoraOptions | None = None,
+    adapter_name: str = ADAPTER,
 ) -> Iterator[ModelRows]:
     """What `load_network` would load, to be read in parts. Arguments and errors are the same.
 
     Args:
-        adapter: that the model is given, see `adapt`.
+        adapter: that the model is given, and its name, see `adapt`.
     """
     path = Path(path)
     if from_scratch:
@@ -88,4 +90,4 @@ def open_rows(
     with open_model(path, hf, heads=heads) as reader:
         absent, heads = head_count(reader, heads, new_heads, path)
         network = build_network(hf, where=str(path), heads=heads, lm=lm)
-        yield ModelRows(network, find_weights(network, reader, absent, path), absent, seed, adapter)
+        yield ModelRows(network, find_weights(network, reader, absent, path), absent, seed, adapter, adapter_name)

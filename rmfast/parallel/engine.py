@@ -13,6 +13,7 @@ from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.network import NextLogits, Outputs, Reads
 from rmfast.objectives.base import Objective, Statistics
+from rmfast.parallel.residence import Movable
 from rmfast.parallel.world import World
 
 
@@ -49,7 +50,7 @@ def tensor_name(key: str) -> str:
     return key.partition("#")[0]
 
 
-class Engine(Protocol):
+class Engine(Movable, Protocol):
     """Runs steps. All ranks call the same methods in the same order.
 
     `world` are all ranks; `data` are those that share the groups of a global batch; those that compute one

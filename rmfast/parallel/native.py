@@ -236,14 +236,6 @@ class NativeEngine(Stepping):
         """All weights that it computes with, trained or not."""
         return [parameter for _, parameter in self.network.parts()]
 
-    def moment_bytes(self) -> int:
-        """Of the optimizer's moments, on this process."""
-        return sum(tensor.nbytes for kind in self.optimizer.state().values() for tensor in kind.values())
-
-    def move_moments(self, device: torch.device) -> None:
-        """Bring the optimizer's moments to a device; they must be where the weights are before its next step."""
-        self.optimizer.move(device)
-
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         sizes = [(p.numel(), p.requires_grad) for _, p in self.network.parts()]

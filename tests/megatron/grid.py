@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.runs import Case, arguments, final_weights, launch, read_lines
 
@@ -161,9 +162,11 @@ def assert_same_steps(lines: Sequence[dict[str, Any]], truth: Sequence[dict[str,
             assert many.get(key) == one.get(key), (name, key)
 
 
-def weights_apart(run: Path, truth: Path) -> dict[str, float]:
+def weights_apart(
+    run: Path, truth: Path, read: Callable[[Path], dict[str, Tensor]] = final_weights
+) -> dict[str, float]:
     """How far two runs' final weights are apart by norm, relative: over "all" of them together, and each."""
-    ours, theirs = final_weights(run), final_weights(truth)
+    ours, theirs = read(run), read(truth)
     assert ours.keys() == theirs.keys()
     squares = {
         n: (float((ours[n] - w).double().square().sum()), float(w.double().square().sum())) for n, w in theirs.items()

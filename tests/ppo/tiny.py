@@ -22,9 +22,10 @@ COMPANY = {"sampler_gap", "sampler_gap_max", "kept_mass"}
 run that was killed there are drawn beside others."""
 
 
-def write_inputs(folder: Path) -> Path:
+def write_inputs(folder: Path, *, layers: int = 2, more_words: int = 0) -> Path:
     """Folders policy, reward and other (another reward model), 24 prompts, and 6 others that are held out."""
-    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words = [*WORDS, *(f"w{i}" for i in range(more_words))]
+    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<eos>", pad_token="<pad>")
     for seed, (name, kind) in enumerate(
@@ -34,8 +35,8 @@ def write_inputs(folder: Path) -> Path:
         torch.manual_seed(seed)
         model = kind(
             LlamaConfig(
-                vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, eos_token_id=0, pad_token_id=1, bos_token_id=None, tie_word_embeddings=False,
+                vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                num_attention_heads=4, num_key_value_heads=2, eos_token_id=0, pad_token_id=1, bos_token_id=None, tie_word_embeddings=False,
                 initializer_range=0.1, num_labels=1,
             )
         )  # fmt: skip

@@ -98,6 +98,10 @@ class MegatronEngine(Stepping):
         finalize_model_grads(chunks, None, **options)
         sum_partial_gradients(chunks, self.groups.tensor)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """This rank's part of all weights, trained or not."""
+        return list(self.held.parameters.values())
+
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         sizes = {name: int(np.prod(shape)) for name, shape in self.held.shapes.items()}

@@ -14,7 +14,7 @@ from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.decoder import Decoder, Memory
 from rmfast.models.layers import linear_weights, narrow
-from rmfast.models.lora import add_adapter
+from rmfast.models.lora import ADAPTER, add_adapter
 from rmfast.models.low_rank import LoraOptions
 from rmfast.models.network import Network, Outputs, Product, Reads
 from rmfast.models.weights import EMBEDDING, LM_HEAD
@@ -185,6 +185,7 @@ def build_stages(
     top_layers: int | None,
     prototypes: tuple[int, int] | None,
     adapter: LoraOptions | None = None,
+    adapter_name: str = ADAPTER,
     frozen: bool = False,
     **options: Any,
 ) -> list[Stage]:
@@ -193,7 +194,7 @@ def build_stages(
     Args:
         top_layers: see `Network.freeze`; None trains all.
         prototypes: their number and seed.
-        adapter: that is trained, see `adapt`. frozen: nothing is.
+        adapter: that is trained, and its name, see `adapt`. frozen: nothing is.
         options: of `Decoder`.
 
     Raises:
@@ -211,7 +212,7 @@ def build_stages(
             if frozen:
                 network.narrow()
             if adapter is not None:
-                add_adapter(network, adapter)
+                add_adapter(network, adapter, adapter_name)
         tags = [vars(parameter) for parameter in network.parameters()]
         network.to_empty(device=device)
         for parameter, old_tags in zip(network.parameters(), tags, strict=True):  # these are new ones

@@ -126,14 +126,14 @@ class Weights:
         """All weights, whole, on the CPU of rank 0, which asks for one part at a time; empty on the others. With an
         adapter these are merged."""
         out = self._gathered(self.shapes)
-        return merged(self.model, out) if self.options is not None and out else out
+        return merged(self.model, out, self.model.adapter) if self.model.adapter is not None and out else out
 
     def adapter(self) -> dict[str, Tensor]:
         """See `Engine`."""
-        if self.options is None:
+        if self.model.adapter is None:
             return {}
         out = self._gathered([name for name in self.shapes if self.model.get_parameter(name).requires_grad])
-        return to_peft(self.model, out) if out else {}
+        return to_peft(self.model, out, self.model.adapter) if out else {}
 
     def _gathered(self, names: Iterable[str]) -> dict[str, Tensor]:
         groups, config, world = self.groups, self.config, self.groups.world

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from rmfast.config import Config
 from rmfast.errors import UserError
 from rmfast.models.config import DTYPES, decoder_config
+from rmfast.models.lora import ADAPTER
 from rmfast.models.low_rank import LoraOptions
 from rmfast.models.rows import open_rows
 from rmfast.models.weights import HEAD
@@ -61,6 +62,7 @@ def open_megatron(
     new_heads: bool = False,
     from_scratch: bool = False,
     adapter: LoraOptions | None = None,
+    adapter_name: str = ADAPTER,
     top_layers: int | None = None,
     prototypes: int | None = None,
     dropout: float = 0.0,
@@ -71,7 +73,7 @@ def open_megatron(
 
     Args:
         hf: its config. heads, lm, new_heads, from_scratch: see `load_network`.
-        adapter: that is trained in place of the trunk. top_layers: see `Network.freeze`; None trains all.
+        adapter: that is trained in place of the trunk, and its name. top_layers: see `Network.freeze`; None trains all.
         prototypes: their number. frozen: it is only read.
         origin: the key that names it, for errors.
 
@@ -84,8 +86,9 @@ def open_megatron(
 
     model, seed, decoder = config.model, config.run.seed, decoder_config(hf, str(path))
     with open_rows(
-        path, hf, heads=heads, seed=seed, from_scratch=from_scratch, lm=lm, new_heads=new_heads, adapter=adapter
-    ) as rows:
+        path, hf, heads=heads, seed=seed, from_scratch=from_scratch, lm=lm, new_heads=new_heads, adapter=adapter,
+        adapter_name=adapter_name,
+    ) as rows:  # fmt: skip
         try:
             stages = build_stages(
                 decoder,
@@ -95,6 +98,7 @@ def open_megatron(
                 top_layers=top_layers,
                 prototypes=None if prototypes is None else (prototypes, seed),
                 adapter=adapter,
+                adapter_name=adapter_name,
                 frozen=frozen,
                 dtype=DTYPES[model.dtype],
                 dropout=dropout,
