@@ -161,8 +161,22 @@ def ppo_optimum(result: Result) -> str:
     return rows("run | of the possible gain, missing | total variation", body)
 
 
+def megatron_ppo(result: Result) -> str:
+    """How far PPO under layouts is from one native process, run by run."""
+    body = []
+    for name, found in result["results"].items():
+        apart = dict(found["apart"])
+        weights, critic = apart.pop("weights"), apart.pop("critic weights", None)
+        norms = max(value for key, value in apart.items() if "norm" in key)
+        losses = max(value for key, value in apart.items() if "norm" not in key)
+        shown = [f"{value:.0e}" for value in (losses, norms, weights)] + ["" if critic is None else f"{critic:.0e}"]
+        body.append([name, f"{len(found['differing'])} answers", *shown])
+    return rows("run | differ | losses, KL, rewards | gradient norms | policy | critic", body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
     "members": members, "members-memory": members_memory, "ppo-optimum": ppo_optimum,
+    "megatron-ppo": megatron_ppo,
 }  # fmt: skip

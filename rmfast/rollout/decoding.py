@@ -102,8 +102,8 @@ class Decodes(Protocol):
         """The least of the counts that the processes of a model have."""
         return count
 
-    def leads(self, flag: bool) -> bool:
-        """The flag of the first of the processes that share a stage, on all of them."""
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on one of the processes that share a stage."""
         return flag
 
 
@@ -179,11 +179,8 @@ class Decoding:
             least = least if world is None else world.max_(least)
         return -int(least)
 
-    def leads(self, flag: bool) -> bool:
-        if self.held.tensor is None:
-            return flag
-        told = torch.tensor(flag and self.held.tensor.rank == 0, dtype=torch.int32)
-        return bool(self.held.tensor.max_(told))
+    def any(self, flag: bool) -> bool:
+        return flag if self.held.tensor is None else self.held.tensor.any(flag)
 
 
 def network_decoding(network: Network, ids: int) -> Decoding:

@@ -57,8 +57,8 @@ class Sampler:
 
         Args:
             progress: told after each step how many tokens are drawn and how many samples have ended.
-            asked: asked after each step whether to end before all have; of processes that hold a model together the
-                first that draws is asked.
+            asked: asked after each step whether to end before all have; of processes that hold a model together
+                those that draw are asked.
 
         Raises:
             UserError: a prompt that is empty or leaves no room in the window; a memory that cannot hold a row.

@@ -38,7 +38,7 @@ class Stages:
     """This process's place among those that hold a model's layers.
 
     Args:
-        asked: says on the last stage's first process that sampling is to end.
+        asked: says on a process of the last stage that sampling is to end.
     """
 
     def __init__(self, model: Decodes, asked: Asked) -> None:
@@ -50,7 +50,7 @@ class Stages:
         """Compute a run of layers of what a batch asks for; on the last stage, after its last run, draw."""
         end = self.rank == self.size - 1 and run == self.model.runs - 1
         if self.size == 1 and end and not run:
-            return _Result(steps(work), self.model.leads(self.asked()))
+            return _Result(steps(work), self.model.any(self.asked()))
         out = None
         if work.tokens:
             out = steps.computed(work, run, self._before(work.tokens, run))
@@ -59,7 +59,7 @@ class Stages:
         if not end:
             return None
         drawn = steps.drawn(work, out)
-        result = _Result(drawn, self.model.leads(self.asked()))
+        result = _Result(drawn, self.model.any(self.asked()))
         self._answer(result)
         return result
 
