@@ -21,7 +21,7 @@ optim: lr schedule warmup floor betas eps weight_decay clip backend on_nonfinite
 objective: center lm contrastive on beta views temperature prototypes epsilon iterations queue freeze_prototypes
 eval: every at_start suites suites_every
 checkpoint: every keep
-parallel: engine data tensor pipeline virtual sequence cuda_graphs timeout_minutes lock_minutes
+parallel: engine data tensor pipeline virtual pipeline_split sequence cuda_graphs timeout_minutes lock_minutes
 meta: data k prompts_per_step eta rho normaliser check_every
 sft: turns
 ensemble: members folds mode state_memory spread ranks_per_member part

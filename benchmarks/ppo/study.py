@@ -31,12 +31,7 @@ TRAIN, HELD_OUT = (ROOT / "configs" / "quickstart" / f"{name}.jsonl.gz" for name
 PROMPTS, SAMPLES, TOKENS, LONGEST = 16, 4, 24, 48
 MEMBERS, LAYERS = 3, 4
 LORA: dict[str, Any] = {"model__adapter": "lora", "model__lora_rank": 16}
-STEP: dict[str, Any] = {
-    "data__pairs_per_step": 16,
-    "data__tokens_per_pack": 2048,
-    "optim__warmup": 0.1,
-    "run__epochs": 1,
-}
+STEP: dict[str, Any] = {"data__pairs_per_step": 16, "data__tokens_per_pack": 2048, "optim__warmup": 0.1, "run__epochs": 1}
 MAX: dict[str, Any] = {"ppo__preset": "ppo_max", "ppo__critic_warmup": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "PPO-max": MAX,
@@ -149,9 +144,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
 def accuracy(study: Study) -> dict[str, float]:
     """Of gold and of each proxy on held-out preferences."""
     members = [study.folder / "members" / "members" / f"{n:02}" for n in range(MEMBERS)]
-    return {
-        folder.name: read_lines(folder / "eval.jsonl")[-1]["accuracy"] for folder in (study.folder / "gold", *members)
-    }
+    return {folder.name: read_lines(folder / "eval.jsonl")[-1]["accuracy"] for folder in (study.folder / "gold", *members)}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "tp2 sp": (2, {"parallel__tensor": 2, "parallel__sequence": True}),
     "pp2": (2, {"parallel__pipeline": 2}),
     "pp2 interleaved": (2, {"parallel__pipeline": 2, "parallel__virtual": 2}),
+    "pp2 uneven": (2, {"parallel__pipeline": 2, "parallel__pipeline_split": (3, 1)}),
     "dp2": (2, {}),
     "dp4": (4, {}),
     "tp2 pp2": (4, {"parallel__tensor": 2, "parallel__pipeline": 2}),

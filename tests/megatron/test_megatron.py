@@ -105,7 +105,7 @@ def two(native: Path) -> dict[str, list[int]]:
         Case("chain lm 2", command(folder, "lm", "chain lm", "dp2", run__max_steps=3)),
         Case("chain swav 0", command(folder, "swav", "chain swav", "tp2 sp", run__max_steps=2)),
         Case("chain sft 0", command(folder, "sft", "chain sft", "tp2 sp", run__max_steps=3)),
-        Case("chain lora 0", command(folder, "lora", "chain lora", "pp2 interleaved", run__max_steps=3)),
+        Case("chain lora 0", command(folder, "lora", "chain lora", "pp2 uneven", run__max_steps=3)),
         Case("chain center 0", command(folder, "center", "chain center", "dp2", run__max_steps=2)),
         Case("whole tp2 sp", command(folder, "swav", "whole tp2 sp", "tp2 sp")),
         Case("killed tp2 sp 0", killed["tp2 sp"], "step:4"),

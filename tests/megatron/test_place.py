@@ -1,6 +1,7 @@
 """The parts of all ranks, cut anywhere, make each weight once; and layouts that do not fit are refused in one line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,10 +70,12 @@ def test_fused_products_hold_whole_heads_of_each_rank() -> None:
         ({"tensor": 3}, 3, "parallel.tensor 3 does not divide the model's 4 heads"),
         ({"pipeline": 2}, 2, "parallel.pipeline 2 x parallel.virtual 1 does not divide the model's 3 layers"),
         ({"pipeline": 3, "virtual": 2}, 3, "parallel.virtual 2 does not divide the model's 3 layers"),
+        ({"pipeline": 2, "split": (2, 2)}, 2, "parallel.pipeline_split: 2 numbers that add up to 4 are not the"),
+        ({"pipeline": 2, "split": (3,)}, 2, "parallel.pipeline_split: 1 numbers"),
     ],
 )
 def test_layouts_that_do_not_fit(
-    monkeypatch: pytest.MonkeyPatch, layout: dict[str, int], ranks: int, hint: str
+    monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any], ranks: int, hint: str
 ) -> None:
     monkeypatch.setattr(groups, "_installed", lambda name: True)
     with pytest.raises(UserError, match=hint):
@@ -102,6 +105,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"parallel__data": "fsdp"}, "parallel.data fsdp belongs to parallel.engine native"),
         ({"parallel__cuda_graphs": True}, "parallel.cuda_graphs belongs to parallel.engine native"),
         ({"parallel__sequence": True}, "parallel.sequence shares tokens among parallel.tensor ranks"),
+        ({"parallel__engine": "native", "parallel__pipeline_split": (1, 1)}, "belongs to parallel.engine megatron"),
         ({"parallel__virtual": 2}, "parallel.virtual divides the layers of parallel.pipeline ranks"),
         ({"task": "ensemble", "ensemble__mode": "heads"}, "megatron runs ensemble.mode full alone"),
     ],

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[SampleOptions, dict[str, Any]]] = {
     "few rows": (SampleOptions(max_new_tokens=8, seed=3), {"rows": 5, "tokens_per_pack": 12}),
     "filters": (SampleOptions(max_new_tokens=6, top_p=0.8, temperature=0.7, repetition_penalty=1.3), {}),
 }
-MODELS = {"tp2": "untied", "tp2 sp": "tied", "pp2": "tied", "pp2 interleaved": "untied", "tp2 pp2 sp": "tied"}
+MODELS = {"tp2": "untied", "tp2 sp": "tied", "pp2 uneven": "tied", "pp2 interleaved": "untied", "tp2 pp2 sp": "tied"}
 ENDS = range(0, 300, 2)
 Found = dict[str, dict[int, list[Draft]]]
 

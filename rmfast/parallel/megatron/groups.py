@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,12 +19,14 @@ from rmfast.parallel.world import World
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a model is divided: `tensor` ranks share each product, `pipeline` ranks the layers, each in `virtual` runs of
-    consecutive ones; with `sequence` the tensor ranks share the residual stream too."""
+    consecutive ones; with `sequence` the tensor ranks share the residual stream too. `split` says how many layers each
+    run has, in the model's order; without it all have as many."""
 
     tensor: int = 1
     pipeline: int = 1
     virtual: int = 1
     sequence: bool = False
+    split: tuple[int, ...] = ()
 
     def check(self, config: DecoderConfig, ranks: int) -> None:
         """Whether a model can be divided like that among a number of ranks.
@@ -49,10 +52,16 @@ class Layout:
                 f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens, which ranks "
                 f"share in blocks of {BLOCK}"
             )
-        if config.layers % (self.pipeline * self.virtual):
+        runs = self.pipeline * self.virtual
+        if self.split and (len(self.split) != runs or sum(self.split) != config.layers):
+            raise UserError(
+                f"parallel.pipeline_split: {len(self.split)} numbers that add up to {sum(self.split)} are not the "
+                f"layers of {runs} runs (parallel.pipeline x parallel.virtual), {config.layers} in all"
+            )
+        if not self.split and config.layers % runs:
             raise UserError(
                 f"parallel.pipeline {self.pipeline} x parallel.virtual {self.virtual} does not divide the model's "
-                f"{config.layers} layers"
+                f"{config.layers} layers: set parallel.pipeline_split"
             )
 
     @property
@@ -60,11 +69,15 @@ class Layout:
         """Ranks that share the tokens of a pack's residual stream."""
         return self.tensor if self.sequence else 1
 
+    def runs(self, layers: int) -> list[range]:
+        """The runs of a model's layers, in their order; pipeline ranks hold them in turn."""
+        count = self.pipeline * self.virtual
+        ends = list(accumulate(self.split or (layers // count,) * count))
+        return [range(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+
     def held(self, layers: int, pipeline_rank: int) -> list[range]:
         """The runs of layers that a pipeline rank holds."""
-        size = layers // (self.pipeline * self.virtual)
-        first = [(chunk * self.pipeline + pipeline_rank) * size for chunk in range(self.virtual)]
-        return [range(start, start + size) for start in first]
+        return self.runs(layers)[pipeline_rank :: self.pipeline]
 
 
 def _installed(name: str) -> bool:

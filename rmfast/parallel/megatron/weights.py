@@ -169,8 +169,8 @@ def stage_of(groups: Groups, layers: int, name: str) -> int:
     parts = name.split(".")
     if parts[:2] != ["decoder", "layers"]:
         return groups.pipeline.size - 1
-    size = layers // (groups.layout.pipeline * groups.layout.virtual)
-    return int(parts[2]) // size % groups.layout.pipeline
+    runs = groups.layout.runs(layers)
+    return next(number for number, run in enumerate(runs) if int(parts[2]) in run) % groups.layout.pipeline
 
 
 def _own_size(place: Place, ranks: int) -> int:

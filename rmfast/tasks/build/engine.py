@@ -50,6 +50,7 @@ def describe_parallel(parallel: ParallelConfig) -> str:
     if parallel.engine == "native":
         return parallel.data
     words = [f"{name} {getattr(parallel, name)}" for name in ("tensor", "pipeline", "virtual")]
+    words += [f"layers {'+'.join(map(str, parallel.pipeline_split))}"] if parallel.pipeline_split else []
     return f"megatron, {', '.join(words)}{', sequence' if parallel.sequence else ''}"
 
 

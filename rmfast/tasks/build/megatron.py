@@ -34,7 +34,11 @@ def open_groups(config: Config, world: World, hf: PreTrainedConfig, path: str) -
     """
     parallel = config.parallel
     layout = Layout(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, sequence=parallel.sequence
+        tensor=parallel.tensor,
+        pipeline=parallel.pipeline,
+        virtual=parallel.virtual,
+        sequence=parallel.sequence,
+        split=parallel.pipeline_split or (),
     )
     layout.check(decoder_config(hf, path), world.size)
     try:
