@@ -150,6 +150,11 @@ class Held:
     replayed: bool = False
 
     @property
+    def shared(self) -> bool:
+        """Whether other processes hold parts of the model."""
+        return self.tensor is not None or self.pipeline is not None
+
+    @property
     def keeps(self) -> bool:
         """Whether this process, of those that hold a model, has the figures of what is drawn."""
         tensor, stages = self.tensor, self.pipeline

@@ -106,7 +106,9 @@ class Rollouts:
                 model, self.options, ends=self.ends, window=self.window, rows=self.rows, memory=self.memory,
                 tokens_per_pack=self.tokens_per_pack,
             )  # fmt: skip
-            ended = sampler.sample(list(requests.values()), self.n, asked=signals.asked)
+            # Ranks that hold a model together leave it together.
+            asked: dict[str, Any] = {"asked": signals.asked} if model.held.shared else {}
+            ended = sampler.sample(list(requests.values()), self.n, **asked)
             if not model.held.keeps:
                 for _ in ended:
                     pass
@@ -120,6 +122,8 @@ class Rollouts:
                     number = numbers[place]
                     drawn[number] = _line(key, number, {"samples": [sample_record(draft) for draft in drafts]})
                     lines.write(sealed_line(json_line(drawn[number])))
+                    if not model.held.shared and signals.asked():
+                        break
                 lines.force()
         return drawn
 
