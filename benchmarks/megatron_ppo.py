@@ -3,8 +3,8 @@
     python -m benchmarks.megatron_ppo [--only WORD ...] [--steps 5] [--json FILE]
 
 Every run is compared with the native one of its kind. No sampled token may differ; one that does is listed with its
-file, prompt, answer and place, and may be a near tie. Losses and figures are within 1e-4 (norms relative), final weights
-within 1e-5 (relative, by norm, over all). It ends with 1 where a run is not.
+file, prompt, answer and place, and may be a near tie. Losses and figures are within 1e-4 (norms relative), final
+weights within 1e-5 (relative, by norm, over all). It ends with 1 where a run is not.
 """
 
 import argparse
