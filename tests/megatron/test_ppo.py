@@ -12,7 +12,7 @@ from tests.runs import Case, launch
 
 pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.slow
-STEPS: dict[str, object] = {"run__max_steps": 3, "checkpoint__every": 1, "rollout__rows": 4}
+STEPS: dict[str, object] = {"run__max_steps": 2, "checkpoint__every": 1, "rollout__rows": 4}
 LAYOUT = "tp2 pp2 sp"
 # A run that goes through many hands: its layout, and where it ends. The last rank alone is told to stop.
 CHAIN = [("pp2 interleaved", "signal draw:2"), ("tp2 sp", "step:5@1"), ("native", "")]

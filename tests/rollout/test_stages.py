@@ -20,7 +20,7 @@ LAYERS, HEAD = 30, 49152 * 576 / (2 * 576**2 * (1 + 1 / 3) + 3 * 576 * 1536)
 def asked(monkeypatch: pytest.MonkeyPatch, count: int) -> list[tuple[int, int, int]]:
     """(batch, tokens that the layers compute, rows of the head) of all works, in the order in which stages run them."""
     monkeypatch.setattr(Checking, "pool", lambda self, tokens: _Pool(tokens))
-    prompts = requests(random.Random(0), 48)
+    prompts = requests(random.Random(0), 32)
     options = SampleOptions(max_new_tokens=12, seed=1)
     settings = Sampler(Checking(), options, ends=range(2), rows=4 * count).settings
     batches: list[Batch] = []
