@@ -22,7 +22,7 @@ BIN := $(VENV)/bin
 PIP := $(if $(CONSTRAINTS),PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS)) $(BIN)/python -m pip \
 	install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager
 
-.PHONY: help train test check smollm2 test-gpu bench test-versions verify-kernels verify-exports verify-faults verify-numbers verify-sampling verify-ppo-optimum FORCE
+.PHONY: help train test check smollm2 test-gpu bench test-versions verify-kernels verify-exports verify-faults verify-numbers verify-sampling verify-ppo-optimum verify-megatron-ppo FORCE
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -69,6 +69,9 @@ verify-faults: $(VENV)/.dev ## kills, damaged files, signals, full disks: runs g
 
 verify-ppo-optimum: $(VENV)/.dev ## tiny policies reach their known optimum, planted mistakes do not (under an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ppo_optimum --json benchmarks/results/ppo_optimum.json $(ARGS)
+
+verify-megatron-ppo: $(VENV)/.dev ## PPO over tensor, sequence, pipeline and data ranks is one native process's (minutes, gloo)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.megatron_ppo --json benchmarks/results/megatron_ppo.json $(ARGS)
 
 check: $(VENV)/.dev ## ruff, mypy and the import contract
 	$(BIN)/ruff check .

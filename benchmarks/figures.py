@@ -26,7 +26,7 @@ from rmfast.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GPU, PLOTS = RESULTS / "gpu", RESULTS / "plots"
-DOCS = ("benchmarks/README.md", "docs/versions.md", "docs/lora.md", "docs/ppo.md", "docs/serve.md")
+DOCS = ("benchmarks/README.md", "docs/versions.md", "docs/lora.md", "docs/ppo.md", "docs/serve.md", "docs/megatron.md")
 PAGES = (ROOT / "README.md", *(ROOT / page for page in DOCS))
 BLOCK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 FIGURE = re.compile(r"(<!-- figure: (\S+) (\S+) (\S+) -->)(.*?)(<!-- end of figure -->)", re.DOTALL)

@@ -251,6 +251,19 @@ def serve_load(result: Result) -> str:
     return rows(head, body)
 
 
+def megatron_ppo(result: Result) -> str:
+    """How far PPO under layouts is from one native process, run by run."""
+    body = []
+    for name, found in result["results"].items():
+        apart = dict(found["apart"])
+        weights, critic = apart.pop("weights"), apart.pop("critic weights", None)
+        norms = max(value for key, value in apart.items() if "norm" in key)
+        losses = max(value for key, value in apart.items() if "norm" not in key)
+        shown = [f"{value:.0e}" for value in (losses, norms, weights)] + ["" if critic is None else f"{critic:.0e}"]
+        body.append([name, f"{len(found['differing'])} answers", *shown])
+    return rows("run | differ | losses, KL, rewards | gradient norms | policy | critic", body)
+
+
 KINDS: dict[str, Callable[[Result], str]] = {
     "readme": readme, "beside-trl": beside_trl, "gpu-steps": gpu_steps, "sampling": sampling,
     "versions": versions, "adapters-time": adapters_time, "adapters-memory": adapters_memory,
@@ -258,4 +271,5 @@ KINDS: dict[str, Callable[[Result], str]] = {
     "ppo-beside-trl": ppo_beside_trl, "ppo-study": ppo_study,
     "prepare": prepare, "without-model": without_model,
     "serve-throughput": serve_throughput, "serve-load": serve_load,
+    "megatron-ppo": megatron_ppo,
 }  # fmt: skip

@@ -335,8 +335,8 @@ def set_trap(kill: str) -> None:
     before(files, "sync", "rename", lambda path: path.name.endswith(".partial"))
     draw = Sampler.sample
 
-    def sample(self: Sampler, requests: Any, n: int, progress: Any = None) -> Iterator[Any]:
-        for number, drafts in draw(self, requests, n, progress):
+    def sample(self: Sampler, requests: Any, n: int, progress: Any = None, **more: Any) -> Iterator[Any]:
+        for number, drafts in draw(self, requests, n, progress, **more):
             reach("draw")
             print("drew", requests[number].draw_number, flush=True)
             yield number, drafts

@@ -21,7 +21,7 @@ optim: lr schedule warmup floor betas eps weight_decay clip backend on_nonfinite
 objective: center lm contrastive on beta views temperature prototypes epsilon iterations queue freeze_prototypes
 eval: every at_start suites suites_every
 checkpoint: every keep
-parallel: engine data tensor pipeline virtual sequence cuda_graphs timeout_minutes lock_minutes
+parallel: engine data tensor pipeline virtual pipeline_split sequence cuda_graphs timeout_minutes lock_minutes
 meta: data k prompts_per_step eta rho normaliser check_every
 sft: turns
 ensemble: members folds mode state_memory spread ranks_per_member part
@@ -110,7 +110,6 @@ def test_overrides_alone_are_enough_and_may_hold_lists_and_null() -> None:
         ("model: {adapter: lora, lora_targets: []}", "model.lora_targets", "at least 1 item"),
         ("model: {adapter: lora, top_layers: 1}", "model.top_layers", "model.adapter lora trains adapters"),
         ("model: {adapter: lora, from_scratch: true}", "model.from_scratch", "no trained weights to adapt"),
-        ("model: {adapter: lora}\nparallel: {engine: megatron}", "model.adapter", "parallel.engine native"),
         ("task: ensemble\nmodel: {adapter: lora}\nensemble: {mode: heads}", "model.adapter", "trains nothing in"),
         ("eval: {every: 5}", "eval.every", "data.eval is empty"),
         ("parallel: {cuda_graphs: true, data: fsdp}", "parallel.cuda_graphs", "parallel.data ddp"),

@@ -246,7 +246,6 @@ CLASHES = [
     ),
     ("--eval.suites rmb=x", "eval.suites are for reward models: task ppo is evaluated on ppo.eval_prompts"),
     ("--eval.suites_every 5", "eval.suites_every is for reward models: task ppo is evaluated on ppo.eval_prompts"),
-    ("--parallel.engine megatron", "parallel.engine megatron does not run task ppo: set it to native"),
     ("--parallel.cuda_graphs true", "parallel.cuda_graphs is not for task ppo, whose packs have many shapes"),
 ]
 

@@ -39,7 +39,6 @@ LINES = {
     "model.heads": ("2", "model.heads counts reward heads, and a language model has none"),
     "model.top_layers": ("0", "model.top_layers 0 trains the reward head alone, and task sft has none"),
     "eval.suites": ("rmb=x", "eval.suites are for reward models: task sft is evaluated on data.eval"),
-    "parallel.engine": ("megatron", "parallel.engine megatron does not run task sft: set it to native"),
 }
 
 

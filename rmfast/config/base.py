@@ -13,6 +13,9 @@ PathText = Annotated[str, AfterValidator(usable_path)]
 Paths = Annotated[tuple[PathText, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 TemplateText = Annotated[str, AfterValidator(lambda value: value if "{" in value else usable_path(value))]
 """A chat template's file, or its text."""
+Counts = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | str) else v)
+]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(lambda v: (v,) if isinstance(v, int | float | str) else v)]
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: read_columns(value).words)]
 LoraTargets = Annotated[

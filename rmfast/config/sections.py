@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from rmfast.config.base import (
     Beta,
     Columns,
+    Counts,
     Dtype,
     EdgeSlice,
     LoraTargets,
@@ -80,8 +81,6 @@ class ModelConfig(Section):
         refuse(self.top_layers is not None, "model.top_layers", layers, "model.adapter")
         nothing = "leaves model.adapter lora no trained weights to adapt"
         refuse(self.from_scratch, "model.from_scratch", nothing, "model.adapter")
-        engine = "lora needs parallel.engine native: megatron computes no adapters"
-        refuse(config.parallel.engine == "megatron", "model.adapter", engine, "parallel.engine")
 
 
 class DataConfig(Section):
@@ -238,6 +237,9 @@ class ParallelConfig(Section):
     tensor: int = Field(1, ge=1, description="megatron: ranks that share each layer's matmuls")
     pipeline: int = Field(1, ge=1, description="megatron: ranks that share the layers")
     virtual: int = Field(1, ge=1, description="megatron: runs of layers on each pipeline rank (interleaved schedule)")
+    pipeline_split: Counts | None = Field(
+        None, description="megatron: layers of each run (pipeline x virtual numbers), in order; null: as many each"
+    )
     sequence: bool = Field(False, description="megatron: tensor ranks share the residual stream (sequence parallelism)")
     cuda_graphs: bool = Field(False, description="small models: packs of fixed shape, run as recorded CUDA graphs")
     timeout_minutes: float = Field(60.0, gt=0, le=1e6, description="how long ranks wait for each other")
@@ -259,6 +261,8 @@ class ParallelConfig(Section):
         keys = [f"parallel.{name}" for name in ("tensor", "pipeline", "virtual", "sequence")]
         if native and (self.tensor, self.pipeline, self.virtual, self.sequence) != (1, 1, 1, False):
             raise KeyClash(f"{', '.join(keys[:3])} and {keys[3]} belong to parallel.engine megatron", *keys)
+        split = native and self.pipeline_split is not None
+        refuse(split, "parallel.pipeline_split", "belongs to parallel.engine megatron")
         fsdp = not native and self.data == "fsdp"
         refuse(fsdp, "parallel.data", "fsdp belongs to parallel.engine native; megatron shards optimizer state")
         alone = self.sequence and self.tensor == 1

@@ -14,7 +14,6 @@ PPO = {
     "model.lora_dropout": "is not for task ppo: it takes the ratio of new and old probabilities without dropout",
     "eval.suites": "are for reward models: task ppo is evaluated on ppo.eval_prompts",
     "eval.suites_every": "is for reward models: task ppo is evaluated on ppo.eval_prompts",
-    "parallel.engine": "megatron does not run task ppo: set it to native",
     "parallel.cuda_graphs": "is not for task ppo, whose packs have many shapes",
 }
 SFT = {
@@ -22,7 +21,6 @@ SFT = {
     "model.heads": "counts reward heads, and a language model has none",
     "eval.suites": "are for reward models: task sft is evaluated on data.eval",
     "eval.suites_every": "is for reward models: task sft is evaluated on data.eval",
-    "parallel.engine": "megatron does not run task sft: set it to native",
 }
 
 

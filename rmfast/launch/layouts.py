@@ -53,7 +53,10 @@ def _divisors(number: int) -> list[int]:
 
 
 def plans(config: DecoderConfig, gpus: int, gpu: Gpu, load: Workload) -> tuple[list[Plan], list[Plan]]:
-    """Plans that fit into memory, fastest first; and those that do not, smallest first. Adapters are native's alone."""
+    """Plans that fit into memory, fastest first; and those that do not, smallest first.
+
+    Of adapters megatron's terms are not written yet.
+    """
     able = (x for x in layouts(config, gpus, gpu) if load.adapters is None or x.engine != "megatron")
     made = [Plan(x, memory(config, x, load), seconds(config, x, load, gpu)) for x in able]
     fit = [plan for plan in made if plan.memory <= gpu.memory]

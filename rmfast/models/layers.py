@@ -1,5 +1,6 @@
 """Linear layers, embedding and norms. A decoder takes them from a factory, so that an engine can put in others."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from rmfast.kernels import add_rms_norm, linear_log_prob, rms_norm
 from rmfast.models.copies import cast
-from rmfast.models.low_rank import Adapters, LowRank
+from rmfast.models.low_rank import Adapters, LoraOptions, LowRank
 
 
 class Linear(nn.Module):
@@ -44,6 +45,14 @@ class Linear(nn.Module):
         assert found is None or isinstance(found, LowRank)
         return found
 
+    def low_rank(self, places: Sequence[tuple[int, int]], options: LoraOptions) -> LowRank:
+        """A new adapter of this process's part of the layer, without values.
+
+        Args:
+            places: of the parts among the whole layer's outputs, see `LowRank`.
+        """
+        return LowRank(self.weight.shape[1], places, options)
+
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, start: int = 0) -> Tensor:
         """The outputs from `start` on, of whose rows weight and bias are."""
         adapter = self.adapter()
@@ -53,6 +62,15 @@ class Linear(nn.Module):
 def linear_weights(module: nn.Module) -> list[nn.Parameter]:
     """Weights and biases of a module's linear layers."""
     return [weight for layer in module.modules() if isinstance(layer, Linear) for weight in layer.parameters()]
+
+
+@torch.no_grad()
+def narrow(module: nn.Module, dtype: torch.dtype, head: nn.Module | None) -> None:
+    """Freeze a module and store all that is read in a dtype in it: every weight but those of norms and a head."""
+    module.requires_grad_(False)
+    for part in module.modules():
+        if isinstance(part, Linear | Embedding) and part is not head:
+            part.to(dtype)
 
 
 class Embedding(nn.Module):
@@ -140,10 +158,15 @@ class LayerFactory(Protocol):
         ...
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden: Tensor, table: Tensor, targets: Tensor, *, ids: int | None, temperature: float,
+        softcap: float | None, impl: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Log-probabilities of tokens and entropies, fp32 [N] each, under the softmax of hidden [N, d] times a table of
-        this factory's, with a soft cap or none, over the temperature."""
+        this factory's, with a soft cap or none, over the temperature.
+
+        Args:
+            ids: the softmax is over the first so many ids of the whole vocabulary; None for all.
+        """
         ...
 
 
@@ -180,7 +203,8 @@ class NativeLayers:
         return stream
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden: Tensor, table: Tensor, targets: Tensor, *, ids: int | None, temperature: float,
+        softcap: float | None, impl: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "impl": impl}
-        return linear_log_prob(hidden, cast(table, hidden.dtype), targets, **options)
+        return linear_log_prob(hidden, cast(table, hidden.dtype)[:ids], targets, **options)

@@ -1,9 +1,10 @@
 """LoRA on a decoder: named adapters beside its frozen weights, merged into them, and by the names that PEFT has."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 from zlib import crc32
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
+from rmfast.models.decoder import Decoder
 from rmfast.models.layers import Linear
 from rmfast.models.low_rank import FUSED, TARGETS, LoraOptions, LowRank
 from rmfast.models.network import Network
@@ -32,6 +34,7 @@ class Part(NamedTuple):
     end: int
 
 
+@cache
 def adapted_parts(config: DecoderConfig, targets: tuple[str, ...] = TARGETS) -> dict[str, list[Part]]:
     """Our linear layers that have targets, and which of Hugging Face's in each are.
 
@@ -71,6 +74,24 @@ def adapter_weights(config: DecoderConfig, options: LoraOptions) -> int:
     return found
 
 
+class Adaptable(Protocol):
+    """A network, or a part of one: layers of a decoder, with or without heads.
+
+    Attributes:
+        adapter: the decoder's adapter that it computes with.
+    """
+
+    adapter: str | None
+
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def head(self) -> Linear | None: ...
+    def narrow(self) -> Any:
+        """See `Network.narrow`."""
+        ...
+
+
 def adapt(network: Network, options: LoraOptions, *, seed: int, name: str = ADAPTER) -> None:
     """Give a network's decoder an adapter, and let the network compute with it and train it and the reward heads alone.
 
@@ -81,34 +102,54 @@ def adapt(network: Network, options: LoraOptions, *, seed: int, name: str = ADAP
         ValueError: the decoder has an adapter of that name.
         UserError: see `adapted_parts`.
     """
-    adapters = network.decoder.adapters
+    for module, adapter in add_adapter(network, options, name).items():
+        for half, weight in (("a", adapter.a), ("b", adapter.b)):
+            with torch.no_grad():
+                weight.copy_(new_half(network.config, f"{module}.adapters.{name}.{half}", weight.shape, options, seed))
+
+
+def add_adapter(network: Adaptable, options: LoraOptions, name: str = ADAPTER) -> dict[str, LowRank]:
+    """What `adapt` does, without values: the new adapters by the names of their layers, of those that are held."""
+    decoder, adapters = network.decoder, network.decoder.adapters
     if name in adapters.options:
         raise ValueError(f"the decoder has an adapter {name!r} already")
-    modules = adapted_parts(network.config, options.targets)
+    modules = adapted_parts(decoder.config, options.targets)
     if not adapters.options:
         network.narrow()
     adapters.options[name] = options
+    found = {}
     for module, parts in modules.items():
-        layer = network.get_submodule(module)
+        if int(module.split(".")[2]) not in decoder.held:
+            continue
+        layer = decoder.get_submodule(module.removeprefix("decoder."))
         assert isinstance(layer, Linear)
         if layer.adapters is None:
             layer.adapters, layer.trunk = nn.ModuleDict(), adapters
         with layer.weight.device:
-            layer.adapters[name] = _drawn(layer.weight.shape[1], parts, options, seed)
+            found[module] = layer.low_rank([(part.begin, part.end) for part in parts], options)
+        layer.adapters[name] = found[module]
     if network.head is not None:
         network.head.requires_grad_(True)
     network.adapter = name
+    return found
 
 
-def _drawn(inputs: int, parts: list[Part], options: LoraOptions, seed: int) -> LowRank:
-    adapter = LowRank(inputs, [(part.begin, part.end) for part in parts], options)
-    nn.init.zeros_(adapter.b)
-    with torch.no_grad():
-        for part, rows in zip(parts, adapter.a.split(options.rank), strict=True):
+def new_half(config: DecoderConfig, name: str, shape: Sequence[int], options: LoraOptions, seed: int) -> Tensor:
+    """fp32: the values that a new adapter's A or B begins with, whole.
+
+    Args:
+        name: ours. shape: of all of it.
+    """
+    module, _, half = name.partition(".adapters.")
+    out = torch.zeros(*shape, device="cpu")
+    if half.endswith(".a"):
+        parts = adapted_parts(config, options.targets)[module]
+        for part, rows in zip(parts, out.split(options.rank), strict=True):
             # A separate stream: it is the same whatever else is adapted.
             generator = torch.Generator().manual_seed((seed << 32) + crc32(part.name.encode()))
-            rows.copy_((2 * torch.rand(rows.shape, generator=generator, device="cpu") - 1) / math.sqrt(inputs))
-    return adapter
+            drawn = torch.rand(rows.shape, generator=generator, device="cpu")
+            rows.copy_((2 * drawn - 1) / math.sqrt(shape[1]))
+    return out
 
 
 def merged(network: Network, state: Mapping[str, Tensor], name: str = ADAPTER) -> dict[str, Tensor]:

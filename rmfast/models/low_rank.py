@@ -106,14 +106,22 @@ class LowRank(nn.Module):
     Args:
         inputs: of the layer.
         places: the outputs (first, last exclusive) of each adapted part, in order.
+        columns: where this process has a part of the inputs: the first of them, and how many there are in all; None
+            where it has all.
 
     Attributes:
         a: [P r, in], the parts' A one below the other. b: [sum of their outputs, r], their B.
     """
 
-    def __init__(self, inputs: int, places: Sequence[tuple[int, int]], options: LoraOptions) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        places: Sequence[tuple[int, int]],
+        options: LoraOptions,
+        columns: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.places, self.options = tuple(places), options
+        self.places, self.options, self.columns = tuple(places), options, columns
         self.a = nn.Parameter(torch.empty(options.rank * len(self.places), inputs))
         self.b = nn.Parameter(torch.empty(sum(end - begin for begin, end in self.places), options.rank))
 
@@ -125,14 +133,22 @@ class LowRank(nn.Module):
         held = [i for i, (begin, end) in enumerate(cut) if begin < end]
         if not held:
             return F.linear(x, weight, bias)
-        rank, dropout = self.options.rank, self.options.dropout
+        rank = self.options.rank
         sizes = [end - begin for begin, end in self.places]
         a = cast(self.a, x.dtype)[held[0] * rank : (held[-1] + 1) * rank]
         first, last = (sum(sizes[:i]) - self.places[i][0] for i in (held[0], held[-1]))  # of B's rows, less the outputs
         b = cast(self.b, x.dtype)[first + cut[held[0]][0] : last + cut[held[-1]][1]]
-        low = F.linear(F.dropout(x, dropout, self.training) if dropout else x, a)
+        low = F.linear(self._dropped(x), a)
         places = tuple(place - start for i in held for place in cut[i])
         return adapted_linear(x, weight, bias, low, b, places, self.options.scale)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        """With dropout, whose mask is one process's also where processes have a part of the inputs each."""
+        dropout = self.options.dropout if self.training else 0.0
+        if not dropout or self.columns is None:
+            return F.dropout(x, dropout) if dropout else x
+        first, inputs = self.columns
+        return x * F.dropout(x.new_ones(len(x), inputs), dropout)[:, first : first + x.shape[1]]
 
     def change(self, a: Tensor, b: Tensor) -> list[tuple[int, int, Tensor]]:
         """What the adapter adds to the layer's weight: first and last (exclusive) row of each part, and [rows, in].

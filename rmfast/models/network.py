@@ -12,7 +12,7 @@ from rmfast.kernels import rms_norm, score_head
 from rmfast.kernels.linear_log_prob.products import TableProduct
 from rmfast.models.copies import cast
 from rmfast.models.decoder import Decoder, Memory
-from rmfast.models.layers import Embedding, Linear, Norm, linear_weights
+from rmfast.models.layers import Embedding, Linear, Norm, linear_weights, narrow
 
 
 class PackInputs(Protocol):
@@ -42,7 +42,7 @@ class Reads:
         log_prob: int64 [L], tokens, and int64 [L], the token that each predicts (a target of -1 predicts nothing); with
             None for the targets their hidden states are computed and not read, which draws the same dropout.
         features: what the reward heads read is given too.
-        ids: log-probabilities are over the first so many ids of a whole vocabulary; None for all.
+        ids: log-probabilities are over the first so many ids of the vocabulary; None for all.
         temperature: logits are divided by it.
         entropy: those of the distributions that the targets are predicted from are given too.
     """
@@ -80,10 +80,16 @@ Product = Callable[[Tensor, Tensor, torch.dtype], Tensor]
 
 
 class NextLogits(Protocol):
-    """What follows some tokens; see `Network.logits`."""
+    """What follows some tokens; see `Network.logits`. Of layers before the last, the residual stream after them."""
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        rows: Tensor,
+        product: Product | None = None,
+        before: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -131,13 +137,12 @@ class Network(nn.Module):
             prototypes = None if self.prototypes is None else self.prototypes.to(wide) + 0.0
         if reads.log_prob is not None and (targets := reads.log_prob[1]) is not None:
             normed = rms_norm(hidden[len(reads.scores) :], self.norm.gain, eps=eps, impl=impl)
-            table = self._table().weight if reads.ids is None else self._table().weight[: reads.ids]
-            target = targets.clamp(min=0)
-            cap = self.config.logit_cap
+            table, target, cap = self._table().weight, targets.clamp(min=0), self.config.logit_cap
             log_prob, entropy = self.decoder.factory.log_prob(
                 normed,
                 table,
                 target,
+                ids=reads.ids,
                 temperature=reads.temperature * self.config.logit_divisor,
                 softcap=cap,
                 impl=impl if cap is None else "reference",  # no kernel has a soft cap on logits
@@ -151,11 +156,17 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def logits(
-        self, tokens: Tensor, positions: Tensor, memory: Memory, rows: Tensor, product: Product | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        rows: Tensor,
+        product: Product | None = None,
+        before: Tensor | None = None,
     ) -> Tensor:
         """fp32 [S, V] (fp64 of an fp64 model): logits of the tokens that follow `rows`; of a sharded vocabulary this
         rank's part. Arguments are the decoder's; `product` is of calls between which no weight changes."""
-        hidden = self.decoder(tokens, positions, memory, rows, adapter=self.adapter)
+        hidden = self.decoder(tokens, positions, memory, rows, before, self.adapter)
         normed = rms_norm(hidden, self.norm.gain, eps=self.config.norm_eps, impl=self.decoder.impl)
         table = cast(self._table().weight, normed.dtype)
         logits = (product or TableProduct())(normed, table, torch.promote_types(normed.dtype, torch.float32))
@@ -227,10 +238,7 @@ class Network(nn.Module):
     def narrow(self) -> "Network":
         """This network, frozen, with all that is read in the decoder's dtype stored in it: every weight but those of
         norms and reward heads. What it computes keeps its bits."""
-        self.requires_grad_(False)
-        for module in self.modules():
-            if isinstance(module, Linear | Embedding) and module is not self.head:
-                module.to(self.decoder.dtype)
+        narrow(self, self.decoder.dtype, self.head)
         return self
 
 

@@ -13,6 +13,7 @@ from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
 from rmfast.models.network import NextLogits, Outputs, Reads
 from rmfast.objectives.base import Objective, Statistics
+from rmfast.parallel.residence import Movable
 from rmfast.parallel.world import World
 
 
@@ -49,15 +50,16 @@ def tensor_name(key: str) -> str:
     return key.partition("#")[0]
 
 
-class Engine(Protocol):
+class Engine(Movable, Protocol):
     """Runs steps. All ranks call the same methods in the same order.
 
-    `data` are the ranks that share the groups of a global batch; those that compute one model together (tensor and
-    pipeline parallelism) have the same number in it, and are given the same packs. `leads`: this process is the first
-    of those that hold the heads.
+    `world` are all ranks; `data` are those that share the groups of a global batch; those that compute one
+    model together (tensor and pipeline parallelism) have the same number in it, and are given the same packs. `leads`:
+    this process is the first of those that hold the heads.
     """
 
     device: torch.device
+    world: World
     data: World
     leads: bool
 
@@ -119,15 +121,54 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """What a process holds of a model that is sampled from.
+
+    Args:
+        runs: of consecutive layers, in the model's order: each gives the residual stream for the next one, which other
+            processes may hold, and the model's last one logits. layers: all of theirs, by number in the model.
+        config: the whole decoder's. dtype: of activations, keys and values.
+        kv_heads: key-value heads.
+        first, width: the slice of the vocabulary that its logits are of, 0 ids where it has none.
+        tensor: the processes that hold the other slices and heads. pipeline: those that hold the other layers, in
+            order, of which each has as many runs; around: the same ones, for what the last one sends the first. None:
+            this process alone.
+        replayed: whether a GPU may record what it computes in a graph.
+    """
+
+    runs: tuple[NextLogits, ...]
+    layers: tuple[int, ...]
+    config: DecoderConfig
+    dtype: torch.dtype
+    kv_heads: int
+    width: int
+    first: int = 0
+    tensor: World | None = None
+    pipeline: World | None = None
+    around: World | None = None
+    replayed: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes hold parts of the model."""
+        return self.tensor is not None or self.pipeline is not None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this process, of those that hold a model, has the figures of what is drawn."""
+        tensor, stages = self.tensor, self.pipeline
+        return (tensor is None or tensor.rank == 0) and (stages is None or stages.rank == stages.size - 1)
+
+
 class SampledEngine(Protocol):
-    """An engine whose weights can be sampled from. `sharded`: they are gathered by hooks of the modules."""
+    """An engine whose weights can be sampled from."""
 
     device: torch.device
-    sharded: bool
+    world: World
+    data: World
 
-    def decoding(self) -> AbstractContextManager[tuple[NextLogits, DecoderConfig, torch.dtype]]:
-        """Within it, each process alone samples from the weights that are trained, whole on each.
-
-        Gives what computes logits, the model's sizes and the dtype of activations, keys and values.
-        """
+    def decoding(self) -> AbstractContextManager[Held]:
+        """Within it the weights that are trained stay as they are, and the processes that hold a model together sample
+        from it, whatever others do."""
         ...

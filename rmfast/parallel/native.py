@@ -13,10 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from rmfast.data.loader import Totals
 from rmfast.data.pack import Pack, empty_pack
 from rmfast.kernels.prefix_attention import flash_lengths
-from rmfast.models.config import DecoderConfig
 from rmfast.models.copies import Copies
 from rmfast.models.lora import merged, to_peft
-from rmfast.models.network import Network, NextLogits, Outputs, Reads
+from rmfast.models.network import Network, Outputs, Reads
 from rmfast.objectives.base import (
     BatchTerm,
     BatchTotals,
@@ -25,13 +24,27 @@ from rmfast.objectives.base import (
     Statistics,
     join_statistics,
 )
-from rmfast.parallel.engine import ReadRows, Shard
+from rmfast.parallel.engine import Held, ReadRows, Shard
 from rmfast.parallel.graphs import FlatGradients, PackGraphs, Recorder
 from rmfast.parallel.optimizer import AdamWOptions, Optimizer, local
 from rmfast.parallel.replicas import DataParallel, first_row, replicate, shard_weights, sharded_modules
 from rmfast.parallel.stepping import Stepping
 from rmfast.parallel.trunk import TRUNK, check_fingerprint, fingerprint
 from rmfast.parallel.world import World
+
+
+def whole_model(network: Network, *, replayed: bool = True) -> Held:
+    """A network that this process holds alone."""
+    config = network.config
+    return Held(
+        runs=(network.logits,),
+        layers=tuple(range(config.layers)),
+        config=config,
+        dtype=network.decoder.dtype,
+        kv_heads=config.kv_heads,
+        width=config.vocabulary,
+        replayed=replayed,
+    )
 
 
 class NativeEngine(Stepping):
@@ -223,14 +236,6 @@ class NativeEngine(Stepping):
         """All weights that it computes with, trained or not."""
         return [parameter for _, parameter in self.network.parts()]
 
-    def moment_bytes(self) -> int:
-        """Of the optimizer's moments, on this process."""
-        return sum(tensor.nbytes for kind in self.optimizer.state().values() for tensor in kind.values())
-
-    def move_moments(self, device: torch.device) -> None:
-        """Bring the optimizer's moments to a device; they must be where the weights are before its next step."""
-        self.optimizer.move(device)
-
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
         sizes = [(p.numel(), p.requires_grad) for _, p in self.network.parts()]
@@ -244,7 +249,7 @@ class NativeEngine(Stepping):
             return [self.network(inputs, reads(inputs)) for inputs in map(self._inputs, packs)]
 
     @contextlib.contextmanager
-    def decoding(self) -> Iterator[tuple[NextLogits, DecoderConfig, torch.dtype]]:
+    def decoding(self) -> Iterator[Held]:
         """See `SampledEngine`. FSDP2 gathers all weights at its beginning: processes need not take the same steps."""
         self.network.eval()
         sharded = list(sharded_modules(self.network))
@@ -254,7 +259,8 @@ class NativeEngine(Stepping):
             module.unshard()
         try:
             with self.copies:
-                yield self.network.logits, self.network.config, self.network.decoder.dtype
+                # FSDP2's hooks make streams wait for each other, within a graph for good.
+                yield whole_model(self.network, replayed=not self.sharded)
         finally:
             for module in sharded:
                 module.set_reshard_after_forward(module in layers, recurse=False)

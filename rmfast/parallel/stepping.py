@@ -48,6 +48,14 @@ class Stepping(ABC):
         """See `Engine`."""
         return [outputs.scores for outputs in self.read(packs, lambda pack: Reads(scores=pack.scored))]
 
+    def moment_bytes(self) -> int:
+        """Of the optimizer's moments, on this process."""
+        return sum(tensor.nbytes for kind in self.optimizer.state().values() for tensor in kind.values())
+
+    def move_moments(self, device: torch.device) -> None:
+        """Bring the optimizer's moments to a device; they must be where the weights are before its next step."""
+        self.optimizer.move(device)
+
     @torch.no_grad()
     def perturb(self, *, eta: float, rho: float | None = None) -> Tensor:
         """See `Engine`. Every rank moves its part."""

@@ -7,7 +7,7 @@ by rounding only: the noise of a token depends on its prompt, sample and positio
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from rmfast.errors import RunError, UserError
-from rmfast.kernels import Drawn, prefix_layout, row_keys
+from rmfast.kernels import Drawn, row_keys
 from rmfast.rollout.decoding import Decodes
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.options import SampleOptions, StopReason
 from rmfast.rollout.pool import Extents
-from rmfast.rollout.steps import Steps
+from rmfast.rollout.steps import Begin, Step
 from rmfast.rollout.stops import Stops
 
 
@@ -59,18 +59,32 @@ class _Group:
 
 
 class Batch:
-    """The rows that are decoded together. A slot is a place in the arrays below, used again once its row has ended."""
+    """The rows that are decoded together. A slot is a place in the arrays below, used again once its row has ended.
 
-    def __init__(self, settings: Settings, requests: Sequence[Request], limits: Sequence[int], n: int) -> None:
+    Args:
+        requests: the prompts. limits: of each, new tokens. n: samples of each.
+        others: a batch that takes the same prompts in turn with this one; of `batches` in all, each has its share of
+            rows and memory.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        requests: Sequence[Request],
+        limits: Sequence[int],
+        n: int,
+        *,
+        others: "Batch | None" = None,
+        batches: int = 1,
+    ) -> None:
         self.settings, self.model, self.options, self.n = settings, settings.model, settings.options, n
-        self.waiting = deque(
-            (i, request, limit) for i, (request, limit) in enumerate(zip(requests, limits, strict=True))
-        )
+        every = deque((i, request, limit) for i, (request, limit) in enumerate(zip(requests, limits, strict=True)))
         self.groups: list[_Group] = []
-        rows = min(settings.rows, n * len(requests))
-        tokens = self._room(rows)
+        self.done: list[tuple[int, list[Draft]]] = []  # prompts all of whose samples have ended
+        rows = -(-min(settings.rows, n * len(requests)) // batches)
+        tokens = self._room(every, rows, settings.memory / batches)
+        self.waiting: deque[tuple[int, Request, int]] = every if others is None else others.waiting
         self.pool, self.free = self.model.pool(tokens), Extents(tokens)
-        self.next = Steps(self.model, self.options, self.pool)
         self.idle = list(range(rows))[::-1]
         self.group: list[_Group | None] = [None] * rows
         self.number = np.zeros(rows, np.int64)  # which sample of its prompt
@@ -85,15 +99,15 @@ class Batch:
         self.tokens = self.samples = 0  # drawn, ended
         penalised = self.options.repetition_penalty != 1.0
         self.seen: Tensor | None = None
-        if penalised:
-            self.seen = torch.zeros(rows, 0, dtype=torch.bool, device=self.model.device)  # widened by the first logits
+        if penalised and self.model.width:
+            self.seen = torch.zeros(rows, self.model.width, dtype=torch.bool, device=self.model.device)
 
-    def _room(self, rows: int) -> int:
+    def _room(self, every: Iterable[tuple[int, Request, int]], rows: int, memory: float) -> int:
         """Tokens of the pool: what so many rows may fill, or what the memory holds."""
-        sizes = [(len(request.ids), limit - 1) for _, request, limit in self.waiting]
+        sizes = [(len(request.ids), limit - 1) for _, request, limit in every]
         prompts = sorted((size for size, _ in sizes), reverse=True)[: -(-rows // min(self.n, rows))]
         wanted = sum(prompts) + rows * max(size for _, size in sizes)
-        room = int(min(wanted, self.settings.memory / self.model.token_bytes))
+        room = self.model.agreed(int(min(wanted, memory / self.model.token_bytes)))
         least = max(prompt + size for prompt, size in sizes)
         if room < least:
             megabytes = math.ceil(least * self.model.token_bytes / 1e6)  # never less than what is needed
@@ -104,14 +118,24 @@ class Batch:
             )
         return room
 
-    def admit(self) -> None:
+    def works(self) -> Generator[Begin | Step, Drawn, None]:
+        """What is to be computed until all prompts have ended; each is answered by what was drawn."""
+        while self.waiting or self.groups:
+            yield from self._admit()
+            if self.groups:
+                step = self._step()
+                self._keep(step[0], (yield step[1]))
+
+    def _admit(self) -> Generator[Begin, Drawn, None]:
         """Begin as many rows as there is room for, the prompts of new ones computed first."""
         while self.idle:
-            behind = [group for group in self.groups if group.started < self.n]
-            slots = [slot for group in behind for slot in self._claim(group)] if behind else self._next_prompts()
+            behind, new = [group for group in self.groups if group.started < self.n], list[_Group]()
+            slots = [slot for group in behind for slot in self._claim(group)]
+            if not behind:
+                new, slots = self._next_prompts()
             if not slots:
                 return
-            self._begin(slots)
+            self._keep(np.array(slots), (yield self._begin(slots, new)))
 
     def _claim(self, group: _Group) -> list[int]:
         """Slots and room for rows that a group lacks, as far as there are any."""
@@ -128,8 +152,8 @@ class Batch:
             slots.append(slot)
         return slots
 
-    def _next_prompts(self) -> list[int]:
-        """Compute prompts, as many as fit with rows of theirs; the slots of these."""
+    def _next_prompts(self) -> tuple[list[_Group], list[int]]:
+        """The next prompts, as many as fit with rows of theirs, and the slots of these."""
         groups: list[_Group] = []
         slots: list[int] = []
         tokens = 0
@@ -149,41 +173,46 @@ class Batch:
             groups.append(group)
             slots += claimed
             tokens += length
-        if groups:
-            self._compute(groups)
-            self.groups += groups
-        return slots
+        self.groups += groups
+        return groups, slots
 
-    def _compute(self, groups: Sequence[_Group]) -> None:
-        """Keys and values of prompts, and the logits of their first tokens."""
-        ids = [np.asarray(group.request.ids, np.int64) for group in groups]
+    def _begin(self, slots: Sequence[int], new: Sequence[_Group]) -> Begin:
+        """The first tokens of rows, and the new prompts of some."""
+        ids = [np.asarray(group.request.ids, np.int64) for group in new]
         positions = [np.arange(len(i)) for i in ids]
-        places = [group.begin + p for group, p in zip(groups, positions, strict=True)]
-        columns = np.stack([np.concatenate(x) for x in (ids, positions, places)])
-        data = torch.from_numpy(columns).to(self.model.device)
-        layout = prefix_layout([(len(i), ()) for i in ids]).to(self.model.device)
-        logits = self.model.prompts(self.pool, data[0], data[1], layout, data[2])
-        for group, row in zip(groups, logits, strict=True):
-            group.logits = row
-
-    def _begin(self, slots: Sequence[int]) -> None:
-        """Draw the first tokens of rows."""
+        places = [group.begin + p for group, p in zip(new, positions, strict=True)]
+        prompts = [np.concatenate(x) if x else np.empty(0, np.int64) for x in (ids, positions, places)]
         owners = [group for slot in slots if (group := self.group[slot]) is not None]
         chosen = np.array(slots)
         numbers = np.array([_signed(group.request.draw_number) for group in owners])
         keys = row_keys(self.options.seed, torch.from_numpy(numbers), torch.from_numpy(self.number[chosen]))
         self.keys[chosen] = keys.numpy()
-        logits = torch.stack([group.logits for group in owners if group.logits is not None])
         if self.seen is not None:
-            self._see_prompts(slots, owners, logits.shape[1])
-        for group in owners:
-            if group.started == self.n:
-                group.logits = None
-        columns = torch.from_numpy(np.stack((self.keys[chosen], self.count[chosen]))).to(self.model.device)
-        self._keep(chosen, self.next.draw(logits, columns[0], columns[1], self._seen(chosen)))
+            self._see_prompts(slots, owners)
 
-    def step(self) -> None:
-        """One token for every row."""
+        def keep(logits: Tensor) -> None:
+            for group, row in zip(new, logits, strict=True):
+                group.logits = row
+
+        def logits() -> Tensor:
+            found = torch.stack([group.logits for group in owners if group.logits is not None])
+            for group in owners:
+                if group.started == self.n:
+                    group.logits = None
+            return found
+
+        columns = np.stack((self.keys[chosen], self.count[chosen]))
+        return Begin(
+            prompts=np.stack(prompts),
+            sizes=[len(i) for i in ids],
+            columns=columns,
+            seen=self._seen(chosen),
+            keep=keep,
+            logits=logits,
+        )
+
+    def _step(self) -> tuple[np.ndarray, Step]:
+        """One token for every row, and the slots of these."""
         slots = np.array([slot for group in self.groups for slot in group.slots])
         count = self.count[slots]
         lengths = [(len(group.slots), len(group.request.ids), group.begin) for group in self.groups if group.slots]
@@ -192,12 +221,12 @@ class Batch:
         tokens = self.ids[slots, count - 1].astype(np.int64)
         first, keys = self.begin[slots], self.keys[slots]
         layout = (begin, begin + prompt, first, first + count)
-        self._keep(slots, self.next(np.stack((tokens, prompt + count - 1, *layout, keys, count)), self._seen(slots)))
+        return slots, Step(np.stack((tokens, prompt + count - 1, *layout, keys, count)), self._seen(slots))
 
     def _keep(self, slots: np.ndarray, drawn: Drawn) -> None:
         """Keep the rows' next tokens, and end the rows that they end."""
         tokens, log_prob, behaviour = (x.cpu().numpy() for x in drawn)
-        if not np.isfinite(log_prob).all():
+        if not np.isfinite(log_prob).all() or (tokens < 0).any():
             raise RunError("the model's logits are not finite: its weights are broken, or its dtype is too narrow")
         if self.seen is not None:
             self._see(slots, drawn.tokens)
@@ -212,6 +241,10 @@ class Batch:
         stop = self._stops(slots) if self.settings.stops is not None else np.zeros(len(slots), bool)
         for i in np.flatnonzero(eos | full | stop).tolist():
             self._end(int(slots[i]), "eos" if eos[i] else "stop" if stop[i] else "length")
+        for group in [group for group in self.groups if len(group.drafts) == self.n]:
+            self.free.give(group.begin, len(group.request.ids))
+            self.done.append((group.number, [group.drafts[i] for i in range(self.n)]))
+            self.groups.remove(group)
 
     def _stops(self, slots: np.ndarray) -> np.ndarray:
         assert self.settings.stops is not None
@@ -236,24 +269,18 @@ class Batch:
         self.group[slot] = None
         self.idle.append(slot)
 
-    def ended(self) -> Iterator[tuple[int, list[Draft]]]:
+    def ended(self) -> list[tuple[int, list[Draft]]]:
         """Prompts all of whose samples have ended since the last call."""
-        done = [group for group in self.groups if len(group.drafts) == self.n]
-        for group in done:
-            self.free.give(group.begin, len(group.request.ids))
-            yield group.number, [group.drafts[i] for i in range(self.n)]
-        if done:
-            self.groups = [group for group in self.groups if len(group.drafts) < self.n]
+        done, self.done = self.done, []
+        return done
 
-    def _see_prompts(self, slots: Sequence[int], owners: Sequence[_Group], vocabulary: int) -> None:
+    def _see_prompts(self, slots: Sequence[int], owners: Sequence[_Group]) -> None:
         """Mark the prompts' ids, for the repetition penalty."""
         assert self.seen is not None
-        if self.seen.shape[1] != vocabulary:
-            self.seen = self.seen.new_zeros(len(self.seen), vocabulary)
         for slot, group in zip(slots, owners, strict=True):
             ids = torch.from_numpy(np.unique(group.request.ids)).long() - self.model.first
             self.seen[slot] = False
-            self.seen[slot, ids[(ids >= 0) & (ids < vocabulary)].to(self.seen.device)] = True
+            self.seen[slot, ids[(ids >= 0) & (ids < self.model.width)].to(self.seen.device)] = True
 
     def _seen(self, slots: np.ndarray) -> Tensor | None:
         return None if self.seen is None else self.seen[torch.from_numpy(slots).to(self.seen.device)]

@@ -12,11 +12,12 @@ from torch.distributed import ProcessGroup
 from rmfast.kernels.common import HAS_TRITON
 from rmfast.kernels.decode_attention.op import MAX_HEAD_DIM
 from rmfast.kernels.linear_log_prob.products import TableProduct
-from rmfast.models.config import DecoderConfig
-from rmfast.models.network import Network, NextLogits
-from rmfast.parallel.engine import SampledEngine
+from rmfast.models.network import Network, Product
+from rmfast.parallel.engine import Held, SampledEngine
 from rmfast.parallel.graphs import CudaRecorder, Recorder
-from rmfast.rollout.pool import Pool, PromptMemory, RowMemory, token_bytes
+from rmfast.parallel.native import whole_model
+from rmfast.parallel.world import World
+from rmfast.rollout.pool import Pool, PromptMemory, RowMemory
 
 
 class Decodes(Protocol):
@@ -24,16 +25,23 @@ class Decodes(Protocol):
 
     Attributes:
         ids: how many ids the tokenizer has; the vocabulary's rest is never drawn.
-        first, group: of logits that are this process's slice of the vocabulary: the slice's first id, and the processes
-            that hold the others; None where logits are whole.
+        first, width, group: of logits that are this process's slice of the vocabulary: the slice's first id, how many
+            ids it has, and the processes that hold the others; None where logits are whole.
         recorder: of steps, which are then replayed; None starts their kernels one by one.
+        runs: how many runs of layers this process has: `run` says which of them a call is of, from 0 on.
+        stages: the processes that pass residual streams on, in order; None where this one has all layers. around: the
+            same ones, for the way from the last one to the first.
     """
 
     device: torch.device
     ids: int
     first: int
+    width: int
     group: ProcessGroup | None
     recorder: Recorder | None
+    runs: int = 1
+    stages: World | None = None
+    around: World | None = None
 
     @property
     def token_bytes(self) -> int:
@@ -44,88 +52,145 @@ class Decodes(Protocol):
         """Room for keys and values of so many tokens."""
         ...
 
-    def prompts(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor, places: Tensor) -> Tensor:
+    def prompts(
+        self,
+        pool: Pool,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Tensor,
+        places: Tensor,
+        run: int = 0,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """Compute a pack of prompts and keep their keys and values.
 
         Args:
             tokens, positions: int64 [T]. layout: int32 [4, T]. places: int64 [T], in the pool.
+            before: [T, d], the residual stream after the run of layers before.
 
         Returns:
-            fp32 [prompts, V]: logits of the tokens that follow them.
+            fp32 [prompts, width]: logits of the tokens that follow them; of another run than the model's last the
+            residual stream [T, d].
         """
         ...
 
-    def decode(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor) -> Tensor:
+    def decode(
+        self,
+        pool: Pool,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Tensor,
+        run: int = 0,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """One token for each of R rows, kept in the pool.
 
         Args:
             tokens, positions: int64 [R]. layout: int32 [4, R], see `decode_attention`.
+            before: [R, d], as for `prompts`.
 
         Returns:
-            fp32 [R, V]: logits of the tokens that follow; the next call may write over them.
+            fp32 [R, width]: logits of the tokens that follow; the next call may write over them. Or [R, d].
         """
         ...
 
+    def stream(self, tokens: int) -> Tensor:
+        """Room [T, d] for a residual stream."""
+        ...
+
+    def agreed(self, count: int) -> int:
+        """The least of the counts that the processes of a model have."""
+        return count
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on one of the processes that share a stage."""
+        return flag
+
 
 class Decoding:
-    """A whole model on this process, as sampling calls it, while its weights stay as they are.
+    """What this process holds of a model, as sampling calls it, while its weights stay as they are.
 
     Args:
-        logits: of a network, or of an engine that holds one.
-        config, dtype, device: the network's, of activations.
         ids: how many ids the tokenizer has.
     """
 
-    first = 0
-    group: ProcessGroup | None = None
-
-    def __init__(
-        self, logits: NextLogits, config: DecoderConfig, ids: int, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.logits, self.config, self.dtype, self.device = logits, config, dtype, device
+    def __init__(self, held: Held, ids: int, device: torch.device) -> None:
+        self.held, self.device, self.ids = held, device, min(ids, held.config.vocabulary)
+        self.first, self.width, self.runs = held.first, held.width, len(held.runs)
+        self.group = None if held.tensor is None else held.tensor.group
+        self.stages, self.around = held.pipeline, held.around
         # Attention in plain torch waits for the layout on the host, which no graph can hold.
+        config = held.config
         kernel = device.type == "cuda" and HAS_TRITON and config.head_dim <= MAX_HEAD_DIM and not config.attention_cap
-        self.recorder: Recorder | None = CudaRecorder(device) if kernel else None
-        self.ids = min(ids, config.vocabulary)
+        self.recorder: Recorder | None = CudaRecorder(device) if kernel and held.replayed else None
         self._product = TableProduct()
         self._written = torch.empty(0)  # what `decode` gives on a CPU, written again by its next call
 
     @property
     def token_bytes(self) -> int:
-        return token_bytes(self.config, self.dtype)
+        held = self.held
+        return 2 * len(held.layers) * held.kv_heads * held.config.head_dim * held.dtype.itemsize
 
     def pool(self, tokens: int) -> Pool:
-        c = self.config
-        return Pool(range(c.layers), tokens, c.kv_heads, c.head_dim, self.dtype, self.device)
+        held = self.held
+        return Pool(held.layers, tokens, held.kv_heads, held.config.head_dim, held.dtype, self.device)
 
-    def prompts(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor, places: Tensor) -> Tensor:
+    def prompts(
+        self,
+        pool: Pool,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Tensor,
+        places: Tensor,
+        run: int = 0,
+        before: Tensor | None = None,
+    ) -> Tensor:
         ends = (positions[1:] == 0).nonzero().flatten()  # where another prompt follows
         ends = torch.cat((ends, ends.new_full((1,), len(tokens) - 1)))
-        return self.logits(tokens, positions, PromptMemory(pool, layout, places), ends, self._product)
+        return self.held.runs[run](tokens, positions, PromptMemory(pool, layout, places), ends, self._product, before)
 
-    def decode(self, pool: Pool, tokens: Tensor, positions: Tensor, layout: Tensor) -> Tensor:
+    def decode(
+        self,
+        pool: Pool,
+        tokens: Tensor,
+        positions: Tensor,
+        layout: Tensor,
+        run: int = 0,
+        before: Tensor | None = None,
+    ) -> Tensor:
         count = len(tokens)
-        rows = torch.arange(count, device=tokens.device)
-        if tokens.is_cuda:
-            return self.logits(tokens, positions, RowMemory(pool, layout), rows, self._product)
+        rows, product = torch.arange(count, device=tokens.device), self._product_of(count)
+        return self.held.runs[run](tokens, positions, RowMemory(pool, layout), rows, product, before)
+
+    def _product_of(self, count: int) -> Product:
+        """Logits of so many rows, on a CPU in the memory of those before them."""
+        if self.device.type == "cuda":
+            return self._product
         if len(self._written) < count:
-            dtype = torch.promote_types(self.dtype, torch.float32)
-            self._written = torch.empty(count, self.config.vocabulary, dtype=dtype, device=self.device)
-        product = partial(self._product, out=self._written[:count])
-        return self.logits(tokens, positions, RowMemory(pool, layout), rows, product)
+            dtype = torch.promote_types(self.held.dtype, torch.float32)
+            self._written = torch.empty(count, self.width, dtype=dtype, device=self.device)
+        return partial(self._product, out=self._written[:count])
+
+    def stream(self, tokens: int) -> Tensor:
+        return torch.empty(tokens, self.held.config.width, dtype=self.held.dtype, device=self.device)
+
+    def agreed(self, count: int) -> int:
+        least = torch.tensor(-count)
+        for world in (self.held.tensor, self.held.pipeline):
+            least = least if world is None else world.max_(least)
+        return -int(least)
+
+    def any(self, flag: bool) -> bool:
+        return flag if self.held.tensor is None else self.held.tensor.any(flag)
 
 
 def network_decoding(network: Network, ids: int) -> Decoding:
     """A network, as sampling calls it."""
-    device = network.norm.weight.device
-    return Decoding(network.logits, network.config, ids, dtype=network.decoder.dtype, device=device)
+    return Decoding(whole_model(network), ids, network.norm.weight.device)
 
 
 @contextlib.contextmanager
 def engine_decoding(engine: SampledEngine, ids: int) -> Iterator[Decoding]:
-    """An engine that holds the model whole, as sampling calls it, with the weights that it trains."""
-    with engine.decoding() as (logits, config, dtype):
-        model = Decoding(logits, config, ids, dtype=dtype, device=engine.device)
-        if engine.sharded:
-            model.recorder = None  # FSDP2's hooks make streams wait for each other, within a graph for good
-        yield model
+    """An engine's model, as sampling calls it, with the weights that it trains."""
+    with engine.decoding() as held:
+        yield Decoding(held, ids, engine.device)

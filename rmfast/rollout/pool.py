@@ -1,6 +1,7 @@
 """Keys and values of prompts and samples, in one pool of a fixed size, and how layers read and write them."""
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from rmfast.kernels import prefix_attention
 from rmfast.kernels.decode_attention import decode_attention
-from rmfast.models.config import DecoderConfig
 
 
 class Extents:
@@ -52,15 +52,10 @@ class Pool:
     """
 
     def __init__(
-        self, layers: range, tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self, layers: Iterable[int], tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (2, tokens, kv_heads, head_dim)
         self.layers = {layer: torch.empty(shape, dtype=dtype, device=device) for layer in layers}
-
-
-def token_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
-    """Bytes that a token's keys and values take in all layers."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
 
 
 class PromptMemory:

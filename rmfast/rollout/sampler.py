@@ -10,6 +10,7 @@ from rmfast.rollout.batch import Batch, Settings
 from rmfast.rollout.decoding import Decodes
 from rmfast.rollout.draft import Draft, Request
 from rmfast.rollout.options import SampleOptions
+from rmfast.rollout.stages import drafts_of
 from rmfast.rollout.stops import Stops
 
 Progress = Callable[[int, int], None]
@@ -45,12 +46,19 @@ class Sampler:
         )  # fmt: skip
 
     def sample(
-        self, requests: Sequence[Request], n: int, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        n: int,
+        progress: Progress | None = None,
+        *,
+        asked: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[int, list[Draft]]]:
         """The n samples of each prompt, with the prompt's number, in the order in which they end.
 
         Args:
             progress: told after each step how many tokens are drawn and how many samples have ended.
+            asked: asked after each step whether to end before all have; of processes that hold a model together
+                those that draw are asked.
 
         Raises:
             UserError: a prompt that is empty or leaves no room in the window; a memory that cannot hold a row.
@@ -59,15 +67,13 @@ class Sampler:
         if not requests or n < 1:
             return
         limits = [self.limit(i, request) for i, request in enumerate(requests)]
-        batch = Batch(self.settings, requests, limits, n)
-        while batch.waiting or batch.groups:
-            batch.admit()
-            yield from batch.ended()
-            if batch.groups:
-                batch.step()
-                yield from batch.ended()
-            if progress is not None:
-                progress(batch.tokens, batch.samples)
+        stages = self.settings.model.stages
+        count = 1 if stages is None else min(stages.size, min(self.settings.rows, n * len(requests)))
+        batches: list[Batch] = []
+        for _ in range(count):
+            first = batches[0] if batches else None
+            batches.append(Batch(self.settings, requests, limits, n, others=first, batches=count))
+        yield from drafts_of(batches, asked, progress)
 
     def limit(self, number: int, request: Request) -> int:
         """How many new tokens a prompt's samples have, at most."""

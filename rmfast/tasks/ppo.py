@@ -67,8 +67,8 @@ def open_ppo(config: Config, world: World, inputs: Inputs) -> Training:
     )
     mixed = None if ptx is None else ptx_of(config, ptx, models.policy, total)
     learner = ppo_learner(
-        config, inputs, Prompts(inputs.table, plan, texts), rollouts, models, total, mixed, builder.critic_units(),
-        ppo_phases(config, world, models), held_out,
+        config, inputs, Prompts(inputs.table, plan, texts), rollouts, models, total, mixed,
+        builder.folders.critic_units(), ppo_phases(config, world, models), held_out,
     )  # fmt: skip
     return Training(
         config=config,
@@ -80,7 +80,7 @@ def open_ppo(config: Config, world: World, inputs: Inputs) -> Training:
             exports=PolicyExport(config=config, world=world, inputs=inputs, ends=ends),
             learner=learner,
             folder=run.folder,
-            critic_path=builder.critic_path(),
+            critic_path=builder.folders.critic_path(),
         ),
         size=f"{ppo.prompts_per_step} prompts with {ppo.samples} answers",
         beginning=lambda: beginning(config, inputs, ends, models.reward.names),

@@ -2,11 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.runs import Case, arguments, final_weights, launch, read_lines
 
@@ -19,6 +21,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "tp2 sp": (2, {"parallel__tensor": 2, "parallel__sequence": True}),
     "pp2": (2, {"parallel__pipeline": 2}),
     "pp2 interleaved": (2, {"parallel__pipeline": 2, "parallel__virtual": 2}),
+    "pp2 uneven": (2, {"parallel__pipeline": 2, "parallel__pipeline_split": (3, 1)}),
     "dp2": (2, {}),
     "dp4": (4, {}),
     "tp2 pp2": (4, {"parallel__tensor": 2, "parallel__pipeline": 2}),
@@ -36,6 +39,14 @@ OBJECTIVES: dict[str, dict[str, object]] = {
     "frozen": {"model__top_layers": 2, "model__heads": 2, "data__tokens_per_pack": 90},
     "top": {"model__top_layers": 1, "objective__center": 0.01, "data__tokens_per_pack": 90},
     "lm": {"model__path": "tied", "objective__lm": 0.5, "data__tokens_per_pack": 64},
+    "sft": {"task": "sft", "model__path": "odd", "data__eval": "eval.jsonl", "data__tokens_per_pack": 64},
+    "lora": {
+        "model__adapter": "lora",
+        "model__lora_rank": 4,
+        "model__lora_targets": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+        "data__tokens_per_pack": 90,
+    },
+    "lora sft": {"task": "sft", "model__path": "tied", "model__adapter": "lora", "data__tokens_per_pack": 64},
     "simcse": {"objective__contrastive": "simcse", "objective__temperature": 0.5, "data__tokens_per_pack": 120},
     "swav": {
         "objective__contrastive": "swav",
@@ -67,6 +78,7 @@ COVER = [
     ("tp2 sp", "lm"),
     ("tp2 sp", "frozen"),
     ("tp2 sp", "meta"),
+    ("tp2 sp", "lora"),
     ("pp2", "lm"),
     ("pp2", "swav"),
     ("pp2", "top"),
@@ -74,6 +86,7 @@ COVER = [
     ("pp2 interleaved", "lm"),
     ("pp2 interleaved", "meta"),
     ("pp2 interleaved", "top"),
+    ("pp2 interleaved", "sft"),
     ("dp2", "center"),
     ("dp2", "meta"),
     ("dp2", "meta swav"),
@@ -81,6 +94,7 @@ COVER = [
     ("tp2 pp2 sp", "swav"),
     ("tp2 pp2 sp", "lm"),
     ("tp2 pp2", "meta"),
+    ("tp2 pp2", "lora sft"),
     ("pp2 dp2", "lm"),
     ("pp2 dp2", "frozen"),
     ("tp2 dp2", "simcse"),
@@ -106,6 +120,8 @@ def command(folder: Path, objective: str, run: str, layout: str | None = None, *
         "parallel__timeout_minutes": 2,
     }
     keys |= OBJECTIVES[objective]
+    if keys.get("task") == "sft":
+        keys["data__max_length"] = keys["data__tokens_per_pack"]
     if keys.get("task") == "meta":
         keys["meta__data"] = folder / "prompts.jsonl"
     if layout is not None:
@@ -136,15 +152,19 @@ def assert_same_steps(lines: Sequence[dict[str, Any]], truth: Sequence[dict[str,
             if key in one:
                 assert many[key] == pytest.approx(one[key], abs=1e-4), (name, key, one["step"])
         assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4), (name, one["step"])
-        for key in ("mean_reward", "min_reward", "max_reward", "margin"):
-            assert many[key] == pytest.approx(one[key], rel=1e-4, abs=1e-4), (name, key, one["step"])
-        for key in ("accuracy", "num_tokens", "pairs", "learning_rate"):
-            assert many[key] == one[key], (name, key)
+        for key in ("mean_reward", "min_reward", "max_reward", "margin", "entropy"):
+            assert (key in many) == (key in one), (name, key)
+            if key in one:
+                assert many[key] == pytest.approx(one[key], rel=1e-4, abs=1e-4), (name, key, one["step"])
+        for key in ("accuracy", "num_tokens", "pairs", "rows", "trained_tokens", "learning_rate"):
+            assert many.get(key) == one.get(key), (name, key)
 
 
-def weights_apart(run: Path, truth: Path) -> dict[str, float]:
+def weights_apart(
+    run: Path, truth: Path, read: Callable[[Path], dict[str, Tensor]] = final_weights
+) -> dict[str, float]:
     """How far two runs' final weights are apart by norm, relative: over "all" of them together, and each."""
-    ours, theirs = final_weights(run), final_weights(truth)
+    ours, theirs = read(run), read(truth)
     assert ours.keys() == theirs.keys()
     squares = {
         n: (float((ours[n] - w).double().square().sum()), float(w.double().square().sum())) for n, w in theirs.items()
@@ -162,11 +182,18 @@ def assert_same_weights(run: Path, truth: Path) -> None:
 
 
 def assert_same_run(run: Path, truth: Path) -> None:
-    """Steps and final weights."""
+    """Steps, final weights, an adapter, and the evaluations that both made: a run that was gone on with has more."""
     assert_same_steps(read_lines(run / "metrics.jsonl"), read_lines(truth / "metrics.jsonl"), run.name)
     assert_same_weights(run, truth)
+    if (truth / "adapter").exists():
+        ours, theirs = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (run, truth))
+        assert ours.keys() == theirs.keys()
+        for name, weight in theirs.items():
+            assert float((ours[name] - weight).norm()) <= 1e-3 * max(float(weight.norm()), 1e-3), (run.name, name)
     if (truth / "eval.jsonl").exists():
-        for ours, theirs in zip(*(read_lines(path / "eval.jsonl") for path in (run, truth)), strict=True):
+        found, expected = (read_lines(path / "eval.jsonl") for path in (run, truth))
+        steps = {line["step"] for line in expected}
+        for ours, theirs in zip([line for line in found if line["step"] in steps], expected, strict=True):
             assert ours.keys() == theirs.keys()
             for key, value in theirs.items():
                 close = value if isinstance(value, str | None) else pytest.approx(value, rel=1e-4, abs=1e-4)

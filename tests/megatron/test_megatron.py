@@ -104,6 +104,8 @@ def two(native: Path) -> dict[str, list[int]]:
         Case("chain lm 1", command(folder, "lm", "chain lm", "pp2 interleaved", run__max_steps=2)),
         Case("chain lm 2", command(folder, "lm", "chain lm", "dp2", run__max_steps=3)),
         Case("chain swav 0", command(folder, "swav", "chain swav", "tp2 sp", run__max_steps=2)),
+        Case("chain sft 0", command(folder, "sft", "chain sft", "tp2 sp", run__max_steps=3)),
+        Case("chain lora 0", command(folder, "lora", "chain lora", "pp2 uneven", run__max_steps=3)),
         Case("chain center 0", command(folder, "center", "chain center", "dp2", run__max_steps=2)),
         Case("whole tp2 sp", command(folder, "swav", "whole tp2 sp", "tp2 sp")),
         Case("killed tp2 sp 0", killed["tp2 sp"], "step:4"),
@@ -156,8 +158,10 @@ def test_one_layout_goes_on_where_another_ended(native: Path, four: dict[str, li
     run_here(
         command(native, "lm", "chain lm"),
         command(native, "swav", "chain swav", **({} if STEPS > 3 else {"run__max_steps": 4})),
+        command(native, "sft", "chain sft"),
+        command(native, "lora", "chain lora"),
     )
-    for name in ("lm", "swav"):
+    for name in ("lm", "swav", "sft", "lora"):
         assert_same_run(native / f"chain {name}", native / f"{name} native")
 
 

@@ -1,6 +1,7 @@
 """The parts of all ranks, cut anywhere, make each weight once; and layouts that do not fit are refused in one line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from rmfast.errors import UserError
 from rmfast.models.config import decoder_config
 from rmfast.models.hf import build_network
+from rmfast.models.lora import add_adapter
+from rmfast.models.low_rank import LoraOptions
 from rmfast.parallel.megatron import groups
 from rmfast.parallel.megatron.groups import Layout
 from rmfast.parallel.megatron.place import place_of
@@ -16,19 +19,21 @@ from rmfast.train import main
 from tests.runs import arguments, write_model, write_rows
 from tests.tiny import hf_config
 
-CONFIG = hf_config("llama-biases", vocab_size=97, num_key_value_heads=4)
+CONFIG = hf_config("llama-biases", vocab_size=801, num_key_value_heads=4)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_parts_make_the_whole(ranks: int, cuts: int) -> None:
     network = build_network(CONFIG, where="", heads=2, lm=True)
+    targets = ("k_proj", "v_proj", "o_proj", "gate_proj", "down_proj")  # parts of a joined layer, and whole ones
+    add_adapter(network, LoraOptions(rank=3, targets=targets))
     for name, parameter in network.named_parameters():
         shape = tuple(parameter.shape)
         whole = torch.arange(parameter.numel(), dtype=torch.float64).view(shape)
         count, back = torch.zeros(shape), torch.zeros(shape, dtype=torch.float64)
         for rank in range(ranks):
-            place = place_of(network.config, name, shape, ranks=ranks, rank=rank)
+            place = place_of(network.config, name, shape, ranks=ranks, rank=rank, targets=targets)
             size = place.width * max(s.local + s.count for s in place.segments)
             part = torch.full((size,), -1.0, dtype=torch.float64)
             for piece in place.pieces(0, size):
@@ -65,10 +70,12 @@ def test_fused_products_hold_whole_heads_of_each_rank() -> None:
         ({"tensor": 3}, 3, "parallel.tensor 3 does not divide the model's 4 heads"),
         ({"pipeline": 2}, 2, "parallel.pipeline 2 x parallel.virtual 1 does not divide the model's 3 layers"),
         ({"pipeline": 3, "virtual": 2}, 3, "parallel.virtual 2 does not divide the model's 3 layers"),
+        ({"pipeline": 2, "split": (2, 2)}, 2, "parallel.pipeline_split: 2 numbers that add up to 4 are not the"),
+        ({"pipeline": 2, "split": (3,)}, 2, "parallel.pipeline_split: 1 numbers"),
     ],
 )
 def test_layouts_that_do_not_fit(
-    monkeypatch: pytest.MonkeyPatch, layout: dict[str, int], ranks: int, hint: str
+    monkeypatch: pytest.MonkeyPatch, layout: dict[str, Any], ranks: int, hint: str
 ) -> None:
     monkeypatch.setattr(groups, "_installed", lambda name: True)
     with pytest.raises(UserError, match=hint):
@@ -101,6 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"parallel__data": "fsdp"}, "parallel.data fsdp belongs to parallel.engine native"),
         ({"parallel__cuda_graphs": True}, "parallel.cuda_graphs belongs to parallel.engine native"),
         ({"parallel__sequence": True}, "parallel.sequence shares tokens among parallel.tensor ranks"),
+        ({"parallel__engine": "native", "parallel__pipeline_split": (1, 1)}, "belongs to parallel.engine megatron"),
         ({"parallel__virtual": 2}, "parallel.virtual divides the layers of parallel.pipeline ranks"),
         ({"task": "ensemble", "ensemble__mode": "heads"}, "megatron runs ensemble.mode full alone"),
     ],

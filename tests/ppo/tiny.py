@@ -22,9 +22,10 @@ COMPANY = {"sampler_gap", "sampler_gap_max", "kept_mass"}
 run that was killed there are drawn beside others."""
 
 
-def write_inputs(folder: Path) -> Path:
+def write_inputs(folder: Path, *, layers: int = 2, more_words: int = 0) -> Path:
     """Folders policy, reward and other (another reward model), 24 prompts, and 6 others that are held out."""
-    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words = [*WORDS, *(f"w{i}" for i in range(more_words))]
+    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="<eos>", pad_token="<pad>")
     for seed, (name, kind) in enumerate(
@@ -34,13 +35,16 @@ def write_inputs(folder: Path) -> Path:
         torch.manual_seed(seed)
         model = kind(
             LlamaConfig(
-                vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, eos_token_id=0, pad_token_id=1, bos_token_id=None, tie_word_embeddings=False,
-                initializer_range=0.1, num_labels=1,
+                vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+                num_attention_heads=4, num_key_value_heads=2, eos_token_id=0, pad_token_id=1, bos_token_id=None,
+                tie_word_embeddings=False, initializer_range=0.1, num_labels=1,
             )
         )  # fmt: skip
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    if more_words:  # some of which end answers, as the eos alone is rarely drawn
+        ends = json.dumps({"eos_token_id": list(range(0, len(words), 8))})
+        (folder / "policy" / "generation_config.json").write_text(ends)
     for name, count, start in (("prompts", 24, 0), ("held_out", 6, 5)):
         rows = [
             {"prompt": " ".join(WORDS[2 + (i * 7 + j * 3 + start) % 14] for j in range(1 + i % 4))}

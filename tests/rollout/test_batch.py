@@ -23,17 +23,17 @@ class Checking(Decodes):
     device, group, recorder, token_bytes = torch.device("cpu"), None, None, 1
 
     def __init__(self, first: int = 0) -> None:
-        self.first, self.ids = first, first + IDS
+        self.first, self.ids, self.width = first, first + IDS, IDS
 
     def pool(self, tokens: int) -> Any:
         return tokens
 
-    def prompts(self, pool: Any, tokens: Tensor, positions: Tensor, layout: Tensor, places: Tensor) -> Tensor:
+    def prompts(self, pool: Any, tokens: Tensor, positions: Tensor, _: Tensor, places: Tensor, *_run: Any) -> Tensor:
         assert int(places.min()) >= 0 and int(places.max()) < pool
         ends = torch.cat([(positions[1:] == 0).nonzero().flatten(), torch.tensor([len(tokens) - 1])])
         return self.logits(tokens[ends], positions[ends])
 
-    def decode(self, pool: Any, tokens: Tensor, positions: Tensor, layout: Tensor) -> Tensor:
+    def decode(self, pool: Any, tokens: Tensor, positions: Tensor, layout: Tensor, *_run: Any) -> Tensor:
         begin, end, first, last = layout.tolist()
         used = np.zeros(pool, int)
         for low, high in {*zip(begin, end, strict=True), *zip(first, last, strict=True)}:

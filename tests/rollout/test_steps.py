@@ -14,6 +14,7 @@ from torch import Tensor
 from rmfast.kernels.draw_tokens import csrc
 from rmfast.models.hf import load_network
 from rmfast.models.network import Network
+from rmfast.parallel.engine import Held
 from rmfast.parallel.graphs import CudaRecorder, Recorder
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
@@ -135,9 +136,11 @@ def test_steps_are_recorded_where_a_graph_can_hold_them(
 ) -> None:
     monkeypatch.setattr(decoding, "CudaRecorder", lambda device: ReplayOnTheCpu())
     monkeypatch.setattr(decoding, "HAS_TRITON", True)
-    config = SimpleNamespace(head_dim=head_dim, vocabulary=VOCABULARY)
-    weights = nullcontext((None, config, torch.float32))
-    engine: Any = SimpleNamespace(device=torch.device(device), sharded=sharded, decoding=lambda: weights)
+    config: Any = SimpleNamespace(head_dim=head_dim, vocabulary=VOCABULARY)
+    held = Held(
+        runs=(), layers=(), config=config, dtype=torch.float32, kv_heads=1, width=VOCABULARY, replayed=not sharded
+    )
+    engine: Any = SimpleNamespace(device=torch.device(device), decoding=lambda: nullcontext(held))
     with engine_decoding(engine, VOCABULARY) as model:
         assert (model.recorder is not None) == recorded
 

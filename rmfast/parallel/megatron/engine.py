@@ -1,6 +1,7 @@
 """The megatron engine: schedules, sharded gradients and collectives of megatron-core under the same objectives."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,18 @@ from rmfast.models.network import Network, Outputs, Reads
 from rmfast.models.rows import ModelRows
 from rmfast.models.weights import HEAD
 from rmfast.objectives.base import BatchTerm, FeatureGradients, Objective, Statistics
-from rmfast.parallel.engine import ReadRows, Shard, tensor_name
+from rmfast.parallel.engine import Held, ReadRows, Shard, tensor_name
 from rmfast.parallel.megatron.groups import Groups
-from rmfast.parallel.megatron.layers import sum_head_norms
+from rmfast.parallel.megatron.layers import sum_partial_gradients
 from rmfast.parallel.megatron.messages import Neighbours
 from rmfast.parallel.megatron.optimizer import RangeOptimizer
 from rmfast.parallel.megatron.reduction import Reduction, reduction_settings
-from rmfast.parallel.megatron.stage import Stage, tag_tied
+from rmfast.parallel.megatron.stage import Stage, held_model, tag_tied
 from rmfast.parallel.megatron.statistics import JoinStatistics
 from rmfast.parallel.megatron.weights import Weights
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.stepping import Stepping
+from rmfast.parallel.trunk import TRUNK, check_fingerprint
 
 Use = Callable[[int, Outputs], Tensor]
 """(number of a pack, what the heads gave for it) -> the loss that its backward begins with."""
@@ -42,6 +44,7 @@ class MegatronEngine(Stepping):
         stages: this rank's, from `build_stages`.
         rows: where weights come from.
         options: of the optimizer.
+        origin: the key that names the model's folder, for errors.
     """
 
     def __init__(
@@ -51,8 +54,10 @@ class MegatronEngine(Stepping):
         rows: ModelRows,
         *,
         options: AdamWOptions,
+        origin: str = "model.path",
     ) -> None:
         super().__init__()
+        self.origin = origin
         self.optimizer: RangeOptimizer
         self.groups, self.world, self.data = groups, groups.world, groups.data
         self.device, self.leads = self.world.device, groups.last and groups.data.rank == 0 and groups.tensor.rank == 0
@@ -71,9 +76,9 @@ class MegatronEngine(Stepping):
         self.reductions = [Reduction(chunk) for chunk in self.chunks]
         self.held = Weights(
             groups,
-            self.stages[0].network.decoder.config,
-            {name: tuple(p.shape) for name, p in rows.parameters.items()},
+            rows.network,
             {name: p for stage in self.stages for name, p in stage.weights().items()},
+            rows.adapter,
         )
         self.held.load(rows)
         networks = [stage.network for stage in self.stages]
@@ -91,7 +96,11 @@ class MegatronEngine(Stepping):
         for reduction in self.reductions:
             reduction.begin_all()
         finalize_model_grads(chunks, None, **options)
-        sum_head_norms(chunks, self.groups.tensor)
+        sum_partial_gradients(chunks, self.groups.tensor)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """This rank's part of all weights, trained or not."""
+        return list(self.held.parameters.values())
 
     def parameter_counts(self) -> tuple[int, int]:
         """See `Engine`."""
@@ -126,7 +135,7 @@ class MegatronEngine(Stepping):
         def forward(iterator: Any, chunk: DistributedDataParallel) -> tuple[Any, Callable[[Outputs], Any]]:
             number, pack = next(iterator)
             stage = chunk.module
-            if seed is not None and stage.network.decoder.dropout:
+            if seed is not None and stage.drops:
                 self._seed(seed, number, stage)
 
             def loss(outputs: Outputs) -> tuple[Tensor, Tensor, None]:
@@ -271,6 +280,16 @@ class MegatronEngine(Stepping):
                 fields[name] = self._from_last(found, name, lengths, ())
         return [Outputs(**dict(zip(fields, of_pack, strict=True))) for of_pack in zip(*fields.values(), strict=True)]
 
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[Held]:
+        """See `SampledEngine`: the stages as they are, of which none gathers weights."""
+        for chunk in self.chunks:
+            chunk.eval()
+        with self.copies, contextlib.ExitStack() as whole:
+            for stage in self.stages:
+                whole.enter_context(stage.whole_streams())
+            yield held_model(self.stages, self.groups)
+
     def _from_last(
         self, found: dict[int, Outputs], name: str, sizes: Sequence[int], shape: tuple[int, ...]
     ) -> list[Tensor]:
@@ -307,6 +326,9 @@ class MegatronEngine(Stepping):
         """See `Engine`."""
         for key, shard in self.state().items():
             rows = shard.tensor.shape[0]
+            if key == TRUNK:
+                check_fingerprint(self.origin, shard.tensor, read(TRUNK, 0, rows))
+                continue
             columns = (shard.column, shard.column + shard.tensor.shape[1]) if shard.tensor.dim() > 1 else None
             shard.tensor.copy_(read(tensor_name(key), shard.start, shard.start + rows, columns))
         self._weights_changed()
@@ -316,6 +338,7 @@ class MegatronEngine(Stepping):
         """See `Engine`."""
         return self.held.gather()
 
+    @torch.no_grad()
     def adapter(self) -> dict[str, Tensor]:
-        """See `Engine`: there is none."""
-        return {}
+        """See `Engine`."""
+        return self.held.adapter()

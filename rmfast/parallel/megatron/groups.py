@@ -1,7 +1,9 @@
 """Which ranks compute together: a world as a grid of tensor x data x pipeline ranks."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +11,7 @@ import torch.distributed as dist
 
 from rmfast.errors import UserError
 from rmfast.models.config import DecoderConfig
+from rmfast.parallel.megatron.place import BLOCK, vocabulary_share
 from rmfast.parallel.process_group import open_group, sole_group
 from rmfast.parallel.world import World
 
@@ -16,12 +19,14 @@ from rmfast.parallel.world import World
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """How a model is divided: `tensor` ranks share each product, `pipeline` ranks the layers, each in `virtual` runs of
-    consecutive ones; with `sequence` the tensor ranks share the residual stream too."""
+    consecutive ones; with `sequence` the tensor ranks share the residual stream too. `split` says how many layers each
+    run has, in the model's order; without it all have as many."""
 
     tensor: int = 1
     pipeline: int = 1
     virtual: int = 1
     sequence: bool = False
+    split: tuple[int, ...] = ()
 
     def check(self, config: DecoderConfig, ranks: int) -> None:
         """Whether a model can be divided like that among a number of ranks.
@@ -47,12 +52,21 @@ class Layout:
                 f"parallel.tensor {self.tensor}: a {config.family} model normalises the queries of all heads together, "
                 "which ranks that hold some heads do not; use parallel.pipeline or engine native"
             )
-        if config.vocabulary <= (self.tensor - 1) * -(-config.vocabulary // self.tensor):
-            raise UserError(f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens")
-        if config.layers % (self.pipeline * self.virtual):
+        if config.vocabulary <= (self.tensor - 1) * vocabulary_share(config.vocabulary, self.tensor):
+            raise UserError(
+                f"parallel.tensor {self.tensor} leaves a rank none of the {config.vocabulary} tokens, which ranks "
+                f"share in blocks of {BLOCK}"
+            )
+        runs = self.pipeline * self.virtual
+        if self.split and (len(self.split) != runs or sum(self.split) != config.layers):
+            raise UserError(
+                f"parallel.pipeline_split: {len(self.split)} numbers that add up to {sum(self.split)} are not the "
+                f"layers of {runs} runs (parallel.pipeline x parallel.virtual), {config.layers} in all"
+            )
+        if not self.split and config.layers % runs:
             raise UserError(
                 f"parallel.pipeline {self.pipeline} x parallel.virtual {self.virtual} does not divide the model's "
-                f"{config.layers} layers"
+                f"{config.layers} layers: set parallel.pipeline_split"
             )
 
     @property
@@ -60,11 +74,15 @@ class Layout:
         """Ranks that share the tokens of a pack's residual stream."""
         return self.tensor if self.sequence else 1
 
+    def runs(self, layers: int) -> list[range]:
+        """The runs of a model's layers, in their order; pipeline ranks hold them in turn."""
+        count = self.pipeline * self.virtual
+        ends = list(accumulate(self.split or (layers // count,) * count))
+        return [range(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+
     def held(self, layers: int, pipeline_rank: int) -> list[range]:
         """The runs of layers that a pipeline rank holds."""
-        size = layers // (self.pipeline * self.virtual)
-        first = [(chunk * self.pipeline + pipeline_rank) * size for chunk in range(self.virtual)]
-        return [range(start, start + size) for start in first]
+        return self.runs(layers)[pipeline_rank :: self.pipeline]
 
 
 def _installed(name: str) -> bool:
@@ -93,7 +111,7 @@ class Groups:
         self.tensor = self._line(world, [grid[k][j] for k in range(p) for j in range(d)])
         self.data = self._line(world, [[grid[k][j][i] for j in range(d)] for k in range(p) for i in range(t)])
         columns = [[grid[k][j][i] for k in range(p)] for j in range(d) for i in range(t)]
-        self.pipeline = self._line(world, columns)
+        self._columns, self.pipeline = columns, self._line(world, columns)
         collection = ProcessGroupCollection()
         collection.tp, collection.pp = self.tensor.group, self.pipeline.group
         collection.dp = collection.dp_cp = collection.intra_dp_cp = self.data.group
@@ -104,6 +122,12 @@ class Groups:
         self.collection: Any = collection
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:  # the linear functions gather into it
             parallel_state._set_global_memory_buffer()
+
+    @cached_property
+    def around(self) -> World | None:
+        """The pipeline's ranks once more, for what the last one sends the first in sampling: NCCL puts messages of one
+        group between two ranks in one order, in which each would wait for the other's. All ranks ask for it."""
+        return self._line(self.world, self._columns) if self.layout.virtual > 1 else None
 
     @staticmethod
     def _line(world: World, lines: list[list[int]]) -> World:

@@ -2,9 +2,11 @@
 
 A residual stream is [T, d] on every rank, or under sequence parallelism a rank's [T / ranks, d]. Weights carry what
 megatron-core and the optimizer must know of them: `tensor_model_parallel` where ranks hold different parts,
-`sequence_parallel` where each rank sees its tokens only, `head_norm` where each sees its heads only.
+`sequence_parallel` where each rank sees its tokens only, `partial_gradient` where all hold the same and each has the
+gradient through its heads, outputs or inputs only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +23,11 @@ from torch import Tensor, nn
 from rmfast.kernels import linear_log_prob
 from rmfast.models.copies import cast
 from rmfast.models.layers import Embedding, Linear, Norm
+from rmfast.models.low_rank import LoraOptions, LowRank
+from rmfast.parallel.megatron.place import vocabulary_share
 from rmfast.parallel.world import World
+
+NO_MASS = -1e30  # as a logarithm; times 0 it is 0, which -inf is not
 
 
 def tag(parameter: nn.Parameter, name: str) -> nn.Parameter:
@@ -64,12 +70,12 @@ class TensorParallel:
 
     def head_norm(self, width: int, offset: float = 0.0) -> Norm:
         norm = Norm(width, offset)
-        tag(norm.weight, "head_norm")
+        tag(norm.weight, "partial_gradient")
         return norm
 
     def tokens(self, vocabulary: int) -> int:
         """Rows of a vocabulary's table that each rank holds; the last rank's may reach beyond its end."""
-        return -(-vocabulary // self.ranks)
+        return vocabulary_share(vocabulary, self.ranks)
 
     def join(self, parts: Tensor) -> Tensor:
         """The sum of all ranks' [T, d], as a residual stream."""
@@ -96,19 +102,33 @@ class TensorParallel:
         return gather_from_sequence_parallel_region(stream, tensor_parallel_output_grad=False, group=self.group)
 
     def log_prob(
-        self, hidden: Tensor, table: Tensor, targets: Tensor, *, temperature: float, softcap: float | None, impl: str
+        self,
+        hidden: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        *,
+        ids: int | None,
+        temperature: float,
+        softcap: float | None,
+        impl: str,
     ) -> tuple[Tensor, Tensor]:
         hidden = copy_to_tensor_model_parallel_region(hidden, group=self.group)
         start = self.world.rank * len(table)
-        table = cast(table, hidden.dtype)[: table.vocabulary - start]  # type: ignore[attr-defined]
-        here = (targets >= start) & (targets < start + len(table))
+        vocabulary: int = table.vocabulary  # type: ignore[attr-defined]
+        held = min(vocabulary if ids is None else min(ids, vocabulary), start + len(table)) - start
+        here = (targets >= start) & (targets < start + held)
         index = (targets - start).where(here, 0)
-        # Among this rank's tokens.
-        options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "impl": impl}
-        within, entropy = linear_log_prob(hidden, table, index, **options)
-        logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1)
-        logit = (logit if softcap is None else softcap * (logit / softcap).tanh()) / temperature
-        normaliser = logit - within  # logsumexp over this rank's tokens
+        if held > 0:
+            # Among this rank's tokens.
+            table = cast(table, hidden.dtype)[:held]
+            options: dict[str, Any] = {"temperature": temperature, "softcap": softcap, "impl": impl}
+            within, entropy = linear_log_prob(hidden, table, index, **options)
+            logit = (hidden.to(within.dtype) * table[index].to(within.dtype)).sum(-1)
+            logit = (logit if softcap is None else softcap * (logit / softcap).tanh()) / temperature
+            normaliser = logit - within  # logsumexp over this rank's tokens
+        else:  # of which it has none: no mass, and a gradient of 0, which the backward sums in place
+            logit = entropy = (hidden.to(torch.promote_types(hidden.dtype, torch.float32)) * 0.0).sum(-1)
+            normaliser = logit + NO_MASS
         largest = self.world.max_(normaliser.detach().clone())
         # The sum is taken in place, and exp's backward needs exp's result: hence a copy.
         mass = (normaliser - largest).exp()
@@ -128,8 +148,18 @@ class ColumnLinear(Linear):
         for parameter in self.parameters():
             tag(parameter, "tensor_model_parallel")
 
+    def low_rank(self, places: Sequence[tuple[int, int]], options: LoraOptions) -> LowRank:
+        """Each rank has all of A, and its part of B."""
+        ranks = self.factory.ranks  # which divide every part
+        adapter = super().low_rank([(begin // ranks, end // ranks) for begin, end in places], options)
+        tag(adapter.a, "partial_gradient")
+        tag(adapter.b, "tensor_model_parallel")
+        return adapter
+
     def forward(self, x: Tensor) -> Tensor:
         factory = self.factory
+        if not self.weight.requires_grad:  # of which megatron-core's op would make a gradient
+            return super().forward(self._entered(x))
         return linear_with_grad_accumulation_and_async_allreduce(
             x,
             cast(self.weight, x.dtype),
@@ -141,10 +171,14 @@ class ColumnLinear(Linear):
         )
 
     def split(self, x: Tensor, rows: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return super().split(self._entered(x), rows, sizes)
+
+    def _entered(self, x: Tensor) -> Tensor:
+        """The whole stream, whose gradient is summed over ranks."""
         group = self.factory.group
         if self.factory.sequence:
-            return super().split(gather_from_sequence_parallel_region(x, group=group), rows, sizes)
-        return super().split(copy_to_tensor_model_parallel_region(x, group=group), rows, sizes)
+            return gather_from_sequence_parallel_region(x, group=group)
+        return copy_to_tensor_model_parallel_region(x, group=group)
 
 
 class RowLinear(Linear):
@@ -157,8 +191,16 @@ class RowLinear(Linear):
         if self.bias is not None and factory.sequence:
             tag(self.bias, "sequence_parallel")
 
+    def low_rank(self, places: Sequence[tuple[int, int]], options: LoraOptions) -> LowRank:
+        """Each rank has its part of A, and all of B: the sum over ranks is of products of both."""
+        inputs, world = self.weight.shape[1], self.factory.world
+        adapter = LowRank(inputs, places, options, columns=(inputs * world.rank, inputs * world.size))
+        tag(adapter.a, "tensor_model_parallel")
+        tag(adapter.b, "partial_gradient")
+        return adapter
+
     def forward(self, x: Tensor) -> Tensor:
-        joined = self.factory.join(F.linear(x, cast(self.weight, x.dtype)))
+        joined = self.factory.join(self._product(x, cast(self.weight, x.dtype), None))
         return joined if self.bias is None else joined + cast(self.bias, x.dtype)
 
 
@@ -177,12 +219,12 @@ class VocabularyEmbedding(Embedding):
         return self.factory.join(found.to(dtype))
 
 
-def sum_head_norms(chunks: list[nn.Module], world: World) -> None:
-    """Each rank has the gradients of its heads alone: sum those of the norms that all heads share."""
+def sum_partial_gradients(chunks: list[nn.Module], world: World) -> None:
+    """Sum what each rank has of the gradients of weights that all hold."""
     if world.size == 1:
         return
-    parameters = [p for chunk in chunks for p in chunk.parameters() if hasattr(p, "head_norm") and p.requires_grad]
-    grads: list[Tensor] = [vars(p)["main_grad"] for p in parameters]
+    parameters = [p for chunk in chunks for p in chunk.parameters() if hasattr(p, "partial_gradient")]
+    grads: list[Tensor] = [vars(p)["main_grad"] for p in parameters if p.requires_grad]
     if grads:
         summed = world.sum_(torch.cat([grad.flatten() for grad in grads]))
         for grad, values in zip(grads, summed.split([g.numel() for g in grads]), strict=True):

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rmfast.models.config import DecoderConfig
+from rmfast.models.lora import adapted_parts
+from rmfast.models.low_rank import TARGETS
 from rmfast.models.weights import EMBEDDING, LM_HEAD
+
+BLOCK = 256
+"""Ids that tokens are drawn from together (`draw_tokens`): a rank's share of a vocabulary is of whole blocks."""
+
+
+def vocabulary_share(vocabulary: int, ranks: int) -> int:
+    """Rows of a vocabulary's table that each rank holds; the last rank's may reach beyond its end."""
+    return vocabulary if ranks == 1 else -(-vocabulary // (ranks * BLOCK)) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -82,24 +92,42 @@ def _rectangles(begin: int, end: int, width: int) -> Iterator[tuple[int, int, in
         yield last, last + 1, 0, end - last * width
 
 
-def place_of(config: DecoderConfig, name: str, shape: tuple[int, ...], *, ranks: int, rank: int) -> Place:
-    """What a tensor-parallel rank holds of a weight, by our name for it and its whole shape."""
+def place_of(
+    config: DecoderConfig,
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    ranks: int,
+    rank: int,
+    targets: tuple[str, ...] = TARGETS,
+) -> Place:
+    """What a tensor-parallel rank holds of a weight, by our name for it and its whole shape.
+
+    Args:
+        targets: of the model's adapter.
+    """
     width = shape[1] if len(shape) > 1 else 1
-    kind = name.split(".")[-2] if "." in name else name
+    layer, _, half = name.partition(".adapters.")
+    kind = (layer if half else layer.rpartition(".")[0]).rpartition(".")[2] or name
     if name in (EMBEDDING, LM_HEAD):
-        each = -(-shape[0] // ranks)
+        each = vocabulary_share(shape[0], ranks)
         start = rank * each
         return Place(shape, (Segment(0, start, min(each, shape[0] - start)),), 0, width)
-    joined = {
-        "qkv": (config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2),
-        "gate_up": (config.ffn, config.ffn),
-    }
-    if kind in joined:
+    if kind in ("qkv", "gate_up") and not half.endswith(".a"):
         segments, local, whole = [], 0, 0
-        for rows in joined[kind]:
+        for rows in _joined(config, kind, layer if half else "", targets):
             segments.append(Segment(local, whole + rank * (rows // ranks), rows // ranks))
             local, whole = local + rows // ranks, whole + rows
         return Place(shape, tuple(segments), 0, width)
-    if kind in ("out", "down") and len(shape) > 1:
+    if kind in ("out", "down") and len(shape) > 1 and not half.endswith(".b"):
         return Place(shape, (Segment(0, 0, shape[0]),), rank * (width // ranks), width // ranks)
     return Place(shape, (Segment(0, 0, shape[0]),), 0, width)
+
+
+def _joined(config: DecoderConfig, kind: str, adapted: str, targets: tuple[str, ...]) -> list[int]:
+    """Rows of the weights that lie one below the other in ours, or in the B of an adapter of a layer."""
+    if adapted:
+        return [part.end - part.begin for part in adapted_parts(config, targets)[adapted]]
+    if kind == "gate_up":
+        return [config.ffn] * 2
+    return [rows * config.head_dim for rows in (config.heads, config.kv_heads, config.kv_heads)]

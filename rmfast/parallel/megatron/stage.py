@@ -1,6 +1,7 @@
 """What megatron-core's schedules drive: a run of layers, the first with the embedding, the last with the heads."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +12,48 @@ from torch import Tensor, nn
 
 from rmfast.data.pack import Pack
 from rmfast.models.config import DecoderConfig
-from rmfast.models.decoder import Decoder
-from rmfast.models.layers import linear_weights
-from rmfast.models.network import Network, Outputs, Reads
+from rmfast.models.decoder import Decoder, Memory
+from rmfast.models.layers import linear_weights, narrow
+from rmfast.models.lora import ADAPTER, add_adapter
+from rmfast.models.low_rank import LoraOptions
+from rmfast.models.network import Network, Outputs, Product, Reads
 from rmfast.models.weights import EMBEDDING, LM_HEAD
+from rmfast.parallel.engine import Held
 from rmfast.parallel.megatron.groups import Groups
 from rmfast.parallel.megatron.layers import TensorParallel, tag
+from rmfast.parallel.megatron.place import vocabulary_share
 
 
 class Trunk(nn.Module):
-    """Layers without heads."""
+    """Layers without heads; see `Network`."""
+
+    head = None
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
+        self.adapter: str | None = None
 
     def forward(self, pack: Pack, reads: Reads, before: Tensor | None = None) -> Tensor:
-        return self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before)
+        return self.decoder(pack.tokens, pack.positions, pack.layout, reads.rows, before, self.adapter)
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        memory: Memory,
+        rows: Tensor,
+        product: Product | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """The residual stream [T, d]; see `NextLogits`."""
+        stream: Tensor = self.decoder(tokens, positions, memory, rows, before, self.adapter)
+        return stream
+
+    def narrow(self) -> None:
+        """See `Network.narrow`."""
+        narrow(self, self.decoder.dtype, None)
 
     def freeze(self, top_layers: int) -> None:
         """See `Network.freeze`."""
@@ -77,6 +103,26 @@ class Stage(nn.Module):
         before = tensors[0] if isinstance(tensors, list) else tensors
         self._before = None if before is None else before[:, 0]
 
+    @contextlib.contextmanager
+    def whole_streams(self) -> Iterator[None]:
+        """Within it tensor ranks have the residual stream whole each, also under sequence parallelism: of one token a
+        row there is little to share."""
+        factory = self.network.decoder.factory
+        if not isinstance(factory, TensorParallel):
+            yield
+            return
+        before, factory.sequence = factory.sequence, False
+        try:
+            yield
+        finally:
+            factory.sequence = before
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout is drawn in training."""
+        decoder = self.network.decoder
+        return decoder.dropout > 0 or any(options.dropout for options in decoder.adapters.options.values())
+
     def shared_embedding_or_output_weight(self) -> nn.Parameter:
         """The embedding, or the last stage's copy of it."""
         if self.network.decoder.embed is not None:
@@ -101,6 +147,25 @@ class Stage(nn.Module):
         return {EMBEDDING if n == LM_HEAD and copies else n: p for n, p in self.network.named_parameters()}
 
 
+def held_model(stages: Sequence[Stage], groups: Groups) -> Held:
+    """What this rank's stages are to sampling."""
+    decoder, end = stages[0].network.decoder, stages[-1].network
+    config, tensor = decoder.config, groups.tensor
+    share = vocabulary_share(config.vocabulary, tensor.size)
+    return Held(
+        runs=tuple(stage.network.logits for stage in stages),
+        layers=tuple(layer for stage in stages for layer in stage.network.decoder.held),
+        config=config,
+        dtype=decoder.dtype,
+        kv_heads=config.kv_heads // tensor.size,
+        width=share if isinstance(end, Network) else 0,
+        first=share * tensor.rank,
+        tensor=tensor if tensor.size > 1 else None,
+        pipeline=groups.pipeline if groups.pipeline.size > 1 else None,
+        around=groups.around,
+    )
+
+
 def tag_tied(stages: Sequence[Stage]) -> None:
     """Mark an embedding that the first stage shares with the last."""
     for stage in stages:
@@ -119,6 +184,9 @@ def build_stages(
     lm: bool,
     top_layers: int | None,
     prototypes: tuple[int, int] | None,
+    adapter: LoraOptions | None = None,
+    adapter_name: str = ADAPTER,
+    frozen: bool = False,
     **options: Any,
 ) -> list[Stage]:
     """This rank's stages, on its device, without weights but for prototypes.
@@ -126,6 +194,7 @@ def build_stages(
     Args:
         top_layers: see `Network.freeze`; None trains all.
         prototypes: their number and seed.
+        adapter: that is trained, and its name, see `adapt`. frozen: nothing is.
         options: of `Decoder`.
 
     Raises:
@@ -140,6 +209,10 @@ def build_stages(
             decoder = Decoder(config, factory=factory, held=held, **options)
             last = config.layers - 1 in held
             network = Network(decoder, heads=heads, lm=lm) if last else Trunk(decoder)
+            if frozen:
+                network.narrow()
+            if adapter is not None:
+                add_adapter(network, adapter, adapter_name)
         tags = [vars(parameter) for parameter in network.parameters()]
         network.to_empty(device=device)
         for parameter, old_tags in zip(network.parameters(), tags, strict=True):  # these are new ones

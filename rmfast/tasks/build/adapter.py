@@ -43,7 +43,8 @@ def lora_lines(config: Config, engine: Engine, world: World) -> tuple[str, ...]:
     if options is None:
         return ()
     whole, trained = engine.parameter_counts()
-    shards = world.size if config.parallel.data == "fsdp" else 1
+    parallel = config.parallel
+    shards = world.size if parallel.data == "fsdp" else parallel.tensor * parallel.pipeline
     held = state_bytes(whole, trained, DTYPES[config.model.dtype].itemsize)
     sizes = ", ".join(f"{name} {size / shards / 1e6:,.1f} MB" for name, size in held.items())
     full = sum(state_bytes(whole, whole).values()) / shards / 1e6

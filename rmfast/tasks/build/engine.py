@@ -1,8 +1,5 @@
 """From a config to what runs its steps."""
 
-import warnings
-
-import torch
 from transformers import PreTrainedConfig
 
 from rmfast.config import Config, ParallelConfig
@@ -11,15 +8,14 @@ from rmfast.models.config import DTYPES, decoder_config
 from rmfast.models.hf import load_network
 from rmfast.models.lora import adapt
 from rmfast.models.network import Network
-from rmfast.models.rows import open_rows
 from rmfast.parallel.engine import Engine
 from rmfast.parallel.graphs import CudaRecorder
-from rmfast.parallel.megatron.groups import Layout, groups_of
 from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.optimizer import AdamWOptions
 from rmfast.parallel.world import World
 from rmfast.tasks.build.adapter import lora_options
 from rmfast.tasks.build.choices import attention_impl
+from rmfast.tasks.build.megatron import open_megatron
 from rmfast.tasks.build.model import network_heads
 from rmfast.tasks.build.objective import adamw_options, dropout, prototypes
 
@@ -33,11 +29,10 @@ def open_engine(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
     Raises:
         UserError: a model that cannot be read, or not be run like that.
     """
-    options = adamw_options(config.optim, world.device)
-    attention = attention_impl(config, world.device, decoder_config(hf, config.model.path))
     if config.parallel.engine == "megatron":
-        return _megatron(config, world, hf, options, attention)
-    return _native(config, world, options, attention)
+        return _megatron(config, world, hf)
+    attention = attention_impl(config, world.device, decoder_config(hf, config.model.path))
+    return _native(config, world, adamw_options(config.optim, world.device), attention)
 
 
 def _native(config: Config, world: World, options: AdamWOptions, attention: str) -> Engine:
@@ -55,6 +50,7 @@ def describe_parallel(parallel: ParallelConfig) -> str:
     if parallel.engine == "native":
         return parallel.data
     words = [f"{name} {getattr(parallel, name)}" for name in ("tensor", "pipeline", "virtual")]
+    words += [f"layers {'+'.join(map(str, parallel.pipeline_split))}"] if parallel.pipeline_split else []
     return f"megatron, {', '.join(words)}{', sequence' if parallel.sequence else ''}"
 
 
@@ -85,44 +81,18 @@ def _network(config: Config, attention: str) -> Network:
     return network
 
 
-def _megatron(config: Config, world: World, hf: PreTrainedConfig, options: AdamWOptions, attention: str) -> Engine:
-    model, parallel, lm = config.model, config.parallel, config.objective.lm > 0
-    layout = Layout(
-        tensor=parallel.tensor, pipeline=parallel.pipeline, virtual=parallel.virtual, sequence=parallel.sequence
+def _megatron(config: Config, world: World, hf: PreTrainedConfig) -> Engine:
+    model = config.model
+    return open_megatron(
+        config,
+        world,
+        model.path,
+        hf,
+        **network_heads(config),
+        new_heads=True,
+        from_scratch=model.from_scratch,
+        adapter=lora_options(model),
+        top_layers=model.top_layers,
+        prototypes=prototypes(config),
+        dropout=dropout(config),
     )
-    decoder = decoder_config(hf, model.path)
-    layout.check(decoder, world.size)
-    try:
-        torch.cuda.current_device()
-    except (RuntimeError, AssertionError):
-        raise UserError(
-            "parallel.engine megatron needs GPUs, where megatron-core keeps its buffers; here is none: take "
-            "parallel.engine native"
-        ) from None
-    # megatron-core takes seconds to import and need not be installed. Its warnings are of what it does without (Apex,
-    # Transformer Engine) and of names that it uses: nothing that a user of rmfast could mend.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    from rmfast.parallel.megatron.engine import MegatronEngine
-    from rmfast.parallel.megatron.stage import build_stages
-
-    seed, count = config.run.seed, prototypes(config)
-    with open_rows(model.path, hf, heads=model.heads, seed=seed, from_scratch=model.from_scratch, lm=lm) as rows:
-        groups = groups_of(world, layout)
-        try:
-            stages = build_stages(
-                decoder,
-                groups,
-                heads=rows.parameters["head.weight"].shape[0],
-                lm=lm,
-                top_layers=model.top_layers,
-                prototypes=None if count is None else (count, seed),
-                dtype=DTYPES[model.dtype],
-                dropout=dropout(config),
-                recompute=model.recompute,
-                impl=model.kernels,
-                attention=attention,
-            )
-        except ValueError as error:
-            raise UserError(f"model.top_layers: {error}") from None
-        return MegatronEngine(stages, groups, rows, options=options)

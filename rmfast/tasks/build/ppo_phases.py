@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from rmfast.config import Config
-from rmfast.parallel.engine import Engine
-from rmfast.parallel.native import NativeEngine
 from rmfast.parallel.residence import Movable, Residence
 from rmfast.parallel.world import World
 from rmfast.trainer.ppo.models import Models
@@ -24,9 +22,8 @@ def ppo_phases(config: Config, world: World, models: Models) -> Phases:
 
 def _engines(models: Models) -> list[tuple[str, Movable]]:
     """All that holds weights on the device, with the names of what it computes."""
-    trained: list[tuple[str, Engine | None]] = [("policy", models.policy), ("critic", models.critic)]
-    trained += [("reference", models.reference)]
-    named: list[tuple[str, Movable | None]] = [(n, one) for n, one in trained if isinstance(one, NativeEngine)]
+    named: list[tuple[str, Movable | None]] = [("policy", models.policy), ("critic", models.critic)]
+    named += [("reference", models.reference)]
     named += [("reward", scorer.held) for scorer in models.reward.scorers]
     named += [] if models.gold is None else [("gold", models.gold.held)]
     return [(name, held) for name, held in named if held is not None]

@@ -80,7 +80,7 @@ class Rollouts:
         Raises:
             Interrupted: the run was asked to stop; what was drawn is kept.
         """
-        world, key = engine.data, self._key(engine, requests)
+        world, data, key = engine.world, engine.data, self._key(engine, requests)
         found: Records = {}
         if world.main:
             self.folder.mkdir(exist_ok=True)  # not what it is in: a run's folder that is gone is not made again
@@ -91,30 +91,38 @@ class Rollouts:
                     numbers = ", ".join(map(str, damaged[:5])) + ", ..." * (len(damaged) > 5)
                     say(f"{file}: damaged or cut off in line {numbers}: what is missing is drawn again")
         found = _joined(world, found)
-        todo = [number for number in range(len(requests)) if number not in found][world.rank :: world.size]
+        todo = [number for number in range(len(requests)) if number not in found][data.rank :: data.size]
         drawn = self._sample(name, engine, key, {number: requests[number] for number in todo})
         found |= _joined(world, drawn)
         world.check_signals(f"{len(found)} of {len(requests)} prompts of {name} have answers, all before it is saved")
         return Drawn([[_draft(s) for s in found[number]["samples"]] for number in range(len(requests))], key)
 
     def _sample(self, name: str, engine: Policy, key: str, requests: Mapping[int, Request]) -> Records:
-        """This rank's part; it may have none, and then takes part in gathering the weights alone."""
+        """This rank's part; it may have none, and then takes part in gathering the weights alone. Of ranks that hold a
+        model together one keeps what all draw."""
         numbers, drawn = list(requests), Records()
         with engine_decoding(engine, self.ids) as model:
             sampler = Sampler(
                 model, self.options, ends=self.ends, window=self.window, rows=self.rows, memory=self.memory,
                 tokens_per_pack=self.tokens_per_pack,
             )  # fmt: skip
+            # Ranks that hold a model together leave it together.
+            asked: dict[str, Any] = {"asked": signals.asked} if model.held.shared else {}
+            ended = sampler.sample(list(requests.values()), self.n, **asked)
+            if not model.held.keeps:
+                for _ in ended:
+                    pass
+                return drawn
             path = self.folder / f".{name}.{engine.data.rank}.partial"
             with naming(path), path.open("ab") as file:
                 if file.tell():
                     file.write(b"\n")  # behind a line that a crash cut off
                 lines = FlushedLines(file)
-                for place, drafts in sampler.sample(list(requests.values()), self.n):
+                for place, drafts in ended:
                     number = numbers[place]
                     drawn[number] = _line(key, number, {"samples": [sample_record(draft) for draft in drafts]})
                     lines.write(sealed_line(json_line(drawn[number])))
-                    if signals.asked():
+                    if not model.held.shared and signals.asked():
                         break
                 lines.force()
         return drawn
@@ -139,7 +147,7 @@ class Rollouts:
         for request in requests:
             digest.update(request.ids.tobytes() + request.draw_number.to_bytes(8, "little"))
         digest.update(repr((asdict(self.options), self.n, sorted(self.ends), self.ids)).encode())
-        parts = gather_bytes(engine.data, digest.digest())  # ranks may hold a part of the weights each
+        parts = gather_bytes(engine.world, digest.digest())  # ranks may hold a part of the weights each
         return blake2b(b"".join(dict.fromkeys(parts)), digest_size=8).hexdigest()
 
 
