@@ -61,7 +61,7 @@ def _side(one: Figure, middle: float) -> int:
     return int(one.low > middle) - int(one.high < middle)
 
 
-def shown(one: Figure, form: str = "{:.2f}") -> str:
+def shown(one: Figure, form: str = "{:.3f}") -> str:
     """A figure with its interval."""
     interval = f" [{form.format(one.low)}, {form.format(one.high)}]" if np.isfinite(one.low + one.high) else ""
     return form.format(one.value) + interval

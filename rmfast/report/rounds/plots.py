@@ -44,6 +44,16 @@ def _lines(axes: Axes, found: Rounds, read: Read, theme: Theme) -> None:
     _rounds_axis(axes, found)
 
 
+def _two(canvas: Canvas, found: Rounds, theme: Theme, *panels: tuple[str, Read]) -> None:
+    """Two figures of each chain, one below the other."""
+    for axes, (label, read) in zip(canvas.subplots(2, 1, sharex=True), panels, strict=True):
+        _lines(axes, found, read, theme)
+        axes.set_ylabel(label)
+        if axes.get_subplotspec().is_first_row():
+            axes.set_xlabel("")
+            _legend(axes, 2)
+
+
 def _line(
     axes: Axes, points: Sequence[tuple[int, Figure]], colour: str, mark: str, label: str, shift: float = 0.0,
     style: str = "-",
@@ -74,7 +84,7 @@ def _gold(found: Rounds) -> Plot | None:
         axes = canvas.subplots()
         axes.axhline(0, color=theme.third, linestyle=":", linewidth=1.2)
         _lines(axes, found, lambda one: one.gain[GOLD], theme)
-        axes.set_ylabel("Gold, gain over the first policy (std)")
+        axes.set_ylabel("Gain of gold (std)")
         _legend(axes)
 
     golds = [one.gain[GOLD].value for one in _chains(found)[0][1]]
@@ -124,8 +134,10 @@ def _models(found: Rounds) -> list[str]:
     return list(found.policies[FIRST].gain)
 
 
-def _of_models(axes: Axes, found: Rounds, read: Callable[[PolicyFigures, str], Figure], theme: Theme) -> None:
-    """A figure of MetaRM's rounds under each model; gold dashed."""
+def _of_models(
+    axes: Axes, found: Rounds, read: Callable[[PolicyFigures, str], Figure], theme: Theme, *, zero: bool = False
+) -> None:
+    """A figure of MetaRM's rounds under each model; gold dashed. zero: the axis begins there."""
     models, policies = _models(found), _chains(found)[0][1]
     metas = [model for model in models if model.startswith("meta-")]
     for place, model in enumerate(models):
@@ -139,7 +151,9 @@ def _of_models(axes: Axes, found: Rounds, read: Callable[[PolicyFigures, str], F
         axes.plot(x, value, color=colour, alpha=strength, marker=mark, markersize=5, linestyle=style, label=model_name(model))
         axes.vlines(x, low, high, color=colour, alpha=0.5 * strength, linewidth=1.4)
     _rounds_axis(axes, found)
-    _legend(axes, 2 if len(models) > 3 else 1, 0.4)
+    if zero:
+        axes.set_ylim(bottom=0)
+    _legend(axes, 2 if len(models) > 3 else 1, 0.45)
 
 
 def _rewards(found: Rounds) -> Plot:
@@ -147,7 +161,7 @@ def _rewards(found: Rounds) -> Plot:
         axes = canvas.subplots()
         axes.axhline(0, color=theme.third, linestyle=":", linewidth=1.2)
         _of_models(axes, found, lambda one, model: one.gain[model], theme)
-        axes.set_ylabel("Reward, gain over the first policy (std)")
+        axes.set_ylabel("Gain of the reward (std)")
 
     own = found.policies[f"round-{found.rounds}"].gain[f"meta-{found.rounds}"]
     title = f"Under its own reward model the last round gains {own.value:+.2f} std"
@@ -158,9 +172,8 @@ def _rewards(found: Rounds) -> Plot:
 def _drift(found: Rounds) -> Plot:
     def draw(canvas: Canvas, theme: Theme) -> None:
         axes = canvas.subplots()
-        _of_models(axes, found, lambda one, model: one.drift[model], theme)
-        axes.set_ylabel("Variance of reward differences")
-        axes.set_ylim(bottom=0)
+        _of_models(axes, found, lambda one, model: one.drift[model], theme, zero=True)
+        axes.set_ylabel("Variance of differences")
 
     first, last = (found.policies[name].drift["reward"].value for name in (FIRST, f"round-{found.rounds}"))
     title = f"Under the first reward model, answers' rewards differ {last / first:.2f} times as much in the last round"
@@ -171,14 +184,7 @@ def _drift(found: Rounds) -> Plot:
 
 def _diversity(found: Rounds) -> Plot:
     def draw(canvas: Canvas, theme: Theme) -> None:
-        left, right = canvas.subplots(1, 2)
-        _lines(left, found, lambda one: one.self_bleu["mean"], theme)
-        _lines(right, found, lambda one: one.cosine, theme)
-        left.set_ylabel("SelfBLEU, mean of n = 2 to 5")
-        right.set_ylabel("Cosine of features")
-        for axes in (left, right):
-            axes.set_xlabel("Round")
-        _legend(left)
+        _two(canvas, found, theme, ("SelfBLEU", lambda one: one.self_bleu["mean"]), ("Cosine", lambda one: one.cosine))
 
     first, last = (found.policies[name].self_bleu["mean"].value for name in (FIRST, f"round-{found.rounds}"))
     title = f"Answers to different prompts: SelfBLEU {first:.2f} at first, {last:.2f} in the last round"
@@ -188,14 +194,7 @@ def _diversity(found: Rounds) -> Plot:
 
 def _distance(found: Rounds) -> Plot:
     def draw(canvas: Canvas, theme: Theme) -> None:
-        left, right = canvas.subplots(1, 2)
-        _lines(left, found, lambda one: one.kl, theme)
-        _lines(right, found, lambda one: one.length, theme)
-        left.set_ylabel("KL of an answer (nats)")
-        right.set_ylabel("Length (tokens)")
-        for axes in (left, right):
-            axes.set_xlabel("Round")
-        _legend(left)
+        _two(canvas, found, theme, ("KL (nats)", lambda one: one.kl), ("Length (tokens)", lambda one: one.length))
 
     last = found.policies[f"round-{found.rounds}"]
     title = f"The last round is {last.kl.value:.3g} nats from the first policy, {last.length.value:.3g} tokens long"

@@ -7,6 +7,11 @@ from pathlib import Path
 from rmfast.evaluation.rounds.figures import FIRST, GOLD, JUDGE, Comparison, Rounds
 from rmfast.evaluation.rounds.findings import Finding, shown
 
+COUNTED = {
+    "shows": "seen", "does not show": "not seen", "cannot be told": "cannot be told",
+    "was not measured": "not measured",
+}  # fmt: skip
+"""A finding's status, of several."""
 BY = {GOLD: "gold", JUDGE: "the LLM judge"}
 
 
@@ -35,14 +40,12 @@ def verdict(found: Rounds) -> tuple[str, bool]:
     last = f"round-{found.rounds}"
     compared = found.compared(last, FIRST, GOLD) or found.compared(last, FIRST, JUDGE)
     if compared is None:
-        own = found.policies[last].gain.get(f"meta-{found.rounds}")
-        gain = "" if own is None else f": its own reward model's gain is {shown(own, '{:+.2f}')} std"
-        return f"Nobody but the reward models compares policies (ppo.gold, iterate.judge_url){gain}.", False
+        return "Nobody but the reward models compares the policies: name a gold model (ppo.gold) or an LLM judge.", False
     rate, by = compared.rate, BY[compared.by]
     if rate.low > 0.5:
         return f"The policy of the last round is better than the first one by {by}.", True
     if rate.high < 0.5:
-        return f"The policy of the last round is worse than the first one by {by}: it learnt its reward models' faults.", False
+        return f"The policy of the last round is worse than the first one by {by}: it learnt its models' faults.", False
     return f"Whether the last round's policy is better than the first one by {by}, more prompts would tell.", False
 
 
@@ -51,15 +54,16 @@ def summary(found: Rounds, said: Sequence[Finding], page: Path) -> list[str]:
     last = f"round-{found.rounds}"
     figures = found.policies[last]
     lines = [
-        f"\nround {found.rounds}: KL {shown(figures.kl, '{:.3g}')} nats an answer, length {shown(figures.length, '{:.1f}')}, "
-        f"SelfBLEU {shown(figures.self_bleu['mean'])}"
+        f"\nafter round {found.rounds}: KL {shown(figures.kl, '{:.3g}')} nats an answer, length "
+        f"{shown(figures.length, '{:.1f}')}, SelfBLEU {shown(figures.self_bleu['mean'])}"
     ]
     if (own := figures.gain.get(f"meta-{found.rounds}")) is not None:
-        lines.append(f"its reward, by its own reward model: {shown(own, '{:+.2f}')} std above the first policy's")
+        lines.append(f"gain over the first policy by its own reward model: {shown(own, '{:+.2f}')} std")
     lines += [
         f"{named(one.policy)} against {named(one.against)} by {BY[one.by]}: {won(one)}"
         for one in found.comparisons
         if found.policies[one.policy].round == found.rounds
     ]
-    counts = ", ".join(f"{sum(one.status == status for one in said)} {status}" for status in dict.fromkeys(s.status for s in said))
-    return [*lines, verdict(found)[0], f"findings of the paper: {counts}; report: {page}"]
+    counts = {words: sum(one.status == status for one in said) for status, words in COUNTED.items()}
+    told = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
+    return [*lines, verdict(found)[0], f"findings of the paper: {told}; report: {page}"]

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from rmfast.config import Config
-from rmfast.console import say
+from rmfast.console import hushed, say
 from rmfast.data.files import written_whole
 from rmfast.data.pack import Pack
 from rmfast.data.table import GroupTable
@@ -74,7 +74,8 @@ class Measures:
 
     @cached_property
     def inputs(self) -> Inputs:
-        return open_prompts(self.config, self.world)
+        with hushed():
+            return open_prompts(self.config, self.world)
 
     @cached_property
     def builder(self) -> ModelBuilder:

@@ -1,8 +1,6 @@
 """task: iterate. SFT, a reward model, then rounds of samples from the policy, MetaRM on them, and PPO against it."""
 
-import contextlib
 import gc
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 
 from rmfast.config import Config
 from rmfast.config.stages import checked_stages
-from rmfast.console import say
+from rmfast.console import hushed, say
 from rmfast.data.files import write_text
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Backend
@@ -70,10 +68,10 @@ def run(config: Config) -> None:
         for stage in stages.begin:
             iteration.stage(stage, "")
         for number, of_round in enumerate(stages.rounds, start=1):
-            for stage in of_round:
-                iteration.stage(stage, f"round {number} of {len(stages.rounds)}, ")
+            new = [iteration.stage(stage, f"round {number} of {len(stages.rounds)}, ") for stage in of_round]
             done += of_round
-            iteration.report(done, judge)
+            if any(new) or number == len(stages.rounds):
+                iteration.report(done, judge)
 
 
 def _any(world: World, record: Record | None) -> bool:
@@ -88,7 +86,7 @@ def _look(config: Config, world: World) -> None:
     readers = {"sft": open_demonstrations, "reward": open_inputs, "ppo": open_prompts}
     for task, of_stage in checked_stages(config).items():
         if task in readers:
-            with contextlib.redirect_stdout(io.StringIO()):  # each stage says it in its turn
+            with hushed():  # each stage says it in its turn
                 readers[task](of_stage, world)
         for key, folder in of_stage.ppo.models() if task == "ppo" else ():
             if not (find_folder(folder) / "config.json").is_file():
@@ -108,10 +106,10 @@ class _Iteration:
         self.record.write()
         return []
 
-    def stage(self, stage: Stage, where: str) -> None:
-        """A stage, unless it is done."""
+    def stage(self, stage: Stage, where: str) -> bool:
+        """A stage, unless it is done before; whether it was not."""
         if self._done(stage):
-            return
+            return False
         if self.stop.asked_now():
             raise self.stop.interrupted("the stage before")
         if self.world.main:
@@ -126,6 +124,7 @@ class _Iteration:
             train_held(stage.config, self.world, lambda world: OPEN[stage.kind](stage.config, world), self.stop)
         main_alone(self.world, lambda: self._note(stage))
         release(self.world)
+        return True
 
     def _note(self, stage: Stage) -> list[str]:
         assert self.record is not None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rmfast.config import Config
-from rmfast.console import say
+from rmfast.console import hushed, say
 from rmfast.parallel.world import World
 from rmfast.rollout.draft import Request
 from rmfast.rollout.policy import draw_numbers, end_ids
@@ -33,7 +33,8 @@ def draw_samples(stage: Stage, world: World, prompts: int | None) -> None:
         prompts: how many, in random order; None for all.
     """
     config = stage.config
-    inputs = open_prompts(config, world)
+    with hushed():  # PPO says it
+        inputs = open_prompts(config, world)
     builder, ends = builder_of(config, world, inputs)
     engine, folder = builder.frozen("model.path"), run_folder(config.run.dir)
     rollouts = rollouts_of(config, world, inputs, ends, folder)
@@ -57,7 +58,8 @@ def draw_answers(stage: Stage, world: World) -> None:
     """Sample the held-out prompts into the stage's file, with the log-probabilities that the policy gives. All ranks
     call it."""
     config, file = stage.config, run_folder(stage.config.run.dir) / f"{stage.policy}.jsonl"
-    inputs = open_prompts(config, world)
+    with hushed():
+        inputs = open_prompts(config, world)
     builder, ends = builder_of(config, world, inputs)
     engine = builder.frozen("model.path")
     if world.main:
