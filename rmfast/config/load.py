@@ -152,7 +152,8 @@ def _explain(error: ValidationError, origin: dict[str, str], prefix: str = "") -
     key = ".".join([part for part in first["loc"] if isinstance(part, str)][:2])
     if kind == "missing" and key in Config.model_fields:  # a section: name what it needs
         key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
-    keys = raised.keys if isinstance(raised, KeyClash) else (key,)
+    within = ".".join(map(str, first["loc"][:3])) if key == STAGE_KEY else key  # the stage that is wrong
+    keys = raised.keys if isinstance(raised, KeyClash) else (within,)
     found = [o for k in keys for o in _set_in(k, origin)]
     if kind == "extra_forbidden":
         # Of an unknown section the key that was set in it says more.
