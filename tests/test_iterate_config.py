@@ -49,14 +49,29 @@ def test_a_stage_takes_what_its_task_reads_and_its_keys_first(base: str, tmp_pat
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--iterate.stages.ppo.optim.lt", "1"], "command line: stage ppo: optim.lt: unknown key; did you mean optim.lr?"),
+        (
+            ["--iterate.stages.ppo.optim.lt", "1"],
+            "command line: stage ppo: optim.lt: unknown key; did you mean optim.lr?",
+        ),
         (["--iterate.stages.ppo.ppo.kl", "-1"], "command line: stage ppo: ppo.kl: input should be greater than"),
         (["--ppo.max_new_tokens", "600"], "command line: stage ppo: ppo.max_new_tokens (600) leaves no room"),
         (["--iterate.stages.sft.objective.center", "1"], "command line: stage sft: objective.center is for reward"),
-        (["--iterate.stages.dpo.optim.lr", "1"], "command line: iterate.stages: input should be 'sft', 'reward', 'meta'"),
-        (["--iterate.stages.meta.model.path", "x"], "command line: iterate.stages.meta.model.path is set by task iterate"),
-        (["--iterate.stages.meta.run.threads", "2"], "command line: iterate.stages.meta.run.threads is of the processes"),
-        (["--iterate.stages.meta.optim", "2"], "command line: iterate.stages.meta.optim names no key: it is SECTION.KEY"),
+        (
+            ["--iterate.stages.dpo.optim.lr", "1"],
+            "command line: iterate.stages: input should be 'sft', 'reward', 'meta'",
+        ),
+        (
+            ["--iterate.stages.meta.model.path", "x"],
+            "command line: iterate.stages.meta.model.path is set by task iterate",
+        ),
+        (
+            ["--iterate.stages.meta.run.threads", "2"],
+            "command line: iterate.stages.meta.run.threads is of the processes",
+        ),
+        (
+            ["--iterate.stages.meta.optim", "2"],
+            "command line: iterate.stages.meta.optim names no key: it is SECTION.KEY",
+        ),
         (["--ppo.reward", "x"], "command line: ppo.reward is made by the stages of task iterate"),
         (["--ppo.reference", "x"], "command line: ppo.reference is set by iterate.reference"),
         (["--meta.data", "x"], "command line: meta.data is made by the stages of task iterate"),

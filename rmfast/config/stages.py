@@ -1,4 +1,4 @@
-"""The configs of task iterate's stages: what the whole config says, and in its place what it says of one stage alone."""
+"""The configs of task iterate's stages: what it says of one stage alone, and what it says of all in other keys."""
 
 from collections.abc import Mapping
 from typing import Any, get_args

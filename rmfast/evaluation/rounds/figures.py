@@ -6,7 +6,7 @@ draws, so that differences are paired.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -15,7 +15,10 @@ from rmfast.evaluation.metrics import Floats, wilson
 from rmfast.evaluation.rounds.diversity import ORDERS, self_bleu
 from rmfast.jsonio import to_json
 
-GOLD, JUDGE, FIRST_MODEL = "gold", "judge", "reward"
+GOLD: Final = "gold"
+JUDGE: Final = "judge"
+FIRST_MODEL = "reward"
+"""The first reward model's name."""
 FIRST = "first"
 
 
@@ -185,7 +188,9 @@ def pairs_to_compare(policies: Iterable[str]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for name in names:
         kind, _, number = name.partition("-")
-        others = [FIRST, f"{kind}-{int(number) - 1}", *([f"control-{number}"] if kind == "round" else [])] if number else []
+        others = (
+            [FIRST, f"{kind}-{int(number) - 1}", *([f"control-{number}"] if kind == "round" else [])] if number else []
+        )
         pairs += [(name, other) for other in others if other in names]
     return pairs
 

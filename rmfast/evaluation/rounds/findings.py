@@ -90,8 +90,7 @@ def _drifts(measured: Measured, found: Rounds) -> Finding:
 def _restored(measured: Measured, found: Rounds) -> Finding:
     """Each round's MetaRM beside the reward model before it, on the answers that it was made for."""
     ratios: dict[int, Figure] = {}
-    for name, one in _trained(measured):
-        number = one.round
+    for number in (one.round for _, one in _trained(measured)):
         policy = FIRST if number == 1 else f"round-{number - 1}"
         models = (f"meta-{number}", FIRST_MODEL if number == 1 else f"meta-{number - 1}")
         after, before = (
@@ -126,9 +125,7 @@ def _sources(found: Rounds) -> list[str]:
     return [by for by in (GOLD, JUDGE) if any(one.by == by for one in found.comparisons)]
 
 
-def _by_each(
-    found: Rounds, paper: str, against: Callable[[int], str], what: str, missing: str
-) -> Iterator[Finding]:
+def _by_each(found: Rounds, paper: str, against: Callable[[int], str], what: str, missing: str) -> Iterator[Finding]:
     """Win rates of each round's policy against another one, a finding for each who compares."""
     for by in _sources(found):
         rates = {n: found.compared(f"round-{n}", against(n), by) for n in range(1, found.rounds + 1)}
@@ -171,7 +168,9 @@ def _rises_then_falls(measured: Measured, found: Rounds) -> Finding:
         return Finding(paper, "does not show" if gap.side < 0 else "cannot be told", words)
     if best == last:
         rise = difference(gold[names[last]], gold[names[last - 1]])
-        words = f"Gold is highest after the last round, {shown(rise, '{:+.3f}')} from the one before: more rounds would "
+        words = (
+            f"Gold is highest after the last round, {shown(rise, '{:+.3f}')} from the one before: more rounds would "
+        )
         return Finding(paper, "cannot be told" if found.rounds < 3 else "does not show", words + "tell where it falls.")
     fall = difference(gold[names[last]], gold[names[best]])
     words = f"Gold is highest after round {best}; the last round is {shown(fall, '{:+.3f}')} from it."

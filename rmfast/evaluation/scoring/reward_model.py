@@ -140,7 +140,9 @@ def find_folder(path: str | Path) -> Path:
     if (path / "ensemble.json").is_file() and not (path / "model").is_dir():
         raise UserError(f"{path}: an ensemble of whole models; name its members: {path}/members/*/model")
     if (path / ITERATE_FILE).is_file():
-        raise UserError(f"{path}: an iteration of many models; name one: {path}/round-1/ppo/model (a policy), .../meta/model")
+        raise UserError(
+            f"{path}: an iteration of many models; name one: {path}/round-1/ppo/model (a policy), .../meta/model"
+        )
     if not (path / "config.json").is_file() and (checkpoints := all_checkpoints(path / "checkpoints")):
         return _newest(tuple(checkpoints)) or checkpoints[-1]  # which whoever reads it refuses
     return path

@@ -56,7 +56,11 @@ def write_rounds_report(
         gains=_by_model(found, models, "gain", "{:+.2f}"),
         drifts=_by_model(found, models, "drift", "{:.3f}"),
         accuracy=[
-            [model_name(name), f"{one['accuracy']:.1%}", f"{100 * one['accuracy_low']:.1f} to {100 * one['accuracy_high']:.1f}"]
+            [
+                model_name(name),
+                f"{one['accuracy']:.1%}",
+                f"{100 * one['accuracy_low']:.1f} to {100 * one['accuracy_high']:.1f}",
+            ]
             for name, one in found.accuracy.items()
         ],
         reads=_reads(measured, rows),
@@ -76,7 +80,12 @@ def cell(one: Figure, form: str) -> str:
 
 def _figures(one: Any) -> list[str]:
     bleu = [f"{one.self_bleu[n].value:.3f}" for n in ("2", "3", "4", "5")]
-    shown = [cell(one.kl, "{:.3g}"), cell(one.length, "{:.1f}"), cell(one.cut_share, "{:.0%}"), cell(one.entropy, "{:.2f}")]
+    shown = [
+        cell(one.kl, "{:.3g}"),
+        cell(one.length, "{:.1f}"),
+        cell(one.cut_share, "{:.0%}"),
+        cell(one.entropy, "{:.2f}"),
+    ]
     return [*shown, cell(one.self_bleu["mean"], "{:.3f}"), *bleu, cell(one.cosine, "{:.3f}")]
 
 
@@ -87,7 +96,8 @@ def _compared(one: Any) -> list[str]:
 
 def _by_model(found: Rounds, models: Sequence[str], key: str, form: str) -> list[list[str]]:
     return [
-        [named(name), *(cell(getattr(one, key)[model], form) for model in models)] for name, one in found.policies.items()
+        [named(name), *(cell(getattr(one, key)[model], form) for model in models)]
+        for name, one in found.policies.items()
     ]
 
 
@@ -103,7 +113,9 @@ def _reads(measured: Measured, rows: Mapping[str, Sequence[Any]]) -> list[dict[s
         {
             "what": f"Where {by} {what}: {change[place]:+.3f}",
             "prompt": shown_prompt(rows[FIRST][place]["prompt"]),
-            "answers": [(named(name), float(scores[name][place, 0]), rows[name][place]["responses"][0]) for name in rows],
+            "answers": [
+                (named(name), float(scores[name][place, 0]), rows[name][place]["responses"][0]) for name in rows
+            ],
         }
         for what, place in places.items()
     ]

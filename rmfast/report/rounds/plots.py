@@ -40,7 +40,9 @@ def _lines(axes: Axes, found: Rounds, read: Read, theme: Theme) -> None:
         points = [(one.round, value) for one in policies if (value := read(one)) is not None]
         if points:
             shift = SHIFT * (place - (len(chains) - 1) / 2)
-            _line(axes, points, (theme.first, theme.second)[place], MARKS[place], name if len(chains) > 1 else "", shift)
+            _line(
+                axes, points, (theme.first, theme.second)[place], MARKS[place], name if len(chains) > 1 else "", shift
+            )
     _rounds_axis(axes, found)
 
 
@@ -88,8 +90,10 @@ def _gold(found: Rounds) -> Plot | None:
         _legend(axes)
 
     golds = [one.gain[GOLD].value for one in _chains(found)[0][1]]
-    title = f"Gold is highest {'before the first round' if not (best := int(np.argmax(golds))) else f'after round {best}'}"
-    note = "Mean over held-out prompts with 95 % intervals, in standard deviations of gold over the first policy's answers."
+    title = (
+        f"Gold is highest {'before the first round' if not (best := int(np.argmax(golds))) else f'after round {best}'}"
+    )
+    note = "Mean over held-out prompts with 95 % intervals, in std of gold over the first policy's answers."
     return Plot("gold", title, note, draw)
 
 
@@ -126,7 +130,9 @@ def _wins(found: Rounds) -> Plot | None:
 
     by, _, known = series[0]
     title = f"Against the first policy by {BY[by]}: {known[-1][1].value:.0%} in round {known[-1][0]}"
-    note = "The share of held-out answers that are better than the other policy's to the same prompt; a tie is half a win."
+    note = (
+        "The share of held-out answers that are better than the other policy's to the same prompt; a tie is half a win."
+    )
     return Plot("wins", title, note, draw)
 
 
@@ -148,7 +154,9 @@ def _of_models(
         x = np.array([number for number, _ in points]) + shift
         value, low, high = (np.array([getattr(one, key) for _, one in points]) for key in ("value", "low", "high"))
         style, mark = "--" if model == GOLD else "-", MARKS[place % len(MARKS)]
-        axes.plot(x, value, color=colour, alpha=strength, marker=mark, markersize=5, linestyle=style, label=model_name(model))
+        axes.plot(
+            x, value, color=colour, alpha=strength, marker=mark, markersize=5, linestyle=style, label=model_name(model)
+        )
         axes.vlines(x, low, high, color=colour, alpha=0.5 * strength, linewidth=1.4)
     _rounds_axis(axes, found)
     if zero:
@@ -166,7 +174,9 @@ def _rewards(found: Rounds) -> Plot:
     own = found.policies[f"round-{found.rounds}"].gain[f"meta-{found.rounds}"]
     title = f"Under its own reward model the last round gains {own.value:+.2f} std"
     note = "Each round's policy under each round's reward model, in standard deviations of that model's rewards of the "
-    return Plot("rewards", title, note + "first policy's answers. Where gold stays behind, the gain is the models' fault.", draw)
+    return Plot(
+        "rewards", title, note + "first policy's answers. Where gold stays behind, the gain is the models' fault.", draw
+    )
 
 
 def _drift(found: Rounds) -> Plot:
@@ -177,7 +187,9 @@ def _drift(found: Rounds) -> Plot:
 
     first, last = (found.policies[name].drift["reward"].value for name in (FIRST, f"round-{found.rounds}"))
     title = f"Under the first reward model, answers' rewards differ {last / first:.2f} times as much in the last round"
-    note = "The variance of the difference of two answers' rewards to a prompt, over the variance of the model's rewards "
+    note = (
+        "The variance of the difference of two answers' rewards to a prompt, over the variance of the model's rewards "
+    )
     note += "of the first policy's answers. A model that falls no longer tells the policy's answers apart."
     return Plot("drift", title, note, draw)
 
@@ -188,8 +200,12 @@ def _diversity(found: Rounds) -> Plot:
 
     first, last = (found.policies[name].self_bleu["mean"].value for name in (FIRST, f"round-{found.rounds}"))
     title = f"Answers to different prompts: SelfBLEU {first:.2f} at first, {last:.2f} in the last round"
-    note = "The higher, the more alike. Features: the last hidden state of prompt and answer in the first reward model, "
-    return Plot("diversity", title, note + "which are alike for their form too: differences tell more than values.", draw)
+    note = (
+        "The higher, the more alike. Features: the last hidden state of prompt and answer in the first reward model, "
+    )
+    return Plot(
+        "diversity", title, note + "which are alike for their form too: differences tell more than values.", draw
+    )
 
 
 def _distance(found: Rounds) -> Plot:
@@ -198,5 +214,7 @@ def _distance(found: Rounds) -> Plot:
 
     last = found.policies[f"round-{found.rounds}"]
     title = f"The last round is {last.kl.value:.3g} nats from the first policy, {last.length.value:.3g} tokens long"
-    note = "KL is the mean log-ratio to the first policy of the answers that were sampled, whatever the rounds' reference."
+    note = (
+        "KL is the mean log-ratio to the first policy of the answers that were sampled, whatever the rounds' reference."
+    )
     return Plot("distance", title, note, draw)

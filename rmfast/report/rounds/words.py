@@ -40,7 +40,10 @@ def verdict(found: Rounds) -> tuple[str, bool]:
     last = f"round-{found.rounds}"
     compared = found.compared(last, FIRST, GOLD) or found.compared(last, FIRST, JUDGE)
     if compared is None:
-        return "Nobody but the reward models compares the policies: name a gold model (ppo.gold) or an LLM judge.", False
+        return (
+            "Nobody but the reward models compares the policies: name a gold model (ppo.gold) or an LLM judge.",
+            False,
+        )
     rate, by = compared.rate, BY[compared.by]
     if rate.low > 0.5:
         return f"The policy of the last round is better than the first one by {by}.", True

@@ -127,8 +127,8 @@ def _check_contents(config: Config, folder: Path, known: Sequence[Path]) -> None
         return
     if config.run.resume == "never":  # the folder goes as a whole
         return
-    for task, file, what in (("ensemble", "ensemble.json", "an ensemble"), ("iterate", ITERATE_FILE, "an iteration")):
-        if config.task != task and (folder / file).exists():
+    for task, mark, what in (("ensemble", "ensemble.json", "an ensemble"), ("iterate", ITERATE_FILE, "an iteration")):
+        if config.task != task and (folder / mark).exists():
             raise UserError(f"run.dir: {folder} holds {what}; set run.resume to never (moves it), or {ANOTHER}")
     for name in MODELS:
         if (file := kept_model(folder / name)) is not None:

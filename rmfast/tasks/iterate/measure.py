@@ -7,7 +7,7 @@ twice.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,9 @@ class Measures:
         """Score what is not scored yet. All ranks call it."""
         self._scores(REFERENCE, self._first_place, self._log_probs)
         for name, place in self.models().items():
-            self._scores(name, place, lambda names, p=place: self._rewards("ppo.reward", self.plan.place(p), names))
+            self._scores(name, place, partial(self._rewards, "ppo.reward", self.plan.place(place)))
         if (gold := self.config.ppo.gold) is not None:
-            self._scores(GOLD, gold, lambda names: self._rewards("ppo.gold", gold, names))
+            self._scores(GOLD, gold, partial(self._rewards, "ppo.gold", gold))
 
     @property
     def _first_place(self) -> str:

@@ -1,6 +1,6 @@
 """Stages that sample a policy: answers to many prompts for MetaRM, and those by which policies are compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from rmfast.config import Config
 from rmfast.console import hushed, say
+from rmfast.data.table import GroupTable
 from rmfast.parallel.world import World
 from rmfast.rollout.draft import Request
 from rmfast.rollout.policy import draw_numbers, end_ids
@@ -40,7 +41,7 @@ def draw_samples(stage: Stage, world: World, prompts: int | None) -> None:
     rollouts = rollouts_of(config, world, inputs, ends, folder)
     rows = np.random.default_rng(config.run.seed).permutation(len(inputs.table))[:prompts]
     texts = [example for _, example in table_prompts(config, config.ppo.prompts, "train", inputs.table)]
-    requests = draw_numbers([inputs.table.sequences_of(int(row))[0] for row in rows])
+    requests = _requests(inputs.table, rows.tolist())
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
     for number, begin in enumerate(range(0, len(rows), PART)):
@@ -87,7 +88,11 @@ def builder_of(config: Config, world: World, inputs: Inputs) -> tuple[ModelBuild
 def held_out_requests(inputs: Inputs) -> list[Request]:
     """The held-out prompts, in their order, with draws that are the same whoever answers."""
     (table,) = inputs.evals.values()
-    return draw_numbers([table.sequences_of(row)[0] for row in range(len(table))])
+    return _requests(table, range(len(table)))
+
+
+def _requests(table: GroupTable, rows: Iterable[int]) -> list[Request]:
+    return draw_numbers([np.asarray(table.sequences_of(row)[0], np.int32) for row in rows])
 
 
 def _with(records: Iterator[dict[str, Any]], columns: Mapping[str, list[float]]) -> Iterator[dict[str, Any]]:

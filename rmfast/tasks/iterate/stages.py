@@ -138,16 +138,16 @@ class _Stages:
         task: StageTask = "reward" if reward == "reward" else "meta"
         extra = {"meta": {"meta.data": ["samples"]}}.get(task, {})
         restarts = task == "reward" or self.config.iterate.reward == "restart"
-        return restarts and stage_config(self.config, task, extra | {"model.from_scratch": False}).model.adapter != "none"
+        return (
+            restarts and stage_config(self.config, task, extra | {"model.from_scratch": False}).model.adapter != "none"
+        )
 
     def answers(self, policy: str, model: str) -> Stage:
         name, count = f"answers/{policy}", self.config.iterate.answers
         # The same draws for every policy, so that differences are the policies'.
         config = self._sampling("answers", model, {"samples": count}, self.config.run.seed)
         title = f"{count} answers to each held-out prompt, to compare policies by"
-        return Stage(
-            name=name, kind="answers", title=title, config=config, reads=(model,), makes=(f"{name}.jsonl",)
-        )
+        return Stage(name=name, kind="answers", title=title, config=config, reads=(model,), makes=(f"{name}.jsonl",))
 
     def _run(
         self, name: str, task: StageTask, title: str, composed: dict[str, Any], seed: int, reads: Sequence[str]
