@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 def say(text: str) -> None:
     """Print a line at once, so that it survives in a log of a killed job."""
     print(text, file=sys.stdout, flush=True)
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Within it nothing is printed: what it would say was said before, or will be."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
 
 
 def clock(seconds: float) -> str:

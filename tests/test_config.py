@@ -31,6 +31,7 @@ ppo: preset reward reward_rule reward_k reference critic critic_warmup critic_lr
     top_p top_k min_p repetition_penalty truncated truncated_score overlong_buffer overlong_penalty
     ptx ptx_data ptx_rows offload gold stop_kl stop_entropy stop_cut
 rollout: rows memory
+iterate: rounds sft reward policy reference control prompts temperature answers judge_url judge_model stages
 """
 """Every key by section. A new one is added here with a reader in the code and a test of what it does."""
 

@@ -14,7 +14,7 @@ from rmfast.errors import first_line
 from rmfast.outputs.arrays import read_arrays
 from rmfast.outputs.checksums import differences, unsealed_line
 from rmfast.outputs.kinds import json_object
-from rmfast.outputs.marks import CONFIG, MODEL_MARK, MODELS, exported_files, is_run
+from rmfast.outputs.marks import CONFIG, ITERATE_FILE, MODEL_MARK, MODELS, ROUNDS, exported_files, is_run
 from rmfast.tasks.ensemble.kept_array import whole_array
 
 ARRAYS = {"features.json": "features of {:,} responses", "states.json": "states of {:,} tokens"}
@@ -55,18 +55,35 @@ def examine(run: Path) -> Iterator[Finding]:
         if note.is_file():
             yield _read(note, partial(_array, what))
     yield from _rollouts(run / "rollouts")
-    for member in sorted(run.glob("members/*")):
+    yield from _samples(run)
+    for part in _parts(run):
         # Members that were trained together are no runs.
-        of_member = (
-            examine(member) if is_run(member) else _model(member / "model") if (member / "model").is_dir() else ()
-        )
-        yield from (replace(found, name=f"{member.relative_to(run)}/{found.name}") for found in of_member)
+        of_part = examine(part) if is_run(part) else _model(part / "model") if (part / "model").is_dir() else ()
+        yield from (replace(found, name=f"{part.relative_to(run)}/{found.name}") for found in of_part)
+
+
+def _parts(run: Path) -> list[Path]:
+    """The runs inside a run: an ensemble's members, or an iteration's stages."""
+    if not (run / ITERATE_FILE).is_file():
+        return sorted(run.glob("members/*"))
+    stages = [run / "sft", run / "reward", *sorted(run.glob(f"{ROUNDS}/*"))]
+    return [stage for stage in stages if is_run(stage)]
+
+
+def _samples(run: Path) -> Iterator[Finding]:
+    """The answers that an iteration has drawn, and their scores."""
+    if (run / ITERATE_FILE).is_file():
+        for folder in (run / "answers", *sorted(run.glob(f"{ROUNDS}/samples"))):
+            for found in _rollouts(folder):
+                yield replace(found, name=f"{folder.parent.relative_to(run)}/{found.name}".removeprefix("./"))
+        for file in sorted(run.glob("answers/[!.]*.npz")):
+            yield _read(file, _arrays, run)
 
 
 def unfinished(run: Path) -> list[Path]:
     """Files and folders that nothing will read, for they were not written to their end."""
-    found = [*run.glob(PARTIAL), *run.glob(f"*/{PARTIAL}"), *run.glob(f"members/*/{PARTIAL}")]
-    return sorted({*found, *run.glob(f"members/*/*/{PARTIAL}")})
+    found = {*run.glob(PARTIAL), *run.glob(f"*/{PARTIAL}"), *run.glob(f"{ROUNDS}/samples/{PARTIAL}")}
+    return sorted(found.union(*(unfinished(part) for part in _parts(run))))
 
 
 def _read(file: Path, read: Callable[[Path], str], run: Path | None = None) -> Finding:

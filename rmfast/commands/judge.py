@@ -1,16 +1,15 @@
 """The judge that the flags of `rmfast eval` ask for."""
 
-import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rmfast.commands.flags import device_of
 from rmfast.data.clock import fixed_date
 from rmfast.errors import UserError
 from rmfast.evaluation.judge.backend import Backend, Sampling
+from rmfast.evaluation.judge.connect import connect
 from rmfast.evaluation.judge.local import Local
 from rmfast.evaluation.judge.plan import JudgeOptions
 from rmfast.evaluation.judge.run import Judged, judge_items
@@ -18,9 +17,6 @@ from rmfast.evaluation.suites.base import Item
 from rmfast.models.config import DTYPES
 from rmfast.paths import whole_text
 from rmfast.tasks.build.model import say_date
-
-KEYS = ("RMFAST_JUDGE_KEY", "OPENAI_API_KEY")  # variables of the environment, the first that is set
-PLACEHOLDER = "none"  # a local server takes any key, but wants one
 
 
 @dataclass(frozen=True)
@@ -102,34 +98,8 @@ def judge_log(options: Namespace) -> Path | None:
 
 
 def _endpoint(options: Namespace, sampling: Sampling) -> Backend:
-    url = options.endpoint.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
-    except ValueError:
-        whole = False
-    if not whole or parts.username or parts.password or parts.query or parts.fragment:
-        # The address itself is not shown: it may hold a key.
-        raise UserError("--endpoint: want http://HOST:PORT/v1 or https://HOST/v1, without a user, key or query in it")
-    name, key = next(((name, key) for name in KEYS if (key := os.environ.get(name, "").strip())), ("", PLACEHOLDER))
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{name} holds characters that no key has; set it to the key alone")
-    try:
-        from rmfast.evaluation.judge.endpoint import Endpoint
-    except ModuleNotFoundError as error:
-        if error.name != "openai":
-            raise
-        raise UserError("--endpoint needs the package openai: pip install 'rmfast[judge]'") from None
-    return Endpoint(
-        url,
-        options.judge_model,
-        sampling,
-        key=key,
-        concurrency=options.concurrency,
-        timeout=options.timeout,
-        retries=options.retries,
-        requests_per_minute=options.requests_per_minute,
-    )
+    limits = {name: getattr(options, name) for name in ("concurrency", "timeout", "retries", "requests_per_minute")}
+    return connect("--endpoint", options.endpoint, options.judge_model, sampling, **limits)
 
 
 def _local(options: Namespace, sampling: Sampling) -> Local:

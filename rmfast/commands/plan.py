@@ -42,6 +42,10 @@ def plan(options: Namespace) -> None:
     gpu = find_gpu(options.gpu)
     arguments = [*options.config, *options.more]
     config = load_config(arguments)
+    if config.task == "iterate":
+        raise UserError(
+            "rmfast plan counts one task: plan the stages of task iterate one by one (--task meta, --task ppo)"
+        )
     if config.task == "sft":
         raise UserError("rmfast plan counts steps of reward models and PPO, not those of task sft")
     inputs = [*config_inputs(config, split_arguments(arguments)[0]), Input("--gpu", Path(options.gpu))]

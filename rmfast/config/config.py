@@ -4,6 +4,7 @@ from pydantic import model_validator
 
 from rmfast.config.base import Section
 from rmfast.config.ensemble import EnsembleConfig
+from rmfast.config.iterate import IterateConfig
 from rmfast.config.meta import MetaConfig
 from rmfast.config.ppo import PPOConfig
 from rmfast.config.rollout import RolloutConfig
@@ -19,6 +20,7 @@ class Config(Shared):
     ensemble: EnsembleConfig = EnsembleConfig()
     ppo: PPOConfig = PPOConfig()
     rollout: RolloutConfig = RolloutConfig()
+    iterate: IterateConfig = IterateConfig()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "Config":

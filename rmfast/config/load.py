@@ -10,7 +10,9 @@ from pydantic.fields import FieldInfo
 
 from rmfast.config.base import Section
 from rmfast.config.config import Config
+from rmfast.config.iterate import StageTask
 from rmfast.config.sections import DenoiseConfig
+from rmfast.config.stages import STAGE_KEY, placeholders, stage_config, stage_tasks
 from rmfast.data.denoise import Denoise, resolve
 from rmfast.errors import KeyClash, UserError, shown
 from rmfast.paths import usable_path, whole_text
@@ -33,9 +35,25 @@ def load_config(arguments: Sequence[str]) -> Config:
     given += [("command line", key, value) for key, value in overrides]
     origin = {key: where for where, key, _ in given}
     try:
-        return Config.model_validate(_nest({key: value for _, key, value in given}, origin))
+        config = Config.model_validate(_nest({key: value for _, key, value in given}, origin))
     except ValidationError as error:
         raise UserError(_explain(error, origin)) from None
+    for task in stage_tasks(config) if config.task == "iterate" else ():
+        _check_stage(config, task, origin)
+    return config
+
+
+def _check_stage(config: Config, task: StageTask, origin: dict[str, str]) -> None:
+    """Refuse what a stage of task iterate would refuse once its turn has come."""
+    prefix = f"{STAGE_KEY}.{task}."
+    of_stage = {key.removeprefix(prefix): where for key, where in origin.items() if key.startswith(prefix)}
+    try:
+        stage_config(config, task, placeholders(config, task))
+    except ValidationError as error:
+        of_all = {key: where for key, where in origin.items() if not key.startswith("iterate.")}
+        raise UserError(_explain(error, of_all | of_stage, f"stage {task}: ")) from None
+    except KeyClash as error:
+        raise UserError(f"{(_set_in(error.keys[0], origin) or ['config'])[0]}: {error}") from None
 
 
 class _DenoiseAlone(Section):
@@ -125,8 +143,8 @@ def _nest(values: dict[str, Any], origin: dict[str, str]) -> dict[str, Any]:
     return root
 
 
-def _explain(error: ValidationError, origin: dict[str, str]) -> str:
-    """One line for the first thing that is wrong."""
+def _explain(error: ValidationError, origin: dict[str, str], prefix: str = "") -> str:
+    """One line for the first thing that is wrong; `prefix` says in what."""
     # A misspelt key comes first: where it was to be a required one, it explains what is missing.
     first, *more = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     kind, raised = first["type"], first.get("ctx", {}).get("error")
@@ -134,7 +152,8 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     key = ".".join([part for part in first["loc"] if isinstance(part, str)][:2])
     if kind == "missing" and key in Config.model_fields:  # a section: name what it needs
         key = next(k for k, field in _fields() if k.startswith(f"{key}.") and field.is_required())
-    keys = raised.keys if isinstance(raised, KeyClash) else (key,)
+    within = ".".join(map(str, first["loc"][:3])) if key == STAGE_KEY else key  # the stage that is wrong
+    keys = raised.keys if isinstance(raised, KeyClash) else (within,)
     found = [o for k in keys for o in _set_in(k, origin)]
     if kind == "extra_forbidden":
         # Of an unknown section the key that was set in it says more.
@@ -152,7 +171,7 @@ def _explain(error: ValidationError, origin: dict[str, str]) -> str:
     else:
         text = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}"
     rest = f" (and {len(more)} more)" if more else ""
-    return f"{found[0] if found else 'config'}: {text}{rest}"
+    return f"{found[0] if found else 'config'}: {prefix}{text}{rest}"
 
 
 def _set_in(key: str, origin: dict[str, str]) -> list[str]:

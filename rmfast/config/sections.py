@@ -221,7 +221,7 @@ class EvalConfig(Section):
     suites_every: int | None = Field(None, ge=1, description="steps between scoring the suites in training too")
 
     def check(self, config: "Shared") -> None:
-        held_out = config.data.eval or config.task == "ppo"  # whose key is ppo.eval_prompts
+        held_out = config.data.eval or config.task in ("ppo", "iterate")  # whose key is ppo.eval_prompts
         refuse(self.every and not held_out, "eval.every", "is set but data.eval is empty")
         refuse(self.suites_every and not self.suites, "eval.suites_every", "is set but eval.suites is empty")
 
@@ -274,7 +274,9 @@ class ParallelConfig(Section):
 class Shared(Section):
     """What every task reads."""
 
-    task: Literal["reward", "ensemble", "meta", "sft", "ppo"] = Field("reward", description="what is trained")
+    task: Literal["reward", "ensemble", "meta", "sft", "ppo", "iterate"] = Field(
+        "reward", description="what is trained"
+    )
     run: RunConfig = RunConfig()
     model: ModelConfig
     data: DataConfig = DataConfig()

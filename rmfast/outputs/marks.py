@@ -32,6 +32,10 @@ LINKED = frozenset(
 )  # large, and so kept elsewhere by a link
 KEPT_ARRAYS = ("features.npy", "features.json", "states.npy", "states.json")
 ENSEMBLE_FILES = ("ensemble.json", "members", "data.jsonl", *KEPT_ARRAYS)
+ITERATE_FILE = "iterate.json"
+ITERATE_FILES = (ITERATE_FILE, "sft", "reward", "answers", "judge.jsonl")
+ROUNDS = "round-*"
+"""Folders of an iteration's rounds."""
 
 
 def config_text(values: dict[str, Any]) -> str:

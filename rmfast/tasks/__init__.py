@@ -13,13 +13,14 @@ def run_task(config: Config, files: Sequence[str] = ()) -> None:
     """
     from rmfast.tasks.build.folder import check_run
     from rmfast.tasks.ensemble.run import run as ensemble
+    from rmfast.tasks.iterate.run import run as iterate
     from rmfast.tasks.meta import run as meta
     from rmfast.tasks.ppo import run as ppo
     from rmfast.tasks.reward import run as reward
     from rmfast.tasks.sft import run as sft
 
     tasks: dict[str, Callable[[Config], None]] = {
-        "reward": reward, "ensemble": ensemble, "meta": meta, "sft": sft, "ppo": ppo,
+        "reward": reward, "ensemble": ensemble, "meta": meta, "sft": sft, "ppo": ppo, "iterate": iterate,
     }  # fmt: skip
     check_run(config, files)
     tasks[config.task](config)

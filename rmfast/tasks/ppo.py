@@ -7,16 +7,14 @@ from typing import Any
 from rmfast.config import Config
 from rmfast.data.plan import StepPlan
 from rmfast.errors import UserError
-from rmfast.models.config import context_window
 from rmfast.parallel.world import World
-from rmfast.rollout.free_memory import free_memory
 from rmfast.rollout.policy import end_ids
 from rmfast.tasks.build.folder import run_folder
 from rmfast.tasks.build.inputs import Inputs, open_prompts, total_steps
 from rmfast.tasks.build.policy import ModelBuilder
 from rmfast.tasks.build.policy_export import PolicyExport
 from rmfast.tasks.build.ppo_ending import PPOEnding
-from rmfast.tasks.build.ppo_learner import ppo_learner, sample_options
+from rmfast.tasks.build.ppo_learner import ppo_learner, rollouts_of
 from rmfast.tasks.build.ppo_phases import memory_lines, ppo_phases
 from rmfast.tasks.build.ppo_prompts import prompt_texts
 from rmfast.tasks.build.ppo_words import beginning, notes
@@ -25,7 +23,6 @@ from rmfast.tasks.build.run import kept_settings, open_run
 from rmfast.tasks.build.tables import data_key, group_counts
 from rmfast.tasks.build.training import Training, train_in_folder
 from rmfast.trainer.ppo.prompts import Prompts
-from rmfast.trainer.ppo.rollouts import Rollouts
 
 
 def run(config: Config) -> None:
@@ -54,17 +51,7 @@ def open_ppo(config: Config, world: World, inputs: Inputs) -> Training:
     builder = ModelBuilder(config, world, inputs, ends)
     models = builder.models()
     texts, held_out = prompt_texts(config, inputs, models)
-    rollouts = Rollouts(
-        folder=run_folder(config.run.dir) / "rollouts",
-        options=sample_options(config),
-        n=ppo.samples,
-        ids=len(inputs.tokenizer),
-        ends=ends,
-        window=context_window(inputs.hf),
-        rows=config.rollout.rows,
-        memory=free_memory(world.device) / 2 if config.rollout.memory is None else config.rollout.memory * 1e9,
-        tokens_per_pack=config.data.tokens_per_pack,
-    )
+    rollouts = rollouts_of(config, world, inputs, ends, run_folder(config.run.dir) / "rollouts")
     mixed = None if ptx is None else ptx_of(config, ptx, models.policy, total)
     learner = ppo_learner(
         config, inputs, Prompts(inputs.table, plan, texts), rollouts, models, total, mixed,

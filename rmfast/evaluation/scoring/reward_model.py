@@ -35,6 +35,7 @@ from rmfast.models.hf import load_network, read_config
 from rmfast.models.members import SharedNetwork
 from rmfast.models.network import Network
 from rmfast.models.placement import check_device, check_dtype
+from rmfast.outputs.marks import ITERATE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,10 @@ def find_folder(path: str | Path) -> Path:
         return model
     if (path / "ensemble.json").is_file() and not (path / "model").is_dir():
         raise UserError(f"{path}: an ensemble of whole models; name its members: {path}/members/*/model")
+    if (path / ITERATE_FILE).is_file():
+        raise UserError(
+            f"{path}: an iteration of many models; name one: {path}/round-1/ppo/model (a policy), .../meta/model"
+        )
     if not (path / "config.json").is_file() and (checkpoints := all_checkpoints(path / "checkpoints")):
         return _newest(tuple(checkpoints)) or checkpoints[-1]  # which whoever reads it refuses
     return path

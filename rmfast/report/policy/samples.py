@@ -83,7 +83,7 @@ def _chosen(source: str, known: Sequence[Read]) -> Samples:
 def _of_evaluation(row: Row) -> Iterator[Read]:
     reward, gold, kl, length = (number(row, name) for name in ("reward", "gold", "kl", "length"))
     members = takewhile(lambda key: key in row, (f"member_{member}/reward" for member in count()))
-    texts = _text(row["prompt"]), _text(row.get("response")), str(row.get("stop_reason", ""))
+    texts = shown_prompt(row["prompt"]), shown_prompt(row.get("response")), str(row.get("stop_reason", ""))
     yield Read(*texts, reward, gold, kl, length, tuple(number(row, key) for key in members))
 
 
@@ -98,11 +98,11 @@ def _of_rollout(record: Row) -> Iterator[Read]:
         length = float(len(ids)) if isinstance(ids, list) else math.nan
         rewards = found if isinstance(found := sample.get("rewards"), list) else []
         members = tuple(number({"reward": value}, "reward") for value in rewards)
-        said = _text(record["prompt"]), _text(text), str(sample.get("stop_reason", ""))
+        said = shown_prompt(record["prompt"]), shown_prompt(text), str(sample.get("stop_reason", ""))
         yield Read(*said, reward, gold, kl, length, members)
 
 
-def _text(value: Any) -> str:
+def shown_prompt(value: Any) -> str:
     """A text, or messages turn after turn."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         return "\n\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in value)

@@ -11,6 +11,7 @@ import torch
 from rmfast.checkpoint.saver import Saver
 from rmfast.checkpoint.store import all_checkpoints, remove_unfinished
 from rmfast.config import Config
+from rmfast.config.stages import checked_stages
 from rmfast.console import say
 from rmfast.data.files import mend, partial_name, remove, sweep
 from rmfast.data.sources import source_root
@@ -21,6 +22,8 @@ from rmfast.outputs.lock import FolderLock
 from rmfast.outputs.marks import (
     CONFIG,
     ENSEMBLE_FILES,
+    ITERATE_FILE,
+    ITERATE_FILES,
     LINKED,
     LOCK,
     MODELS,
@@ -54,7 +57,9 @@ def run_folder(name: str) -> Path:
 
 def config_inputs(config: Config, files: Sequence[str]) -> list[Input]:
     """Everything that a config's run would read. `files`: those of the config itself."""
-    return [Input("the config", Path(file)) for file in files] + list(_inputs(config))
+    stages = checked_stages(config).values() if config.task == "iterate" else ()
+    found = [Input("the config", Path(file)) for file in files]
+    return found + [one for part in (config, *stages) for one in _inputs(part)]
 
 
 def _inputs(config: Config) -> Iterator[Input]:
@@ -92,7 +97,7 @@ def check_run(config: Config, files: Sequence[str]) -> None:
     if os.path.lexists(folder / CONFIG) and not (is_run(folder) and is_own_config(folder / CONFIG)):
         raise UserError(f"run.dir: {folder / CONFIG} is no file of rmfast's, and the run would overwrite it; {ANOTHER}")
     inputs = [one for one in config_inputs(config, files) if identity(one.path) != identity(folder / CONFIG)]
-    names = (*RUN_FILES, *(ENSEMBLE_FILES if config.task == "ensemble" else ()))
+    names = (*RUN_FILES, *{"ensemble": ENSEMBLE_FILES, "iterate": ITERATE_FILES}.get(config.task, ()))
     for name in sorted(set(names) - LINKED - {CONFIG}):  # the config is written by a rename, which follows no link
         if (folder / name).is_symlink():
             raise UserError(
@@ -122,8 +127,9 @@ def _check_contents(config: Config, folder: Path, known: Sequence[Path]) -> None
         return
     if config.run.resume == "never":  # the folder goes as a whole
         return
-    if config.task != "ensemble" and (folder / "ensemble.json").exists():
-        raise UserError(f"run.dir: {folder} holds an ensemble; set run.resume to never (moves it), or {ANOTHER}")
+    for task, mark, what in (("ensemble", "ensemble.json", "an ensemble"), ("iterate", ITERATE_FILE, "an iteration")):
+        if config.task != task and (folder / mark).exists():
+            raise UserError(f"run.dir: {folder} holds {what}; set run.resume to never (moves it), or {ANOTHER}")
     for name in MODELS:
         if (file := kept_model(folder / name)) is not None:
             raise UserError(

@@ -71,6 +71,14 @@ class ModelBuilder:
             gold=gold,
         )
 
+    def frozen(self, key: str) -> NativeEngine:
+        """The policy alone, as a model that is only read and sampled from. key: that names it in errors."""
+        return self._engine(key, self._policy(key, self.config.model.path).narrow())
+
+    def scorer(self, key: str, path: str) -> Scorer:
+        """A reward model alone. key: that names it in errors."""
+        return self._scorer(key, path, None)
+
     @property
     def _shared(self) -> bool:
         """Whether models are adapters over one trunk. FSDP shards a network with all that is in it."""

@@ -1,11 +1,15 @@
 """From a config to a learner of PPO."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rmfast.config import Config
 from rmfast.data.example import Example
+from rmfast.models.config import context_window
 from rmfast.objectives.policy import PolicyObjective, ValueObjective
+from rmfast.parallel.world import World
+from rmfast.rollout.free_memory import free_memory
 from rmfast.rollout.options import SampleOptions
 from rmfast.tasks.build.folder import run_folder
 from rmfast.tasks.build.inputs import Inputs
@@ -44,15 +48,7 @@ def ppo_learner(
     """
     ppo, budget, impl = config.ppo, config.data.tokens_per_pack, config.model.kernels
     warmup, (shift, scale) = ppo.critic_warmup or 0, units or (0.0, 1.0)
-    policy = PolicyObjective(
-        clip=ppo.clip,
-        clip_high=ppo.clip_high,
-        kl_estimator="k3" if ppo.kl_estimator == "k3" else "k2",
-        entropy=ppo.entropy,
-        temperature=ppo.temperature,
-        ids=min(rollouts.ids, inputs.decoder.vocabulary),
-        impl=impl,
-    )
+    policy = policy_objective(config, inputs)
     held_out = HeldOutPrompts(
         prompts=[Prompts(table, prompts.plan).ids(row) for table in inputs.evals.values() for row in range(len(table))],
         examples=texts,
@@ -107,6 +103,36 @@ def ppo_learner(
         phases=phases,
         ptx=ptx,
         limits=Limits(kl=ppo.stop_kl, entropy=ppo.stop_entropy, cut=ppo.stop_cut),
+    )
+
+
+def policy_objective(config: Config, inputs: Inputs) -> PolicyObjective:
+    """The loss of a policy, and how its log-probabilities are read."""
+    ppo = config.ppo
+    return PolicyObjective(
+        clip=ppo.clip,
+        clip_high=ppo.clip_high,
+        kl_estimator="k3" if ppo.kl_estimator == "k3" else "k2",
+        entropy=ppo.entropy,
+        temperature=ppo.temperature,
+        ids=min(len(inputs.tokenizer), inputs.decoder.vocabulary),
+        impl=config.model.kernels,
+    )
+
+
+def rollouts_of(config: Config, world: World, inputs: Inputs, ends: Collection[int], folder: Path) -> Rollouts:
+    """What draws answers as a config says. ends: ids that end one. folder: where they are kept."""
+    limit = config.rollout.memory
+    return Rollouts(
+        folder=folder,
+        options=sample_options(config),
+        n=config.ppo.samples,
+        ids=len(inputs.tokenizer),
+        ends=ends,
+        window=context_window(inputs.hf),
+        rows=config.rollout.rows,
+        memory=free_memory(world.device) / 2 if limit is None else limit * 1e9,
+        tokens_per_pack=config.data.tokens_per_pack,
     )
 
 

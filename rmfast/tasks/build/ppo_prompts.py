@@ -21,6 +21,7 @@ from rmfast.evaluation.scoring.reader import TOO_LONG, Reader
 from rmfast.tasks.build.inputs import Inputs
 from rmfast.trainer.ppo.models import Models
 from rmfast.trainer.ppo.reading import ById, ByText
+from rmfast.trainer.ppo.scorer import Scorer
 
 
 def reader_of(
@@ -69,14 +70,27 @@ def prompt_texts(config: Config, inputs: Inputs, models: Models) -> tuple[list[E
     readers = [(key, one.read) for key, one in scorers if isinstance(one.read, ByText)]
     if not readers:
         return [], []
-    texts = _of_table(config, ppo.prompts, "train", inputs.table)
-    held_out = [one for table in inputs.evals.values() for one in _of_table(config, ppo.eval_prompts, "test", table)]
+    texts, held_out = table_prompts(config, ppo.prompts, "train", inputs.table), _held_out(config, inputs)
     for key, read in readers:
         _check(key, read, [*texts, *held_out], ppo.max_new_tokens)
     return [example for _, example in texts], [example for _, example in held_out]
 
 
-def _of_table(config: Config, sources: Sequence[str], split: str, table: GroupTable) -> list[tuple[str, Example]]:
+def held_out_texts(config: Config, inputs: Inputs, scorer: Scorer) -> list[Example]:
+    """The held-out prompts alone, for one reward model; see `prompt_texts`."""
+    if not isinstance(scorer.read, ByText):
+        return []
+    held_out = _held_out(config, inputs)
+    _check("ppo.gold", scorer.read, held_out, config.ppo.max_new_tokens)
+    return [example for _, example in held_out]
+
+
+def _held_out(config: Config, inputs: Inputs) -> list[tuple[str, Example]]:
+    sources = config.ppo.eval_prompts
+    return [one for table in inputs.evals.values() for one in table_prompts(config, sources, "test", table)]
+
+
+def table_prompts(config: Config, sources: Sequence[str], split: str, table: GroupTable) -> list[tuple[str, Example]]:
     """Each prompt of a table with its place in a file, read once more: tables hold tokens alone."""
     columns, wanted = read_columns(config.data.columns), [table.label(row) for row in range(len(table))]
     found: dict[str, Example] = {}

@@ -1,5 +1,6 @@
 """A training run put together: its engine, learner and run, from the first line to the published model."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -127,11 +128,24 @@ def train_in_folder(config: Config, put_together: Callable[[World], Training]) -
         Interrupted: a run that was asked to stop.
     """
     world = open_world(config)
+    with world:
+        train_held(config, world, put_together)
+
+
+def train_held(
+    config: Config, world: World, put_together: Callable[[World], Training], stop: StopRequest | None = None
+) -> None:
+    """The same, with processes that are there already.
+
+    Args:
+        stop: of a run that this one is a part of; without one, `stop` in the run folder.
+    """
     path = run_folder(config.run.dir)
     held = RunFolder(path, world, config.parallel.lock_minutes)
-    with world, held as folder, listening(path, world) as stop:
+    listens = listening(path, world) if stop is None else contextlib.nullcontext(stop)
+    with held as folder, listens as asked:
         training = put_together(world)
         if config.run.resume == "never":
             folder.move_earlier()
         folder.saver = training.run.saver
-        training.train(stop)
+        training.train(asked)

@@ -95,7 +95,7 @@ class Rollouts:
         drawn = self._sample(name, engine, key, {number: requests[number] for number in todo})
         found |= _joined(world, drawn)
         world.check_signals(f"{len(found)} of {len(requests)} prompts of {name} have answers, all before it is saved")
-        return Drawn([[_draft(s) for s in found[number]["samples"]] for number in range(len(requests))], key)
+        return Drawn([[draft_of(s) for s in found[number]["samples"]] for number in range(len(requests))], key)
 
     def _sample(self, name: str, engine: Policy, key: str, requests: Mapping[int, Request]) -> Records:
         """This rank's part; it may have none, and then takes part in gathering the weights alone. Of ranks that hold a
@@ -176,7 +176,8 @@ def _line_key(key: str, number: int, samples: Sequence[Mapping[str, Any]]) -> st
     return blake2b(json_line([key, number, drawn]).encode(), digest_size=8).hexdigest()
 
 
-def _draft(sample: Mapping[str, Any]) -> Draft:
+def draft_of(sample: Mapping[str, Any]) -> Draft:
+    """The sample that a record of `sample_record` keeps."""
     columns = (np.array(sample[name], np.float32) for name in ("sampled_log_prob", "behaviour_log_prob"))
     return Draft(np.array(sample["ids"], np.int32), sample["stop_reason"], *columns)
 

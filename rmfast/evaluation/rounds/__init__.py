@@ -1,0 +1,2 @@
+"""Policies of several rounds side by side: rewards, win rates, drift, diversity, and what that says of the paper's
+findings. Pure numpy."""
