@@ -55,6 +55,7 @@ def test_adapters_of_fused_matrices(saved: Saved) -> None:
     with pytest.raises(UserError, match="q_proj is part of one matrix \\(qkv_proj\\)"):
         adapt(network, LoraOptions(rank=2, targets=("q_proj", "o_proj")), seed=0)
     adapt(network, LoraOptions(rank=2), seed=0)
+    torch.manual_seed(0)
     torch.nn.init.normal_(network.get_parameter(f"decoder.layers.1.qkv.adapters.{ADAPTER}.b"))
     state = dict(network.state_dict())
     names = {name.removeprefix(f"{PREFIX}model.layers.0.") for name in to_peft(network, state) if ".layers.0." in name}
@@ -64,8 +65,8 @@ def test_adapters_of_fused_matrices(saved: Saved) -> None:
     plain.load_state_dict(merged(network, state))
     with torch.no_grad():
         ours, theirs = network.score(pack_of(odd_groups())), plain.score(pack_of(odd_groups()))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(ours, before)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours, before, rtol=1e-2, atol=1e-2)
 
 
 def test_longrope_is_computed_up_to_where_its_angles_switch() -> None:

@@ -39,6 +39,8 @@ def attention(
     layout: Tensor,
     *,
     append: Sequence[Tensor],
+    scale: float | None = None,
+    softcap: float | None = None,
     window: int | None,
     impl: str,
 ) -> Tensor:
@@ -136,7 +138,7 @@ def test_steps_are_recorded_where_a_graph_can_hold_them(
 ) -> None:
     monkeypatch.setattr(decoding, "CudaRecorder", lambda device: ReplayOnTheCpu())
     monkeypatch.setattr(decoding, "HAS_TRITON", True)
-    config: Any = SimpleNamespace(head_dim=head_dim, vocabulary=VOCABULARY)
+    config: Any = SimpleNamespace(head_dim=head_dim, vocabulary=VOCABULARY, attention_cap=None)
     held = Held(
         runs=(), layers=(), config=config, dtype=torch.float32, kv_heads=1, width=VOCABULARY, replayed=not sharded
     )
