@@ -4,7 +4,8 @@ Kills, damaged files, signals, two starts at once, orphans, lost folders and con
 go on afterwards, and compares what it computed with a run that nothing came into, to the bit. What is allowed is what
 docs/training.md says: the same weights, or an end in one line; never a traceback, never other weights in silence.
 Cases are recorded in FOLDER one by one, and a second call goes on with those that are missing. Exits with 1 where one
-is not right. Runs have no report, whose plots take longer than all the rest of them.
+is not right; of a rank that did not end its record has the stacks. Runs have no report, whose
+plots take longer than all the rest of them.
 """
 
 import argparse

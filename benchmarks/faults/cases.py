@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.results import lines_of
+from benchmarks.faults.starts import hangs
 from benchmarks.origin import commit
 
 
@@ -49,8 +50,11 @@ def run_all(
 
 def _record(case: Case) -> dict[str, Any]:
     began = time.monotonic()
+    hangs.clear()
     try:
         found = case.run()
     except Exception:  # of the check itself
         found = {"flaw": f"the case failed: {traceback.format_exc()[-1500:]}"}
+    if hangs:
+        found["hangs"] = list(hangs)
     return {"case": case.name, **found, "seconds": round(time.monotonic() - began, 2), "commit": commit()}

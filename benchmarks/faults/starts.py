@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.faults.stacks import answer_with_stacks, stacks
 from tests.megatron import standin
 from tests.runs import TRACEBACK, meeting_point
 
@@ -29,6 +30,8 @@ IMPORTED = (
     *(f"rmfast.tasks.{task}" for task in ("meta", "ppo", "reward", "sft")),
 )
 HUNG = 99  # in place of the exit code of a rank that had to be ended
+hangs: list[str] = []
+"""The stacks of ranks that had to be ended, for the record of the case that is run."""
 
 
 def preload() -> None:
@@ -94,6 +97,7 @@ class Job:
         """The exit codes by rank, once all have ended; `HUNG` of those that had to be killed for it."""
         if not self.until(self.ended, seconds):
             hung = [rank for rank in range(len(self.children)) if rank not in self.codes]
+            hangs.extend(f"rank {rank}, {stacks(self.children[rank], _stacks_of(self.logs[rank]))}" for rank in hung)
             self.send(signal.SIGKILL)
             self.until(self.ended)
             self.codes |= dict.fromkeys(hung, HUNG)
@@ -124,12 +128,18 @@ def start(logs: Path, arguments: Sequence[str], ranks: int = 1, prepare: Callabl
     return job
 
 
+def _stacks_of(log: Path) -> Path:
+    """Where the rank of a log writes its stacks; a name that goes with the log."""
+    return log.with_suffix(".stacks.log")
+
+
 def _work(log: Path, arguments: Sequence[str], variables: dict[str, str], prepare: Callable[[], None]) -> int:
     """What a rank does; it does not return."""
     code = TRACEBACK
     try:
         os.setsid()
         unignored()
+        answer_with_stacks(_stacks_of(log))
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.errors import PeerError
 
@@ -18,6 +20,8 @@ write a checkpoint, export) wait on the CPU."""
 GRACE = timedelta(seconds=5)  # for rank 0 to say what it ends of, before another rank says it
 SAID = "rmfast/said"  # a key of the store by which ranks met: rank 0 has said what the job ends of
 TOLD = "rmfast/told"  # how often ranks said what it ends of
+replicas: WeakSet[DistributedDataParallel] = WeakSet()
+"""All that compute by a group; see `close_groups`."""
 
 
 def open_group(device: torch.device, timeout: timedelta, **place: Any) -> None:
@@ -31,6 +35,19 @@ def open_group(device: torch.device, timeout: timedelta, **place: Any) -> None:
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     dist.init_process_group(backend, timeout=timeout, device_id=device if gpu else None, **place)
     _shorten(dist.group.WORLD, device, timeout)
+
+
+def close_groups() -> None:
+    """Close all process groups; `replicas` compute no more.
+
+    They let go of the groups first, whoever holds them. DDP's native part, where it has the last reference to a group,
+    frees it with the interpreter's lock and waits for gloo's threads, one of which may wait for that lock to free a
+    tensor of the last collective: a rank that is done would never end. Whoever else holds a group frees it without.
+    """
+    for replica in replicas:
+        del replica.reducer, replica.logger, replica.process_group
+    replicas.clear()
+    dist.destroy_process_group()
 
 
 def new_group(ranks: Sequence[int], device: torch.device, timeout: timedelta) -> Any:

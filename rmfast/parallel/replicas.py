@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rmfast.models.network import Network
+from rmfast.parallel.process_group import replicas
 from rmfast.parallel.world import World
 
 DataParallel = Literal["ddp", "fsdp"]
@@ -28,6 +29,7 @@ def replicate(network: Network) -> DistributedDataParallel:
     module = DistributedDataParallel(network, find_unused_parameters=True, gradient_as_bucket_view=True)
     module.broadcast_buffers = False  # they are constants; torch 2.13 warns of the argument
     module.register_comm_hook(None, _sum_hook)
+    replicas.add(module)
     return module
 
 

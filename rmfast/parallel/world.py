@@ -1,10 +1,8 @@
 """The processes of a run, as torchrun started them."""
 
 import contextlib
-import gc
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from rmfast import signals
 from rmfast.errors import Interrupted, PeerError, RunError, UserError
 from rmfast.parallel.process_group import (
+    close_groups,
     line_group,
     lost_peer,
     new_group,
@@ -130,14 +129,8 @@ class World:
     def _close(self, error: BaseException | None) -> None:
         if isinstance(error, UserError | RunError) and not isinstance(error, PeerError):
             say_where_main_does_not(str(error))
-        # Free DDP, which an error's frames may hold, before the group: if it held the last reference, it would wait
-        # for gloo's threads with the interpreter's lock, which they may need to end.
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__
-        gc.collect()
         self._group = None
-        dist.destroy_process_group()
+        close_groups()
 
     @property
     def main(self) -> bool:

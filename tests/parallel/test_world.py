@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ import torch.distributed as dist
 import rmfast.tasks
 from rmfast import signals
 from rmfast.errors import Interrupted, RunError, UserError
+from rmfast.models.network import Network
 from rmfast.parallel import process_group
 from rmfast.parallel.process_group import STEP, say_error, say_for_all
+from rmfast.parallel.replicas import replicate
 from rmfast.parallel.world import World
 from rmfast.train import main
 from tests.runs import ROOT, environment, fork_ranks, meeting_point, torchrun
@@ -258,6 +261,37 @@ def test_two_processes_over_gloo_meet_and_part() -> None:
     for one, (out, err) in zip(started, said, strict=True):
         assert (one.returncode, out) == (0, "gloo 2 True\nFalse\n"), err
         assert "destroy_process_group" not in err
+
+
+class Layer(torch.nn.Linear):
+    """As much of a network as is shared."""
+
+    def parts(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return self.named_parameters()
+
+
+@pytest.mark.parametrize("error", [None, RunError("not finite")])
+def test_gloos_threads_end_with_a_world_whose_ddp_is_held(error: Exception | None) -> None:
+    """Else they end where DDP is freed, which waits for them with the interpreter's lock that they may wait for."""
+
+    def gloo() -> list[str]:
+        names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+        return [name for name in names if "gloo" in name]
+
+    def work() -> None:
+        held = []
+        with pytest.raises(RunError) if error else nullcontext(), World() as world:
+            held.append(replicate(cast(Network, Layer(2, 2))))
+            world.barrier()
+            assert gloo()
+            if error:
+                raise error
+        end = time.monotonic() + 5  # a thread that was joined may be listed a moment longer
+        while gloo() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not gloo() and held
+
+    assert fork_ranks(2, work) == [0, 0]
 
 
 LOST = "another rank has ended without a word"
