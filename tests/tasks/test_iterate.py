@@ -196,7 +196,6 @@ def test_switches_choose_what_a_round_begins_with(folder: Path) -> None:
     assert stages["round-1/ppo"].config.ppo.reward == (f"{place}/round-1/meta/adapter",)
     assert stages["round-2/ppo"].config.ppo.reward == (f"{place}/round-2/meta/model",)
 
-
     more = {"iterate__reward": "continue", "model__adapter": "lora"}
     stages = {stage.name: stage for part in plan(load_config(command(folder, "x", **more))).rounds for stage in part}
     assert stages["round-1/ppo"].config.ppo.reward == (f"{place}/round-1/meta/model",)
