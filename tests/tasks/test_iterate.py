@@ -10,7 +10,7 @@ import yaml
 import rmfast.tasks.iterate.run as task
 from rmfast.cli import main as cli
 from rmfast.config import load_config
-from rmfast.errors import RunError
+from rmfast.errors import RunError, UserError
 from rmfast.evaluation.judge.backend import Answer, Request
 from rmfast.tasks.iterate.record import Record
 from rmfast.tasks.iterate.stages import plan
@@ -195,6 +195,20 @@ def test_switches_choose_what_a_round_begins_with(folder: Path) -> None:
     # Over the first policy's weights a reward model is an adapter; over another's it is whole.
     assert stages["round-1/ppo"].config.ppo.reward == (f"{place}/round-1/meta/adapter",)
     assert stages["round-2/ppo"].config.ppo.reward == (f"{place}/round-2/meta/model",)
+
+    more = {"iterate__reward": "continue", "model__adapter": "lora"}
+    stages = {stage.name: stage for part in plan(load_config(command(folder, "x", **more))).rounds for stage in part}
+    assert stages["round-1/ppo"].config.ppo.reward == (f"{place}/round-1/meta/model",)
+
+
+def test_a_stage_that_was_made_from_something_else_is_not_taken_for_done(folder: Path, whole: Path) -> None:
+    more = {"iterate__rounds": 2, "iterate__control": True, "ppo__gold": folder / "round_gold" / "model"}
+    stages = plan(load_config(command(folder, "whole", **more)))
+    record, ppo = Record.read(stages, whole), next(s for s in stages.rounds[0] if s.name == "round-1/ppo")
+    assert record.done(ppo) == (True, "")
+    record.stages[ppo.name]["read"]["round-1/meta/model"] = "another"
+    with pytest.raises(UserError, match=r"round-1/ppo: was made from another round-1/meta/model than is there now"):
+        record.done(ppo)
 
 
 class LongerWins:

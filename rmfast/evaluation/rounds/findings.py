@@ -76,12 +76,14 @@ def _drifts(measured: Measured, found: Rounds) -> Finding:
     """AAAI, figure 1."""
     of_model = measured.rewards[FIRST_MODEL]
     first = difference_variance(of_model[FIRST])
-    chain = [name for name, one in measured.policies.items() if one.control] or [n for n, _ in _trained(measured)]
-    ratios = {name: ratio(difference_variance(of_model[name]), first) for name in chain}
+    names = [name for name in measured.policies if name != FIRST]
+    ratios = {name: ratio(difference_variance(of_model[name]), first) for name in names}
+    against = [name for name in names if name.startswith("control")] or names  # who were trained against that model
     told = ", ".join(f"{shown(one)} times for {name}" for name, one in ratios.items())
     return Finding(
-        "Under one reward model, the rewards of a prompt's answers become alike as the policy is trained against it.",
-        _status([-_side(one, 1.0) for one in ratios.values()]),
+        "Under one reward model, the rewards of a prompt's answers become alike as a policy is trained against it"
+        f"{' (the control is)' if against != names else ''}.",
+        _status([-_side(ratios[name], 1.0) for name in against]),
         "The variance of the difference of two answers' rewards under the first reward model, over that of the first "
         f"policy's answers: {told}.",
     )

@@ -126,7 +126,9 @@ def _wins(found: Rounds) -> Plot | None:
         _rounds_axis(axes, found)
         axes.set_xlim(0.7, found.rounds + 0.3)
         axes.set_xlabel("Round")
+        ticks = [tick for tick in axes.get_yticks() if 0 <= tick <= 1]
         _legend(axes, 1 if len(series) < 4 else 2, 0.35)
+        axes.set_yticks(ticks)  # no share is above 100 %
 
     by, _, known = series[0]
     title = f"Against the first policy by {BY[by]}: {known[-1][1].value:.0%} in round {known[-1][0]}"
@@ -186,7 +188,7 @@ def _drift(found: Rounds) -> Plot:
         axes.set_ylabel("Variance of differences")
 
     first, last = (found.policies[name].drift["reward"].value for name in (FIRST, f"round-{found.rounds}"))
-    title = f"Under the first reward model, answers' rewards differ {last / first:.2f} times as much in the last round"
+    title = f"Under the first reward model the variance of differences ends at {last / first:.2g} times the first"
     note = (
         "The variance of the difference of two answers' rewards to a prompt, over the variance of the model's rewards "
     )

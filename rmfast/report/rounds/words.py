@@ -46,7 +46,10 @@ def verdict(found: Rounds) -> tuple[str, bool]:
         )
     rate, by = compared.rate, BY[compared.by]
     if rate.low > 0.5:
-        return f"The policy of the last round is better than the first one by {by}.", True
+        now, before = (found.policies[name].length.value for name in (last, FIRST))
+        other = not 0.5 < now / before < 2
+        warning = f" Its answers have {now:.3g} tokens, the first one's {before:.3g}: read them." if other else ""
+        return f"The policy of the last round is better than the first one by {by}.{warning}", not other
     if rate.high < 0.5:
         return f"The policy of the last round is worse than the first one by {by}: it learnt its models' faults.", False
     return f"Whether the last round's policy is better than the first one by {by}, more prompts would tell.", False
