@@ -35,7 +35,10 @@ def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 @pytest.mark.parametrize("start", ["rmfast.train", "rmfast.cli"])
 def test_segments_of_gpu_memory_can_grow_in_runs_and_commands(start: str) -> None:
     """It is set once torch is imported, for which a config or options are read first."""
-    words = {"rmfast.train": ["--model.path", "none", "--data.train", "none"], "rmfast.cli": ["data", "report", "none"]}
+    words = {
+        "rmfast.train": ["--model.path", "none", "--data.train", "none"],
+        "rmfast.cli": ["score", "none", "--data", "none", "--out", "none.jsonl"],
+    }
     code = f"{WATCHED}\nfrom {start} import main\nraise SystemExit(main({words[start]}))"
     users = {name: value for name, value in environment().items() if name not in ALLOCATOR}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=users)

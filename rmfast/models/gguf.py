@@ -74,7 +74,7 @@ def read_gguf_config(path: Path) -> PreTrainedConfig:
     if model.keys.get("general.type", "model") != "model":
         raise UserError(f"{path}: holds a GGUF {model.keys['general.type']}, which is no whole model")
     if family not in READ:
-        raise UserError(f"{path}: architecture {family!r} is not supported; as GGUF; these are: {', '.join(READ)}")
+        raise UserError(f"{path}: architecture {family!r} is not supported as GGUF; these are: {', '.join(READ)}")
     if "token_embd.weight" not in model.tensors:
         raise UserError(f"{path}: holds no weights (no tensor token_embd.weight)")
     prefix = f"{family}."

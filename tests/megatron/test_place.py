@@ -88,9 +88,9 @@ def test_more_tensor_ranks_than_key_value_heads_or_tokens(monkeypatch: pytest.Mo
         Layout(tensor=4).check(decoder_config(hf_config("llama")), 4)
     with pytest.raises(UserError, match="leaves a rank none of the 5 tokens"):
         Layout(tensor=4).check(decoder_config(hf_config("llama", vocab_size=5, num_key_value_heads=4)), 4)
-    Layout(tensor=2).check(decoder_config(hf_config("gemma2")), 2)
+    Layout(tensor=2).check(decoder_config(hf_config("gemma2", vocab_size=600)), 2)
     with pytest.raises(UserError, match="normalises the queries of all heads together"):
-        Layout(tensor=2).check(decoder_config(hf_config("olmo2")), 2)
+        Layout(tensor=2).check(decoder_config(hf_config("olmo2", vocab_size=600)), 2)
 
 
 @pytest.fixture(scope="module")

@@ -349,7 +349,7 @@ def test_keys_that_change_nothing_do_not_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "kind", "part"),
     [
-        ("gemma2", "model", "architecture 'gemma2' is not supported; these are: llama"),
+        ("gemma2", "model", "architecture 'gemma2' is not supported as GGUF; these are: llama"),
         ("mamba", "model", "architecture 'mamba' is not supported"),
         ("llama", "adapter", "holds a GGUF adapter"),
         ("clip", "mmproj", "holds a GGUF mmproj"),

@@ -182,9 +182,9 @@ def adapt_dense(model: PreTrainedModel, folder: str, config: Mapping[str, Any], 
         return
     network, _ = load_network(folder, heads=1 if head else 0, new_heads=True, lm=not head)
     adapt(network, options, seed=config["run"]["seed"])
-    settings = peft_settings(options, Path(folder), {})
-    inject_adapter_in_model(LoraConfig(**settings | {"inference_mode": False, "task_type": None}), model)
     drawn = to_peft(network, {name: weight.detach() for name, weight in network.named_parameters()})
+    settings = peft_settings(options, Path(folder), drawn) | {"modules_to_save": None}
+    inject_adapter_in_model(LoraConfig(**settings | {"inference_mode": False, "task_type": None}), model)
     for name, weight in model.named_parameters():
         key = f"base_model.model.{name.replace('.default.', '.')}"
         if ".lora_" in name:
