@@ -11,7 +11,9 @@ def serve_limits(command: ArgumentParser) -> None:
     tokens = "token budget of what is computed together (1024 on the CPU, else 16384)"
     add("--tokens-per-pack", type=positive, metavar="N", help=tokens)
     add("--wait-ms", type=amount, default=3.0, metavar="MS", help="a request waits so long for others, at most (3)")
-    fixed = "compute each response by itself: the same bits whatever else is asked, but shared prompts anew"
+    fixed = (
+        "compute each response by itself: the same bits whatever else is asked, but shared prompts are computed again"
+    )
     add("--fixed-packs", action="store_true", help=fixed)
     add = command.add_argument_group("limits").add_argument
     add("--queue", type=positive, default=1024, metavar="N", help="requests held at once; others get 429 (1024)")

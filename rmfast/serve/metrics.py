@@ -1,6 +1,7 @@
 """What the server counts, as Prometheus reads it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -18,25 +19,20 @@ class Metrics:
     """
 
     def __init__(self, held: Callable[[], int], waiting: Callable[[], int]) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self._requests = Counter("rmfast_requests", "Requests answered", ["path", "status"], registry=registry)
-        self._seconds = Histogram(
-            "rmfast_request_seconds",
-            "From a request's head to its answer",
-            ["path"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._gone = Counter("rmfast_clients_gone", "Requests whose client went before the answer", registry=registry)
-        self._responses = Counter("rmfast_responses", "Responses scored", registry=registry)
-        self._tokens = Counter("rmfast_tokens", "Tokens of scored responses, with their prompts", registry=registry)
-        self._batches = Histogram(
-            "rmfast_batch_tokens", "Tokens of rows computed together", buckets=TOKENS, registry=registry
-        )
-        self._compute = Counter("rmfast_compute_seconds", "Time in which batches were computed", registry=registry)
-        Gauge("rmfast_requests_held", "Requests being read or answered", registry=registry).set_function(held)
-        Gauge("rmfast_rows_waiting", "Rows that wait for a batch", registry=registry).set_function(waiting)
+        self._all = CollectorRegistry()  # of this server alone: a process may have several
+        count, gauge = partial(Counter, registry=self._all), partial(Gauge, registry=self._all)
+        histogram = partial(Histogram, registry=self._all)
+        ProcessCollector(registry=self._all)
+        self._requests = count("rmfast_requests", "Requests answered", ["path", "status"])
+        about = "From a request's head to its answer"
+        self._seconds = histogram("rmfast_request_seconds", about, ["path"], buckets=SECONDS)
+        self._gone = count("rmfast_clients_gone", "Requests whose client went before the answer")
+        self._responses = count("rmfast_responses", "Responses scored")
+        self._tokens = count("rmfast_tokens", "Tokens of scored responses, with their prompts")
+        self._batches = histogram("rmfast_batch_tokens", "Tokens of rows computed together", buckets=TOKENS)
+        self._compute = count("rmfast_compute_seconds", "Time in which batches were computed")
+        gauge("rmfast_requests_held", "Requests being read or answered").set_function(held)
+        gauge("rmfast_rows_waiting", "Rows that wait for a batch").set_function(waiting)
 
     def answered(self, path: str, status: int, seconds: float) -> None:
         """A request was answered; paths that are none of the server's are counted as one."""
@@ -56,4 +52,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it in Prometheus's text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self._all)

@@ -107,7 +107,7 @@ class Weights:
         return out
 
     def _counts(self, name: str) -> bool:
-        """Whether this rank holds a part of a weight that those before it do not hold too, data ranks aside."""
+        """Whether this rank holds a part of a weight that no rank before it holds, of those with the same data."""
         first = self.groups.tensor.rank == 0 or self.place(name).part
         return first and not hasattr(self.parameters[name], "copy_of_embedding")
 

@@ -173,8 +173,8 @@ def _rewards(found: Rounds) -> Plot:
         _of_models(axes, found, lambda one, model: one.gain[model], theme)
         axes.set_ylabel("Gain of the reward (std)")
 
-    own = found.policies[f"round-{found.rounds}"].gain[f"meta-{found.rounds}"]
-    title = f"Under its own reward model the last round gains {own.value:+.2f} std"
+    latest = found.policies[f"round-{found.rounds}"].gain[f"meta-{found.rounds}"]
+    title = f"Under its round's reward model the last policy gains {latest.value:+.2f} std"
     note = "Each round's policy under each round's reward model, in standard deviations of that model's rewards of the "
     return Plot(
         "rewards", title, note + "first policy's answers. Where gold stays behind, the gain is the models' fault.", draw

@@ -63,8 +63,8 @@ def summary(found: Rounds, said: Sequence[Finding], page: Path) -> list[str]:
         f"\nafter round {found.rounds}: KL {shown(figures.kl, '{:.3g}')} nats an answer, length "
         f"{shown(figures.length, '{:.1f}')}, SelfBLEU {shown(figures.self_bleu['mean'])}"
     ]
-    if (own := figures.gain.get(f"meta-{found.rounds}")) is not None:
-        lines.append(f"gain over the first policy by its own reward model: {shown(own, '{:+.2f}')} std")
+    if (gain := figures.gain.get(f"meta-{found.rounds}")) is not None:
+        lines.append(f"gain over the first policy by its round's reward model: {shown(gain, '{:+.2f}')} std")
     lines += [
         f"{named(one.policy)} against {named(one.against)} by {BY[one.by]}: {won(one)}"
         for one in found.comparisons
