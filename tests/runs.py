@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -162,6 +161,7 @@ def fork_ranks(count: int, work: Callable[[], None]) -> list[int]:
 
     As torch's threads do not survive a fork, a rank has one.
     """
+    gc.collect()  # Triton's interpreter leaves tensors in cycles, some of them of gigabytes that a fork is refused for
     children = []
     with meeting_point(count) as place:
         for rank in range(count):
@@ -192,13 +192,8 @@ def _end(code: int) -> None:
 
 def begin_fork() -> None:
     """Leave garbage to the process that a rank is a fork of: destructors wait for threads that a fork lacks, and a
-    collection looks at all that was imported for some 0.3 s. In these gloo's thread has dropped its last work, for
-    which it needs the interpreter's lock; DDP that is destroyed later waits for the thread with it: so a rank waits."""
-    from rmfast.parallel.world import World
-
+    collection looks at all that was imported for some 0.3 s."""
     gc.freeze()
-    close = World._close
-    World._close = lambda *given: time.sleep(0.05) or close(*given)  # type: ignore[method-assign]
 
 
 def torchrun(ranks: int) -> list[str]:
